@@ -1,0 +1,177 @@
+//! The threads of the service: named, owned by main, watched.
+//!
+//! Owns starting them, knowing that each still makes progress, and hearing that one has ended. A
+//! panic needs no handling here: it ends the process (Cargo.toml), and its message names the thread.
+
+use std::error::Error;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::thread::{self, JoinHandle};
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::{Errno, write};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::signal_name;
+
+/// What main waits for.
+#[derive(Debug)]
+pub enum Notice {
+    /// The process was asked to stop by this signal.
+    Signal(&'static str),
+    /// A thread has ended.
+    Ended {
+        /// Its name.
+        thread: &'static str,
+        /// How.
+        result: Result<(), Box<dyn Error + Send + Sync>>,
+    },
+}
+
+/// A thread's sign of life: it beats whenever the thread comes round its loop.
+#[derive(Clone, Debug, Default)]
+pub struct Pulse(Arc<AtomicU64>);
+
+impl Pulse {
+    /// Shows that the thread makes progress.
+    pub fn beat(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Asks a thread that sleeps in `poll` to stop.
+#[derive(Debug)]
+pub struct StopFlag(OwnedFd);
+
+impl StopFlag {
+    /// A flag that is not raised.
+    pub fn new() -> Result<Self, Errno> {
+        eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map(Self)
+    }
+
+    /// Wakes everyone who polls the flag, now and later.
+    pub fn raise(&self) {
+        // Fails only if the counter is full, and then the flag is up already.
+        let _ = write(&self.0, &1u64.to_ne_bytes());
+    }
+}
+
+impl AsFd for StopFlag {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+struct Member {
+    name: &'static str,
+    pulse: Pulse,
+    last_seen: u64,
+    handle: JoinHandle<()>,
+}
+
+/// The running threads.
+pub struct Crew {
+    notices: Sender<Notice>,
+    members: Vec<Member>,
+}
+
+impl Crew {
+    /// A crew whose members' ends are told to `notices`.
+    pub fn new(notices: Sender<Notice>) -> Self {
+        Self { notices, members: Vec::new() }
+    }
+
+    /// Starts a thread. `work` must beat the pulse at least once a second.
+    pub fn start<E>(
+        &mut self,
+        name: &'static str,
+        work: impl FnOnce(&Pulse) -> Result<(), E> + Send + 'static,
+    ) -> std::io::Result<()>
+    where
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let pulse = Pulse::default();
+        let (notices, own_pulse) = (self.notices.clone(), pulse.clone());
+        let handle = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let result = work(&own_pulse).map_err(Into::into);
+            // Main is gone only when the process is.
+            let _ = notices.send(Notice::Ended { thread: name, result });
+        })?;
+        self.members.push(Member { name, pulse, last_seen: 0, handle });
+        Ok(())
+    }
+
+    /// Turns the signals that ask a service to end into notices. The thread that waits for them ends
+    /// with the process.
+    pub fn forward_signals(&self) -> std::io::Result<()> {
+        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+        let notices = self.notices.clone();
+        thread::Builder::new().name("signals".to_owned()).spawn(move || {
+            for signal in signals.forever() {
+                // Main has stopped listening: the process is ending as asked.
+                let _ = notices.send(Notice::Signal(signal_name(signal).unwrap_or("a signal")));
+            }
+        })?;
+        Ok(())
+    }
+
+    /// The threads that have shown no sign of life since the last call.
+    pub fn stalled(&mut self) -> Vec<&'static str> {
+        let mut stalled = Vec::new();
+        for member in &mut self.members {
+            let seen = member.pulse.0.load(Ordering::Relaxed);
+            if std::mem::replace(&mut member.last_seen, seen) == seen {
+                stalled.push(member.name);
+            }
+        }
+        stalled
+    }
+
+    /// Waits for the named thread to end. Ask it to stop first.
+    pub fn join(&mut self, name: &str) {
+        if let Some(at) = self.members.iter().position(|member| member.name == name) {
+            // A panic would have ended the process before this.
+            let _ = self.members.swap_remove(at).handle.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn a_thread_that_stops_beating_is_named() {
+        let (notices, _inbox) = channel();
+        let (go, wait) = channel::<()>();
+        let (tell, told) = channel();
+        let mut crew = Crew::new(notices);
+        crew.start("patient", move |pulse| {
+            pulse.beat();
+            tell.send(()).unwrap();
+            wait.recv().map_err(|e| e.to_string())
+        })
+        .unwrap();
+        told.recv().unwrap();
+        assert_eq!(crew.stalled(), Vec::<&str>::new());
+        assert_eq!(crew.stalled(), ["patient"]);
+        go.send(()).unwrap();
+        crew.join("patient");
+    }
+
+    #[test]
+    fn the_end_of_a_thread_is_told_with_its_name_and_reason() {
+        let (notices, inbox) = channel();
+        let mut crew = Crew::new(notices);
+        crew.start("capture", |_| Err("the cable was cut")).unwrap();
+        match inbox.recv().unwrap() {
+            Notice::Ended { thread: "capture", result: Err(error) } => {
+                assert_eq!(error.to_string(), "the cable was cut");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! The story of the service: read the configuration, open what is needed, start the threads, say
+//! that it is ready, wait, and stop in order.
+//!
+//! Composes; decides nothing about packets. What can fail at the start fails before anything is
+//! changed: the firewall comes last.
+
+use std::net::SocketAddr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
+use std::time::Duration;
+
+use crate::capture::{self, CaptureError, LiveCapture};
+use crate::clock::WallClock;
+use crate::config::{Config, ConfigError, Effective, Listen, Sources};
+use crate::crew::{Crew, Notice, StopFlag};
+use crate::dbus::{self, BusError, Task, Tracker};
+use crate::detector::{Control, Detector, Worker};
+use crate::events::{Event, Reporter};
+use crate::firewall::{
+    self, Actor, Backend, Blocking, Firewall, FirewallError, KernelSets, Observer, Order,
+};
+use crate::host::{self, Host};
+use crate::interface::InterfaceName;
+use crate::metrics::{Metrics, MetricsServer, MetricsStop};
+use crate::netlink::NetlinkError;
+use crate::state::StateBoard;
+use crate::{journal, service_manager};
+
+/// How often main looks whether every thread has made progress. Each beats at least once a second.
+const ROUND: Duration = Duration::from_secs(2);
+
+/// Requests that may wait for the detector: a host's addresses change, a block ends.
+const CONTROL_QUEUE: usize = 1024;
+
+/// Why the service does not run, or no longer.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Configuration(#[from] ConfigError),
+    /// The interface cannot be watched.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// The firewall cannot be used.
+    #[error(transparent)]
+    Firewall(#[from] FirewallError),
+    /// The bus cannot be reached.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// The host's addresses cannot be read.
+    #[error("cannot read this host's addresses: {0}")]
+    Host(#[from] NetlinkError),
+    /// Another instance watches the interface, found without a bus.
+    #[error("another tcptracker is running on {0}; stop it first")]
+    AlreadyRunning(InterfaceName),
+    /// The system lacks something every process has.
+    #[error("cannot start: {0}")]
+    System(#[from] std::io::Error),
+    /// The counters could not be made.
+    #[error("cannot make the metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// A thread has ended.
+    #[error("the {thread} thread ended: {reason}")]
+    ThreadEnded {
+        /// Its name.
+        thread: &'static str,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Runs the service until it is told to stop.
+pub fn run(interface: &InterfaceName, sources: &Sources) -> Result<(), DaemonError> {
+    let config = Effective::load(sources)?.config;
+    journal::init();
+
+    let capture = LiveCapture::open(interface)?;
+    let host = host::now()?;
+    let backend = backend(interface, &config)?;
+    let mut service = Service::start(interface, config, capture, host, backend)?;
+
+    service_manager::ready(&service.status());
+    journal::started(interface, &service.status());
+    let outcome = service.wait();
+    service_manager::stopping();
+    service.stop();
+    let how = match &outcome {
+        Ok(signal) => format!("stopped by {signal}; rules taken down"),
+        Err(error) => format!("stopped: {error}"),
+    };
+    journal::stopped(interface, &how);
+    outcome.map(drop)
+}
+
+/// What holds the blocks. Changes nothing yet.
+fn backend(
+    interface: &InterfaceName,
+    config: &Config,
+) -> Result<Box<dyn Backend + Send>, FirewallError> {
+    let kernel = KernelSets::connect(interface, &config.firewall, config.block.established);
+    if config.block.enabled {
+        Ok(Box::new(kernel?))
+    } else {
+        // Without the privilege to look there is nothing it could have left either.
+        Ok(Box::new(Observer::new(kernel.ok())))
+    }
+}
+
+/// The running service.
+struct Service {
+    interface: InterfaceName,
+    crew: Crew,
+    notices: Receiver<Notice>,
+    stop_capture: Arc<StopFlag>,
+    stop_host: Arc<StopFlag>,
+    stop_metrics: Option<MetricsStop>,
+    firewall: Firewall,
+    bus: Option<async_channel::Sender<Task>>,
+    reporter: Reporter,
+    board: Arc<StateBoard>,
+    /// Held where there is no bus to keep a second instance away.
+    _lock: Option<UnixListener>,
+}
+
+impl Service {
+    fn start(
+        interface: &InterfaceName,
+        config: Config,
+        capture: LiveCapture,
+        host: Arc<Host>,
+        backend: Box<dyn Backend + Send>,
+    ) -> Result<Self, DaemonError> {
+        let metrics = Arc::new(Metrics::new()?);
+        let (notices_in, notices) = channel();
+        let mut crew = Crew::new(notices_in);
+
+        let (events_in, events) = sync_channel(journal::QUEUE);
+        let (tasks_in, tasks) = async_channel::bounded(dbus::QUEUE);
+        let bus = config.bus.enabled.then_some(tasks_in);
+        let reporter = Reporter::new(events_in, bus.clone(), Arc::clone(&metrics));
+        let board = Arc::new(StateBoard::new(!config.block.enabled, reporter.clone()));
+        let (orders_in, orders) = sync_channel(firewall::QUEUE);
+        let firewall = Firewall::new(orders_in);
+        let (control_in, control) = sync_channel(CONTROL_QUEUE);
+
+        start_journal(&mut crew, interface, events)?;
+        let lock = if bus.is_some() {
+            let tracker = Tracker {
+                interface: interface.clone(),
+                backend: backend.name(),
+                firewall: firewall.clone(),
+                board: Arc::clone(&board),
+                metrics: Arc::clone(&metrics),
+            };
+            start_bus(&mut crew, interface, tracker, tasks, Arc::clone(&metrics))?;
+            None
+        } else {
+            Some(lock_without_bus(interface)?)
+        };
+        let stop_metrics = match config.metrics.listen {
+            Listen::Off => None,
+            Listen::At(address) => start_metrics(&mut crew, address, &reporter, &board)?,
+        };
+
+        let (hand_over, batches) = capture::channel();
+        let worker = Worker {
+            detector: Detector::new(config.detection),
+            host: Arc::clone(&host),
+            log_rate: config.log.connections.then_some(config.log.rate.0),
+            control,
+            firewall: firewall.clone(),
+            reporter: reporter.clone(),
+        };
+        crew.start("detector", move |pulse| {
+            worker.run(&batches, || pulse.beat());
+            Ok::<(), DaemonError>(())
+        })?;
+        let stop_capture = Arc::new(StopFlag::new().map_err(std::io::Error::from)?);
+        let (stop, name) = (Arc::clone(&stop_capture), interface.clone());
+        crew.start("capture", move |pulse| {
+            capture::run(capture, &name, hand_over, &metrics.capture(), &stop, pulse)
+        })?;
+
+        let blocking =
+            Blocking { block: config.block, exempt: config.exempt, host: Arc::clone(&host) };
+        let actor =
+            Actor::new(backend, blocking, reporter.clone(), Arc::clone(&board), control_in.clone());
+        start_firewall(&mut crew, actor, orders)?;
+        let stop_host = Arc::new(StopFlag::new().map_err(std::io::Error::from)?);
+        start_host(&mut crew, host, firewall.clone(), control_in, Arc::clone(&stop_host))?;
+        crew.forward_signals()?;
+        Ok(Self {
+            interface: interface.clone(),
+            crew,
+            notices,
+            stop_capture,
+            stop_host,
+            stop_metrics,
+            firewall,
+            bus,
+            reporter,
+            board,
+            _lock: lock,
+        })
+    }
+
+    /// One line for people.
+    fn status(&self) -> String {
+        let (state, reason) = self.board.current();
+        let blocked = self.reporter.metrics().blocked();
+        let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+        format!("watching {}, {state}{why}, {blocked} blocked", self.interface)
+    }
+
+    /// Waits for a signal, whose name it returns, or for a thread to end, which is an error. Feeds the
+    /// watchdog as long as every thread makes progress.
+    fn wait(&mut self) -> Result<&'static str, DaemonError> {
+        let round =
+            service_manager::watchdog_interval().map_or(ROUND, |interval| ROUND.min(interval / 3));
+        let mut status = self.status();
+        loop {
+            if let Some(bus) = &self.bus {
+                // A full queue is shown by the pulse that does not come.
+                let _ = bus.try_send(Task::Beat);
+            }
+            match self.notices.recv_timeout(round) {
+                Ok(Notice::Signal(name)) => return Ok(name),
+                Ok(Notice::Ended { thread, result }) => {
+                    let reason = result
+                        .err()
+                        .map_or_else(|| "without an error".to_owned(), |error| error.to_string());
+                    return Err(DaemonError::ThreadEnded { thread, reason });
+                }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            }
+            let stalled = self.crew.stalled();
+            if stalled.is_empty() {
+                service_manager::feed_watchdog();
+            } else {
+                let names = stalled.join(", ");
+                self.reporter.tell(Event::Warning(format!("no sign of life from: {names}")));
+            }
+            let now = self.status();
+            if now != status {
+                service_manager::status(&now);
+                status = now;
+            }
+        }
+    }
+
+    /// Ends every thread, in the order in which a packet travels. The firewall's takes down its rules.
+    fn stop(mut self) {
+        self.stop_capture.raise();
+        self.crew.join("capture");
+        // Without capture there is no more to detect.
+        self.crew.join("detector");
+        self.stop_host.raise();
+        self.crew.join("host");
+        self.firewall.order(Order::Stop);
+        self.crew.join("firewall");
+        if let Some(stop) = &self.stop_metrics {
+            stop.raise();
+            self.crew.join("metrics");
+        }
+        if let Some(bus) = &self.bus {
+            // Not lost in a full queue: the thread takes one after the other.
+            let _ = bus.send_blocking(Task::Stop);
+            self.crew.join("bus");
+        }
+        // The journal ends when nobody is left who could tell it anything.
+        let Self { mut crew, reporter, board, .. } = self;
+        drop((reporter, board));
+        crew.join("journal");
+    }
+}
+
+fn start_journal(
+    crew: &mut Crew,
+    interface: &InterfaceName,
+    events: Receiver<Event>,
+) -> std::io::Result<()> {
+    let interface = interface.clone();
+    crew.start("journal", move |pulse| {
+        journal::run(&interface, &events, || pulse.beat());
+        Ok::<(), DaemonError>(())
+    })
+}
+
+/// Starts the bus's thread and waits until it has its names.
+fn start_bus(
+    crew: &mut Crew,
+    interface: &InterfaceName,
+    tracker: Tracker,
+    tasks: async_channel::Receiver<Task>,
+    metrics: Arc<Metrics>,
+) -> Result<(), DaemonError> {
+    let (ready_in, ready) = sync_channel(1);
+    let interface = interface.clone();
+    crew.start("bus", move |pulse| {
+        dbus::run(tracker, &interface, &tasks, &metrics, &ready_in, pulse)
+    })?;
+    ready.recv().map_err(|_| BusError::Lost)??;
+    Ok(())
+}
+
+/// Starts serving metrics, or says why not: a taken port is no reason not to block scanners.
+fn start_metrics(
+    crew: &mut Crew,
+    address: SocketAddr,
+    reporter: &Reporter,
+    board: &Arc<StateBoard>,
+) -> std::io::Result<Option<MetricsStop>> {
+    let server = match MetricsServer::listen(address) {
+        Ok(server) => server,
+        Err(error) => {
+            reporter.tell(Event::Warning(format!(
+                "{error}; going on without (choose another with metrics.listen, or \"off\")"
+            )));
+            return Ok(None);
+        }
+    };
+    let stop = server.stop();
+    let (metrics, board) = (Arc::clone(reporter.metrics()), Arc::clone(board));
+    crew.start("metrics", move |pulse| server.run(&metrics, &board, pulse))?;
+    Ok(Some(stop))
+}
+
+/// Starts the firewall's thread and waits until everything is up in the kernel.
+fn start_firewall(
+    crew: &mut Crew,
+    mut actor: Actor,
+    orders: Receiver<Order>,
+) -> Result<(), DaemonError> {
+    let (ready_in, ready) = sync_channel(1);
+    crew.start("firewall", move |pulse| {
+        let installed = actor.install(&WallClock::read());
+        let failed = installed.is_err();
+        // Main is waiting.
+        let _ = ready_in.send(installed);
+        if failed { Ok(()) } else { actor.run(&orders, || pulse.beat()) }
+    })?;
+    let ended =
+        |_| DaemonError::ThreadEnded { thread: "firewall", reason: "at the start".to_owned() };
+    ready.recv().map_err(ended)??;
+    Ok(())
+}
+
+fn start_host(
+    crew: &mut Crew,
+    host: Arc<Host>,
+    firewall: Firewall,
+    detector: SyncSender<Control>,
+    stop: Arc<StopFlag>,
+) -> std::io::Result<()> {
+    crew.start("host", move |pulse| {
+        host::follow(host, &stop, pulse, |host| {
+            firewall.order(Order::Host(Arc::clone(&host)));
+            // The detector has ended: the process is about to.
+            let _ = detector.send(Control::Host(host));
+        })
+    })
+}
+
+/// Keeps a second instance away from the same interface: an abstract socket lives in the network
+/// namespace, as interface and rules do, and goes with the process.
+fn lock_without_bus(interface: &InterfaceName) -> Result<UnixListener, DaemonError> {
+    let address = UnixAddress::from_abstract_name(format!("tcptracker@{interface}"))?;
+    UnixListener::bind_addr(&address).map_err(|error| {
+        if error.kind() == std::io::ErrorKind::AddrInUse {
+            DaemonError::AlreadyRunning(interface.clone())
+        } else {
+            error.into()
+        }
+    })
+}

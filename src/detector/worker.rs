@@ -1,0 +1,110 @@
+//! The detector's thread: probes in, scans out.
+//!
+//! Owns the detector and the list of what to do around it: count, list connections, hand scans to
+//! the firewall. Never waits for anybody but capture.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::Detector;
+use super::connection_log::ConnectionLog;
+use crate::capture::Batches;
+use crate::clock::Moment;
+use crate::events::{Direction, Event, Reporter};
+use crate::firewall::{Firewall, Order};
+use crate::host::Host;
+use crate::probe::Probe;
+
+/// How long the thread waits at most before it shows that it is alive.
+const TICK: Duration = Duration::from_millis(500);
+
+/// What others ask of the detector.
+#[derive(Clone, Debug)]
+pub enum Control {
+    /// The host has other addresses.
+    Host(Arc<Host>),
+    /// This network was let in again: its past is forgotten.
+    Forget(IpNet),
+}
+
+/// Everything the thread works with.
+pub struct Worker {
+    /// The detector.
+    pub detector: Detector,
+    /// The host whose probes are outbound.
+    pub host: Arc<Host>,
+    /// Listed connections a second, if any.
+    pub log_rate: Option<u32>,
+    /// Requests of others.
+    pub control: Receiver<Control>,
+    /// Where scans go.
+    pub firewall: Firewall,
+    /// Where events go.
+    pub reporter: Reporter,
+}
+
+impl Worker {
+    /// Works until capture ends.
+    pub fn run(mut self, batches: &Batches, beat: impl Fn()) {
+        let mut log = ConnectionLog::new(self.log_rate);
+        loop {
+            beat();
+            let batch = match batches.next(TICK) {
+                Ok(batch) => Some(batch),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            // Before the probes: a source let in again must not be judged by its past.
+            while let Ok(request) = self.control.try_recv() {
+                match request {
+                    Control::Host(host) => self.host = host,
+                    Control::Forget(network) => self.detector.forget(network),
+                }
+            }
+            if let Some((count, span)) = log.summary(Moment::now()) {
+                self.reporter.tell(Event::ConnectionsNotLogged { count, span });
+            }
+            if let Some(batch) = batch {
+                for probe in &batch {
+                    self.consider(probe, &mut log);
+                }
+                batches.give_back(batch);
+                let metrics = self.reporter.metrics();
+                metrics.sources.set(i64::try_from(self.detector.sources()).unwrap_or(i64::MAX));
+                metrics.set_evicted(self.detector.evicted());
+            }
+        }
+    }
+
+    fn consider(&mut self, probe: &Probe, log: &mut ConnectionLog) {
+        let direction = Detector::direction(&self.host, probe);
+        let metrics = self.reporter.metrics();
+        if probe.kind.opens_connection() {
+            metrics.new_connection(direction, probe.source.is_ipv4());
+            if log.lists() {
+                self.reporter.tell(Event::Connection {
+                    direction,
+                    source: probe.source,
+                    source_port: probe.source_port,
+                    destination: probe.destination,
+                    port: probe.port,
+                    kind: probe.kind,
+                });
+            }
+        }
+        if direction == Direction::Outbound {
+            return;
+        }
+        let Some(scan) = self.detector.observe(probe, &self.host) else { return };
+        let scan = Arc::new(scan);
+        if !scan.continued {
+            self.reporter.tell(Event::Scan(Arc::clone(&scan)));
+        }
+        if !self.firewall.try_order(Order::Scan(scan)) {
+            self.reporter.metrics().scans_lost.inc();
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! The kernel's sets, spoken to over netlink.
+//!
+//! Owns the ipset protocol (linux/netfilter/ipset/ip_set.h, protocol 7): create, destroy, add,
+//! delete, list. One message and one acknowledgement each; no process is started. Decides nothing.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use rustix::net::netlink::NETFILTER;
+
+use super::Family;
+use crate::netlink::{Attributes, Body, CREATE, EXCL, NetlinkError, NetlinkSocket};
+
+const SUBSYSTEM: u16 = 6 << 8;
+const PROTOCOL: u8 = 7;
+
+const CREATE_SET: u16 = SUBSYSTEM | 0x2;
+const DESTROY: u16 = SUBSYSTEM | 0x3;
+const LIST: u16 = SUBSYSTEM | 0x7;
+const ADD: u16 = SUBSYSTEM | 0x9;
+const DEL: u16 = SUBSYSTEM | 0xa;
+const TYPE: u16 = SUBSYSTEM | 0xd;
+
+const ATTR_PROTOCOL: u16 = 1;
+const ATTR_SETNAME: u16 = 2;
+const ATTR_TYPENAME: u16 = 3;
+const ATTR_REVISION: u16 = 4;
+const ATTR_FAMILY: u16 = 5;
+const ATTR_FLAGS: u16 = 6;
+const ATTR_DATA: u16 = 7;
+const ATTR_ADT: u16 = 8;
+const ATTR_LINENO: u16 = 9;
+
+const DATA_IP: u16 = 1;
+const DATA_CIDR: u16 = 3;
+const DATA_TIMEOUT: u16 = 6;
+const DATA_FLAGS: u16 = 8;
+const DATA_MAXELEM: u16 = 19;
+const DATA_ELEMENTS: u16 = 24;
+const DATA_PACKETS: u16 = 25;
+
+const IPADDR_V4: u16 = 1;
+const IPADDR_V6: u16 = 2;
+
+const FLAG_WITH_COUNTERS: u32 = 8;
+const FLAG_LIST_HEADER: u32 = 4;
+
+/// `IPSET_ERR_BUSY`: the set is used by a rule.
+const BUSY: i32 = 4100;
+/// `IPSET_ERR_TYPE_MISMATCH`: a set of this name and another type exists.
+const TYPE_MISMATCH: i32 = 4102;
+/// `IPSET_ERR_EXIST`: already there on adding, not there on deleting or creating.
+const EXIST: i32 = 4103;
+/// `IPSET_ERR_HASH_FULL`
+const HASH_FULL: i32 = 4352;
+const ENOENT: i32 = 2;
+const EPERM: i32 = 1;
+const EEXIST: i32 = 17;
+
+/// Networks and single addresses of mixed lengths.
+const TYPE_NAME: &str = "hash:net";
+
+/// The longest timeout an element may have, in seconds: `UINT_MAX` milliseconds halved, less one
+/// (ip_set_timeout.h, `IPSET_MAX_TIMEOUT`). About 24 days.
+pub const LONGEST_TIMEOUT: Duration = Duration::from_secs(2_147_483);
+
+/// Elements a set may hold. Room for as many blocks as sources are remembered by default, four times
+/// over; the kernel takes memory as it fills, some 100 bytes each.
+pub const CAPACITY: u32 = 524_288;
+
+/// Why the kernel did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum IpsetError {
+    /// There is no set of this name.
+    #[error("the kernel has no set {0}; another program has removed it")]
+    Missing(String),
+    /// A set of this name has another type or other options.
+    #[error("a set {0} of another kind exists; remove it: ipset destroy {0}")]
+    Foreign(String),
+    /// A rule still refers to the set.
+    #[error("the set {0} is still used by a firewall rule")]
+    InUse(String),
+    /// The set is full.
+    #[error("the set {0} is full ({CAPACITY} elements)")]
+    Full(String),
+    /// The process lacks the privilege.
+    #[error("changing kernel sets needs the capability CAP_NET_ADMIN")]
+    NotPermitted,
+    /// The kernel has no sets.
+    #[error("this kernel has no IP sets of type {TYPE_NAME} (modules ip_set and ip_set_hash_net)")]
+    Unsupported,
+    /// Anything else.
+    #[error("set {name}: {error}")]
+    Netlink {
+        /// The set.
+        name: String,
+        /// What happened.
+        error: NetlinkError,
+    },
+}
+
+/// An element of a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Element {
+    /// The network, or single address.
+    pub network: IpNet,
+    /// How long it stays.
+    pub remaining: Duration,
+    /// Packets matched since it was added.
+    pub packets: u64,
+}
+
+/// A connection to the kernel's sets.
+pub struct Ipset {
+    socket: NetlinkSocket,
+    revision: u8,
+}
+
+impl Ipset {
+    /// Connects, and asks what the kernel can do.
+    pub fn connect() -> Result<Self, IpsetError> {
+        let at = |error| IpsetError::from_kernel(TYPE_NAME, error);
+        let mut socket = NetlinkSocket::open(Some(NETFILTER), 0).map_err(at)?;
+        let body = header(Family::V4)
+            .text(ATTR_TYPENAME, TYPE_NAME)
+            .attribute(ATTR_FAMILY, &[Family::V4.number()]);
+        let mut revision = None;
+        match socket.query(TYPE, &body, |_, answer| {
+            revision =
+                attributes(answer).find(ATTR_REVISION).and_then(|value| value.first().copied());
+        }) {
+            Ok(()) => {}
+            Err(NetlinkError::Refused(EPERM)) => return Err(IpsetError::NotPermitted),
+            Err(NetlinkError::Refused(_)) => return Err(IpsetError::Unsupported),
+            Err(error) => return Err(at(error)),
+        }
+        Ok(Self { socket, revision: revision.ok_or(IpsetError::Unsupported)? })
+    }
+
+    /// Makes a set whose elements expire and count packets. One that exists, made the same way, is
+    /// kept with its elements.
+    pub fn create(&mut self, name: &str, family: Family) -> Result<(), IpsetError> {
+        let data = Body::default()
+            .big_endian_u32(DATA_TIMEOUT, seconds(LONGEST_TIMEOUT))
+            .big_endian_u32(DATA_FLAGS, FLAG_WITH_COUNTERS)
+            .big_endian_u32(DATA_MAXELEM, CAPACITY);
+        let body = set(name, family)
+            .text(ATTR_TYPENAME, TYPE_NAME)
+            .attribute(ATTR_REVISION, &[self.revision])
+            .attribute(ATTR_FAMILY, &[family.number()])
+            .nested(ATTR_DATA, &data);
+        self.ask(name, CREATE_SET, CREATE, &body)
+    }
+
+    /// Removes a set and all its elements; one that is not there is no error.
+    pub fn destroy(&mut self, name: &str) -> Result<(), IpsetError> {
+        match self.ask(name, DESTROY, 0, &set(name, Family::V4)) {
+            Err(IpsetError::Missing(_)) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Adds an element, or gives one that is there a new timeout.
+    pub fn add(&mut self, name: &str, network: IpNet, timeout: Duration) -> Result<(), IpsetError> {
+        let timeout = seconds(timeout.min(LONGEST_TIMEOUT)).max(1);
+        let data =
+            element(network).big_endian_u32(DATA_TIMEOUT, timeout).big_endian_u32(ATTR_LINENO, 0);
+        let body = set(name, Family::of(network)).nested(ATTR_DATA, &data);
+        self.ask(name, ADD, 0, &body)
+    }
+
+    /// Removes an element. False if it was not there.
+    pub fn delete(&mut self, name: &str, network: IpNet) -> Result<bool, IpsetError> {
+        let data = element(network).big_endian_u32(ATTR_LINENO, 0);
+        let body = set(name, Family::of(network)).nested(ATTR_DATA, &data);
+        match self.socket.request(DEL, EXCL, &body) {
+            Ok(()) => Ok(true),
+            Err(NetlinkError::Refused(EXIST)) => Ok(false),
+            Err(error) => Err(IpsetError::from_kernel(name, error)),
+        }
+    }
+
+    /// All elements of a set.
+    pub fn elements(&mut self, name: &str, family: Family) -> Result<Vec<Element>, IpsetError> {
+        let mut found = Vec::new();
+        self.socket
+            .dump(LIST, &set(name, family), |_, answer| {
+                if let Some(elements) = attributes(answer).find(ATTR_ADT) {
+                    found.extend(Attributes(elements).filter_map(|(_, value)| read_element(value)));
+                }
+            })
+            .map_err(|error| IpsetError::from_kernel(name, error))?;
+        Ok(found)
+    }
+
+    /// The number of elements in a set.
+    pub fn count(&mut self, name: &str, family: Family) -> Result<u32, IpsetError> {
+        let body = set(name, family).big_endian_u32(ATTR_FLAGS, FLAG_LIST_HEADER);
+        let mut elements = None;
+        self.socket
+            .dump(LIST, &body, |_, answer| {
+                let data = attributes(answer).find(ATTR_DATA);
+                elements = elements.or(data.and_then(|data| {
+                    Some(u32::from_be_bytes(Attributes(data).find(DATA_ELEMENTS)?.try_into().ok()?))
+                }));
+            })
+            .map_err(|error| IpsetError::from_kernel(name, error))?;
+        elements.ok_or(IpsetError::Netlink { name: name.to_owned(), error: NetlinkError::Garbled })
+    }
+
+    fn ask(&mut self, name: &str, command: u16, flags: u16, body: &Body) -> Result<(), IpsetError> {
+        self.socket
+            .request(command, flags, body)
+            .map_err(|error| IpsetError::from_kernel(name, error))
+    }
+}
+
+impl IpsetError {
+    fn from_kernel(name: &str, error: NetlinkError) -> Self {
+        let name = name.to_owned();
+        match error {
+            NetlinkError::Refused(ENOENT) => Self::Missing(name),
+            NetlinkError::Refused(EEXIST | EXIST | TYPE_MISMATCH) => Self::Foreign(name),
+            NetlinkError::Refused(BUSY) => Self::InUse(name),
+            NetlinkError::Refused(HASH_FULL) => Self::Full(name),
+            NetlinkError::Refused(EPERM) => Self::NotPermitted,
+            error => Self::Netlink { name, error },
+        }
+    }
+}
+
+/// `struct nfgenmsg`: family, version 0, resource 0; then the protocol every message carries.
+fn header(family: Family) -> Body {
+    Body::with_header(&[family.number(), 0, 0, 0]).attribute(ATTR_PROTOCOL, &[PROTOCOL])
+}
+
+fn set(name: &str, family: Family) -> Body {
+    header(family).text(ATTR_SETNAME, name)
+}
+
+fn element(network: IpNet) -> Body {
+    let address = match network.addr() {
+        IpAddr::V4(address) => Body::default().network_order(IPADDR_V4, &address.octets()),
+        IpAddr::V6(address) => Body::default().network_order(IPADDR_V6, &address.octets()),
+    };
+    Body::default().nested(DATA_IP, &address).attribute(DATA_CIDR, &[network.prefix_len()])
+}
+
+/// The attributes behind an answer's `struct nfgenmsg`.
+fn attributes(answer: &[u8]) -> Attributes<'_> {
+    Attributes(answer.get(4..).unwrap_or_default())
+}
+
+fn read_element(data: &[u8]) -> Option<Element> {
+    let (kind, address) = Attributes(Attributes(data).find(DATA_IP)?).next()?;
+    let (address, longest) = match kind {
+        IPADDR_V4 => (IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(address).ok()?)), 32),
+        IPADDR_V6 => (IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(address).ok()?)), 128),
+        _ => return None,
+    };
+    let prefix = Attributes(data).find(DATA_CIDR).and_then(|v| v.first().copied());
+    let timeout = Attributes(data).find(DATA_TIMEOUT)?;
+    let packets = Attributes(data).find(DATA_PACKETS);
+    Some(Element {
+        network: IpNet::new(address, prefix.unwrap_or(longest)).ok()?,
+        remaining: Duration::from_secs(u32::from_be_bytes(timeout.try_into().ok()?).into()),
+        packets: packets.and_then(|v| v.try_into().ok()).map_or(0, u64::from_be_bytes),
+    })
+}
+
+/// Whole seconds, rounded up: the kernel must not let go before the ledger does.
+fn seconds(duration: Duration) -> u32 {
+    let whole = duration.as_secs() + u64::from(duration.subsec_nanos() != 0);
+    u32::try_from(whole).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,208 @@
+//! The host itself: its addresses, and the neighbours it depends on.
+//!
+//! Owns following them. The kernel tells of changes over rtnetlink; readers get a new snapshot each
+//! time and never ask.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use crate::crew::{Pulse, StopFlag};
+use crate::netlink::{Attributes, Body, NetlinkError, NetlinkSocket};
+
+const RTM_NEWADDR: u16 = 20;
+const RTM_GETADDR: u16 = 22;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_GETROUTE: u16 = 26;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const RTA_GATEWAY: u16 = 5;
+const RTA_MULTIPATH: u16 = 9;
+/// `struct ifaddrmsg` and `struct rtmsg`, linux/if_addr.h and linux/rtnetlink.h.
+const ADDRESS_HEADER: usize = 8;
+const ROUTE_HEADER: usize = 12;
+const NEXTHOP_HEADER: usize = 8;
+/// Addresses and routes of both families, linux/rtnetlink.h.
+const GROUPS: u32 = 0x10 | 0x100 | 0x40 | 0x400;
+
+/// How often the resolvers are read again: no kernel event tells of them.
+const TICK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// A snapshot of what the host is and depends on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// Own addresses, sorted.
+    own: Vec<IpAddr>,
+    /// The routers of all routes.
+    pub gateways: Vec<IpAddr>,
+    /// The name servers.
+    pub resolvers: Vec<IpAddr>,
+}
+
+impl Host {
+    /// A host with these addresses and nothing else.
+    pub fn with_addresses(addresses: impl IntoIterator<Item = IpNet>) -> Self {
+        let own = sorted(addresses.into_iter().map(|network| network.addr()).collect());
+        Self { own, ..Self::default() }
+    }
+
+    /// Asks the kernel.
+    pub fn read(socket: &mut NetlinkSocket) -> Result<Self, NetlinkError> {
+        let mut own = Vec::new();
+        socket.dump(RTM_GETADDR, &Body::with_header(&[0; ADDRESS_HEADER]), |kind, body| {
+            if kind == RTM_NEWADDR {
+                own.extend(address_in(body));
+            }
+        })?;
+        let mut gateways = Vec::new();
+        socket.dump(RTM_GETROUTE, &Body::with_header(&[0; ROUTE_HEADER]), |kind, body| {
+            if kind == RTM_NEWROUTE {
+                gateways_in(body.get(ROUTE_HEADER..).unwrap_or_default(), &mut gateways);
+            }
+        })?;
+        let resolvers = std::fs::read_to_string(Path::new(RESOLV_CONF))
+            .map(|text| sorted(nameservers_in(&text)))
+            .unwrap_or_default();
+        Ok(Self { own: sorted(own), gateways: sorted(gateways), resolvers })
+    }
+
+    /// The addresses of this host.
+    pub fn own(&self) -> &[IpAddr] {
+        &self.own
+    }
+
+    /// Whether an address is one of this host's.
+    pub fn owns(&self, address: IpAddr) -> bool {
+        self.own.binary_search(&address).is_ok()
+    }
+
+    /// Whether one of this host's addresses lies in a network.
+    pub fn is_within(&self, network: &IpNet) -> bool {
+        self.own.iter().any(|address| network.contains(address))
+    }
+}
+
+/// Follows the host until asked to stop; `publish` gets each new snapshot.
+pub fn follow(
+    mut latest: Arc<Host>,
+    stop: &StopFlag,
+    pulse: &Pulse,
+    mut publish: impl FnMut(Arc<Host>),
+) -> Result<(), NetlinkError> {
+    let mut notifications = NetlinkSocket::open(None, GROUPS)?;
+    let mut requests = NetlinkSocket::open(None, 0)?;
+    loop {
+        pulse.beat();
+        let mut fds = [
+            PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(notifications.as_fd(), PollFlags::IN),
+        ];
+        match poll(&mut fds, Some(&TICK)) {
+            Ok(_) if fds[0].revents().contains(PollFlags::IN) => return Ok(()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // What changed does not matter: all is read again, so that nothing can be missed.
+        notifications.drain_notifications()?;
+        let host = Host::read(&mut requests)?;
+        if host != *latest {
+            latest = Arc::new(host);
+            publish(Arc::clone(&latest));
+        }
+    }
+}
+
+/// The snapshot to start with.
+pub fn now() -> Result<Arc<Host>, NetlinkError> {
+    Host::read(&mut NetlinkSocket::open(None, 0)?).map(Arc::new)
+}
+
+fn address_in(body: &[u8]) -> Option<IpAddr> {
+    let attributes = body.get(ADDRESS_HEADER..)?;
+    // On a point-to-point link IFA_ADDRESS is the peer's.
+    let value = Attributes(attributes)
+        .find(IFA_LOCAL)
+        .or_else(|| Attributes(attributes).find(IFA_ADDRESS))?;
+    address_of(value)
+}
+
+fn gateways_in(attributes: &[u8], gateways: &mut Vec<IpAddr>) {
+    for (kind, value) in Attributes(attributes) {
+        match kind {
+            RTA_GATEWAY => gateways.extend(address_of(value)),
+            RTA_MULTIPATH => {
+                let mut hops = value;
+                while let Some(length) = hops.get(..2).map(|l| u16::from_ne_bytes([l[0], l[1]])) {
+                    let length = usize::from(length);
+                    let Some(hop) = hops.get(NEXTHOP_HEADER..length) else { break };
+                    gateways.extend(Attributes(hop).find(RTA_GATEWAY).and_then(address_of));
+                    hops = hops.get((length + 3) & !3..).unwrap_or_default();
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn address_of(value: &[u8]) -> Option<IpAddr> {
+    if let Ok(octets) = <[u8; 4]>::try_from(value) {
+        return Some(Ipv4Addr::from(octets).into());
+    }
+    <[u8; 16]>::try_from(value).ok().map(|octets| Ipv6Addr::from(octets).into())
+}
+
+/// The `nameserver` lines of resolv.conf(5); a zone behind `%` is left out.
+fn nameservers_in(text: &str) -> Vec<IpAddr> {
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver"))
+        .filter_map(|rest| rest.split_whitespace().next())
+        .filter_map(|address| address.split('%').next()?.parse().ok())
+        .collect()
+}
+
+fn sorted(mut addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_tells_this_hosts_addresses() {
+        let host = now().unwrap();
+        assert!(host.owns(Ipv4Addr::LOCALHOST.into()), "{host:?}");
+        assert!(!host.owns([192, 0, 2, 1].into()));
+    }
+
+    #[test]
+    fn resolvers_are_read() {
+        let text = "# nameserver 9.9.9.9\nnameserver 192.0.2.53\n nameserver fe80::1%eth0 # x\nsearch a.b\n";
+        let expected: Vec<IpAddr> = vec!["192.0.2.53".parse().unwrap(), "fe80::1".parse().unwrap()];
+        assert_eq!(nameservers_in(text), expected);
+    }
+
+    #[test]
+    fn multipath_routes_have_several_gateways() {
+        let hop = |last: u8| {
+            let mut hop = vec![16, 0, 0, 0, 1, 0, 0, 0];
+            hop.extend([8, 0, 5, 0, 192, 0, 2, last]);
+            hop
+        };
+        let hops = [hop(1), hop(2)].concat();
+        let mut attribute = vec![36, 0, 9, 0];
+        attribute.extend(hops);
+        let mut gateways = Vec::new();
+        gateways_in(&attribute, &mut gateways);
+        assert_eq!(gateways, [IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2])]);
+    }
+}

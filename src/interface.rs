@@ -1,0 +1,129 @@
+//! Network interface names and what is derived from them.
+//!
+//! Owns the names a user meets on the bus, in the kernel and in the journal, so that each is spelled
+//! in one place. Never asks whether an interface exists.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// The longest name the kernel takes: `IFNAMSIZ` (16) less the closing NUL, linux/if.h.
+const LONGEST: usize = 15;
+
+/// The name of a network interface, or `any` for all of them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InterfaceName(String);
+
+/// A text that cannot be the name of a network interface.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} cannot be the name of a network interface: 1 to {LONGEST} characters without spaces, quotes, \":\" \
+     or \"/\" (`ip -brief link` lists the interfaces)"
+)]
+pub struct InvalidInterfaceName(String);
+
+impl InterfaceName {
+    /// The name as the kernel has it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether this is the pseudo-interface that stands for all.
+    pub fn is_any(&self) -> bool {
+        self.0 == "any"
+    }
+
+    /// The name as an element of a D-Bus name or path, escaped as systemd escapes bus labels
+    /// (`bus_label_escape`, systemd src/shared/bus-label.c): every byte but A-Z, a-z and, not in
+    /// front, 0-9 becomes `_` and two lower-case hexadecimal digits.
+    pub fn bus_label(&self) -> String {
+        let mut label = String::with_capacity(self.0.len());
+        for (at, byte) in self.0.bytes().enumerate() {
+            if byte.is_ascii_alphabetic() || (at > 0 && byte.is_ascii_digit()) {
+                label.push(char::from(byte));
+            } else {
+                label.push_str(&format!("_{byte:02x}"));
+            }
+        }
+        label
+    }
+
+    /// The interface of a bus label, or nothing where the label is not one.
+    pub fn from_bus_label(label: &str) -> Option<Self> {
+        let mut bytes = Vec::with_capacity(label.len());
+        let mut rest = label.as_bytes();
+        while let Some((&first, tail)) = rest.split_first() {
+            if first == b'_' {
+                let digits = std::str::from_utf8(tail.get(..2)?).ok()?;
+                bytes.push(u8::from_str_radix(digits, 16).ok()?);
+                rest = tail.get(2..)?;
+            } else {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+        String::from_utf8(bytes).ok()?.parse().ok()
+    }
+}
+
+impl FromStr for InterfaceName {
+    type Err = InvalidInterfaceName;
+
+    /// The kernel's own rule (`dev_valid_name`, net/core/dev.c), less what would need quoting in a
+    /// firewall rule.
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let acceptable = !name.is_empty()
+            && name.len() <= LONGEST
+            && name != "."
+            && name != ".."
+            && !name.chars().any(|c| {
+                matches!(c, '/' | ':' | '"' | '\'' | '\\') || c.is_whitespace() || c.is_control()
+            });
+        if acceptable {
+            Ok(Self(name.to_owned()))
+        } else {
+            Err(InvalidInterfaceName(name.to_owned()))
+        }
+    }
+}
+
+impl fmt::Display for InterfaceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn label(name: &str) -> String {
+        name.parse::<InterfaceName>().unwrap().bus_label()
+    }
+
+    #[test]
+    fn labels_are_escaped_as_systemd_does() {
+        assert_eq!(label("eth0"), "eth0");
+        assert_eq!(label("eth0.100"), "eth0_2e100");
+        assert_eq!(label("wg-0"), "wg_2d0");
+        assert_eq!(label("0abc"), "_30abc");
+        assert_eq!(label("a_b"), "a_5fb");
+    }
+
+    #[test]
+    fn names_the_kernel_refuses_are_refused() {
+        for bad in ["", ".", "..", "a/b", "a b", "a:b", "sixteen-letters-", "tab\t"] {
+            assert!(bad.parse::<InterfaceName>().is_err(), "{bad:?}");
+        }
+        assert!("fifteen-letters".parse::<InterfaceName>().is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn every_name_survives_its_label(name in "[^\\s/:\\p{C}]{1,15}") {
+            if let Ok(interface) = name.parse::<InterfaceName>() {
+                prop_assert_eq!(InterfaceName::from_bus_label(&interface.bus_label()), Some(interface));
+            }
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! The journal: every event as one entry a person can read and a program can filter.
+//!
+//! Owns the texts, the structured fields and the identifiers of messages, and the one thread that
+//! writes them: journald may be slow, and nobody else waits for it.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use tracing::{info, warn};
+use tracing_journald::{Priority, PriorityMappings};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::format::debug_fn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::clock::HumanDuration;
+use crate::detector::Scan;
+use crate::events::{BlockCause, Event, Spared, UnblockCause};
+use crate::interface::InterfaceName;
+use crate::network::show_network;
+use crate::state::State;
+
+/// Events that may wait for the journal.
+pub const QUEUE: usize = 4096;
+
+/// How long the thread waits at most before it shows that it is alive.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Identifiers of the kinds of messages (sd-id128(3)), made once with `systemd-id128 new`.
+mod id {
+    pub(super) const STARTED: &str = "fdb7f878f18d45e5ae664097c6d1c558";
+    pub(super) const STOPPED: &str = "8e2001616b6740948dd1ffd4217f4596";
+    pub(super) const CONNECTION: &str = "9840eea37f064008a5e6549aad6c92f2";
+    pub(super) const CONNECTIONS_NOT_LOGGED: &str = "239c82bea89f433ead9e746864055121";
+    pub(super) const SCAN: &str = "5d0741d35f104cf2bc625c85c40f2775";
+    pub(super) const SPARED: &str = "9dc2be5efe0c4fbf82270cacf2a7e056";
+    pub(super) const BLOCKED: &str = "b39b4bac17384f029bb82ffb3b2b31d1";
+    pub(super) const UNBLOCKED: &str = "c86162991bca46138eff37cb5bb7453e";
+    pub(super) const REFUSED: &str = "b863594ede9b4faab476bc0ebaa7f200";
+    pub(super) const STATE: &str = "a860683651934960a006abc92420fc60";
+    pub(super) const WARNING: &str = "1ef1e4f0ed024d829880f71f7933cfc3";
+}
+
+/// Sends what is logged to journald where the service manager has connected stderr to it, and to
+/// stderr otherwise.
+pub fn init() {
+    // What libraries have to tell below a warning is of no use to whoever runs a server.
+    let ours = Targets::new()
+        .with_default(LevelFilter::WARN)
+        .with_target(env!("CARGO_CRATE_NAME"), LevelFilter::INFO);
+    let registry = tracing_subscriber::registry().with(ours);
+    if std::env::var_os("JOURNAL_STREAM").is_some()
+        && let Ok(journald) = tracing_journald::layer()
+    {
+        let priorities =
+            PriorityMappings { info: Priority::Informational, ..PriorityMappings::new() };
+        registry
+            .with(
+                journald
+                    // With a prefix MESSAGE_ID would not be one.
+                    .with_field_prefix(None)
+                    .with_syslog_identifier("tcptracker".to_owned())
+                    .with_priority_mappings(priorities),
+            )
+            .init();
+        return;
+    }
+    // The text says it all; the fields would say it twice.
+    let text_only =
+        debug_fn(
+            |writer, field, value| {
+                if field.name() == "message" { write!(writer, "{value:?}") } else { Ok(()) }
+            },
+        );
+    let stderr = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_target(false)
+        .fmt_fields(text_only);
+    registry.with(stderr).init();
+}
+
+/// Says that the service is up.
+pub fn started(interface: &InterfaceName, text: &str) {
+    info!(MESSAGE_ID = id::STARTED, TCPTRACKER_INTERFACE = %interface, "{text}");
+}
+
+/// Says that the service ends.
+pub fn stopped(interface: &InterfaceName, text: &str) {
+    info!(MESSAGE_ID = id::STOPPED, TCPTRACKER_INTERFACE = %interface, "{text}");
+}
+
+/// Writes events until all who could tell one have ended.
+pub fn run(interface: &InterfaceName, events: &Receiver<Event>, beat: impl Fn()) {
+    loop {
+        beat();
+        match events.recv_timeout(TICK) {
+            Ok(event) => write(interface, &event),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+fn write(interface: &InterfaceName, event: &Event) {
+    match event {
+        Event::Connection { direction, source, source_port, destination, port, kind: _ } => info!(
+            MESSAGE_ID = id::CONNECTION,
+            TCPTRACKER_INTERFACE = %interface,
+            TCPTRACKER_SOURCE = %source,
+            TCPTRACKER_DESTINATION = %destination,
+            TCPTRACKER_PORTS = %port,
+            "new {} connection: {} -> {}",
+            direction.as_str(),
+            std::net::SocketAddr::new(*source, source_port.0),
+            std::net::SocketAddr::new(*destination, port.0),
+        ),
+        Event::ConnectionsNotLogged { count, span } => info!(
+            MESSAGE_ID = id::CONNECTIONS_NOT_LOGGED,
+            TCPTRACKER_INTERFACE = %interface,
+            "{count} more new connections in {:.1}s, not listed (log.rate)",
+            span.as_secs_f64(),
+        ),
+        Event::Scan(scan) => write_scan(interface, scan),
+        Event::Spared { scan, why } => write_spared(interface, scan, why),
+        Event::Blocked { network, until, duration, reason, cause, offences, uid } => {
+            let span = duration.map_or_else(
+                || "until unblocked".to_owned(),
+                |duration| format!("for {}", HumanDuration(duration)),
+            );
+            let who = match (cause, uid) {
+                (BlockCause::Scan, _) => format!("offence {offences}"),
+                (BlockCause::Found, _) => "taken over".to_owned(),
+                (BlockCause::Manual, uid) => by(*uid),
+            };
+            info!(
+                MESSAGE_ID = id::BLOCKED,
+                TCPTRACKER_INTERFACE = %interface,
+                TCPTRACKER_SOURCE = %show_network(network),
+                TCPTRACKER_UNTIL = until,
+                TCPTRACKER_REASON = %reason,
+                TCPTRACKER_UID = uid.map(tracing::field::display),
+                "blocked {} {span} ({who}): {reason}",
+                show_network(network),
+            );
+        }
+        Event::Unblocked { network, cause, uid } => {
+            let why = match cause {
+                UnblockCause::Expired => "its time was up".to_owned(),
+                UnblockCause::Manual => by(*uid),
+                UnblockCause::Exempt => "it is exempt now".to_owned(),
+            };
+            info!(
+                MESSAGE_ID = id::UNBLOCKED,
+                TCPTRACKER_INTERFACE = %interface,
+                TCPTRACKER_SOURCE = %show_network(network),
+                TCPTRACKER_REASON = cause.as_str(),
+                TCPTRACKER_UID = uid.map(tracing::field::display),
+                "unblocked {}: {why}",
+                show_network(network),
+            );
+        }
+        Event::Refused { request, why, uid } => warn!(
+            MESSAGE_ID = id::REFUSED,
+            TCPTRACKER_INTERFACE = %interface,
+            TCPTRACKER_REASON = %why,
+            TCPTRACKER_UID = uid,
+            "refused to {request} ({}): {why}",
+            by(Some(*uid)),
+        ),
+        Event::StateChanged { state, reason } => write_state(interface, *state, reason.as_deref()),
+        Event::Warning(text) => warn!(
+            MESSAGE_ID = id::WARNING,
+            TCPTRACKER_INTERFACE = %interface,
+            "{text}"
+        ),
+    }
+}
+
+fn write_scan(interface: &InterfaceName, scan: &Scan) {
+    let ports = ports_of(scan);
+    warn!(
+        MESSAGE_ID = id::SCAN,
+        TCPTRACKER_INTERFACE = %interface,
+        TCPTRACKER_SOURCE = %show_network(&scan.source),
+        TCPTRACKER_DESTINATION = %scan.destination,
+        TCPTRACKER_PORTS = %ports,
+        TCPTRACKER_KIND = scan.kind.as_str(),
+        "{} port scan by {} on {}: ports {ports}, more than {} within {}",
+        scan.kind.as_str(),
+        show_network(&scan.source),
+        scan.destination,
+        scan.threshold,
+        HumanDuration(scan.span),
+    );
+}
+
+fn write_spared(interface: &InterfaceName, scan: &Scan, why: &Spared) {
+    warn!(
+        MESSAGE_ID = id::SPARED,
+        TCPTRACKER_INTERFACE = %interface,
+        TCPTRACKER_SOURCE = %show_network(&scan.source),
+        TCPTRACKER_KIND = scan.kind.as_str(),
+        TCPTRACKER_REASON = %why,
+        "did not block {}: {why}",
+        show_network(&scan.source),
+    );
+}
+
+fn write_state(interface: &InterfaceName, state: State, reason: Option<&str>) {
+    if let Some(reason) = reason {
+        warn!(
+            MESSAGE_ID = id::STATE,
+            TCPTRACKER_INTERFACE = %interface,
+            TCPTRACKER_REASON = reason,
+            "{state}: {reason}"
+        );
+    } else {
+        info!(
+            MESSAGE_ID = id::STATE,
+            TCPTRACKER_INTERFACE = %interface,
+            "{state}: all is well again"
+        );
+    }
+}
+
+fn ports_of(scan: &Scan) -> String {
+    let ports: Vec<String> = scan.ports().iter().map(ToString::to_string).collect();
+    ports.join(",")
+}
+
+fn by(uid: Option<u32>) -> String {
+    uid.map_or_else(|| "by hand".to_owned(), |uid| format!("by hand, uid {uid}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_ids_are_distinct_and_well_formed() {
+        let ids = [
+            id::STARTED,
+            id::STOPPED,
+            id::CONNECTION,
+            id::CONNECTIONS_NOT_LOGGED,
+            id::SCAN,
+            id::SPARED,
+            id::BLOCKED,
+            id::UNBLOCKED,
+            id::REFUSED,
+            id::STATE,
+            id::WARNING,
+        ];
+        for (at, id) in ids.iter().enumerate() {
+            assert!(id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()), "{id}");
+            assert!(!ids[..at].contains(id), "{id}");
+        }
+    }
+}

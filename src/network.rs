@@ -1,0 +1,106 @@
+//! Addresses and networks as people write and read them.
+//!
+//! Owns the one way to read them, for the bus, the command line and the configuration alike.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+/// A text that is neither an address nor a network.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidAddress {
+    /// Not an address at all.
+    #[error(
+        "{0:?} is neither an address nor a network; write 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32"
+    )]
+    Unreadable(String),
+    /// An address within a network, with the network's length.
+    #[error(
+        "{text:?} has bits set behind its prefix length; did you mean the network {network} or the address {address}?"
+    )]
+    HostBits {
+        /// What was written.
+        text: String,
+        /// The network around it.
+        network: IpNet,
+        /// The address in it.
+        address: IpAddr,
+    },
+}
+
+/// Reads an address, or a network in CIDR notation. An IPv4 address written as IPv6 is IPv4.
+pub fn parse_network(text: &str) -> Result<IpNet, InvalidAddress> {
+    let unreadable = || InvalidAddress::Unreadable(text.to_owned());
+    let trimmed = text.trim();
+    if let Ok(address) = trimmed.parse::<IpAddr>() {
+        return Ok(IpNet::from(address.to_canonical()));
+    }
+    let network: IpNet = trimmed.parse().map_err(|_| unreadable())?;
+    if network.addr() != network.network() {
+        return Err(InvalidAddress::HostBits {
+            text: text.to_owned(),
+            network: network.trunc(),
+            address: network.addr(),
+        });
+    }
+    Ok(network)
+}
+
+/// A network as people read it: a single address without its length.
+pub fn show_network(network: &IpNet) -> String {
+    if network.prefix_len() == network.max_prefix_len() {
+        network.addr().to_string()
+    } else {
+        network.to_string()
+    }
+}
+
+/// Whether two networks have an address in common.
+pub fn overlap(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(other) || other.contains(one)
+}
+
+/// 127.0.0.0/8 and ::1/128 (RFC 6890).
+pub fn loopback() -> [IpNet; 2] {
+    [
+        IpNet::new_assert(Ipv4Addr::new(127, 0, 0, 0).into(), 8),
+        IpNet::new_assert(Ipv6Addr::LOCALHOST.into(), 128),
+    ]
+}
+
+/// 169.254.0.0/16 and fe80::/10 (RFC 6890).
+pub fn link_local() -> [IpNet; 2] {
+    [
+        IpNet::new_assert(Ipv4Addr::new(169, 254, 0, 0).into(), 16),
+        IpNet::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0).into(), 10),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_and_networks_are_read_and_shown() {
+        for (text, shown) in [
+            ("192.0.2.7", "192.0.2.7"),
+            (" 192.0.2.7/32 ", "192.0.2.7"),
+            ("192.0.2.0/24", "192.0.2.0/24"),
+            ("2001:DB8::1", "2001:db8::1"),
+            ("2001:db8::/64", "2001:db8::/64"),
+            ("::ffff:192.0.2.7", "192.0.2.7"),
+        ] {
+            assert_eq!(show_network(&parse_network(text).unwrap()), shown);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused_with_the_text_that_was_wrong() {
+        for bad in ["", "scanner", "192.0.2", "192.0.2.7/33", "192.0.2.7 192.0.2.8", "10.0.0.1-9"] {
+            let error = parse_network(bad).unwrap_err().to_string();
+            assert!(error.contains(&format!("{bad:?}")), "{error}");
+        }
+        let error = parse_network("10.1.2.3/8").unwrap_err().to_string();
+        assert!(error.contains("10.0.0.0/8") && error.contains("10.1.2.3?"), "{error}");
+    }
+}
