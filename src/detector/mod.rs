@@ -5,15 +5,15 @@
 //! source goes when a new one needs its place, and that is counted.
 
 mod connection_log;
+mod first_contact;
+mod sources;
 mod window;
 mod worker;
 
 use std::net::IpAddr;
-use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use lru::LruCache;
 
 pub use window::{Attempt, Window};
 pub use worker::{Control, Worker};
@@ -23,6 +23,7 @@ use crate::config::{DetectionConfig, Per};
 use crate::events::Direction;
 use crate::host::Host;
 use crate::probe::{Port, Probe};
+use sources::{Key, Sources};
 
 /// What kind of scan it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,35 +79,18 @@ impl Scan {
     }
 }
 
-/// Whose ports are counted together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    source: IpNet,
-    destination: Option<IpAddr>,
-}
-
-/// What is remembered of a source.
-#[derive(Debug)]
-struct Memory {
-    window: Window,
-    probes: u64,
-    stealthy: bool,
-    reported: Option<Moment>,
-}
-
 /// The detector.
 pub struct Detector {
     rule: DetectionConfig,
-    sources: LruCache<Key, Memory>,
-    evicted: u64,
+    sources: Sources,
     latest: Moment,
 }
 
 impl Detector {
     /// A detector that has seen nothing.
     pub fn new(rule: DetectionConfig) -> Self {
-        let capacity = NonZeroUsize::new(rule.max_sources.get()).unwrap_or(NonZeroUsize::MIN);
-        Self { rule, sources: LruCache::new(capacity), evicted: 0, latest: Moment::default() }
+        let sources = Sources::new(rule.max_sources.get());
+        Self { rule, sources, latest: Moment::default() }
     }
 
     /// Which way a probe goes. Everything sent by the host itself is outbound.
@@ -135,7 +119,8 @@ impl Detector {
         let span = self.rule.window.get();
         let source = self.unit_of(probe.source, host);
         let destination = (self.rule.per == Per::Pair).then_some(probe.destination);
-        let memory = self.remember(Key { source, destination });
+        let key = Key { source, destination };
+        let memory = self.sources.on_probe(key, probe, now, threshold, span)?;
 
         // A source silent for a whole window begins anew.
         if memory.window.latest().is_some_and(|latest| now.since(latest) >= span) {
@@ -168,15 +153,7 @@ impl Detector {
 
     /// Forgets everything about the sources in a network: it has been let in again.
     pub fn forget(&mut self, network: IpNet) {
-        let known: Vec<Key> = self
-            .sources
-            .iter()
-            .map(|(key, _)| *key)
-            .filter(|key| network.contains(&key.source) || key.source.contains(&network))
-            .collect();
-        for key in known {
-            self.sources.pop(&key);
-        }
+        self.sources.forget(network);
     }
 
     /// Sources remembered at the moment.
@@ -184,9 +161,9 @@ impl Detector {
         self.sources.len()
     }
 
-    /// Sources that had to go for others, ever.
+    /// Sources that had to go for others, ever, while what was known of them was still of use.
     pub fn evicted(&self) -> u64 {
-        self.evicted
+        self.sources.evicted()
     }
 
     /// The network an address is counted and blocked as. An IPv6 host can change its address within
@@ -199,24 +176,6 @@ impl Detector {
             Ok(network) if !host.is_within(&network.trunc()) => network.trunc(),
             _ => single,
         }
-    }
-
-    fn remember(&mut self, key: Key) -> &mut Memory {
-        // The memory of a source that has to go serves the new one: nothing is allocated in a flood.
-        let recycled =
-            if self.sources.contains(&key) || self.sources.len() < self.sources.cap().get() {
-                None
-            } else {
-                self.evicted += 1;
-                self.sources.pop_lru().map(|(_, memory)| memory)
-            };
-        let threshold = self.rule.ports.get();
-        self.sources.get_or_insert_mut(key, || {
-            let mut window =
-                recycled.map_or_else(|| Window::for_threshold(threshold), |old| old.window);
-            window.clear();
-            Memory { window, probes: 0, stealthy: false, reported: None }
-        })
     }
 }
 
@@ -343,7 +302,7 @@ mod tests {
             ..probe("192.0.2.1", 80, 1)
         });
         assert_eq!(scan(&mut detector, flood), []);
-        assert_eq!((detector.sources(), detector.evicted()), (1024, 3976));
+        assert_eq!((detector.sources(), detector.evicted()), (3 * 1024, 5000 - 3 * 1024));
     }
 
     #[test]
