@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use crate::crew::{Pulse, StopFlag};
 use crate::netlink::{Attributes, Body, NetlinkError, NetlinkSocket};
+use crate::network::overlap;
 
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
@@ -40,6 +41,8 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 pub struct Host {
     /// Own addresses, sorted.
     own: Vec<IpAddr>,
+    /// Networks all of whose addresses count as own: in a replay, where nobody can be asked.
+    local: Vec<IpNet>,
     /// The routers of all routes.
     pub gateways: Vec<IpAddr>,
     /// The name servers.
@@ -51,6 +54,11 @@ impl Host {
     pub fn with_addresses(addresses: impl IntoIterator<Item = IpNet>) -> Self {
         let own = sorted(addresses.into_iter().map(|network| network.addr()).collect());
         Self { own, ..Self::default() }
+    }
+
+    /// A host of which only this is known.
+    pub fn with_networks(local: Vec<IpNet>) -> Self {
+        Self { local, ..Self::default() }
     }
 
     /// Asks the kernel.
@@ -70,7 +78,8 @@ impl Host {
         let resolvers = std::fs::read_to_string(Path::new(RESOLV_CONF))
             .map(|text| sorted(nameservers_in(&text)))
             .unwrap_or_default();
-        Ok(Self { own: sorted(own), gateways: sorted(gateways), resolvers })
+        let (own, gateways) = (sorted(own), sorted(gateways));
+        Ok(Self { own, gateways, resolvers, ..Self::default() })
     }
 
     /// The addresses of this host.
@@ -81,11 +90,13 @@ impl Host {
     /// Whether an address is one of this host's.
     pub fn owns(&self, address: IpAddr) -> bool {
         self.own.binary_search(&address).is_ok()
+            || self.local.iter().any(|network| network.contains(&address))
     }
 
     /// Whether one of this host's addresses lies in a network.
     pub fn is_within(&self, network: &IpNet) -> bool {
         self.own.iter().any(|address| network.contains(address))
+            || self.local.iter().any(|local| overlap(local, network))
     }
 }
 

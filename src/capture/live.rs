@@ -87,13 +87,7 @@ impl LiveCapture {
         interface: &InterfaceName,
     ) -> Result<Option<Frame<'_>>, CaptureError> {
         match self.handle.next_packet() {
-            Ok(packet) => {
-                // With nanosecond precision libpcap puts nanoseconds where microseconds were.
-                let seconds = u64::try_from(packet.header.ts.tv_sec).unwrap_or(0);
-                let nanos = u64::try_from(packet.header.ts.tv_usec).unwrap_or(0);
-                let unix_nanos = seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
-                Ok(Some(Frame { bytes: packet.data, unix_nanos }))
-            }
+            Ok(packet) => Ok(Some(frame_of(&packet))),
             Err(pcap::Error::TimeoutExpired | pcap::Error::NoMorePackets) => Ok(None),
             Err(error) => Err(CaptureError::explain(interface, &error.to_string())),
         }
@@ -114,6 +108,15 @@ impl AsFd for LiveCapture {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.handle.as_fd()
     }
+}
+
+/// A packet as libpcap hands it out with nanosecond precision: the nanoseconds stand where
+/// microseconds did.
+pub(super) fn frame_of<'a>(packet: &pcap::Packet<'a>) -> Frame<'a> {
+    let seconds = u64::try_from(packet.header.ts.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(packet.header.ts.tv_usec).unwrap_or(0);
+    let unix_nanos = seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
+    Frame { bytes: packet.data, unix_nanos }
 }
 
 /// The interfaces there are, for an error message.

@@ -8,6 +8,7 @@ pub mod filter;
 pub mod frame;
 mod hand_over;
 mod live;
+mod saved;
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use rustix::io::Errno;
 
 pub use hand_over::{Batch, Batches, HandOver, channel};
 pub use live::{CaptureCounters, LiveCapture};
+pub use saved::{SavedCapture, SavedError};
 
 use crate::clock::WallClock;
 use crate::crew::{Pulse, StopFlag};

@@ -8,6 +8,7 @@ mod config;
 mod control;
 mod list;
 mod output;
+mod replay;
 mod stats;
 
 use std::path::PathBuf;
@@ -17,7 +18,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
 
-use crate::config::{ConfigError, Flags, Sources};
+use crate::capture::SavedError;
+use crate::config::{ConfigError, Flags, Per, PrefixLength, Sources, Span, Threshold, WindowSpan};
 use crate::daemon::{self, DaemonError};
 use crate::interface::InterfaceName;
 use crate::network::{InvalidAddress, parse_network};
@@ -50,6 +52,8 @@ enum Command {
     Block(Block),
     /// Let an address or network in again
     Unblock(Unblock),
+    /// Show what the detector would have done on a capture file
+    Replay(Replay),
     /// Show the effective configuration and where each value comes from
     Config(ShowConfig),
 }
@@ -107,6 +111,53 @@ struct Unblock {
 }
 
 #[derive(Args)]
+struct Replay {
+    /// Capture files (pcap or pcapng, plain or gzip), each on its own; "-" is standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Put thresholds side by side
+    #[arg(long, value_name = "PORTS,...", value_delimiter = ',', value_parser = threshold)]
+    compare: Option<Vec<Threshold>>,
+    /// More than this many distinct ports make a scan (detection.ports)
+    #[arg(long, value_parser = threshold, conflicts_with = "compare")]
+    ports: Option<Threshold>,
+    /// Within this time (detection.window)
+    #[arg(long, value_name = "TIME", value_parser = window)]
+    window: Option<WindowSpan>,
+    /// Count per source, or per source and destination (detection.per)
+    #[arg(long, value_enum)]
+    per: Option<PerArgument>,
+    /// Count IPv6 sources as networks of this length (detection.ipv6_prefix)
+    #[arg(long, value_name = "LENGTH", value_parser = prefix_length)]
+    ipv6_prefix: Option<PrefixLength>,
+    /// An own address or network: what it sends is outbound. May be given several times
+    #[arg(long, value_name = "NET", value_parser = address)]
+    local: Vec<IpNet>,
+    /// Read this file instead of those in /etc/tcptracker
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// As `detection.per`.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum PerArgument {
+    Source,
+    Pair,
+}
+
+impl From<PerArgument> for Per {
+    fn from(argument: PerArgument) -> Self {
+        match argument {
+            PerArgument::Source => Self::Source,
+            PerArgument::Pair => Self::Pair,
+        }
+    }
+}
+
+#[derive(Args)]
 struct ShowConfig {
     /// As it is for this network interface
     #[arg(short, long)]
@@ -125,6 +176,9 @@ enum CliError {
     /// The service did not do it, or is not there.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// A capture file could not be read, or not to its end.
+    #[error(transparent)]
+    Saved(#[from] SavedError),
     /// The service ended.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
@@ -141,7 +195,7 @@ impl CliError {
         match self {
             Self::Configuration(_) | Self::Daemon(DaemonError::Configuration(_)) => CONFIGURATION,
             Self::Client(ClientError::InvalidAddress(_)) => USAGE,
-            Self::Client(_) | Self::Daemon(_) | Self::Output(_) => FAILED,
+            Self::Client(_) | Self::Saved(_) | Self::Daemon(_) | Self::Output(_) => FAILED,
         }
     }
 }
@@ -174,6 +228,10 @@ fn carry_out(command: Command) -> Result<(), CliError> {
         Command::Stats(select) => stats::run(select.interface.as_ref(), select.json),
         Command::Block(block) => control::block(&block),
         Command::Unblock(unblock) => control::unblock(&unblock),
+        Command::Replay(replay) => {
+            let sources = sources(None, replay.config.as_deref(), Flags::default());
+            replay::run(&replay, &sources)
+        }
         Command::Config(show) => {
             let sources =
                 sources(show.interface.as_ref(), show.config.as_deref(), Flags::default());
@@ -195,6 +253,27 @@ fn sources(
 
 fn address(text: &str) -> Result<IpNet, InvalidAddress> {
     parse_network(text)
+}
+
+fn threshold(text: &str) -> Result<Threshold, String> {
+    number(text)
+}
+
+fn prefix_length(text: &str) -> Result<PrefixLength, String> {
+    number(text)
+}
+
+fn number<T: TryFrom<u64, Error = &'static str>>(text: &str) -> Result<T, String> {
+    let expected = |what: &str| format!("expected {what}");
+    T::try_from(text.parse().unwrap_or(u64::MAX)).map_err(expected)
+}
+
+fn window(text: &str) -> Result<WindowSpan, String> {
+    let expected = "expected a length of time from 1s to 1d, such as 60s";
+    Span::try_from(text.to_owned())
+        .ok()
+        .and_then(|span| WindowSpan::try_from(span).ok())
+        .ok_or_else(|| expected.to_owned())
 }
 
 fn length_of_time(text: &str) -> Result<Duration, String> {

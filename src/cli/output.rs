@@ -63,6 +63,12 @@ pub(super) fn print(text: &str) -> Result<(), CliError> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(CliError::Output)
 }
 
+/// Prints a value as JSON on a line of its own.
+pub(super) fn print_json_line(value: &impl Serialize) -> Result<(), CliError> {
+    let text = serde_json::to_string(value).map_err(|e| CliError::Output(e.into()))?;
+    print(&(text + "\n"))
+}
+
 /// Prints a value as JSON.
 pub(super) fn print_json(value: &impl Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string_pretty(value).map_err(|e| CliError::Output(e.into()))?;

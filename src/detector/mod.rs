@@ -143,7 +143,7 @@ impl Detector {
             destination: probe.destination,
             kind: if memory.stealthy { ScanKind::Stealth } else { ScanKind::Vertical },
             attempts: memory.window.attempts().collect(),
-            moment: now,
+            moment: probe.moment,
             probes: memory.probes,
             threshold,
             span,
