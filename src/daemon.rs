@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
 use std::time::Duration;
 
-use crate::capture::{self, CaptureError, LiveCapture};
+use crate::capture::{self, CaptureError, LiveCapture, Watch};
 use crate::clock::WallClock;
 use crate::config::{Config, ConfigError, Effective, Listen, Sources};
 use crate::crew::{Crew, Notice, StopFlag};
@@ -25,7 +25,7 @@ use crate::host::{self, Host};
 use crate::interface::InterfaceName;
 use crate::metrics::{Metrics, MetricsServer, MetricsStop};
 use crate::netlink::NetlinkError;
-use crate::state::StateBoard;
+use crate::state::{Part, StateBoard};
 use crate::{journal, service_manager};
 
 /// How often main looks whether every thread has made progress. Each beats at least once a second.
@@ -178,10 +178,14 @@ impl Service {
             Ok::<(), DaemonError>(())
         })?;
         let stop_capture = Arc::new(StopFlag::new().map_err(std::io::Error::from)?);
-        let (stop, name) = (Arc::clone(&stop_capture), interface.clone());
-        crew.start("capture", move |pulse| {
-            capture::run(capture, &name, hand_over, &metrics.capture(), &stop, pulse)
-        })?;
+        let watch = Watch {
+            interface: interface.clone(),
+            out: hand_over,
+            metrics: metrics.capture(),
+            board: Arc::clone(&board),
+            stop: Arc::clone(&stop_capture),
+        };
+        crew.start("capture", move |pulse| watch.run(capture, pulse))?;
 
         let blocking =
             Blocking { block: config.block, exempt: config.exempt, host: Arc::clone(&host) };
@@ -189,7 +193,13 @@ impl Service {
             Actor::new(backend, blocking, reporter.clone(), Arc::clone(&board), control_in.clone());
         start_firewall(&mut crew, actor, orders)?;
         let stop_host = Arc::new(StopFlag::new().map_err(std::io::Error::from)?);
-        start_host(&mut crew, host, firewall.clone(), control_in, Arc::clone(&stop_host))?;
+        let followers = Followers {
+            interface: interface.clone(),
+            firewall: firewall.clone(),
+            detector: control_in,
+            board: Arc::clone(&board),
+        };
+        start_host(&mut crew, host, followers, Arc::clone(&stop_host))?;
         crew.forward_signals()?;
         Ok(Self {
             interface: interface.clone(),
@@ -347,20 +357,35 @@ fn start_firewall(
     Ok(())
 }
 
+/// What a new snapshot of the host is told to.
+struct Followers {
+    interface: InterfaceName,
+    firewall: Firewall,
+    detector: SyncSender<Control>,
+    board: Arc<StateBoard>,
+}
+
+impl Followers {
+    fn tell(&self, host: Arc<Host>) {
+        if host.is_down(&self.interface) {
+            let (name, part) = (&self.interface, Part::Link);
+            self.board.raise(part, format!("{name} is down; bring it up: ip link set {name} up"));
+        } else {
+            self.board.clear(Part::Link);
+        }
+        self.firewall.order(Order::Host(Arc::clone(&host)));
+        // The detector has ended: the process is about to.
+        let _ = self.detector.send(Control::Host(host));
+    }
+}
+
 fn start_host(
     crew: &mut Crew,
     host: Arc<Host>,
-    firewall: Firewall,
-    detector: SyncSender<Control>,
+    followers: Followers,
     stop: Arc<StopFlag>,
 ) -> std::io::Result<()> {
-    crew.start("host", move |pulse| {
-        host::follow(host, &stop, pulse, |host| {
-            firewall.order(Order::Host(Arc::clone(&host)));
-            // The detector has ended: the process is about to.
-            let _ = detector.send(Control::Host(host));
-        })
-    })
+    crew.start("host", move |pulse| host::follow(host, &stop, pulse, |host| followers.tell(host)))
 }
 
 /// Keeps a second instance away from the same interface: an abstract socket lives in the network

@@ -13,23 +13,30 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::crew::{Pulse, StopFlag};
+use crate::interface::InterfaceName;
 use crate::netlink::{Attributes, Body, NetlinkError, NetlinkSocket};
 use crate::network::overlap;
 
+const RTM_NEWLINK: u16 = 16;
+const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
+const IFLA_IFNAME: u16 = 3;
+/// Linux/if.h
+const IFF_UP: u32 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const RTA_GATEWAY: u16 = 5;
 const RTA_MULTIPATH: u16 = 9;
-/// `struct ifaddrmsg` and `struct rtmsg`, linux/if_addr.h and linux/rtnetlink.h.
+/// `struct ifinfomsg`, `struct ifaddrmsg` and `struct rtmsg`, linux/rtnetlink.h and linux/if_addr.h.
+const LINK_HEADER: usize = 16;
 const ADDRESS_HEADER: usize = 8;
 const ROUTE_HEADER: usize = 12;
 const NEXTHOP_HEADER: usize = 8;
-/// Addresses and routes of both families, linux/rtnetlink.h.
-const GROUPS: u32 = 0x10 | 0x100 | 0x40 | 0x400;
+/// Links, and addresses and routes of both families, linux/rtnetlink.h.
+const GROUPS: u32 = 0x1 | 0x10 | 0x100 | 0x40 | 0x400;
 
 /// How often the resolvers are read again: no kernel event tells of them.
 const TICK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -43,6 +50,8 @@ pub struct Host {
     own: Vec<IpAddr>,
     /// Networks all of whose addresses count as own: in a replay, where nobody can be asked.
     local: Vec<IpNet>,
+    /// Interfaces that exist and are down.
+    down: Vec<String>,
     /// The routers of all routes.
     pub gateways: Vec<IpAddr>,
     /// The name servers.
@@ -63,6 +72,12 @@ impl Host {
 
     /// Asks the kernel.
     pub fn read(socket: &mut NetlinkSocket) -> Result<Self, NetlinkError> {
+        let mut down = Vec::new();
+        socket.dump(RTM_GETLINK, &Body::with_header(&[0; LINK_HEADER]), |kind, body| {
+            if kind == RTM_NEWLINK {
+                down.extend(name_if_down(body));
+            }
+        })?;
         let mut own = Vec::new();
         socket.dump(RTM_GETADDR, &Body::with_header(&[0; ADDRESS_HEADER]), |kind, body| {
             if kind == RTM_NEWADDR {
@@ -79,7 +94,7 @@ impl Host {
             .map(|text| sorted(nameservers_in(&text)))
             .unwrap_or_default();
         let (own, gateways) = (sorted(own), sorted(gateways));
-        Ok(Self { own, gateways, resolvers, ..Self::default() })
+        Ok(Self { own, down, gateways, resolvers, ..Self::default() })
     }
 
     /// The addresses of this host.
@@ -91,6 +106,11 @@ impl Host {
     pub fn owns(&self, address: IpAddr) -> bool {
         self.own.binary_search(&address).is_ok()
             || self.local.iter().any(|network| network.contains(&address))
+    }
+
+    /// Whether an interface exists and is down.
+    pub fn is_down(&self, interface: &InterfaceName) -> bool {
+        self.down.iter().any(|name| name == interface.as_str())
     }
 
     /// Whether one of this host's addresses lies in a network.
@@ -133,6 +153,15 @@ pub fn follow(
 /// The snapshot to start with.
 pub fn now() -> Result<Arc<Host>, NetlinkError> {
     Host::read(&mut NetlinkSocket::open(None, 0)?).map(Arc::new)
+}
+
+fn name_if_down(body: &[u8]) -> Option<String> {
+    let flags = u32::from_ne_bytes(body.get(8..12)?.try_into().ok()?);
+    if flags & IFF_UP != 0 {
+        return None;
+    }
+    let name = Attributes(body.get(LINK_HEADER..)?).find(IFLA_IFNAME)?;
+    Some(String::from_utf8_lossy(name.strip_suffix(&[0])?).into_owned())
 }
 
 fn address_in(body: &[u8]) -> Option<IpAddr> {

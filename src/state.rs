@@ -43,6 +43,10 @@ impl fmt::Display for State {
 /// A part of the service that can be unwell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
+    /// The interface is gone.
+    Interface,
+    /// The interface is down.
+    Link,
     /// The kernel refuses blocks.
     Firewall,
     /// The spoofing guard holds blocks back.

@@ -12,6 +12,7 @@ mod saved;
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -20,14 +21,18 @@ pub use hand_over::{Batch, Batches, HandOver, channel};
 pub use live::{CaptureCounters, LiveCapture};
 pub use saved::{SavedCapture, SavedError};
 
-use crate::clock::WallClock;
+use crate::clock::{Moment, WallClock};
 use crate::crew::{Pulse, StopFlag};
 use crate::interface::InterfaceName;
 use crate::metrics::CaptureMetrics;
+use crate::state::{Part, StateBoard};
 
 /// How long the thread sleeps at most on a quiet interface before it shows that it is alive and
 /// publishes the kernel's counters.
-const TICK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+
+/// How often the kernel's counters are read.
+const PUBLISH_EVERY: Duration = Duration::from_millis(500);
 
 /// Frames read before the thread looks at its stop flag again.
 const FRAMES_PER_ROUND: usize = 4096;
@@ -53,7 +58,7 @@ pub enum CaptureError {
     #[error("interface {0} is down; bring it up first: ip link set {0} up")]
     InterfaceDown(InterfaceName),
     /// The interface went away while it was watched.
-    #[error("interface {0} disappeared while it was watched")]
+    #[error("interface {0} is gone; waiting for it to come back")]
     InterfaceGone(InterfaceName),
     /// The interface carries something that is not understood.
     #[error("interface {interface} carries {name} frames, which tcptracker cannot read")]
@@ -100,34 +105,102 @@ impl CaptureError {
     }
 }
 
-/// The capture thread: reads until asked to stop or until the interface is gone.
-pub fn run(
-    mut capture: LiveCapture,
-    interface: &InterfaceName,
-    mut out: HandOver,
-    metrics: &CaptureMetrics,
-    stop: &Arc<StopFlag>,
-    pulse: &Pulse,
-) -> Result<(), CaptureError> {
-    let link = capture.link();
-    let mut published = CaptureCounters::default();
-    loop {
-        pulse.beat();
-        if wait(&capture, interface, stop)? == Woken::ToStop {
-            return Ok(());
+/// What the capture thread works with, whatever becomes of the interface.
+pub struct Watch {
+    /// The interface.
+    pub interface: InterfaceName,
+    /// Where probes go.
+    pub out: HandOver,
+    /// Where packets are counted.
+    pub metrics: CaptureMetrics,
+    /// Where it is said that the interface is gone.
+    pub board: Arc<StateBoard>,
+    /// Raised to end the thread.
+    pub stop: Arc<StopFlag>,
+}
+
+impl Watch {
+    /// The capture thread: reads until asked to stop. When the interface disappears it waits for it
+    /// to come back.
+    pub fn run(mut self, mut capture: LiveCapture, pulse: &Pulse) -> Result<(), CaptureError> {
+        loop {
+            match self.read(capture, pulse) {
+                Err(gone @ CaptureError::InterfaceGone(_)) => {
+                    self.board.raise(Part::Interface, gone.to_string());
+                }
+                result => return result,
+            }
+            let Some(reopened) = self.reopen(pulse)? else { return Ok(()) };
+            capture = reopened;
+            self.board.clear(Part::Interface);
         }
-        let clock = WallClock::read();
-        for _ in 0..FRAMES_PER_ROUND {
-            let Some(frame) = capture.next_frame(interface)? else { break };
-            let moment = clock.moment_of(frame.unix_nanos);
-            if let Some(probe) = frame::probe_in(link, frame.bytes, moment) {
-                out.push(probe);
+    }
+
+    /// Reads until asked to stop, or until the interface is gone.
+    fn read(&mut self, mut capture: LiveCapture, pulse: &Pulse) -> Result<(), CaptureError> {
+        let link = capture.link();
+        let mut published = (Moment::default(), CaptureCounters::default());
+        loop {
+            pulse.beat();
+            if self.wait(Some(&capture))? == Woken::ToStop {
+                return Ok(());
+            }
+            let clock = WallClock::read();
+            for _ in 0..FRAMES_PER_ROUND {
+                let Some(frame) = capture.next_frame(&self.interface)? else { break };
+                let moment = clock.moment_of(frame.unix_nanos);
+                if let Some(probe) = frame::probe_in(link, frame.bytes, moment) {
+                    self.out.push(probe);
+                }
+            }
+            self.out.flush();
+            // The kernel's counters cost a system call: not for every packet.
+            if clock.now().since(published.0) >= PUBLISH_EVERY
+                && let Some(counters) = capture.counters()
+            {
+                self.metrics.publish(&published.1, &counters, self.out.take_lost());
+                published = (clock.now(), counters);
             }
         }
-        out.flush();
-        if let Some(counters) = capture.counters() {
-            metrics.publish(&published, &counters, out.take_lost());
-            published = counters;
+    }
+
+    /// Waits until the interface can be opened again; nothing if asked to stop meanwhile.
+    fn reopen(&mut self, pulse: &Pulse) -> Result<Option<LiveCapture>, CaptureError> {
+        loop {
+            pulse.beat();
+            match LiveCapture::open(&self.interface) {
+                Ok(capture) => return Ok(Some(capture)),
+                Err(
+                    CaptureError::NoSuchInterface { .. }
+                    | CaptureError::InterfaceDown(_)
+                    | CaptureError::InterfaceGone(_),
+                ) => {}
+                Err(error) => return Err(error),
+            }
+            if self.wait(None)? == Woken::ToStop {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Sleeps until there is something to read or the thread has to stop; a tick at the most.
+    fn wait(&self, capture: Option<&LiveCapture>) -> Result<Woken, CaptureError> {
+        let stop = PollFd::from_borrowed_fd(self.stop.as_fd(), PollFlags::IN);
+        let (mut alone, mut both);
+        let fds = match capture {
+            None => {
+                alone = [stop];
+                &mut alone[..]
+            }
+            Some(capture) => {
+                both = [stop, PollFd::from_borrowed_fd(capture.as_fd(), PollFlags::IN)];
+                &mut both[..]
+            }
+        };
+        match poll(fds, Some(&TICK)) {
+            Ok(_) if fds[0].revents().contains(PollFlags::IN) => Ok(Woken::ToStop),
+            Ok(_) | Err(Errno::INTR) => Ok(Woken::ToRead),
+            Err(error) => Err(CaptureError::Wait { interface: self.interface.clone(), error }),
         }
     }
 }
@@ -136,21 +209,4 @@ pub fn run(
 enum Woken {
     ToRead,
     ToStop,
-}
-
-fn wait(
-    capture: &LiveCapture,
-    interface: &InterfaceName,
-    stop: &StopFlag,
-) -> Result<Woken, CaptureError> {
-    let capture_fd = capture.as_fd();
-    let mut fds = [
-        PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
-        PollFd::from_borrowed_fd(capture_fd, PollFlags::IN),
-    ];
-    match poll(&mut fds, Some(&TICK)) {
-        Ok(_) if fds[0].revents().contains(PollFlags::IN) => Ok(Woken::ToStop),
-        Ok(_) | Err(Errno::INTR) => Ok(Woken::ToRead),
-        Err(error) => Err(CaptureError::Wait { interface: interface.clone(), error }),
-    }
 }
