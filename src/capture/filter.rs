@@ -12,48 +12,127 @@ const FLAGS: &str = "({}&18=2 or {}&63=0 or {}&63=1 or {}&63=0x29)";
 /// The extension headers a TCP header may hide behind: BPF cannot walk them.
 const IPV6_EXTENSIONS: [u8; 8] = [0, 43, 44, 51, 60, 135, 139, 140];
 
+/// Where the IP header of a PPPoE session frame begins, and its PPP protocol field.
+const PPPOE_IP: usize = 22;
+const PPPOE_PROTOCOL: usize = 20;
+
+/// MPLS labels that are looked behind: one for the path, one for the service.
+const MPLS_LABELS: usize = 2;
+
 /// The filter for an interface of this kind, in pcap-filter(7)'s language.
 pub fn probes_on(link: LinkLayer) -> String {
-    let ipv4_flags = FLAGS.replace("{}", "tcp[13]");
-    let ipv6_flags = FLAGS.replace("{}", "ip6[53]");
-    let extensions = IPV6_EXTENSIONS.map(|next| format!("ip6[6]={next}")).join(" or ");
-    // First fragments come first: `tcp[13]` on a fragment that ends before its flags is a load
-    // out of range, which rejects the packet whatever else the filter says.
-    let bare = format!(
-        "((ip and ip[9]=6 and ip[6:2]&0x3fff=0x2000) or (ip and {ipv4_flags}) \
-         or (ip6 and ({extensions})) or (ip6 and ip6[6]=6 and {ipv6_flags}))"
-    );
     match link {
-        // Each `vlan` moves the offsets of all that follows it by one tag.
-        LinkLayer::Ethernet => format!("{bare} or (vlan and ({bare} or (vlan and {bare})))"),
+        // Each `vlan` moves the offsets of all that follows it by one tag, so that it comes last.
+        LinkLayer::Ethernet => {
+            let bare = bare();
+            let tunnelled = format!("{} or {}", pppoe(), mpls());
+            format!("{bare} or {tunnelled} or (vlan and ({bare} or (vlan and {bare})))")
+        }
         // `vlan` does not compile for the others.
         LinkLayer::LinuxSll
         | LinkLayer::LinuxSll2
         | LinkLayer::RawIp
         | LinkLayer::Loopback
         | LinkLayer::Ppp
-        | LinkLayer::CiscoHdlc => bare,
+        | LinkLayer::CiscoHdlc => bare(),
     }
+}
+
+/// Probes in IP right behind the link layer's header.
+fn bare() -> String {
+    // First fragments come first: `tcp[13]` on a fragment that ends before its flags is a load out
+    // of range, which rejects the packet whatever else the filter says.
+    format!(
+        "((ip and ip[9]=6 and ip[6:2]&0x3fff=0x2000) or (ip and {}) \
+         or (ip6 and ({})) or (ip6 and ip6[6]=6 and {}))",
+        flags("tcp[13]"),
+        extensions("ip6[6]"),
+        flags("ip6[53]")
+    )
+}
+
+/// Probes in a PPPoE session. The keyword `pppoes` would move the offsets of all that follows.
+fn pppoe() -> String {
+    let protocol = format!("ether[{PPPOE_PROTOCOL}:2]");
+    format!(
+        "(ether[12:2]=0x8864 and (({protocol}=0x21 and {}) or ({protocol}=0x57 and {})))",
+        ipv4_at(PPPOE_IP),
+        ipv6_at(PPPOE_IP)
+    )
+}
+
+/// Probes behind MPLS labels; likewise without the keyword.
+fn mpls() -> String {
+    let behind = |labels: usize| {
+        let (bottom, ip) = (14 + labels * 4 - 2, 14 + labels * 4);
+        format!("(ether[{bottom}]&1=1 and ({} or {}))", ipv4_at(ip), ipv6_at(ip))
+    };
+    let labels: Vec<String> = (1..=MPLS_LABELS).map(behind).collect();
+    format!("((ether[12:2]=0x8847 or ether[12:2]=0x8848) and ({}))", labels.join(" or "))
+}
+
+/// Probes in an IPv4 packet that begins at this offset of an Ethernet frame.
+fn ipv4_at(at: usize) -> String {
+    let (fragment, protocol) = (at + 6, at + 9);
+    // Byte 13 of TCP, behind as many words as the IP header's length field says.
+    let tcp_flags = format!("ether[{} + ((ether[{at}]&15)<<2)]", at + 13);
+    format!(
+        "(ether[{at}]&0xf0=0x40 and ether[{protocol}]=6 and (ether[{fragment}:2]&0x3fff=0x2000 \
+         or (ether[{fragment}:2]&0x1fff=0 and {})))",
+        flags(&tcp_flags)
+    )
+}
+
+/// Probes in an IPv6 packet that begins at this offset of an Ethernet frame.
+fn ipv6_at(at: usize) -> String {
+    let next = format!("ether[{}]", at + 6);
+    let tcp_flags = format!("ether[{}]", at + 53);
+    format!(
+        "(ether[{at}]&0xf0=0x60 and ({} or ({next}=6 and {})))",
+        extensions(&next),
+        flags(&tcp_flags)
+    )
+}
+
+fn flags(byte: &str) -> String {
+    FLAGS.replace("{}", byte)
+}
+
+fn extensions(next_header: &str) -> String {
+    IPV6_EXTENSIONS.map(|number| format!("{next_header}={number}")).join(" or ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pcap::{Capture, Linktype};
+    use crate::capture::frame::{probe_in, tests as frames};
+    use crate::clock::Moment;
+    use pcap::{BpfProgram, Capture, Linktype};
+
+    fn program(linktype: i32) -> BpfProgram {
+        let link = LinkLayer::of_linktype(linktype).unwrap();
+        let capture = Capture::dead(Linktype(linktype)).unwrap();
+        capture.compile(&probes_on(link), true).unwrap_or_else(|error| panic!("{link:?}: {error}"))
+    }
 
     #[test]
-    fn the_filter_compiles_for_every_link_layer() {
-        for (linktype, link) in [
-            (1, LinkLayer::Ethernet),
-            (113, LinkLayer::LinuxSll),
-            (276, LinkLayer::LinuxSll2),
-            (12, LinkLayer::RawIp),
-            (0, LinkLayer::Loopback),
-            (9, LinkLayer::Ppp),
-            (104, LinkLayer::CiscoHdlc),
-        ] {
-            let capture = Capture::dead(Linktype(linktype)).unwrap();
-            capture.compile(&probes_on(link), true).unwrap_or_else(|e| panic!("{link:?}: {e}"));
+    fn every_frame_that_holds_a_probe_passes() {
+        for (linktype, name, frame) in frames::probes() {
+            let link = LinkLayer::of_linktype(linktype).unwrap();
+            assert!(probe_in(link, &frame, Moment::default()).is_some(), "{name}");
+            assert!(program(linktype).filter(&frame), "{name} does not pass the filter");
+        }
+    }
+
+    #[test]
+    fn ordinary_traffic_does_not_pass() {
+        let ethernet = program(1);
+        for (linktype, name, mut frame) in frames::probes() {
+            let Some(flags) = frames::flags_in(&frame) else { continue };
+            frame[flags] = 0x10;
+            if linktype == 1 && !name.contains("extension") && !name.contains("fragment") {
+                assert!(!ethernet.filter(&frame), "an ACK passes: {name}");
+            }
         }
     }
 }
