@@ -120,34 +120,34 @@ impl Detector {
         let source = self.unit_of(probe.source, host);
         let destination = (self.rule.per == Per::Pair).then_some(probe.destination);
         let key = Key { source, destination };
-        let memory = self.sources.on_probe(key, probe, now, threshold, span)?;
-
-        // A source silent for a whole window begins anew.
-        if memory.window.latest().is_some_and(|latest| now.since(latest) >= span) {
-            memory.stealthy = false;
-            memory.reported = None;
-        }
-        memory.probes += 1;
-        memory.stealthy |= !probe.kind.opens_connection();
-        if !memory.window.record(probe.port, now, threshold, span) {
-            return None;
-        }
-        let continued = match memory.reported {
-            Some(reported) if now.since(reported) < span => return None,
-            earlier => earlier.is_some(),
-        };
-        memory.reported = Some(now);
-        Some(Scan {
-            source,
-            address: probe.source,
-            destination: probe.destination,
-            kind: if memory.stealthy { ScanKind::Stealth } else { ScanKind::Vertical },
-            attempts: memory.window.attempts().collect(),
-            moment: probe.moment,
-            probes: memory.probes,
-            threshold,
-            span,
-            continued,
+        self.sources.on_probe(key, probe, now, threshold, span, |memory| {
+            // A source silent for a whole window begins anew.
+            if memory.window.latest().is_some_and(|latest| now.since(latest) >= span) {
+                memory.stealthy = false;
+                memory.reported = None;
+            }
+            memory.probes += 1;
+            memory.stealthy |= !probe.kind.opens_connection();
+            if !memory.window.record(probe.port, now, threshold, span) {
+                return None;
+            }
+            let continued = match memory.reported {
+                Some(reported) if now.since(reported) < span => return None,
+                earlier => earlier.is_some(),
+            };
+            memory.reported = Some(now);
+            Some(Scan {
+                source,
+                address: probe.source,
+                destination: probe.destination,
+                kind: if memory.stealthy { ScanKind::Stealth } else { ScanKind::Vertical },
+                attempts: memory.window.attempts().collect(),
+                moment: probe.moment,
+                probes: memory.probes,
+                threshold,
+                span,
+                continued,
+            })
         })
     }
 

@@ -22,6 +22,11 @@ use crate::probe::Probe;
 /// second is still there when its second comes.
 const FIRST_CONTACTS_PER_SOURCE: usize = 3;
 
+/// How often at most, in the length of a window, a source is moved to the front of the LRU. To move it
+/// touches its neighbours in the list, which costs more than all the rest; so the order of the LRU is
+/// true to about a second only.
+const PROMOTIONS_PER_SPAN: u32 = 64;
+
 /// Whose ports are counted together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Key {
@@ -81,6 +86,20 @@ pub(super) struct Memory {
     pub(super) stealthy: bool,
     /// When it was last reported.
     pub(super) reported: Option<Moment>,
+    /// When it was last moved to the front of the LRU.
+    promoted: Moment,
+}
+
+impl Memory {
+    fn new(ports: usize) -> Self {
+        Self {
+            window: Window::for_threshold(ports),
+            probes: 0,
+            stealthy: false,
+            reported: None,
+            promoted: Moment::default(),
+        }
+    }
 }
 
 /// All that is remembered.
@@ -110,43 +129,56 @@ impl Sources {
         self
     }
 
-    /// The memory of a source that tries a port; none as long as it is its only one. A memory that is
-    /// new holds the first port already, but not this one.
-    pub(super) fn on_probe(
+    /// Lets `consider` look at the memory of a source that tries a port; does not, as long as it is the
+    /// source's only one. A memory that is new holds the first port already, but not this one.
+    pub(super) fn on_probe<T>(
         &mut self,
         key: Key,
         probe: &Probe,
         now: Moment,
         ports: usize,
         span: Duration,
-    ) -> Option<&mut Memory> {
+        consider: impl FnOnce(&mut Memory) -> Option<T>,
+    ) -> Option<T> {
         let key = HashedKey { tag: self.tag(&key), key };
-        if !self.several_ports.contains(&key) {
-            let stealthy = !probe.kind.opens_connection();
-            let newcomer = Newcomer { tag: key.tag, port: probe.port, stealthy };
-            let first = match self.one_port.meet(newcomer, now, span) {
-                Meeting::Waits { evicted } => {
-                    self.evicted += u64::from(evicted);
-                    return None;
-                }
-                Meeting::SecondPort(first) => first,
-            };
-            // The memory of a source that has to go serves the new one: a flood allocates nothing.
-            let full = self.several_ports.len() == self.several_ports.cap().get();
-            let recycled = if full { self.several_ports.pop_lru() } else { None };
-            let mut window = Window::for_threshold(ports);
-            if let Some((_, old)) = recycled {
-                let of_use = old.window.latest().is_some_and(|latest| now.since(latest) < span);
-                self.evicted += u64::from(of_use);
-                window = old.window;
-                window.clear();
+        if let Some(memory) = self.several_ports.peek_mut(&key) {
+            let long_ago = now.since(memory.promoted) >= span / PROMOTIONS_PER_SPAN;
+            let result = consider(memory);
+            if long_ago {
+                memory.promoted = now;
+                self.several_ports.promote(&key);
             }
-            window.record(first.port, first.moment, ports, span);
-            let probes = first.probes.into();
-            let memory = Memory { window, probes, stealthy: first.stealthy, reported: None };
-            self.several_ports.push(key, memory);
+            return result;
         }
-        self.several_ports.get_mut(&key)
+        let stealthy = !probe.kind.opens_connection();
+        let newcomer = Newcomer { tag: key.tag, port: probe.port, stealthy };
+        let first = match self.one_port.meet(newcomer, now, span) {
+            Meeting::Waits { evicted } => {
+                self.evicted += u64::from(evicted);
+                return None;
+            }
+            Meeting::SecondPort(first) => first,
+        };
+        let mut memory = self.recycled_memory(now, ports, span);
+        memory.window.record(first.port, first.moment, ports, span);
+        memory.probes = first.probes.into();
+        memory.stealthy = first.stealthy;
+        memory.promoted = now;
+        let result = consider(&mut memory);
+        self.several_ports.push(key, memory);
+        result
+    }
+
+    /// An empty memory. That of a source that has to go serves again: a flood allocates nothing.
+    fn recycled_memory(&mut self, now: Moment, ports: usize, span: Duration) -> Memory {
+        let full = self.several_ports.len() == self.several_ports.cap().get();
+        let Some((_, mut old)) = full.then(|| self.several_ports.pop_lru()).flatten() else {
+            return Memory::new(ports);
+        };
+        let of_use = old.window.latest().is_some_and(|latest| now.since(latest) < span);
+        self.evicted += u64::from(of_use);
+        old.window.clear();
+        Memory { window: old.window, ..Memory::new(0) }
     }
 
     /// Forgets all that is known of the sources in a network.
@@ -178,27 +210,26 @@ impl Sources {
     }
 
     fn tag(&self, key: &Key) -> Tag {
-        let mut bytes = [0u8; 36];
-        let (source, rest) = bytes.split_at_mut(18);
-        write_address(source, Some(key.source.addr()));
-        source[17] = key.source.prefix_len();
-        write_address(rest, key.destination);
-        self.hasher.hash_one(bytes)
+        let mut hasher = self.hasher.build_hasher();
+        let (source, family) = bits(key.source.addr());
+        hasher.write_u128(source);
+        // Families and the absence of a destination are told apart beside the addresses.
+        let mut kinds = u64::from(family) << 8 | u64::from(key.source.prefix_len());
+        if let Some(destination) = key.destination {
+            let (destination, family) = bits(destination);
+            hasher.write_u128(destination);
+            kinds |= u64::from(family) << 16;
+        }
+        hasher.write_u64(kinds);
+        hasher.finish()
     }
 }
 
-/// An address as 17 bytes, different for any two.
-fn write_address(bytes: &mut [u8], address: Option<IpAddr>) {
+/// An address as a number, and the number of its family.
+fn bits(address: IpAddr) -> (u128, u8) {
     match address {
-        None => {}
-        Some(IpAddr::V4(address)) => {
-            bytes[0] = 4;
-            bytes[1..5].copy_from_slice(&address.octets());
-        }
-        Some(IpAddr::V6(address)) => {
-            bytes[0] = 6;
-            bytes[1..17].copy_from_slice(&address.octets());
-        }
+        IpAddr::V4(address) => (address.to_bits().into(), 4),
+        IpAddr::V6(address) => (address.to_bits(), 6),
     }
 }
 
@@ -231,15 +262,18 @@ mod tests {
     #[test]
     fn a_flood_of_single_probes_pushes_nobody_out_who_tried_two() {
         let mut sources = Sources::new(1024);
-        assert!(sources.on_probe(key(7), &probe(1), at(0), 3, SPAN).is_none());
-        let memory = sources.on_probe(key(7), &probe(2), at(0), 3, SPAN).unwrap();
-        memory.window.record(Port(2), at(0), 3, SPAN);
+        let mut meet = |source, port, second| {
+            sources.on_probe(key(source), &probe(port), at(second), 3, SPAN, |memory| {
+                memory.window.record(Port(port), at(second), 3, SPAN);
+                Some(memory.window.attempts().map(|attempt| attempt.port.0).collect::<Vec<_>>())
+            })
+        };
+        assert_eq!(meet(7, 1, 0), None);
+        assert_eq!(meet(7, 2, 0), Some(vec![1, 2]));
         for number in 1000..1_000_000 {
-            assert!(sources.on_probe(key(number), &probe(80), at(1), 3, SPAN).is_none());
+            assert_eq!(meet(number, 80, 1), None);
         }
-        let memory = sources.on_probe(key(7), &probe(3), at(2), 3, SPAN).unwrap();
-        let ports: Vec<u16> = memory.window.attempts().map(|attempt| attempt.port.0).collect();
-        assert_eq!(ports, [1, 2], "the third is for the caller to record");
+        assert_eq!(meet(7, 3, 2), Some(vec![1, 2, 3]));
         assert_eq!(sources.len(), 1 + 3 * 1024);
         assert_eq!(sources.evicted(), 999_000 - 3 * 1024);
     }

@@ -7,6 +7,8 @@
 
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use crate::clock::Moment;
 use crate::probe::Port;
 
@@ -19,14 +21,15 @@ pub struct Attempt {
     pub moment: Moment,
 }
 
-/// The most recent distinct ports of a source, latest first.
+/// The most recent distinct ports of a source, latest first. With the default threshold they lie
+/// within the window itself: a source costs one cache line less to look at.
 #[derive(Debug, Default)]
-pub struct Window(Vec<Attempt>);
+pub struct Window(SmallVec<[Attempt; 4]>);
 
 impl Window {
     /// An empty window with room for what a threshold of `ports` needs.
     pub fn for_threshold(ports: usize) -> Self {
-        Self(Vec::with_capacity(ports + 1))
+        Self(SmallVec::with_capacity(ports + 1))
     }
 
     /// Forgets everything and keeps the room.

@@ -1,0 +1,164 @@
+//! Two network namespaces and a veth between them; traffic never leaves them.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+
+use crate::TCPTRACKER;
+
+/// The namespaces, removed when dropped.
+pub(crate) struct Lab {
+    attacker: String,
+    victim: String,
+}
+
+impl Lab {
+    pub(crate) fn new() -> Self {
+        let id = std::process::id();
+        let lab = Self { attacker: format!("ttb-{id}-a"), victim: format!("ttb-{id}-v") };
+        let (a, v) = (&lab.attacker, &lab.victim);
+        for command in [
+            format!("netns add {a}"),
+            format!("netns add {v}"),
+            format!("link add ve0 netns {a} type veth peer name eth0 netns {v}"),
+            format!("-n {a} link set ve0 address 02:00:00:00:00:01 up"),
+            format!("-n {v} link set eth0 address 02:00:00:00:00:02 up"),
+            format!("-n {v} link set lo up"),
+            format!("-n {v} addr add 10.78.0.2/16 dev eth0"),
+            format!("-n {a} addr add 10.78.0.1/16 dev ve0"),
+        ] {
+            assert!(Command::new("ip").args(command.split(' ')).status().unwrap().success());
+        }
+        lab
+    }
+
+    /// Lets the victim answer a source without asking for its hardware address first.
+    pub(crate) fn neighbour(&self, source: &str) {
+        let victim = &self.victim;
+        let command =
+            format!("-n {victim} neigh replace {source} lladdr 02:00:00:00:00:01 dev eth0");
+        assert!(Command::new("ip").args(command.split(' ')).status().unwrap().success());
+    }
+
+    fn command(namespace: &str, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace, program]).args(arguments);
+        command
+    }
+
+    /// Runs a part of this bench as the attacker and returns what it prints.
+    pub(crate) fn attack(&self, arguments: &[&str]) -> String {
+        let output = Self::command(&self.attacker, &this(), arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Starts counting, on the attacker's or the victim's side.
+    pub(crate) fn count(&self, by_attacker: bool, filter: &str) -> Counter {
+        let (namespace, interface) =
+            if by_attacker { (&self.attacker, "ve0") } else { (&self.victim, "eth0") };
+        let mut command = Self::command(namespace, &this(), &["count", interface, filter]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        output.read_line(&mut String::new()).unwrap();
+        Counter { child, output }
+    }
+
+    /// Starts the service and waits until it watches.
+    pub(crate) fn serve(&self) -> Service {
+        let mut child = Self::command(&self.victim, TCPTRACKER, &["run", "-i", "eth0"])
+            .env("TCPTRACKER_BUS__ENABLED", "false")
+            .env("TCPTRACKER_LOG__CONNECTIONS", "false")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("watching eth0") {
+            line.clear();
+            assert!(log.read_line(&mut line).unwrap() > 0, "the service did not start");
+        }
+        // Nobody reads on: without a reader the pipe would fill and the journal's thread stop.
+        std::thread::spawn(move || log.read_to_end(&mut Vec::new()));
+        Service { child, victim: self.victim.clone() }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for namespace in [&self.attacker, &self.victim] {
+            let _ = Command::new("ip").args(["netns", "del", namespace]).status();
+        }
+    }
+}
+
+/// A running count.
+pub(crate) struct Counter {
+    child: Child,
+    output: BufReader<std::process::ChildStdout>,
+}
+
+impl Counter {
+    /// Processor time used so far, in nanoseconds.
+    pub(crate) fn cpu(&self) -> f64 {
+        cpu(self.child.id())
+    }
+
+    /// Ends the count.
+    pub(crate) fn end(mut self) -> f64 {
+        drop(self.child.stdin.take());
+        let mut count = String::new();
+        self.output.read_to_string(&mut count).unwrap();
+        self.child.wait().unwrap();
+        count.trim().parse().unwrap()
+    }
+}
+
+/// The running service.
+pub(crate) struct Service {
+    child: Child,
+    victim: String,
+}
+
+impl Service {
+    /// Processor time used so far, in nanoseconds.
+    pub(crate) fn cpu(&self) -> f64 {
+        cpu(self.child.id())
+    }
+
+    /// Resident memory, in MiB.
+    pub(crate) fn resident(&self) -> f64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+    }
+
+    /// A metric's value; those with labels by name and labels, as they are written.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let arguments = ["netns", "exec", &self.victim, "curl", "-s", "127.0.0.1:8081/metrics"];
+        let output = Command::new("ip").args(arguments).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no metric {name}")).parse().unwrap()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
+        let _ = self.child.wait();
+    }
+}
+
+/// User and system time of a process in nanoseconds: fields 14 and 15 of proc_pid_stat(5), in ticks of
+/// a hundredth of a second.
+fn cpu(process: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let behind_name = stat.rsplit(')').next().unwrap();
+    let fields: Vec<&str> = behind_name.split_whitespace().collect();
+    let ticks: f64 = fields[11..13].iter().map(|field| field.parse::<f64>().unwrap()).sum();
+    ticks * 1e7
+}
+
+fn this() -> String {
+    std::env::current_exe().unwrap().to_str().unwrap().to_owned()
+}

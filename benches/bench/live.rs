@@ -1,0 +1,117 @@
+//! The whole service on a veth: floods, fast scanners, and nothing at all.
+
+use std::time::Duration;
+
+use crate::lab::{Lab, Service};
+use crate::{median, row};
+
+const RATE: f64 = 300_000.0;
+const FLOOD: &str = "3000000";
+const SYN: &str = "tcp[13]&18=2";
+
+/// A flood of many sources: what is lost, and what a SYN costs beside a bare loop.
+pub(crate) fn flood() {
+    let lab = Lab::new();
+    let send = || {
+        let sent = lab.attack(&["send", "ve0", FLOOD, &RATE.to_string(), "100000"]);
+        let words: Vec<f64> = sent.split_whitespace().map(|word| word.parse().unwrap()).collect();
+        (words[0], words[0] / words[1])
+    };
+    let (mut ours, mut bare, mut lost, mut rates) = (vec![], vec![], vec![], vec![]);
+    for _ in 0..3 {
+        let counter = lab.count(false, SYN);
+        let before = counter.cpu();
+        send();
+        settle();
+        let cpu = counter.cpu() - before;
+        bare.push(cpu / counter.end());
+
+        let service = lab.serve();
+        let before = service.cpu();
+        let (count, rate) = send();
+        settle();
+        let cpu = service.cpu() - before;
+        let seen = service.metric("tcptracker_new_connections");
+        ours.push(cpu / seen);
+        lost.push(count - seen);
+        rates.push(rate);
+    }
+    let (ours, bare) = (median(ours), median(bare));
+    row(
+        &format!("live: CPU a SYN, {:.0} a second, 100,000 sources", median(rates)),
+        &format!("{ours:.0} ns"),
+        &format!("{bare:.0} ns"),
+        Some(ours / bare),
+        "at most 5 times a bare loop",
+    );
+    row("live: SYNs lost of 3 M, in three runs", &format!("{lost:?}"), "-", None, "none");
+}
+
+/// Ten million forged sources, one probe each; and a slow scanner among them.
+pub(crate) fn memory() {
+    let lab = Lab::new();
+    let service = lab.serve();
+    let half = |service: &Service| {
+        lab.attack(&["send", "ve0", "5000000", "200000", "2000000000"]);
+        settle();
+        service.resident()
+    };
+    let (first, second) = (half(&service), half(&service));
+    let seen = service.metric("tcptracker_new_connections");
+    row(
+        &format!("live: resident memory after 5 M and {:.0} M forged sources", seen / 1e6),
+        &format!("{second:.1} MiB"),
+        &format!("{first:.1} MiB"),
+        Some(second / first),
+        "below 64 MiB, not growing",
+    );
+}
+
+/// How many of 1,000 closed ports answer before the scanner is dropped.
+pub(crate) fn learned() {
+    learned_at("100", "median at most 20");
+    learned_at("20", "median at most 100");
+}
+
+fn learned_at(pause: &str, bar: &str) {
+    let lab = Lab::new();
+    let service = lab.serve();
+    let answers = (1..=9).map(|last| {
+        let source = format!("10.78.1.{last}");
+        let filter = format!("src host 10.78.0.2 and dst host {source} and tcp[13]&4!=0");
+        lab.neighbour(&source);
+        let counter = lab.count(true, &filter);
+        lab.attack(&["scan", "ve0", &source, pause]);
+        settle();
+        counter.end()
+    });
+    let answers: Vec<f64> = answers.collect();
+    row(
+        &format!("live: ports of 1,000 learned, a probe each {pause} us"),
+        &format!("{:.0}", median(answers.clone())),
+        &format!("max {:.0}", answers.iter().copied().fold(0.0, f64::max)),
+        None,
+        bar,
+    );
+    drop(service);
+}
+
+/// Nothing happens.
+pub(crate) fn idle() {
+    let lab = Lab::new();
+    let service = lab.serve();
+    settle();
+    let before = service.cpu();
+    let span = Duration::from_secs(10);
+    std::thread::sleep(span);
+    let share = (service.cpu() - before) / span.as_nanos() as f64 * 100.0;
+    let text = format!("{share:.1} %");
+    row("idle: CPU over 10 s", &text, "-", None, "none to be measured");
+    let text = format!("{:.1} MiB", service.resident());
+    row("idle: resident memory", &text, "-", None, "below 15 MiB");
+}
+
+/// Until what was sent has been worked off.
+fn settle() {
+    std::thread::sleep(Duration::from_millis(1500));
+}
