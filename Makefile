@@ -77,7 +77,8 @@ endif
 
 uninstall: ## stop all instances and remove what `make install` installed
 ifeq ($(DESTDIR),)
-	-@[ ! -d /run/systemd/system ] || systemctl disable --now 'tcptracker@*.service'
+	-@[ ! -d /run/systemd/system ] || { systemctl stop 'tcptracker@*.service'; \
+	    systemctl disable tcptracker@.service; }
 endif
 	rm -f $(DESTDIR)$(PREFIX)/bin/tcptracker \
 	    $(DESTDIR)$(PREFIX)/lib/systemd/system/tcptracker@.service \
