@@ -10,8 +10,8 @@ POLICY  = $(if $(filter /usr,$(PREFIX)),/usr/share,/etc)/dbus-1/system.d
 
 # Build: a linker and libpcap's header files. Run: iptables (the sets need no program).
 DEPS      = gcc libc6-dev libpcap-dev iptables
-# Tests and demo: scanners, namespaces, a bus and its tools, what shows the sets.
-TEST_DEPS = $(DEPS) nmap hping3 iproute2 ipset dbus systemd curl procps util-linux python3
+# Tests and demo: a scanner, namespaces, a bus and its tools, what shows the sets.
+TEST_DEPS = $(DEPS) nmap iproute2 ipset dbus systemd curl procps util-linux python3
 
 # Packages that are not there are installed; where all are, apt is not asked.
 define install_missing
