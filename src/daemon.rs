@@ -83,14 +83,18 @@ pub fn run(interface: &InterfaceName, sources: &Sources) -> Result<(), DaemonErr
 
     service_manager::ready(&service.status());
     journal::started(interface, &service.status());
-    let outcome = service.wait();
-    service_manager::stopping();
-    service.stop();
-    let how = match &outcome {
-        Ok(signal) => format!("stopped by {signal}; rules taken down"),
-        Err(error) => format!("stopped: {error}"),
+    let outcome = match service.wait() {
+        Ok(signal) => {
+            service_manager::stopping();
+            service.stop().map(|()| signal)
+        }
+        Err(error) => Err(error),
     };
-    journal::stopped(interface, &how);
+    match &outcome {
+        Ok(signal) => journal::stopped(interface, signal),
+        // As after a crash: the kernel goes on blocking until the next start, or until it expires.
+        Err(error) => journal::failed(interface, error),
+    }
     outcome.map(drop)
 }
 
@@ -135,6 +139,8 @@ impl Service {
         let metrics = Arc::new(Metrics::new()?);
         let (notices_in, notices) = channel();
         let mut crew = Crew::new(notices_in);
+        // From here on a signal ends the service in order, however early it comes.
+        crew.forward_signals()?;
 
         let (events_in, events) = sync_channel(journal::QUEUE);
         let (tasks_in, tasks) = async_channel::bounded(dbus::QUEUE);
@@ -168,7 +174,7 @@ impl Service {
         let worker = Worker {
             detector: Detector::new(config.detection),
             host: Arc::clone(&host),
-            log_rate: config.log.connections.then_some(config.log.rate.0),
+            log: config.log,
             control,
             firewall: firewall.clone(),
             reporter: reporter.clone(),
@@ -187,20 +193,18 @@ impl Service {
         };
         crew.start("capture", move |pulse| watch.run(capture, pulse))?;
 
-        let blocking =
-            Blocking { block: config.block, exempt: config.exempt, host: Arc::clone(&host) };
-        let actor =
-            Actor::new(backend, blocking, reporter.clone(), Arc::clone(&board), control_in.clone());
-        start_firewall(&mut crew, actor, orders)?;
         let stop_host = Arc::new(StopFlag::new().map_err(std::io::Error::from)?);
         let followers = Followers {
             interface: interface.clone(),
             firewall: firewall.clone(),
-            detector: control_in,
+            detector: control_in.clone(),
             board: Arc::clone(&board),
         };
-        start_host(&mut crew, host, followers, Arc::clone(&stop_host))?;
-        crew.forward_signals()?;
+        start_host(&mut crew, Arc::clone(&host), followers, Arc::clone(&stop_host))?;
+        // Last, so that nothing can fail any more once the kernel is changed.
+        let blocking = Blocking { block: config.block, exempt: config.exempt, host };
+        let actor = Actor::new(backend, blocking, reporter.clone(), Arc::clone(&board), control_in);
+        start_firewall(&mut crew, actor, orders)?;
         Ok(Self {
             interface: interface.clone(),
             crew,
@@ -261,7 +265,7 @@ impl Service {
     }
 
     /// Ends every thread, in the order in which a packet travels. The firewall's takes down its rules.
-    fn stop(mut self) {
+    fn stop(mut self) -> Result<(), DaemonError> {
         self.stop_capture.raise();
         self.crew.join("capture");
         // Without capture there is no more to detect.
@@ -280,9 +284,15 @@ impl Service {
             self.crew.join("bus");
         }
         // The journal ends when nobody is left who could tell it anything.
-        let Self { mut crew, reporter, board, .. } = self;
+        let Self { mut crew, notices, reporter, board, .. } = self;
         drop((reporter, board));
         crew.join("journal");
+        notices.try_iter().try_for_each(|notice| match notice {
+            Notice::Ended { thread, result: Err(error) } => {
+                Err(DaemonError::ThreadEnded { thread, reason: error.to_string() })
+            }
+            Notice::Ended { .. } | Notice::Signal(_) => Ok(()),
+        })
     }
 }
 

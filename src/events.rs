@@ -143,8 +143,10 @@ pub enum Event {
         /// By which kind of probe.
         kind: ProbeKind,
     },
-    /// More connections than `log.rate` allows to list.
-    ConnectionsNotLogged {
+    /// More connections, or scans, than `log.rate` allows to list.
+    NotListed {
+        /// Of what.
+        what: &'static str,
         /// How many were left out.
         count: u64,
         /// Over how long.

@@ -5,7 +5,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -41,7 +40,8 @@ const GROUPS: u32 = 0x1 | 0x10 | 0x100 | 0x40 | 0x400;
 /// How often the resolvers are read again: no kernel event tells of them.
 const TICK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// The name servers programs are told of; and those systemd-resolved asks in their stead.
+const RESOLV_CONF: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
 
 /// A snapshot of what the host is and depends on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -90,11 +90,8 @@ impl Host {
                 gateways_in(body.get(ROUTE_HEADER..).unwrap_or_default(), &mut gateways);
             }
         })?;
-        let resolvers = std::fs::read_to_string(Path::new(RESOLV_CONF))
-            .map(|text| sorted(nameservers_in(&text)))
-            .unwrap_or_default();
         let (own, gateways) = (sorted(own), sorted(gateways));
-        Ok(Self { own, down, gateways, resolvers, ..Self::default() })
+        Ok(Self { own, down, gateways, resolvers: resolvers(), ..Self::default() })
     }
 
     /// The addresses of this host.
@@ -129,6 +126,8 @@ pub fn follow(
 ) -> Result<(), NetlinkError> {
     let mut notifications = NetlinkSocket::open(None, GROUPS)?;
     let mut requests = NetlinkSocket::open(None, 0)?;
+    // What changed before the subscription was not told.
+    let mut changed = true;
     loop {
         pulse.beat();
         let mut fds = [
@@ -141,8 +140,12 @@ pub fn follow(
             Err(error) => return Err(error.into()),
         }
         // What changed does not matter: all is read again, so that nothing can be missed.
-        notifications.drain_notifications()?;
-        let host = Host::read(&mut requests)?;
+        changed |= notifications.drain_notifications()?;
+        let host = if std::mem::take(&mut changed) {
+            Host::read(&mut requests)?
+        } else {
+            Host { resolvers: resolvers(), ..(*latest).clone() }
+        };
         if host != *latest {
             latest = Arc::new(host);
             publish(Arc::clone(&latest));
@@ -196,6 +199,11 @@ fn address_of(value: &[u8]) -> Option<IpAddr> {
         return Some(Ipv4Addr::from(octets).into());
     }
     <[u8; 16]>::try_from(value).ok().map(|octets| Ipv6Addr::from(octets).into())
+}
+
+fn resolvers() -> Vec<IpAddr> {
+    let texts = RESOLV_CONF.iter().filter_map(|file| std::fs::read_to_string(file).ok());
+    sorted(texts.flat_map(|text| nameservers_in(&text)).collect())
 }
 
 /// The `nameserver` lines of resolv.conf(5); a zone behind `%` is left out.

@@ -6,7 +6,7 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::debug_fn;
@@ -31,7 +31,7 @@ mod id {
     pub(super) const STARTED: &str = "fdb7f878f18d45e5ae664097c6d1c558";
     pub(super) const STOPPED: &str = "8e2001616b6740948dd1ffd4217f4596";
     pub(super) const CONNECTION: &str = "9840eea37f064008a5e6549aad6c92f2";
-    pub(super) const CONNECTIONS_NOT_LOGGED: &str = "239c82bea89f433ead9e746864055121";
+    pub(super) const NOT_LISTED: &str = "239c82bea89f433ead9e746864055121";
     pub(super) const SCAN: &str = "5d0741d35f104cf2bc625c85c40f2775";
     pub(super) const SPARED: &str = "9dc2be5efe0c4fbf82270cacf2a7e056";
     pub(super) const BLOCKED: &str = "b39b4bac17384f029bb82ffb3b2b31d1";
@@ -85,9 +85,18 @@ pub fn started(interface: &InterfaceName, text: &str) {
     info!(MESSAGE_ID = id::STARTED, TCPTRACKER_INTERFACE = %interface, "{text}");
 }
 
-/// Says that the service ends.
-pub fn stopped(interface: &InterfaceName, text: &str) {
-    info!(MESSAGE_ID = id::STOPPED, TCPTRACKER_INTERFACE = %interface, "{text}");
+/// Says that the service was stopped, by which signal.
+pub fn stopped(interface: &InterfaceName, signal: &str) {
+    info!(MESSAGE_ID = id::STOPPED, TCPTRACKER_INTERFACE = %interface, "stopped by {signal}");
+}
+
+/// Says that the service ends because something failed.
+pub fn failed(interface: &InterfaceName, error: &dyn std::error::Error) {
+    error!(
+        MESSAGE_ID = id::STOPPED,
+        TCPTRACKER_INTERFACE = %interface,
+        "failed: {error}; what is blocked stays so until the next start, or until its time is up"
+    );
 }
 
 /// Writes events until all who could tell one have ended.
@@ -115,10 +124,10 @@ fn write(interface: &InterfaceName, event: &Event) {
             std::net::SocketAddr::new(*source, source_port.0),
             std::net::SocketAddr::new(*destination, port.0),
         ),
-        Event::ConnectionsNotLogged { count, span } => info!(
-            MESSAGE_ID = id::CONNECTIONS_NOT_LOGGED,
+        Event::NotListed { what, count, span } => info!(
+            MESSAGE_ID = id::NOT_LISTED,
             TCPTRACKER_INTERFACE = %interface,
-            "{count} more new connections in {:.1}s, not listed (log.rate)",
+            "{count} more {what} in {:.1}s, not listed (log.rate)",
             span.as_secs_f64(),
         ),
         Event::Scan(scan) => write_scan(interface, scan),
@@ -133,7 +142,8 @@ fn write(interface: &InterfaceName, event: &Event) {
                 (BlockCause::Found, _) => "taken over".to_owned(),
                 (BlockCause::Manual, uid) => by(*uid),
             };
-            info!(
+            // As loud as the scan: whoever reads warnings only wants to see both.
+            warn!(
                 MESSAGE_ID = id::BLOCKED,
                 TCPTRACKER_INTERFACE = %interface,
                 TCPTRACKER_SOURCE = %show_network(network),
@@ -226,11 +236,11 @@ fn write_state(interface: &InterfaceName, state: State, reason: Option<&str>) {
 
 fn ports_of(scan: &Scan) -> String {
     let ports: Vec<String> = scan.ports().iter().map(ToString::to_string).collect();
-    ports.join(",")
+    ports.join(", ")
 }
 
 fn by(uid: Option<u32>) -> String {
-    uid.map_or_else(|| "by hand".to_owned(), |uid| format!("by hand, uid {uid}"))
+    uid.map_or_else(|| "by hand".to_owned(), |uid| format!("by uid {uid}"))
 }
 
 #[cfg(test)]
@@ -243,7 +253,7 @@ mod tests {
             id::STARTED,
             id::STOPPED,
             id::CONNECTION,
-            id::CONNECTIONS_NOT_LOGGED,
+            id::NOT_LISTED,
             id::SCAN,
             id::SPARED,
             id::BLOCKED,

@@ -6,9 +6,9 @@ use std::collections::HashMap;
 use ipnet::IpNet;
 use zbus::fdo::DBusProxy;
 use zbus::proxy::CacheProperties;
-use zbus::{Connection, proxy};
+use zbus::{Connection, DBusError, proxy};
 
-use crate::dbus::{INTERFACE, bus_name, interface_of, object_path};
+use crate::dbus::{bus_name, interface_of, object_path};
 use crate::interface::InterfaceName;
 use crate::network::{InvalidAddress, show_network};
 
@@ -47,6 +47,8 @@ pub(super) enum ClientError {
         error: zbus::Error,
     },
 }
+
+const NOT_BLOCKED: &str = "org.tcptracker.Tracker1.Error.NotBlocked";
 
 /// A block as the bus tells it: address, since, until, offences, reason.
 pub(super) type Block = (String, u64, u64, u32, String);
@@ -88,29 +90,32 @@ impl Instance {
     pub(super) async fn unblock(&self, network: IpNet) -> Result<bool, ClientError> {
         match self.proxy.unblock(&show_network(&network)).await {
             Ok(()) => Ok(true),
-            Err(zbus::Error::MethodError(name, ..))
-                if name.as_str().strip_prefix(INTERFACE) == Some(".Error.NotBlocked") =>
-            {
-                Ok(false)
-            }
+            Err(error) if error_name(&error) == Some(NOT_BLOCKED.to_owned()) => Ok(false),
             Err(error) => Err(self.explain(error)),
         }
     }
 
     fn explain(&self, error: zbus::Error) -> ClientError {
-        match error {
-            zbus::Error::MethodError(name, text, _) => match (name.as_str(), text) {
-                ("org.freedesktop.DBus.Error.AccessDenied", _) => ClientError::Denied,
-                (
-                    "org.freedesktop.DBus.Error.ServiceUnknown"
-                    | "org.freedesktop.DBus.Error.NameHasNoOwner",
-                    _,
-                ) => ClientError::NotRunningOn(self.interface.clone()),
-                (_, Some(text)) => ClientError::Refused(text),
-                (name, None) => ClientError::Refused(name.to_owned()),
+        match error_name(&error).as_deref() {
+            Some("org.freedesktop.DBus.Error.AccessDenied") => ClientError::Denied,
+            Some(
+                "org.freedesktop.DBus.Error.ServiceUnknown"
+                | "org.freedesktop.DBus.Error.NameHasNoOwner",
+            ) => ClientError::NotRunningOn(self.interface.clone()),
+            _ => match error {
+                zbus::Error::MethodError(_, Some(text), _) => ClientError::Refused(text),
+                error => ClientError::Bus { interface: self.interface.clone(), error },
             },
-            error => ClientError::Bus { interface: self.interface.clone(), error },
         }
+    }
+}
+
+/// The name of an error that came as the answer to a call.
+fn error_name(error: &zbus::Error) -> Option<String> {
+    match error {
+        zbus::Error::MethodError(name, ..) => Some(name.to_string()),
+        zbus::Error::FDO(error) => Some(error.name().to_string()),
+        _ => None,
     }
 }
 

@@ -7,16 +7,17 @@ use crate::clock::HumanDuration;
 use crate::network::{parse_network, show_network};
 
 pub(super) fn block(arguments: &Block) -> Result<(), CliError> {
+    let network = parse_network(&arguments.address).map_err(ClientError::from)?;
     let seconds = arguments.duration.map_or(0, |duration| duration.as_secs());
     let done = zbus::block_on(async {
         let mut done = String::new();
         for instance in instances(arguments.interface.as_ref()).await? {
-            instance.block(arguments.address, seconds, &arguments.reason).await?;
+            instance.block(network, seconds, &arguments.reason).await?;
             let span = arguments.duration.map_or_else(
                 || "until unblocked".to_owned(),
                 |duration| format!("for {}", HumanDuration(duration)),
             );
-            let address = show_network(&arguments.address);
+            let address = show_network(&network);
             done += &format!("blocked {address} on {} {span}\n", instance.interface);
         }
         Ok::<_, CliError>(done)
@@ -25,10 +26,12 @@ pub(super) fn block(arguments: &Block) -> Result<(), CliError> {
 }
 
 pub(super) fn unblock(arguments: &Unblock) -> Result<(), CliError> {
+    let wanted = arguments.address.as_deref().map(parse_network);
+    let wanted = wanted.transpose().map_err(ClientError::from)?;
     let done = zbus::block_on(async {
         let mut done = String::new();
         for instance in instances(arguments.interface.as_ref()).await? {
-            let networks = match arguments.address {
+            let networks = match wanted {
                 Some(network) => vec![network],
                 None => instance
                     .list()
@@ -47,7 +50,7 @@ pub(super) fn unblock(arguments: &Unblock) -> Result<(), CliError> {
         }
         Ok::<_, CliError>(done)
     })?;
-    match arguments.address {
+    match wanted {
         Some(network) if done.is_empty() => Err(ClientError::NotBlocked(network).into()),
         None if done.is_empty() => print("nothing is blocked\n"),
         _ => print(&done),

@@ -84,8 +84,7 @@ struct Select {
 #[derive(Args)]
 struct Block {
     /// An address, or a network such as 192.0.2.0/24
-    #[arg(value_parser = address)]
-    address: IpNet,
+    address: String,
     /// For how long, such as 30m, 1h or 7d; without it, until unblocked
     #[arg(long = "for", value_name = "TIME", value_parser = length_of_time)]
     duration: Option<Duration>,
@@ -100,8 +99,8 @@ struct Block {
 #[derive(Args)]
 struct Unblock {
     /// An address, or a network such as 192.0.2.0/24
-    #[arg(value_parser = address, required_unless_present = "all")]
-    address: Option<IpNet>,
+    #[arg(required_unless_present = "all")]
+    address: Option<String>,
     /// Everything that is blocked
     #[arg(long, conflicts_with = "address")]
     all: bool,

@@ -4,7 +4,7 @@
 //! decide alike. Owns what is remembered of each source, in fixed memory: the least recently seen
 //! source goes when a new one needs its place, and that is counted.
 
-mod connection_log;
+mod entry_limit;
 mod first_contact;
 mod sources;
 mod window;

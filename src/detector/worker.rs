@@ -10,9 +10,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::Detector;
-use super::connection_log::ConnectionLog;
+use super::entry_limit::EntryLimit;
 use crate::capture::Batches;
 use crate::clock::Moment;
+use crate::config::LogConfig;
 use crate::events::{Direction, Event, Reporter};
 use crate::firewall::{Firewall, Order};
 use crate::host::Host;
@@ -36,8 +37,8 @@ pub struct Worker {
     pub detector: Detector,
     /// The host whose probes are outbound.
     pub host: Arc<Host>,
-    /// Listed connections a second, if any.
-    pub log_rate: Option<u32>,
+    /// What is said about connections and scans.
+    pub log: LogConfig,
     /// Requests of others.
     pub control: Receiver<Control>,
     /// Where scans go.
@@ -46,10 +47,20 @@ pub struct Worker {
     pub reporter: Reporter,
 }
 
+/// How much is listed one by one.
+struct Limits {
+    connections: EntryLimit,
+    scans: EntryLimit,
+}
+
 impl Worker {
     /// Works until capture ends.
     pub fn run(mut self, batches: &Batches, beat: impl Fn()) {
-        let mut log = ConnectionLog::new(self.log_rate);
+        let rate = self.log.rate.0;
+        let mut limits = Limits {
+            connections: EntryLimit::new(self.log.connections.then_some(rate)),
+            scans: EntryLimit::new(Some(rate)),
+        };
         loop {
             beat();
             let batch = match batches.next(TICK) {
@@ -64,12 +75,10 @@ impl Worker {
                     Control::Forget(network) => self.detector.forget(network),
                 }
             }
-            if let Some((count, span)) = log.summary(Moment::now()) {
-                self.reporter.tell(Event::ConnectionsNotLogged { count, span });
-            }
+            self.sum_up(&mut limits);
             if let Some(batch) = batch {
                 for probe in &batch {
-                    self.consider(probe, &mut log);
+                    self.consider(probe, &mut limits);
                 }
                 batches.give_back(batch);
                 let metrics = self.reporter.metrics();
@@ -79,12 +88,24 @@ impl Worker {
         }
     }
 
-    fn consider(&mut self, probe: &Probe, log: &mut ConnectionLog) {
+    /// Says how many were left out in the second that has passed.
+    fn sum_up(&self, limits: &mut Limits) {
+        let now = Moment::now();
+        for (what, limit) in
+            [("new connections", &mut limits.connections), ("port scans", &mut limits.scans)]
+        {
+            if let Some((count, span)) = limit.summary(now) {
+                self.reporter.tell(Event::NotListed { what, count, span });
+            }
+        }
+    }
+
+    fn consider(&mut self, probe: &Probe, limits: &mut Limits) {
         let direction = Detector::direction(&self.host, probe);
         let metrics = self.reporter.metrics();
         if probe.kind.opens_connection() {
             metrics.new_connection(direction, probe.source.is_ipv4());
-            if log.lists() {
+            if limits.connections.lists() {
                 self.reporter.tell(Event::Connection {
                     direction,
                     source: probe.source,
@@ -101,7 +122,11 @@ impl Worker {
         let Some(scan) = self.detector.observe(probe, &self.host) else { return };
         let scan = Arc::new(scan);
         if !scan.continued {
-            self.reporter.tell(Event::Scan(Arc::clone(&scan)));
+            if limits.scans.lists() {
+                self.reporter.tell(Event::Scan(Arc::clone(&scan)));
+            } else {
+                self.reporter.metrics().scan(scan.kind);
+            }
         }
         if !self.firewall.try_order(Order::Scan(scan)) {
             self.reporter.metrics().scans_lost.inc();

@@ -167,9 +167,9 @@ impl Actor {
             }
         };
         if let Spared::Throttled { .. } = why {
+            // Said once, as a state: a flood must not fill the journal.
             self.board.raise(Part::SpoofingGuard, why.to_string());
-        }
-        if !scan.continued {
+        } else if !scan.continued {
             self.reporter.tell(Event::Spared { scan: Arc::clone(scan), why });
         }
     }

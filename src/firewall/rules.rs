@@ -5,9 +5,12 @@
 //! operation is idempotent: what is already so is success.
 
 use std::error::Error;
+use std::fs::File;
 use std::process::Output;
+use std::time::Duration;
 
 use iptables::IPTables;
+use rustix::fs::{FlockOperation, flock};
 
 use super::Family;
 use crate::config::FirewallConfig;
@@ -19,8 +22,11 @@ const TABLE: &str = "filter";
 /// The chain all instances share.
 pub const CHAIN: &str = "tcptracker";
 
-/// Where the kernel says that it speaks IPv6.
-const IPV6_PRESENT: &str = "/proc/net/if_inet6";
+/// Where the kernel says that it speaks IPv6. (`/proc/net` is not there under `ProcSubset=pid`.)
+const IPV6_PRESENT: &str = "/proc/self/net/if_inet6";
+
+/// What stands for the network namespace whose rules these are.
+const NAMESPACE: &str = "/proc/self/ns/net";
 
 /// Why the rules are not as they should be.
 #[derive(Debug, thiserror::Error)]
@@ -80,20 +86,18 @@ impl Rules {
     /// Puts up chain, rule and hooks, in this order: packets come only when all stands.
     pub fn enter(&self, family: Family, set: &str) -> Result<(), RulesError> {
         let Some(table) = self.table(family) else { return Ok(()) };
+        let _alone = RulesLock::take();
         if table.list(CHAIN)?.is_none() {
-            let made = table.run(&format!("-N {CHAIN}"));
-            // Another instance may have made it just now.
-            if table.list(CHAIN)?.is_none() {
-                made?;
-            }
+            table.run(&format!("-N {CHAIN}"))?;
         }
         let rule = self.rule(set);
-        let own = table.positions(CHAIN, |line| tokens(line).any(|token| token == set))?;
-        if own.len() != 1 || !table.succeeds(&format!("-C {CHAIN} {rule}"))? {
-            // What an earlier start with other options has left goes when the new rule is there.
+        if !table.succeeds(&format!("-C {CHAIN} {rule}"))? {
             table.run(&format!("-A {CHAIN} {rule}"))?;
-            table.delete(CHAIN, &own)?;
         }
+        // What an earlier start with other options has left goes when the new rule is there.
+        let mut own = table.rules(CHAIN, |line| tokens(line).any(|token| token == self.comment))?;
+        own.pop();
+        table.delete(&own)?;
         for hook in &self.hooks {
             table.put_hook_first(hook.as_str())?;
         }
@@ -103,23 +107,17 @@ impl Rules {
     /// Takes down this instance's rule and, if it was the last, hooks and chain.
     pub fn leave(&self, family: Family) -> Result<(), RulesError> {
         let Some(table) = self.table(family) else { return Ok(()) };
-        let own = table.positions(CHAIN, |line| tokens(line).any(|token| token == self.comment))?;
-        table.delete(CHAIN, &own)?;
-        if table.list(CHAIN)?.is_none() || !table.positions(CHAIN, |_| true)?.is_empty() {
+        let _alone = RulesLock::take();
+        let own = table.rules(CHAIN, |line| tokens(line).any(|token| token == self.comment))?;
+        table.delete(&own)?;
+        if table.list(CHAIN)?.is_none() || !table.rules(CHAIN, |_| true)?.is_empty() {
             return Ok(());
         }
         for chain in table.built_in_chains()? {
-            let hooks = table.positions(&chain, jumps_to_ours)?;
-            table.delete(&chain, &hooks)?;
+            let hooks = table.rules(&chain, jumps_to_ours)?;
+            table.delete(&hooks)?;
         }
-        if table.succeeds(&format!("-X {CHAIN}"))? {
-            return Ok(());
-        }
-        // Another instance has entered meanwhile: its rule needs the hooks.
-        for hook in &self.hooks {
-            table.put_hook_first(hook.as_str())?;
-        }
-        Ok(())
+        table.run(&format!("-X {CHAIN}")).map(drop)
     }
 
     /// The rule that drops what comes from the set.
@@ -185,32 +183,31 @@ impl Table<'_> {
         Ok(policies.filter_map(|line| tokens(line).nth(1)).map(str::to_owned).collect())
     }
 
-    /// The positions, from 1, of a chain's rules for which `which` holds.
-    fn positions(
-        self,
-        chain: &str,
-        which: impl Fn(&str) -> bool,
-    ) -> Result<Vec<usize>, RulesError> {
+    /// The rules of a chain for which `which` holds, as `-S` prints them.
+    fn rules(self, chain: &str, which: impl Fn(&str) -> bool) -> Result<Vec<String>, RulesError> {
         let lines = self.list(chain)?.unwrap_or_default();
-        let rules = lines.iter().filter(|line| line.starts_with("-A "));
-        Ok(rules.zip(1..).filter(|(line, _)| which(line)).map(|(_, position)| position).collect())
+        let rules = lines.into_iter().filter(|line| line.starts_with("-A "));
+        Ok(rules.filter(|line| which(line)).collect())
     }
 
-    /// Deletes the rules at these positions, last first, so that the others stay true.
-    fn delete(self, chain: &str, positions: &[usize]) -> Result<(), RulesError> {
-        for position in positions.iter().rev() {
-            self.run(&format!("-D {chain} {position}"))?;
+    /// Deletes rules by what they say. By their positions it could hit those of other programs, which
+    /// may insert and delete at any moment.
+    fn delete(self, rules: &[String]) -> Result<(), RulesError> {
+        for rule in rules {
+            self.run(&rule.replacen("-A ", "-D ", 1))?;
         }
         Ok(())
     }
 
     /// Makes the jump to our chain the first rule of a built-in chain, and the only jump in it.
     fn put_hook_first(self, hook: &str) -> Result<(), RulesError> {
-        if self.positions(hook, jumps_to_ours)?.first() != Some(&1) {
-            self.run(&format!("-I {hook} 1 -j {CHAIN}"))?;
+        let all = self.rules(hook, |_| true)?;
+        let jumps = self.rules(hook, jumps_to_ours)?;
+        if jumps.len() == 1 && all.first() == jumps.first() {
+            return Ok(());
         }
-        let jumps = self.positions(hook, jumps_to_ours)?;
-        self.delete(hook, jumps.get(1..).unwrap_or_default())
+        self.delete(&jumps)?;
+        self.run(&format!("-I {hook} 1 -j {CHAIN}")).map(drop)
     }
 
     fn failed(self, command: &str, said: &str) -> RulesError {
@@ -221,6 +218,33 @@ impl Table<'_> {
             command: format!("{} -t {TABLE} {command}", program_name(self.family)),
             said: said.to_owned(),
         }
+    }
+}
+
+/// Held while rules come and go in several steps, so that one instance does not take down what another
+/// puts up. It is a lock on the network namespace itself, and goes with the process.
+struct RulesLock {
+    _namespace: Option<File>,
+}
+
+impl RulesLock {
+    /// Waits for the others. Not for ever: any user can hold a lock on his namespace, and the steps are
+    /// right without it unless two instances come or go at the same moment.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a lock with a time limit has no event to wait for"
+    )]
+    fn take() -> Self {
+        const PATIENCE: u32 = 250;
+        const PAUSE: Duration = Duration::from_millis(20);
+        let Ok(namespace) = File::open(NAMESPACE) else { return Self { _namespace: None } };
+        for _ in 0..PATIENCE {
+            match flock(&namespace, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(_) => std::thread::sleep(PAUSE),
+            }
+        }
+        Self { _namespace: Some(namespace) }
     }
 }
 

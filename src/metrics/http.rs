@@ -1,10 +1,14 @@
 //! `/metrics` and `/health`, from a thread of their own.
 //!
-//! Owns the HTTP listener. Only reads; nothing else in the service waits for it.
+//! Owns the HTTP listener and a few threads that answer. Only reads; nothing else in the service waits
+//! for it, and no client of it can end or stall the service.
 
+use std::io::Cursor;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -28,58 +32,103 @@ pub struct ServeError {
     error: String,
 }
 
+/// Answers given at a time. A client that does not read its answer holds one of them back; when all are
+/// held back, the others wait.
+const ANSWERS_AT_ONCE: usize = 4;
+
 /// The listener.
 pub struct MetricsServer {
-    server: Arc<Server>,
     address: SocketAddr,
+    /// None while there is no room for a listener.
+    server: Option<Server>,
     stopping: Arc<AtomicBool>,
 }
 
-/// Asks the metrics thread to end.
-pub struct MetricsStop {
-    server: Arc<Server>,
-    stopping: Arc<AtomicBool>,
-}
+/// Asks the metrics thread to end, within a tick.
+pub struct MetricsStop(Arc<AtomicBool>);
 
 impl MetricsStop {
-    /// Ends it at once.
+    /// Ends it.
     pub fn raise(&self) {
-        self.stopping.store(true, Ordering::Release);
-        self.server.unblock();
+        self.0.store(true, Ordering::Release);
     }
 }
 
 impl MetricsServer {
     /// Listens.
     pub fn listen(address: SocketAddr) -> Result<Self, ServeError> {
-        let server = Server::http(address)
-            .map_err(|error| ServeError { address, error: error.to_string() })?;
-        Ok(Self { server: Arc::new(server), address, stopping: Arc::default() })
+        Ok(Self { address, server: Some(serve(address)?), stopping: Arc::default() })
     }
 
     /// What ends [`Self::run`].
     pub fn stop(&self) -> MetricsStop {
-        MetricsStop { server: Arc::clone(&self.server), stopping: Arc::clone(&self.stopping) }
+        MetricsStop(Arc::clone(&self.stopping))
     }
 
     /// Serves until told to stop.
     pub fn run(
-        &self,
-        metrics: &Metrics,
-        board: &StateBoard,
+        mut self,
+        metrics: &Arc<Metrics>,
+        board: &Arc<StateBoard>,
         pulse: &Pulse,
-    ) -> Result<(), ServeError> {
+    ) -> std::io::Result<()> {
+        let crew = Answerers::start(metrics, board)?;
+        let mut one_is_free = false;
         while !self.stopping.load(Ordering::Acquire) {
             pulse.beat();
-            match self.server.recv_timeout(TICK) {
-                Ok(Some(request)) => answer(request, metrics, board),
-                Ok(None) => {}
-                Err(error) => {
-                    return Err(ServeError { address: self.address, error: error.to_string() });
+            if !one_is_free {
+                one_is_free = crew.free.recv_timeout(TICK).is_ok();
+                continue;
+            }
+            match self.server.as_ref().map(|server| server.recv_timeout(TICK)) {
+                Some(Ok(Some(request))) => one_is_free = crew.requests.send(request).is_err(),
+                Some(Ok(None)) => {}
+                // Out of file descriptors, say: tiny_http's listener does not survive that.
+                Some(Err(_)) => self.server = None,
+                None => {
+                    thread::park_timeout(TICK);
+                    self.server = serve(self.address).ok();
                 }
             }
         }
         Ok(())
+    }
+}
+
+fn serve(address: SocketAddr) -> Result<Server, ServeError> {
+    Server::http(address).map_err(|error| ServeError { address, error: error.to_string() })
+}
+
+/// The threads that answer. They end with the process: one of them may be held back by its client.
+struct Answerers {
+    requests: Sender<Request>,
+    /// A token for each that is free.
+    free: Receiver<()>,
+}
+
+impl Answerers {
+    fn start(metrics: &Arc<Metrics>, board: &Arc<StateBoard>) -> std::io::Result<Self> {
+        let (requests, inbox) = channel::<Request>();
+        let inbox = Arc::new(Mutex::new(inbox));
+        let (tokens, free) = channel();
+        for _ in 0..ANSWERS_AT_ONCE {
+            let (inbox, tokens, metrics) =
+                (Arc::clone(&inbox), tokens.clone(), Arc::clone(metrics));
+            // Not to keep the board, and with it the journal, from ending.
+            let board = Arc::downgrade(board);
+            let next = move || inbox.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            thread::Builder::new().name("answer".to_owned()).spawn(move || {
+                while tokens.send(()).is_ok() {
+                    let Ok(request) = next() else { return };
+                    let Some(board) = board.upgrade() else { return };
+                    let response = answer(&request, &metrics, &board);
+                    drop(board);
+                    // Whoever asked may have hung up.
+                    let _ = request.respond(response);
+                }
+            })?;
+        }
+        Ok(Self { requests, free })
     }
 }
 
@@ -92,7 +141,7 @@ struct Health<'a> {
     status_code: u16,
 }
 
-fn answer(request: Request, metrics: &Metrics, board: &StateBoard) {
+fn answer(request: &Request, metrics: &Metrics, board: &StateBoard) -> Response<Cursor<Vec<u8>>> {
     let path = request.url().split('?').next().unwrap_or_default();
     let (code, kind, body) = match (request.method(), path) {
         (Method::Get | Method::Head, "/metrics") => match metrics.render() {
@@ -118,6 +167,5 @@ fn answer(request: Request, metrics: &Metrics, board: &StateBoard) {
     if let Ok(header) = Header::from_bytes(b"Content-Type", kind.as_bytes()) {
         response.add_header(header);
     }
-    // Whoever asked may have hung up.
-    let _ = request.respond(response);
+    response
 }

@@ -151,10 +151,15 @@ impl Metrics {
         self.connections[direction as usize][usize::from(!ipv4)].inc();
     }
 
+    /// Counts a scan.
+    pub fn scan(&self, kind: ScanKind) {
+        self.scans[kind as usize].inc();
+    }
+
     /// Counts what an event stands for.
     pub fn count(&self, event: &Event) {
         match event {
-            Event::Scan(scan) => self.scans[scan.kind as usize].inc(),
+            Event::Scan(scan) => self.scan(scan.kind),
             Event::Blocked { cause, .. } => self.blocks[*cause as usize].inc(),
             Event::Unblocked { cause, .. } => self.unblocks[*cause as usize].inc(),
             _ => {}

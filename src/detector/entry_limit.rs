@@ -1,4 +1,5 @@
-//! Which new connections are listed one by one in the journal, and how many are only counted.
+//! Which connections, and which scans, are listed one by one in the journal, and how many are only
+//! counted.
 //!
 //! Pure. A flood must not buy the journal's time: at most so many entries a second, the rest as one
 //! number.
@@ -10,7 +11,7 @@ use crate::clock::Moment;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// The limit and what it has kept back.
-pub struct ConnectionLog {
+pub struct EntryLimit {
     /// Entries a second; none: no entries at all, and no summary.
     rate: Option<u32>,
     second: Moment,
@@ -18,13 +19,13 @@ pub struct ConnectionLog {
     left_out: u64,
 }
 
-impl ConnectionLog {
-    /// A log of at most `rate` entries a second; without a rate, of none.
+impl EntryLimit {
+    /// At most `rate` entries a second; without a rate, none.
     pub fn new(rate: Option<u32>) -> Self {
         Self { rate, second: Moment::default(), listed: 0, left_out: 0 }
     }
 
-    /// Whether a connection at `now` is listed. Call [`Self::summary`] first.
+    /// Whether one more is listed. Call [`Self::summary`] first.
     pub fn lists(&mut self) -> bool {
         let Some(rate) = self.rate else { return false };
         if self.listed < rate {
@@ -57,24 +58,24 @@ mod tests {
     }
 
     #[test]
-    fn above_the_rate_connections_are_counted_and_summed_up() {
-        let mut log = ConnectionLog::new(Some(2));
-        assert_eq!(log.summary(at(5_000)), None);
+    fn above_the_rate_they_are_counted_and_summed_up() {
+        let mut limit = EntryLimit::new(Some(2));
+        assert_eq!(limit.summary(at(5_000)), None);
         assert_eq!(
-            [log.lists(), log.lists(), log.lists(), log.lists()],
+            [limit.lists(), limit.lists(), limit.lists(), limit.lists()],
             [true, true, false, false]
         );
-        assert_eq!(log.summary(at(5_900)), None);
-        assert_eq!(log.summary(at(6_100)), Some((2, Duration::from_millis(1100))));
-        assert!(log.lists());
-        assert_eq!(log.summary(at(7_200)), None, "nothing was left out");
+        assert_eq!(limit.summary(at(5_900)), None);
+        assert_eq!(limit.summary(at(6_100)), Some((2, Duration::from_millis(1100))));
+        assert!(limit.lists());
+        assert_eq!(limit.summary(at(7_200)), None, "nothing was left out");
     }
 
     #[test]
     fn switched_off_it_lists_and_sums_up_nothing() {
-        let mut log = ConnectionLog::new(None);
-        log.summary(at(5_000));
-        assert!(!log.lists());
-        assert_eq!(log.summary(at(7_000)), None);
+        let mut limit = EntryLimit::new(None);
+        limit.summary(at(5_000));
+        assert!(!limit.lists());
+        assert_eq!(limit.summary(at(7_000)), None);
     }
 }
