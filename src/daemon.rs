@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_chan
 use std::time::Duration;
 
 use crate::capture::{self, CaptureError, LiveCapture, Watch};
-use crate::clock::WallClock;
+use crate::clock::{Moment, WallClock};
 use crate::config::{Config, ConfigError, Effective, Listen, Sources};
 use crate::crew::{Crew, Notice, StopFlag};
 use crate::dbus::{self, BusError, Task, Tracker};
@@ -178,6 +178,7 @@ impl Service {
             control,
             firewall: firewall.clone(),
             reporter: reporter.clone(),
+            summed_up: Moment::now(),
         };
         crew.start("detector", move |pulse| {
             worker.run(&batches, || pulse.beat());

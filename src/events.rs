@@ -12,7 +12,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::dbus::Task;
-use crate::detector::Scan;
+use crate::detector::{Scan, Summary};
 use crate::metrics::Metrics;
 use crate::probe::{Port, ProbeKind};
 use crate::state::State;
@@ -154,6 +154,8 @@ pub enum Event {
     },
     /// A source scans.
     Scan(Arc<Scan>),
+    /// A scan has fallen silent, or has gone on for a minute: what it was in all.
+    ScanSummary(Summary),
     /// A scanner was left alone.
     Spared {
         /// The scan.

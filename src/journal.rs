@@ -33,6 +33,7 @@ mod id {
     pub(super) const CONNECTION: &str = "9840eea37f064008a5e6549aad6c92f2";
     pub(super) const NOT_LISTED: &str = "239c82bea89f433ead9e746864055121";
     pub(super) const SCAN: &str = "5d0741d35f104cf2bc625c85c40f2775";
+    pub(super) const SCAN_SUMMARY: &str = "d3ed6979d9704f129cd0be123972b434";
     pub(super) const SPARED: &str = "9dc2be5efe0c4fbf82270cacf2a7e056";
     pub(super) const BLOCKED: &str = "b39b4bac17384f029bb82ffb3b2b31d1";
     pub(super) const UNBLOCKED: &str = "c86162991bca46138eff37cb5bb7453e";
@@ -131,6 +132,17 @@ fn write(interface: &InterfaceName, event: &Event) {
             span.as_secs_f64(),
         ),
         Event::Scan(scan) => write_scan(interface, scan),
+        Event::ScanSummary(summary) => info!(
+            MESSAGE_ID = id::SCAN_SUMMARY,
+            TCPTRACKER_INTERFACE = %interface,
+            TCPTRACKER_SOURCE = %show_network(&summary.source),
+            "the port scan by {} {}: {} ports, {} probes in {:.1}s",
+            show_network(&summary.source),
+            if summary.goes_on { "goes on" } else { "is over" },
+            summary.ports,
+            summary.probes,
+            summary.length.as_secs_f64(),
+        ),
         Event::Spared { scan, why } => write_spared(interface, scan, why),
         Event::Blocked { network, until, duration, reason, cause, offences, uid } => {
             let span = duration.map_or_else(
@@ -255,6 +267,7 @@ mod tests {
             id::CONNECTION,
             id::NOT_LISTED,
             id::SCAN,
+            id::SCAN_SUMMARY,
             id::SPARED,
             id::BLOCKED,
             id::UNBLOCKED,

@@ -5,6 +5,7 @@
 //! source goes when a new one needs its place, and that is counted.
 
 mod entry_limit;
+mod episodes;
 mod first_contact;
 mod sources;
 mod window;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+pub use episodes::Summary;
 pub use window::{Attempt, Window};
 pub use worker::{Control, Worker};
 
@@ -23,6 +25,7 @@ use crate::config::{DetectionConfig, Per};
 use crate::events::Direction;
 use crate::host::Host;
 use crate::probe::{Port, Probe};
+use episodes::Episodes;
 use sources::{Key, Sources};
 
 /// What kind of scan it is.
@@ -83,6 +86,7 @@ impl Scan {
 pub struct Detector {
     rule: DetectionConfig,
     sources: Sources,
+    episodes: Episodes,
     latest: Moment,
 }
 
@@ -90,7 +94,7 @@ impl Detector {
     /// A detector that has seen nothing.
     pub fn new(rule: DetectionConfig) -> Self {
         let sources = Sources::new(rule.max_sources.get());
-        Self { rule, sources, latest: Moment::default() }
+        Self { rule, sources, episodes: Episodes::new(), latest: Moment::default() }
     }
 
     /// Which way a probe goes. Everything sent by the host itself is outbound.
@@ -120,6 +124,7 @@ impl Detector {
         let source = self.unit_of(probe.source, host);
         let destination = (self.rule.per == Per::Pair).then_some(probe.destination);
         let key = Key { source, destination };
+        let episodes = &mut self.episodes;
         self.sources.on_probe(key, probe, now, threshold, span, |memory| {
             // A source silent for a whole window begins anew.
             if memory.window.latest().is_some_and(|latest| now.since(latest) >= span) {
@@ -128,6 +133,9 @@ impl Detector {
             }
             memory.probes += 1;
             memory.stealthy |= !probe.kind.opens_connection();
+            if memory.reported.is_some() {
+                episodes.go_on(&key, probe.port, now);
+            }
             if !memory.window.record(probe.port, now, threshold, span) {
                 return None;
             }
@@ -136,12 +144,16 @@ impl Detector {
                 earlier => earlier.is_some(),
             };
             memory.reported = Some(now);
+            let attempts: Vec<Attempt> = memory.window.attempts().collect();
+            if !continued {
+                episodes.begin(key, &attempts, memory.probes, now);
+            }
             Some(Scan {
                 source,
                 address: probe.source,
                 destination: probe.destination,
                 kind: if memory.stealthy { ScanKind::Stealth } else { ScanKind::Vertical },
-                attempts: memory.window.attempts().collect(),
+                attempts,
                 moment: probe.moment,
                 probes: memory.probes,
                 threshold,
@@ -149,6 +161,11 @@ impl Detector {
                 continued,
             })
         })
+    }
+
+    /// Reported scans that have fallen silent by `now`, or have gone on for a minute, in sum: each once.
+    pub fn sum_up(&mut self, now: Moment) -> Vec<Summary> {
+        self.episodes.sum_up(now)
     }
 
     /// Forgets everything about the sources in a network: it has been let in again.

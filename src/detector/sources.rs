@@ -28,7 +28,7 @@ const FIRST_CONTACTS_PER_SOURCE: usize = 3;
 const PROMOTIONS_PER_SPAN: u32 = 64;
 
 /// Whose ports are counted together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub(super) source: IpNet,
     pub(super) destination: Option<IpAddr>,

@@ -45,6 +45,8 @@ pub struct Worker {
     pub firewall: Firewall,
     /// Where events go.
     pub reporter: Reporter,
+    /// When scans were last summed up.
+    pub summed_up: Moment,
 }
 
 /// How much is listed one by one.
@@ -88,9 +90,18 @@ impl Worker {
         }
     }
 
-    /// Says how many were left out in the second that has passed.
-    fn sum_up(&self, limits: &mut Limits) {
+    /// Says what scans were in all that are over, and how much was left out in the second that has
+    /// passed.
+    fn sum_up(&mut self, limits: &mut Limits) {
         let now = Moment::now();
+        if now.since(self.summed_up) >= TICK {
+            self.summed_up = now;
+            for summary in self.detector.sum_up(now) {
+                if limits.scans.lists() {
+                    self.reporter.tell(Event::ScanSummary(summary));
+                }
+            }
+        }
         for (what, limit) in
             [("new connections", &mut limits.connections), ("port scans", &mut limits.scans)]
         {
