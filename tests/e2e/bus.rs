@@ -81,8 +81,8 @@ impl Bus {
         let [name, object, interface] = target("eth0");
         let answer = run(Command::new("dbus-send")
             .arg(format!("--bus={}", self.address))
-            .args(["--print-reply", "--dest", &name])
-            .args([&object, &format!("{interface}.{member}")])
+            .args(["--print-reply", &format!("--dest={name}"), &object])
+            .arg(format!("{interface}.{member}"))
             .args(arguments.split(' ')));
         assert_eq!(answer.code, Some(1), "{answer:?}");
         // "Error NAME: text"

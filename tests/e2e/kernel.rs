@@ -35,10 +35,7 @@ impl Rules {
 
     /// Whether there is anything of ours at all.
     pub fn is_ours_gone(&self) -> bool {
-        ![&self.ipv4, &self.ipv6]
-            .into_iter()
-            .flatten()
-            .any(|line| line.contains("tcptracker"))
+        ![&self.ipv4, &self.ipv6].into_iter().flatten().any(|line| line.contains("tcptracker"))
             && !self.sets.contains("tcptracker")
     }
 

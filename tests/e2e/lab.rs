@@ -118,9 +118,34 @@ impl Lab {
         run(&mut start.command(self))
     }
 
-    /// A command of the command line's client.
+    /// A command of the command line, on this bus.
+    pub fn client(&self, words: &str) -> Command {
+        let mut command = Command::new(BINARY);
+        self.bus.environment(&mut command).args(words.split_whitespace());
+        command
+    }
+
+    /// The same by a user without privileges.
+    pub fn client_as_nobody(&self, words: &str) -> Command {
+        // Where the binary was built an ordinary user may have no access.
+        let binary = self.path("tcptracker");
+        std::fs::copy(BINARY, &binary).unwrap();
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups"]).arg(binary);
+        self.bus.environment(&mut command).args(words.split_whitespace());
+        command
+    }
+
+    /// Runs a command of the command line to its end.
     pub fn cli(&self, words: &str) -> Outcome {
-        run(self.bus.environment(&mut Command::new(BINARY)).args(words.split_whitespace()))
+        run(&mut self.client(words))
+    }
+
+    /// What a command prints to a terminal.
+    pub fn on_terminal(&self, words: &str) -> String {
+        let mut command = Command::new("script");
+        command.args(["-qec", &format!("{BINARY} {words}"), "/dev/null"]);
+        run(self.bus.environment(&mut command)).ok()
     }
 
     /// The value of a metric, by its name and labels as they are written.

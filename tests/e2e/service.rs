@@ -184,14 +184,20 @@ impl Service {
         })
     }
 
-    /// Whether no notification of a kind comes for so long.
-    pub fn is_silent_for(&mut self, notice: &str, span: Duration) -> bool {
-        let before = self.notices.len();
-        let heard = |service: &Self| {
-            let later = service.notices.iter().skip(before);
-            later.filter(|told| told.starts_with(notice)).count() > 0
-        };
-        !self.listen_until(span, |service| heard(service).then_some(())).is_some_and(|()| true)
+    /// Waits until no notification of a kind has come for so long; false if that never happens.
+    pub fn falls_silent(&mut self, notice: &str, span: Duration) -> bool {
+        let patience = Instant::now() + PATIENCE;
+        while Instant::now() < patience {
+            let count = |service: &Self| {
+                service.notices.iter().filter(|told| told.starts_with(notice)).count()
+            };
+            let before = count(self);
+            if self.listen_until(span, |service| (count(service) > before).then_some(())).is_none()
+            {
+                return true;
+            }
+        }
+        false
     }
 
     /// The lines with these words in them, of all it has logged until now.

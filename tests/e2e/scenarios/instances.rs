@@ -1,9 +1,7 @@
 //! Several instances on one host.
 
 use crate::kernel::Rules;
-use crate::lab::{
-    ATTACKER, ATTACKER_ON_ETH1, Lab, OPEN_PORT, VICTIM, VICTIM_ON_ETH1,
-};
+use crate::lab::{ATTACKER, ATTACKER_ON_ETH1, Lab, OPEN_PORT, VICTIM, VICTIM_ON_ETH1};
 use crate::service::Start;
 
 #[test]

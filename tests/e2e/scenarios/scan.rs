@@ -108,12 +108,7 @@ fn stealth_scans_are_caught() {
     }
 }
 
-fn assert_caught(
-    lab: &Lab,
-    mut service: Service,
-    kind: &str,
-    [attacker, victim]: [IpAddr; 2],
-) {
+fn assert_caught(lab: &Lab, mut service: Service, kind: &str, [attacker, victim]: [IpAddr; 2]) {
     service.await_line(&format!("INFO blocked {attacker} for 1h (offence 1): {kind} scan: "));
     lab.attacker.assert_shut_out(victim, OPEN_PORT);
     lab.bystander.assert_let_in(victim, OPEN_PORT);
