@@ -115,7 +115,7 @@ impl Bus {
 
     /// The block of an address by the instance on `eth0`.
     #[track_caller]
-    pub fn block_of(&self, address: impl ToString) -> Block {
+    pub fn block_of(&self, address: &impl ToString) -> Block {
         let (address, list) = (address.to_string(), self.list());
         let found = list.iter().find(|block| block.0 == address).cloned();
         found.unwrap_or_else(|| panic!("{address} is not among {list:?}"))

@@ -33,12 +33,6 @@ impl Rules {
         })
     }
 
-    /// Whether there is anything of ours at all.
-    pub fn is_ours_gone(&self) -> bool {
-        ![&self.ipv4, &self.ipv6].into_iter().flatten().any(|line| line.contains("tcptracker"))
-            && !self.sets.contains("tcptracker")
-    }
-
     /// One rule for each of these interfaces, in this order, one hook in front of each built-in
     /// chain, and the sets: what the contract says.
     #[track_caller]

@@ -46,7 +46,7 @@ pub fn run(command: &mut Command) -> Outcome {
     let output = command
         .stdin(Stdio::null())
         .output()
-        .unwrap_or_else(|error| panic!("cannot run {:?}: {error}", command.get_program()));
+        .unwrap_or_else(|error| panic!("cannot run {}: {error}", command.get_program().display()));
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Outcome { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
 }

@@ -59,7 +59,7 @@ fn who_listens_hears_what_happens() {
     expect("ScanDetected", "saqs", &|data| *data == json!(["10.77.0.1", [1, 2, 3, 4], "vertical"]));
     let reason = "vertical scan: ports 1, 2, 3, 4";
     expect("Blocked", "sts", &|data| data[0] == "10.77.0.1" && data[2] == reason);
-    let until = lab.bus.block_of(ATTACKER).2;
+    let until = lab.bus.block_of(&ATTACKER).2;
     assert_eq!(lab.bus.property("Blocked"), ("u".to_owned(), json!(1)));
     lab.bus.call("eth0", &["Unblock", "s", "10.77.0.1"]).ok();
     expect("Unblocked", "ss", &|data| *data == json!(["10.77.0.1", "manual"]));
@@ -103,10 +103,7 @@ fn ordinary_users_may_look_and_not_touch() {
     lab.bus.call("eth0", &["Block", "sts", "10.77.0.1", "0", "seen by all"]).ok();
     let [name, object, interface] = &target("eth0");
 
-    let look = |arguments: &[&str]| {
-        let words: Vec<&str> = arguments.iter().copied().collect();
-        lab.bus.as_nobody(&words)
-    };
+    let look = |arguments: &[&str]| lab.bus.as_nobody(arguments);
     let seen = look(&["call", name, object, interface, "List"]).ok();
     assert!(seen.contains("seen by all"), "{seen}");
     look(&["call", name, object, interface, "Stats"]).ok();

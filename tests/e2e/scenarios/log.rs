@@ -11,7 +11,7 @@ fn above_the_rate_connections_are_summed_up_and_none_is_forgotten() {
     const BURST: u64 = 200;
     const RATE: u64 = 5;
     let lab = Lab::new();
-    let start = Start::on("eth0").env("TCPTRACKER_LOG__RATE", RATE);
+    let start = Start::on("eth0").env("TCPTRACKER_LOG__RATE", &RATE.to_string());
     let mut service = start.begin(&lab).await_ready();
     // One port alone is no scan.
     send_syns(&lab, Tags::None, std::iter::repeat_n(OPEN_PORT, BURST.try_into().unwrap()));

@@ -34,7 +34,7 @@ fn the_fourth_port_blocks_and_unblocking_lets_in_again() {
     lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
 
     // The bus.
-    let (_, since, until, offences, reason) = lab.bus.block_of(ATTACKER);
+    let (_, since, until, offences, reason) = lab.bus.block_of(&ATTACKER);
     assert!((before..=after + 1).contains(&since), "{before} <= {since} <= {after}");
     assert_eq!((until, offences), (since + 3600, 1));
     // The least recently tried first.
@@ -112,7 +112,7 @@ fn assert_caught(lab: &Lab, mut service: Service, kind: &str, [attacker, victim]
     service.await_line(&format!("INFO blocked {attacker} for 1h (offence 1): {kind} scan: "));
     lab.attacker.assert_shut_out(victim, OPEN_PORT);
     lab.bystander.assert_let_in(victim, OPEN_PORT);
-    let (_, since, until, ..) = lab.bus.block_of(attacker);
+    let (_, since, until, ..) = lab.bus.block_of(&attacker);
     assert_eq!(until - since, 3600);
     assert_eq!(lab.metric(&format!("tcptracker_scans_total{{kind=\"{kind}\"}}")), 1);
     let scan = format!("{kind} port scan by {attacker} on {victim}: ports ");

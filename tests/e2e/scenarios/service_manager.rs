@@ -48,8 +48,8 @@ fn a_start_that_fails_is_never_ready() {
 fn the_watchdog_is_fed_only_while_every_thread_makes_progress() {
     let lab = Lab::new();
     let mut service = Start::on("eth0")
-        .env("WATCHDOG_USEC", 3_000_000)
-        .env("TCPTRACKER_LOG__RATE", 100_000)
+        .env("WATCHDOG_USEC", "3000000")
+        .env("TCPTRACKER_LOG__RATE", "100000")
         .with_log_unread()
         .begin(&lab)
         .await_ready();

@@ -101,8 +101,8 @@ fn the_later_layer_wins() {
     let lab = Lab::new();
     lab.configure("[detection]\nports = 5\n[log]\nrate = 7\n[block]\nenabled = true\n");
     let mut service = Start::on("eth0")
-        .env("TCPTRACKER_DETECTION__PORTS", 2)
-        .env("TCPTRACKER_BLOCK__ENABLED", true)
+        .env("TCPTRACKER_DETECTION__PORTS", "2")
+        .env("TCPTRACKER_BLOCK__ENABLED", "true")
         .flag("--observe")
         .begin(&lab)
         .await_ready();
