@@ -32,6 +32,23 @@ fn above_the_rate_connections_are_summed_up_and_none_is_forgotten() {
     lab.assert_untouched();
 }
 
+/// Not even those of the last second.
+#[test]
+fn what_was_not_listed_is_summed_up_at_the_end() {
+    let lab = Lab::new();
+    let start = Start::on("eth0").env("TCPTRACKER_LOG__RATE", "5");
+    let mut service = start.begin(&lab).await_ready();
+    send_syns(&lab, Tags::None, std::iter::repeat_n(OPEN_PORT, 200));
+    service.await_lines("new inbound connection", 5);
+    assert_eq!(service.stop().code(), Some(0));
+    let listed = service.lines_with("new inbound connection").len();
+    let sums = service.lines_with(" more new connections in ");
+    let summed: u64 = sums.iter().filter_map(|line| summed_up(line)).sum();
+    // Some may not have been read from the interface yet when the stop came.
+    let seen = u64::try_from(listed).unwrap() + summed;
+    assert!(summed > 0 && seen <= 200, "{listed} listed, {sums:?}");
+}
+
 /// "195 more new connections in 1.0s, not listed (log.rate)"
 fn summed_up(line: &str) -> Option<u64> {
     let (before, _) = line.split_once(" more new connections in ")?;

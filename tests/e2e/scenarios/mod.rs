@@ -11,4 +11,5 @@ mod restart;
 mod scan;
 mod service_manager;
 mod start_errors;
+mod stop;
 mod web;

@@ -29,6 +29,23 @@ fn an_observer_reports_and_leaves_the_firewall_alone() {
     lab.assert_untouched();
 }
 
+#[test]
+fn asking_an_observer_to_block_does_not_make_it_ill() {
+    let lab = Lab::new();
+    let mut service = Start::on("eth0").flag("--observe").begin(&lab).await_ready();
+    let refused = lab.cli("block 10.77.0.1");
+    assert_eq!(
+        (refused.code, refused.err.as_str()),
+        (
+            Some(1),
+            "tcptracker: this instance only observes; set block.enabled = true to let it block\n"
+        )
+    );
+    assert_eq!(lab.bus.property("State").1, "observing");
+    assert_eq!(lab.victim.http_get(8081, "/health").0, 200);
+    assert_eq!(service.stop().code(), Some(0));
+}
+
 /// Otherwise nobody would lift the blocks of the dead instance, and its rule would stay for ever.
 #[test]
 fn an_observer_removes_what_a_dead_enforcer_has_left() {
