@@ -43,8 +43,14 @@ impl Bus {
         Self { address, daemon }
     }
 
-    /// Lets a program use this bus, and nothing of the machine's.
+    /// Lets a program use this bus, and nothing of the machine's: neither its bus nor a configuration
+    /// somebody has exported.
     pub fn environment<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"TCPTRACKER_") {
+                command.env_remove(name);
+            }
+        }
         command.env("DBUS_SYSTEM_BUS_ADDRESS", &self.address)
     }
 

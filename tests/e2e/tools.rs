@@ -7,14 +7,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// How long anything may take that ought to happen at once. Generous: machines are noisy.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-const PROGRAMS: [&str; 10] = [
+const PROGRAMS: [&str; 13] = [
     "ip",
+    "iptables",
+    "ip6tables",
     "iptables-save",
     "ip6tables-save",
     "ipset",
     "nmap",
     "dbus-daemon",
     "busctl",
+    "dbus-send",
     "setpriv",
     "mount",
     "script",
