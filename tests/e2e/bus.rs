@@ -1,0 +1,244 @@
+//! A system bus of the test's own, with the policy file that is shipped, and busctl to talk on it.
+
+use std::io::{BufRead, BufReader, Lines};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+
+use serde_json::Value;
+
+use crate::namespace::Namespace;
+use crate::tools::{Outcome, PATIENCE, run};
+
+const POLICY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/dbus/org.tcptracker.Tracker1.conf");
+
+/// A block as `List` tells it: address, since, until, offences, reason.
+pub type Block = (String, u64, u64, u64, String);
+
+/// The bus.
+pub struct Bus {
+    address: String,
+    daemon: Child,
+}
+
+impl Bus {
+    /// Starts it in the victim's namespace, so that it goes with it; its socket is a file.
+    pub fn start(directory: &Path, victim: &Namespace) -> Self {
+        let address = format!("unix:path={}", directory.join("bus").display());
+        let file = directory.join("bus.conf");
+        // The frame is that of Debian's system.conf: nothing is allowed unless a policy says so.
+        std::fs::write(&file, configuration(&address)).unwrap();
+        let mut daemon = victim
+            .command("dbus-daemon")
+            .args(["--nofork", "--print-address=1", "--config-file"])
+            .arg(&file)
+            .stdout(Stdio::piped())
+            // It does not know user tcptracker, who is not made on a machine for tests.
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // It prints its address when it listens.
+        let said = lines_of(daemon.stdout.take().unwrap()).next();
+        assert!(said.is_some(), "dbus-daemon did not start with {POLICY}");
+        Self { address, daemon }
+    }
+
+    /// Lets a program use this bus, and nothing of the machine's: neither its bus nor a configuration
+    /// somebody has exported.
+    pub fn environment<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"TCPTRACKER_") {
+                command.env_remove(name);
+            }
+        }
+        command.env("DBUS_SYSTEM_BUS_ADDRESS", &self.address)
+    }
+
+    fn busctl(&self) -> Command {
+        let mut command = Command::new("busctl");
+        command.arg(format!("--address={}", self.address));
+        command
+    }
+
+    /// `busctl call` of a member of our interface, as written in the contract.
+    pub fn call(&self, instance: &str, member_and_arguments: &[&str]) -> Outcome {
+        run(self.busctl().args(["call"]).args(target(instance)).args(member_and_arguments))
+    }
+
+    /// The same by a user without privileges, with any busctl command.
+    pub fn as_nobody(&self, arguments: &[&str]) -> Outcome {
+        run(Command::new("setpriv")
+            .args(["--reuid=nobody", "--regid=nogroup", "--clear-groups", "busctl"])
+            .arg(format!("--address={}", self.address))
+            .args(arguments))
+    }
+
+    /// What a member of our interface answers, as JSON.
+    #[track_caller]
+    pub fn ask(&self, instance: &str, member: &str) -> Value {
+        let mut command = self.busctl();
+        command.args(["--json=short", "call"]).args(target(instance)).arg(member);
+        serde_json::from_str(&run(&mut command).ok()).unwrap()
+    }
+
+    /// The name of the error a member answers with; arguments as dbus-send(1) takes them.
+    #[track_caller]
+    pub fn error_of(&self, member: &str, arguments: &str) -> String {
+        let [name, object, interface] = target("eth0");
+        let answer = run(Command::new("dbus-send")
+            .arg(format!("--bus={}", self.address))
+            .args(["--print-reply", &format!("--dest={name}"), &object])
+            .arg(format!("{interface}.{member}"))
+            .args(arguments.split(' ')));
+        assert_eq!(answer.code, Some(1), "{answer:?}");
+        // "Error NAME: text"
+        let said = answer.err.strip_prefix("Error ").and_then(|rest| rest.split(':').next());
+        said.unwrap_or_else(|| panic!("{answer:?}")).to_owned()
+    }
+
+    /// A property: its type and its value.
+    #[track_caller]
+    pub fn property(&self, name: &str) -> (String, Value) {
+        let mut command = self.busctl();
+        command.args(["--json=short", "get-property"]).args(target("eth0")).arg(name);
+        let answer: Value = serde_json::from_str(&run(&mut command).ok()).unwrap();
+        (answer["type"].as_str().unwrap().to_owned(), answer["data"].clone())
+    }
+
+    /// What the instance on an interface blocks.
+    #[track_caller]
+    pub fn list_on(&self, instance: &str) -> Vec<Block> {
+        let answer = self.ask(instance, "List");
+        assert_eq!(answer["type"], "a(sttus)");
+        serde_json::from_value(answer["data"][0].clone()).unwrap()
+    }
+
+    /// What the instance on `eth0` blocks.
+    #[track_caller]
+    pub fn list(&self) -> Vec<Block> {
+        self.list_on("eth0")
+    }
+
+    /// The block of an address by the instance on `eth0`.
+    #[track_caller]
+    pub fn block_of(&self, address: &impl ToString) -> Block {
+        let (address, list) = (address.to_string(), self.list());
+        let found = list.iter().find(|block| block.0 == address).cloned();
+        found.unwrap_or_else(|| panic!("{address} is not among {list:?}"))
+    }
+
+    /// Whether a name has an owner.
+    pub fn has(&self, name: &str) -> bool {
+        run(self.busctl().args(["status", name])).code == Some(0)
+    }
+
+    /// Listens to the signals of our interface from now on.
+    pub fn listen(&self) -> Signals {
+        let mut monitor = self
+            .busctl()
+            .args(["--json=short", "monitor"])
+            .args(["--match", "type='signal',interface='org.tcptracker.Tracker1'"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // "Monitoring bus message stream."
+        let said = lines_of(monitor.stderr.take().unwrap()).next();
+        assert!(said.is_some(), "busctl does not monitor");
+        let (tell, told) = channel();
+        let signals = BufReader::new(monitor.stdout.take().unwrap()).lines();
+        std::thread::spawn(move || {
+            for line in signals.map_while(Result::ok) {
+                let _ = tell.send(line);
+            }
+        });
+        Signals { monitor, told }
+    }
+}
+
+impl Drop for Bus {
+    fn drop(&mut self) {
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+/// Somebody who listens.
+pub struct Signals {
+    monitor: Child,
+    told: Receiver<String>,
+}
+
+impl Signals {
+    /// The next signal: its name, its types and its arguments.
+    #[track_caller]
+    pub fn next(&self) -> (String, String, Value) {
+        let line = self.told.recv_timeout(PATIENCE).expect("a signal");
+        let signal: Value = serde_json::from_str(&line).unwrap();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        (
+            text(&signal["member"]),
+            text(&signal["payload"]["type"]),
+            signal["payload"]["data"].clone(),
+        )
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        let _ = self.monitor.kill();
+        let _ = self.monitor.wait();
+    }
+}
+
+/// Name, object and interface of an instance, as busctl takes them.
+pub fn target(instance: &str) -> [String; 3] {
+    [
+        format!("org.tcptracker.Tracker1.{instance}"),
+        format!("/org/tcptracker/Tracker1/{instance}"),
+        "org.tcptracker.Tracker1".to_owned(),
+    ]
+}
+
+fn lines_of<R: std::io::Read>(reader: R) -> impl Iterator<Item = String> {
+    let lines: Lines<BufReader<R>> = BufReader::new(reader).lines();
+    lines.map_while(Result::ok)
+}
+
+fn configuration(address: &str) -> String {
+    let policy = PathBuf::from(POLICY);
+    format!(
+        r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>system</type>
+  <listen>{address}</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow user="*"/>
+    <deny own="*"/>
+    <deny send_type="method_call"/>
+    <allow send_type="signal"/>
+    <allow send_requested_reply="true" send_type="method_return"/>
+    <allow send_requested_reply="true" send_type="error"/>
+    <allow receive_type="method_call"/>
+    <allow receive_type="method_return"/>
+    <allow receive_type="error"/>
+    <allow receive_type="signal"/>
+    <allow send_destination="org.freedesktop.DBus"/>
+    <allow send_destination="org.freedesktop.DBus" send_interface="org.freedesktop.DBus"/>
+    <deny send_destination="org.freedesktop.DBus"
+          send_interface="org.freedesktop.DBus" send_member="UpdateActivationEnvironment"/>
+    <allow send_destination="org.freedesktop.DBus"
+           send_interface="org.freedesktop.DBus.Introspectable"/>
+  </policy>
+  <policy user="root">
+    <allow send_destination="org.freedesktop.DBus"
+           send_interface="org.freedesktop.DBus.Monitoring"/>
+  </policy>
+  <include>{}</include>
+</busconfig>
+"#,
+        policy.display()
+    )
+}

@@ -1,0 +1,210 @@
+//! The laboratory: a victim, an attacker and a bystander on one switch, and a bus.
+//!
+//! ```text
+//!   attacker .1 ──┐
+//!                 ├── switch ── eth0 .2 victim     10.77.0.0/24, fd77::/64
+//!   bystander .3 ─┘
+//! ```
+
+use std::fs::Permissions;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use tempfile::TempDir;
+
+use crate::bus::Bus;
+use crate::kernel::Rules;
+use crate::namespace::{self, Namespace};
+use crate::service::{Service, Start};
+use crate::tools::{Outcome, require_what_is_needed, run};
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_tcptracker");
+
+/// Where somebody listens on the victim.
+pub const OPEN_PORT: u16 = 7000;
+
+pub const ATTACKER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 1));
+pub const VICTIM: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 2));
+pub const ATTACKER_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1));
+pub const VICTIM_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2));
+/// On the second link, see [`Lab::second_link`].
+pub const ATTACKER_ON_ETH1: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 78, 0, 1));
+pub const VICTIM_ON_ETH1: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 78, 0, 2));
+
+/// A laboratory. Dropped, also by a test that fails, it is gone without a trace.
+pub struct Lab {
+    // In the order in which they must go.
+    pub bus: Bus,
+    pub victim: Namespace,
+    pub attacker: Namespace,
+    pub bystander: Namespace,
+    _switch: Namespace,
+    _listener: TcpListener,
+    /// The firewall as its owner has set it up.
+    pub rules_before: Rules,
+    directory: TempDir,
+}
+
+impl Lab {
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        static CLEAN: Once = Once::new();
+        require_what_is_needed();
+        CLEAN.call_once(remove_what_dead_runs_left);
+        let prefix = format!("tt-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let directory = tempfile::Builder::new().prefix(&format!("{prefix}-")).tempdir().unwrap();
+        // Ordinary users reach the bus, too.
+        std::fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
+
+        let host = |role: &str| Namespace::new(format!("{prefix}-{role}"));
+        let switch = host("switch");
+        switch.ip("link add br0 type bridge mcast_snooping 0");
+        switch.ip("link set br0 up");
+        let [attacker, victim, bystander] =
+            [("attacker", 1), ("victim", 2), ("bystander", 3)].map(|(role, number)| {
+                let host = host(role);
+                plug_in(&switch, &format!("port{number}"), &host, "eth0", 77, number);
+                switch.ip(&format!("link set port{number} master br0"));
+                host
+            });
+        // What the owner has set up must be there afterwards as it was.
+        for program in ["iptables", "ip6tables"] {
+            let own_rule = ["-A", "INPUT", "-p", "udp", "--dport", "9", "-j", "ACCEPT"];
+            run(victim.command(program).args(own_rule)).ok();
+            run(victim.command(program).args(["-P", "FORWARD", "DROP"])).ok();
+        }
+        std::fs::write(directory.path().join("tcptracker.toml"), "").unwrap();
+        Self {
+            bus: Bus::start(directory.path(), &victim),
+            rules_before: Rules::of(&victim),
+            _listener: victim.listen(OPEN_PORT),
+            victim,
+            attacker,
+            bystander,
+            _switch: switch,
+            directory,
+        }
+    }
+
+    /// A second interface, `eth1`, of victim and attacker.
+    pub fn second_link(&self) {
+        plug_in(&self.attacker, "eth1", &self.victim, "eth1", 78, 2);
+        self.attacker.ip("addr add 10.78.0.1/24 dev eth1");
+    }
+
+    /// A file's place in the laboratory's own directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Writes the service's configuration file; empty without this.
+    pub fn configure(&self, text: &str) -> PathBuf {
+        let file = self.path("tcptracker.toml");
+        std::fs::write(&file, text).unwrap();
+        file
+    }
+
+    /// Starts the service on `eth0` and waits until it is ready.
+    pub fn start(&self) -> Service {
+        Start::on("eth0").begin(self).await_ready()
+    }
+
+    /// The service's command line, in the victim, to be run to its end.
+    pub fn run_service(&self, start: &Start) -> Outcome {
+        run(&mut start.command(self))
+    }
+
+    /// A command of the command line, on this bus.
+    pub fn client(&self, words: &str) -> Command {
+        let mut command = Command::new(BINARY);
+        self.bus.environment(&mut command).args(words.split_whitespace());
+        command
+    }
+
+    /// The same by a user without privileges.
+    pub fn client_as_nobody(&self, words: &str) -> Command {
+        // Where the binary was built an ordinary user may have no access.
+        let binary = self.path("tcptracker");
+        std::fs::copy(BINARY, &binary).unwrap();
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups"]).arg(binary);
+        self.bus.environment(&mut command).args(words.split_whitespace());
+        command
+    }
+
+    /// Runs a command of the command line to its end.
+    pub fn cli(&self, words: &str) -> Outcome {
+        run(&mut self.client(words))
+    }
+
+    /// What a command prints to a terminal.
+    pub fn on_terminal(&self, words: &str) -> String {
+        let mut command = Command::new("script");
+        command.args(["-qec", &format!("{BINARY} {words}"), "/dev/null"]);
+        run(self.bus.environment(&mut command)).ok()
+    }
+
+    /// The value of a metric, by its name and labels as they are written.
+    #[track_caller]
+    pub fn metric(&self, name: &str) -> u64 {
+        let (code, text) = self.victim.http_get(8081, "/metrics");
+        assert_eq!(code, 200, "{text}");
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no metric {name} in:\n{text}")).parse().unwrap()
+    }
+
+    /// Nothing of the service is left in the kernel, and all that was there before is.
+    #[track_caller]
+    pub fn assert_untouched(&self) {
+        assert_eq!(Rules::of(&self.victim), self.rules_before);
+    }
+}
+
+/// Connects a host to another by a cable.
+fn plug_in(
+    one: &Namespace,
+    its_end: &str,
+    other: &Namespace,
+    other_end: &str,
+    net: u8,
+    number: u8,
+) {
+    let (one_name, name) = (one.name(), other.name());
+    crate::tools::sh(&format!(
+        "ip link add {its_end} netns {one_name} type veth peer name {other_end} netns {name}"
+    ));
+    other.ip(&format!("addr add 10.{net}.0.{number}/24 dev {other_end}"));
+    // Duplicate address detection would take a second.
+    other.ip(&format!("addr add fd{net}::{number}/64 dev {other_end} nodad"));
+    one.ip(&format!("link set {its_end} up"));
+    other.ip(&format!("link set {other_end} up"));
+}
+
+/// A run that was killed could not tidy up.
+fn remove_what_dead_runs_left() {
+    let dead = |name: &str| {
+        let pid = name.strip_prefix("tt-")?.split('-').next()?;
+        pid.parse::<u32>().ok()?;
+        (!Path::new("/proc").join(pid).exists()).then_some(())
+    };
+    for namespace in names_in(Path::new(namespace::DIRECTORY)) {
+        if dead(&namespace).is_some() {
+            namespace::remove(&namespace);
+        }
+    }
+    let temporary = std::env::temp_dir();
+    for directory in names_in(&temporary) {
+        if dead(&directory).is_some() {
+            let _ = std::fs::remove_dir_all(temporary.join(directory));
+        }
+    }
+}
+
+fn names_in(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}

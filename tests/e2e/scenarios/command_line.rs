@@ -1,0 +1,163 @@
+//! The command line against the running service.
+
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+
+use crate::lab::{Lab, OPEN_PORT, VICTIM};
+use crate::service::Start;
+use crate::tools::{Outcome, run, unix_now};
+
+#[track_caller]
+fn assert_failed(outcome: &Outcome, code: i32, sentence: &str) {
+    assert_eq!(outcome.code, Some(code), "{outcome:?}");
+    assert_eq!(outcome.err, format!("tcptracker: {sentence}\n"));
+    assert_eq!(outcome.out, "");
+}
+
+fn json_of(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text}"))
+}
+
+#[test]
+fn blocks_are_made_listed_and_lifted() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    assert_eq!(lab.cli("list").ok(), "");
+    assert_eq!(json_of(&lab.cli("list --json").ok()), json!([]));
+    assert_eq!(lab.cli("unblock --all").ok(), "nothing is blocked\n");
+
+    let made = lab.cli("block 10.77.0.1 --for 90m --reason nosy").ok();
+    assert_eq!(made, "blocked 10.77.0.1 on eth0 for 90m\n");
+    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    let made = lab.cli("block 2001:db8::/32").ok();
+    assert_eq!(made, "blocked 2001:db8::/32 on eth0 until unblocked\n");
+    service.await_line("INFO blocked 10.77.0.1 for 90m (by hand, uid 0): nosy");
+
+    let listed = json_of(&lab.cli("list --json").ok());
+    let since = listed[0]["since"].as_u64().unwrap();
+    assert!(since.abs_diff(unix_now()) <= 30, "{listed}");
+    assert_eq!(
+        listed[0],
+        json!({
+            "interface": "eth0", "address": "10.77.0.1", "since": since, "until": since + 5400,
+            "offences": 0, "reason": "nosy",
+        })
+    );
+    assert_eq!(listed[1]["until"], Value::Null, "{listed}");
+    assert_eq!(listed[1]["reason"], "by hand", "{listed}");
+    // To a pipe: a line each, a tab between; to a terminal: a table.
+    let plain = lab.cli("list").ok();
+    let rows: Vec<Vec<&str>> = plain.lines().map(|line| line.split('\t').collect()).collect();
+    assert_eq!((rows.len(), rows[0].len()), (2, 5), "{plain}");
+    assert_eq!((rows[0][0], rows[0][4], rows[1][2]), ("10.77.0.1", "nosy", "unblocked"));
+    let table = lab.on_terminal("list");
+    let heading: Vec<&str> = table.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(heading, ["ADDRESS", "SINCE", "UNTIL", "OFFENCE", "REASON"], "{table}");
+
+    assert_eq!(lab.cli("unblock 10.77.0.1").ok(), "unblocked 10.77.0.1 on eth0\n");
+    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.cli("block 198.51.100.7 -i eth0").ok();
+    assert_eq!(
+        lab.cli("unblock --all").ok(),
+        "unblocked 198.51.100.7 on eth0\nunblocked 2001:db8::/32 on eth0\n"
+    );
+    assert_eq!(lab.bus.list(), []);
+
+    let stats = json_of(&lab.cli("stats --json").ok());
+    assert_eq!((&stats["eth0"]["blocks"], &stats["eth0"]["unblocks"]), (&json!(3), &json!(3)));
+    assert!(lab.cli("stats").ok().contains("blocks\t3\n"));
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+#[test]
+fn what_fails_says_why_and_how() {
+    let lab = Lab::new();
+    let start_it = "start it: systemctl start tcptracker@";
+    let nothing_runs = format!("tcptracker is not running; {start_it}INTERFACE");
+    for command in ["list", "stats", "block 192.0.2.1", "unblock --all"] {
+        assert_failed(&lab.cli(command), 1, &nothing_runs);
+    }
+    let mut service = lab.start();
+    let elsewhere = format!("tcptracker is not running on eth1; {start_it}eth1");
+    assert_failed(&lab.cli("list -i eth1"), 1, &elsewhere);
+    let sentence = "192.0.2.9 is not blocked; `tcptracker list` shows what is";
+    assert_failed(&lab.cli("unblock 192.0.2.9"), 1, sentence);
+    let sentence = "10.77.0.2 is never blocked: 10.77.0.2 is an address of this host";
+    assert_failed(&lab.cli("block 10.77.0.2"), 1, sentence);
+
+    for usage in [
+        "",
+        "blok 192.0.2.1",
+        "block",
+        "block 192.0.2.300",
+        "block 192.0.2.1 --for soon",
+        "block 192.0.2.1 --for 0s",
+        "unblock",
+        "unblock 192.0.2.1 --all",
+        "run",
+    ] {
+        let outcome = lab.cli(usage);
+        assert_eq!((outcome.code, outcome.out.as_str()), (Some(2), ""), "{usage}: {outcome:?}");
+        assert!(!outcome.err.is_empty(), "{usage}");
+    }
+    assert_eq!(lab.bus.list(), []);
+    assert_eq!(service.stop().code(), Some(0));
+
+    let outcome = run(lab.client("list").env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent"));
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert!(outcome.err.starts_with("tcptracker: cannot reach the system bus ("), "{outcome:?}");
+}
+
+#[test]
+fn ordinary_users_are_told_what_they_may_not() {
+    let lab = Lab::new();
+    let _service = lab.start();
+    run(&mut lab.client_as_nobody("list")).ok();
+    run(&mut lab.client_as_nobody("stats")).ok();
+    let sentence = "permission denied: only root and members of group tcptracker may change \
+                    blocks; try sudo";
+    for change in ["block 192.0.2.1", "unblock 192.0.2.1"] {
+        assert_failed(&run(&mut lab.client_as_nobody(change)), 1, sentence);
+    }
+}
+
+#[test]
+fn several_instances_are_steered_together() {
+    let lab = Lab::new();
+    lab.second_link();
+    let mut services = [
+        lab.start(),
+        Start::on("eth1").env("TCPTRACKER_METRICS__LISTEN", "off").begin(&lab).await_ready(),
+    ];
+    assert_eq!(
+        lab.cli("block 192.0.2.1").ok(),
+        "blocked 192.0.2.1 on eth0 until unblocked\nblocked 192.0.2.1 on eth1 until unblocked\n"
+    );
+    assert_eq!(lab.cli("unblock 192.0.2.1 -i eth1").ok(), "unblocked 192.0.2.1 on eth1\n");
+    assert_eq!(lab.cli("list").ok().lines().count(), 1);
+    assert!(lab.cli("list").ok().starts_with("eth0\t192.0.2.1\t"));
+    assert_eq!(lab.cli("list -i eth1").ok(), "");
+    // It is enough that one of them had it.
+    assert_eq!(lab.cli("unblock 192.0.2.1").ok(), "unblocked 192.0.2.1 on eth0\n");
+    for service in &mut services {
+        assert_eq!(service.stop().code(), Some(0));
+    }
+    lab.assert_untouched();
+}
+
+/// `tcptracker config | head -1`
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let lab = Lab::new();
+    let _service = lab.start();
+    for command in ["config", "config --json", "list --json", "stats"] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let child = lab.client(command).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{command}");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{command}");
+    }
+}

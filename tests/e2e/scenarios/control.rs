@@ -1,0 +1,167 @@
+//! The interface on the bus: members, errors, properties, signals, and who may what.
+
+use serde_json::{Value, json};
+
+use crate::bus::target;
+use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
+
+#[test]
+fn what_cannot_be_done_is_refused_by_name() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    for (member, text) in [
+        // A network is as bad as an address in it.
+        (&["Block", "sts", "10.77.0.2", "60", ""][..], "10.77.0.2 is an address of this host"),
+        (&["Block", "sts", "10.77.0.0/24", "60", ""], "10.77.0.2 is an address of this host"),
+        (&["Block", "sts", "fd77::2", "60", ""], "fd77::2 is an address of this host"),
+        (&["Block", "sts", "::ffff:10.77.0.2", "60", ""], "10.77.0.2 is an address of this host"),
+        (&["Block", "sts", "127.0.0.1", "60", ""], "127.0.0.1"),
+        (&["Block", "sts", "0.0.0.0/0", "0", ""], "0.0.0.0/0 is never blocked"),
+        (&["Block", "sts", "10.77.0.300", "60", ""], "\"10.77.0.300\""),
+        (&["Block", "sts", "nobody's host", "60", ""], "\"nobody's host\""),
+        (&["Block", "sts", "10.77.0.1/24", "60", ""], "\"10.77.0.1/24\""),
+        (&["Unblock", "s", "10.77.0."], "\"10.77.0.\""),
+        (&["Unblock", "s", "10.77.0.1"], "10.77.0.1 is not blocked"),
+    ] {
+        let answer = lab.bus.call("eth0", member);
+        assert_ne!(answer.code, Some(0), "{member:?}");
+        assert!(answer.err.contains(text), "{member:?}: {answer:?}");
+    }
+    assert_eq!(lab.bus.list(), []);
+    // Refusals are changes somebody wanted, and logged with who it was.
+    service.await_line("refused to block 10.77.0.2 (by hand, uid 0)");
+
+    for (name, arguments) in [
+        ("Exempt", "string:10.77.0.2 uint64:60 string:x"),
+        ("InvalidAddress", "string:10.77.0.300 uint64:60 string:x"),
+    ] {
+        assert_eq!(lab.bus.error_of("Block", arguments), error(name));
+    }
+    assert_eq!(lab.bus.error_of("Unblock", "string:10.77.0.9"), error("NotBlocked"));
+    assert_eq!(lab.bus.error_of("Unblock", "string:10.77"), error("InvalidAddress"));
+
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+#[test]
+fn who_listens_hears_what_happens() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    let signals = lab.bus.listen();
+    let expect = |name: &str, types: &str, check: &dyn Fn(&Value) -> bool| {
+        let (told_name, told_types, data) = signals.next();
+        assert_eq!((told_name.as_str(), told_types.as_str()), (name, types), "{data}");
+        assert!(check(&data), "{name}: {data}");
+    };
+
+    lab.attacker.nmap("-sS -p 1-10", VICTIM);
+    expect("ScanDetected", "saqs", &|data| *data == json!(["10.77.0.1", [1, 2, 3, 4], "vertical"]));
+    let reason = "vertical scan: ports 1, 2, 3, 4";
+    expect("Blocked", "sts", &|data| data[0] == "10.77.0.1" && data[2] == reason);
+    let until = lab.bus.block_of(&ATTACKER).2;
+    assert_eq!(lab.bus.property("Blocked"), ("u".to_owned(), json!(1)));
+    lab.bus.call("eth0", &["Unblock", "s", "10.77.0.1"]).ok();
+    expect("Unblocked", "ss", &|data| *data == json!(["10.77.0.1", "manual"]));
+
+    lab.bus.call("eth0", &["Block", "sts", "10.77.0.1", "3", "for a moment"]).ok();
+    expect("Blocked", "sts", &|data| {
+        data[1].as_u64().is_some_and(|end| end < until) && data[2] == "for a moment"
+    });
+    expect("Unblocked", "ss", &|data| *data == json!(["10.77.0.1", "expired"]));
+    lab.bus.call("eth0", &["Block", "sts", "203.0.113.0/24", "0", "for good"]).ok();
+    expect("Blocked", "sts", &|data| *data == json!(["203.0.113.0/24", 0, "for good"]));
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+#[test]
+fn properties_and_counters_are_those_of_the_contract() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    for (name, kind, value) in [
+        ("Interface", "s", json!("eth0")),
+        ("Version", "s", json!(env!("CARGO_PKG_VERSION"))),
+        ("Backend", "s", json!("ipset")),
+        ("State", "s", json!("enforcing")),
+        ("Blocked", "u", json!(0)),
+    ] {
+        assert_eq!(lab.bus.property(name), (kind.to_owned(), value), "{name}");
+    }
+    let stats = lab.bus.ask("eth0", "Stats");
+    assert_eq!(stats["type"], "a{st}");
+    assert_eq!(stats["data"][0]["scans"], 0, "{stats}");
+    assert_eq!(service.stop().code(), Some(0));
+    assert!(!lab.bus.has("org.tcptracker.Tracker1.eth0"));
+}
+
+/// The policy file that is shipped: everyone may look, root may steer.
+#[test]
+fn ordinary_users_may_look_and_not_touch() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    lab.bus.call("eth0", &["Block", "sts", "10.77.0.1", "0", "seen by all"]).ok();
+    let [name, object, interface] = &target("eth0");
+
+    let look = |arguments: &[&str]| lab.bus.as_nobody(arguments);
+    let seen = look(&["call", name, object, interface, "List"]).ok();
+    assert!(seen.contains("seen by all"), "{seen}");
+    look(&["call", name, object, interface, "Stats"]).ok();
+    assert_eq!(look(&["get-property", name, object, interface, "Blocked"]).ok(), "u 1\n");
+    let members = look(&["introspect", name, object, interface]).ok();
+    for member in
+        [".Block ", ".Unblock ", ".List ", ".Stats ", ".State ", ".ScanDetected ", ".StateChanged "]
+    {
+        assert!(members.contains(member), "no {member}in:\n{members}");
+    }
+
+    for change in [
+        &["Unblock", "s", "10.77.0.1"][..],
+        &["Block", "sts", "198.51.100.1", "60", "out of spite"],
+    ] {
+        let arguments = [&["call", name, object, interface][..], change].concat();
+        let denied = lab.bus.as_nobody(&arguments);
+        assert_eq!(denied.code, Some(1), "{denied:?}");
+        assert!(denied.err.contains("Access denied"), "{denied:?}");
+    }
+    assert_eq!(lab.bus.list().len(), 1);
+    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    // Nor may they be the service.
+    let taken = lab.bus.as_nobody(&[
+        "call",
+        "org.freedesktop.DBus",
+        "/org/freedesktop/DBus",
+        "org.freedesktop.DBus",
+        "RequestName",
+        "su",
+        "org.tcptracker.Tracker1.eth9",
+        "0",
+    ]);
+    assert_eq!(taken.code, Some(1), "{taken:?}");
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// A block of an address that becomes the host's own must not outlive that.
+#[test]
+fn an_address_the_host_gets_is_let_in() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    for address in ["10.77.0.99", "fd77::99"] {
+        lab.bus.call("eth0", &["Block", "sts", address, "0", "a stranger"]).ok();
+    }
+    lab.victim.ip("addr add 10.77.0.99/24 dev eth0");
+    service.await_line("unblocked 10.77.0.99: it is exempt now");
+    lab.victim.ip("addr add fd77::99/64 dev eth0 nodad");
+    service.await_line("unblocked fd77::99: it is exempt now");
+    assert_eq!(lab.bus.list(), []);
+    // The new addresses are attacked as the old ones are, and the old ones still exempt.
+    let answer = lab.bus.call("eth0", &["Block", "sts", &VICTIM_V6.to_string(), "0", ""]);
+    assert!(answer.err.contains("never blocked"), "{answer:?}");
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+fn error(name: &str) -> String {
+    format!("org.tcptracker.Tracker1.Error.{name}")
+}

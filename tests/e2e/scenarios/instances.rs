@@ -1,0 +1,106 @@
+//! Several instances on one host.
+
+use rustix::process::Signal;
+
+use crate::kernel::Rules;
+use crate::lab::{ATTACKER, ATTACKER_ON_ETH1, Lab, OPEN_PORT, VICTIM, VICTIM_ON_ETH1};
+use crate::service::{Service, Start};
+
+#[test]
+fn two_interfaces_share_the_chain_and_leave_each_other_alone() {
+    let lab = Lab::new();
+    lab.second_link();
+    let mut first = lab.start();
+    let mut second = Start::on("eth1")
+        .env("TCPTRACKER_METRICS__LISTEN", "127.0.0.1:8082")
+        .begin(&lab)
+        .await_ready();
+    Rules::of(&lab.victim).assert_enforced_for(&["eth0", "eth1"]);
+
+    lab.attacker.nmap("-sS -p 1-10", VICTIM_ON_ETH1);
+    second.await_line(&format!("INFO blocked {ATTACKER_ON_ETH1}"));
+    assert_eq!(lab.bus.list_on("eth0"), [], "the scan was on the other interface");
+    assert_eq!(lab.bus.list_on("eth1").len(), 1);
+    lab.attacker.nmap("-sS -p 1-10", VICTIM);
+    first.await_line(&format!("INFO blocked {ATTACKER}"));
+    assert_eq!(lab.bus.list_on("eth1").len(), 1);
+
+    assert_eq!(first.stop().code(), Some(0));
+    let rules = Rules::of(&lab.victim);
+    rules.assert_enforced_for(&["eth1"]);
+    assert!(!rules.sets.contains("tcptracker-eth0"), "{}", rules.sets);
+    lab.attacker.assert_shut_out(VICTIM_ON_ETH1, OPEN_PORT);
+    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+
+    // The other way round: who stops last cleans up, whoever came first.
+    let mut first = lab.start();
+    Rules::of(&lab.victim).assert_enforced_for(&["eth1", "eth0"]);
+    assert_eq!(second.stop().code(), Some(0));
+    Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
+    assert_eq!(first.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+#[test]
+fn a_second_instance_on_the_same_interface_gives_way() {
+    let lab = Lab::new();
+    let mut first = lab.start();
+    lab.bus.call("eth0", &["Block", "sts", "10.77.0.1", "0", "stays"]).ok();
+    let rules = Rules::of(&lab.victim);
+    let owner = lab.bus.list();
+
+    let second = lab.run_service(&Start::on("eth0"));
+    assert_eq!(second.code, Some(1), "{second:?}");
+    assert_eq!(
+        second.err,
+        "tcptracker: another tcptracker is running on eth0; stop it first: \
+         systemctl stop tcptracker@eth0\n"
+    );
+
+    assert_eq!(lab.bus.list(), owner);
+    let now = Rules::of(&lab.victim);
+    assert_eq!((now.ipv4, now.ipv6), (rules.ipv4, rules.ipv6));
+    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    assert_eq!(first.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// A host that boots, or shuts down, with several of them.
+#[test]
+fn instances_that_come_and_go_at_once_leave_each_other_and_others_alone() {
+    let lab = Lab::new();
+    lab.second_link();
+    let starts =
+        [Start::on("eth0"), Start::on("eth1").env("TCPTRACKER_METRICS__LISTEN", "127.0.0.1:8082")];
+    for round in 1..=4 {
+        let mut services =
+            starts.each_ref().map(|start| start.begin(&lab)).map(Service::await_ready);
+        let rules = Rules::of(&lab.victim);
+        for chain in rules.chain("tcptracker") {
+            assert_eq!(chain.len(), 2, "round {round}: {rules:#?}");
+        }
+        for service in &services {
+            service.signal(Signal::TERM);
+        }
+        for service in &mut services {
+            assert_eq!(service.await_end().code(), Some(0), "round {round}");
+        }
+        lab.assert_untouched();
+    }
+}
+
+#[test]
+fn an_instance_without_bus_gives_way_to_one_with_it() {
+    let lab = Lab::new();
+    let mut first = lab.start();
+    lab.bus.call("eth0", &["Block", "sts", "10.77.0.1", "0", "stays"]).ok();
+    let second = Start::on("eth0").env("TCPTRACKER_BUS__ENABLED", "false");
+    // Should it start after all, it must not run for ever.
+    let second = lab.run_service(&second.through(["timeout", "--foreground", "5"]));
+    assert_eq!(second.code, Some(1), "{second:?}");
+    assert!(second.err.contains("another tcptracker is running on eth0"), "{second:?}");
+    Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
+    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    assert_eq!(first.stop().code(), Some(0));
+    lab.assert_untouched();
+}

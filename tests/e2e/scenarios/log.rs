@@ -1,0 +1,133 @@
+//! The log: what is listed, what is summed up, and what a program can filter by.
+
+use crate::frames::{Tags, send_syns};
+use crate::journal::{Entry, Journal};
+use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
+use crate::service::Start;
+use crate::tools::unix_now;
+
+#[test]
+fn above_the_rate_connections_are_summed_up_and_none_is_forgotten() {
+    const BURST: u64 = 200;
+    const RATE: u64 = 5;
+    let lab = Lab::new();
+    let start = Start::on("eth0").env("TCPTRACKER_LOG__RATE", &RATE.to_string());
+    let mut service = start.begin(&lab).await_ready();
+    // One port alone is no scan.
+    send_syns(&lab, Tags::None, std::iter::repeat_n(OPEN_PORT, BURST.try_into().unwrap()));
+
+    let (listed, sums) = service.await_until("all connections in the log", |service| {
+        let listed = service.log().iter().filter(|line| line.contains("new inbound connection"));
+        let listed = u64::try_from(listed.count()).unwrap();
+        let sums: Vec<u64> = service.log().iter().filter_map(|line| summed_up(line)).collect();
+        (listed + sums.iter().sum::<u64>() >= BURST).then_some((listed, sums))
+    });
+    assert_eq!(listed + sums.iter().sum::<u64>(), BURST);
+    assert_eq!(lab.metric("tcptracker_new_connections"), BURST);
+    // A burst is over in a moment; that moment may lie in two seconds, or on a slow machine more.
+    let seconds = u64::try_from(sums.len()).unwrap();
+    assert!((1..=3).contains(&seconds), "{sums:?}");
+    assert!((RATE..=RATE * (seconds + 1)).contains(&listed), "{listed} in {seconds} seconds");
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// Not even those of the last second.
+#[test]
+fn what_was_not_listed_is_summed_up_at_the_end() {
+    let lab = Lab::new();
+    let start = Start::on("eth0").env("TCPTRACKER_LOG__RATE", "5");
+    let mut service = start.begin(&lab).await_ready();
+    send_syns(&lab, Tags::None, std::iter::repeat_n(OPEN_PORT, 200));
+    service.await_lines("new inbound connection", 5);
+    assert_eq!(service.stop().code(), Some(0));
+    let listed = service.lines_with("new inbound connection").len();
+    let sums = service.lines_with(" more new connections in ");
+    let summed: u64 = sums.iter().filter_map(|line| summed_up(line)).sum();
+    // Some may not have been read from the interface yet when the stop came.
+    let seen = u64::try_from(listed).unwrap() + summed;
+    assert!(summed > 0 && seen <= 200, "{listed} listed, {sums:?}");
+}
+
+/// "195 more new connections in 1.0s, not listed (log.rate)"
+fn summed_up(line: &str) -> Option<u64> {
+    let (before, _) = line.split_once(" more new connections in ")?;
+    before.rsplit(' ').next()?.parse().ok()
+}
+
+#[test]
+fn connections_are_not_logged_where_not_wanted() {
+    let lab = Lab::new();
+    let start = Start::on("eth0").env("TCPTRACKER_LOG__CONNECTIONS", "false");
+    let mut service = start.begin(&lab).await_ready();
+    lab.attacker.nmap("-sS -p 1-10", VICTIM);
+    service.await_line(&format!("INFO blocked {ATTACKER}"));
+    assert_eq!(service.stop().code(), Some(0));
+    assert_eq!(service.lines_with("connection"), Vec::<String>::new());
+}
+
+/// journald's own protocol, spoken to a journal of ours in journald's place.
+#[test]
+fn the_journal_gets_fields_a_program_can_filter_by() {
+    let lab = Lab::new();
+    let journal = Journal::new(&lab);
+    let start = Start::on("eth0").through(journal.wrapper()).env("JOURNAL_STREAM", "8:1");
+    let mut service = start.begin(&lab).await_ready();
+    let entry = |id: &str| {
+        let entry = journal.next_with("MESSAGE_ID", id);
+        assert_eq!(entry["TCPTRACKER_INTERFACE"], "eth0", "{entry:?}");
+        assert_eq!(entry["SYSLOG_IDENTIFIER"], "tcptracker", "{entry:?}");
+        entry
+    };
+    let fields = |entry: &Entry, expected: &[(&str, &str)]| {
+        for (name, value) in expected {
+            assert_eq!(entry.get(*name).map(String::as_str), Some(*value), "{name} of {entry:?}");
+        }
+    };
+    let started = entry("fdb7f878f18d45e5ae664097c6d1c558");
+    fields(&started, &[("MESSAGE", "watching eth0, enforcing, 0 blocked"), ("PRIORITY", "6")]);
+
+    lab.attacker.nmap("-sS -p 1-4", VICTIM);
+    let connection = entry("9840eea37f064008a5e6549aad6c92f2");
+    fields(
+        &connection,
+        &[
+            ("TCPTRACKER_SOURCE", "10.77.0.1"),
+            ("TCPTRACKER_DESTINATION", "10.77.0.2"),
+            ("TCPTRACKER_PORTS", "1"),
+        ],
+    );
+    let scan = entry("5d0741d35f104cf2bc625c85c40f2775");
+    fields(
+        &scan,
+        &[
+            ("TCPTRACKER_SOURCE", "10.77.0.1"),
+            ("TCPTRACKER_DESTINATION", "10.77.0.2"),
+            ("TCPTRACKER_PORTS", "1,2,3,4"),
+            ("TCPTRACKER_KIND", "vertical"),
+            ("PRIORITY", "4"),
+        ],
+    );
+    assert!(scan["MESSAGE"].starts_with("vertical port scan by 10.77.0.1"), "{scan:?}");
+    let blocked = entry("b39b4bac17384f029bb82ffb3b2b31d1");
+    let reason = "vertical scan: ports 1, 2, 3, 4";
+    fields(&blocked, &[("TCPTRACKER_SOURCE", "10.77.0.1"), ("TCPTRACKER_REASON", reason)]);
+    assert_eq!(blocked.get("TCPTRACKER_UID"), None, "nobody asked for it");
+    let until: u64 = blocked["TCPTRACKER_UNTIL"].parse().unwrap();
+    assert!(until.abs_diff(unix_now() + 3600) <= 30, "{until}");
+
+    lab.bus.call("eth0", &["Unblock", "s", "10.77.0.1"]).ok();
+    let unblocked = entry("c86162991bca46138eff37cb5bb7453e");
+    fields(
+        &unblocked,
+        &[
+            ("TCPTRACKER_SOURCE", "10.77.0.1"),
+            ("TCPTRACKER_REASON", "manual"),
+            ("TCPTRACKER_UID", "0"),
+        ],
+    );
+    assert_eq!(service.stop().code(), Some(0));
+    entry("8e2001616b6740948dd1ffd4217f4596");
+    assert_eq!(service.lines_with(""), Vec::<String>::new(), "told twice");
+    lab.assert_untouched();
+}

@@ -1,0 +1,15 @@
+//! What is asserted, by subject.
+
+mod capture;
+mod command_line;
+mod control;
+mod instances;
+mod log;
+mod no_bus;
+mod observe;
+mod restart;
+mod scan;
+mod service_manager;
+mod start_errors;
+mod stop;
+mod web;

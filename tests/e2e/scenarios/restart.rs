@@ -1,0 +1,61 @@
+//! An end without a stop, and the start after it.
+
+use crate::kernel::{Rules, remaining};
+use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
+
+#[test]
+fn blocks_survive_a_crash_with_their_remaining_time() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    lab.attacker.nmap("-sS -p 1-10", VICTIM);
+    service.await_line(&format!("INFO blocked {ATTACKER}"));
+    let (.., until, _, _) = lab.bus.block_of(&ATTACKER);
+    lab.bus.call("eth0", &["Block", "sts", "198.51.100.0/24", "0", "for good"]).ok();
+    lab.bus.call("eth0", &["Block", "sts", "2001:db8::/32", "7200", "for two hours"]).ok();
+    let left_behind = Rules::of(&lab.victim);
+
+    service.crash();
+    // The kernel goes on.
+    assert_eq!(Rules::of(&lab.victim).chain("INPUT"), left_behind.chain("INPUT"));
+    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+
+    for _ in 1..=2 {
+        let mut service = lab.start();
+        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+        lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+        Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
+        let (.., again_until, _, _) = lab.bus.block_of(&ATTACKER);
+        assert!(again_until.abs_diff(until) <= 2, "{until} became {again_until}");
+        let left = remaining(&lab.victim, "tcptracker-eth0-v4", "10.77.0.1");
+        assert!((3000..3600).contains(&left), "{left}");
+        assert_eq!(lab.bus.block_of(&"198.51.100.0/24").2, 0);
+        assert_eq!(lab.bus.list().len(), 3);
+        assert_eq!(lab.metric(r#"tcptracker_blocks_total{cause="found"}"#), 3);
+        service.crash();
+    }
+
+    let mut service = lab.start();
+    // What was taken over can be let go.
+    lab.bus.call("eth0", &["Unblock", "s", &ATTACKER.to_string()]).ok();
+    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// The contract: a dead daemon leaves nothing for ever.
+#[test]
+fn a_block_ends_by_itself() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    for address in ["10.77.0.1", "fd77::1"] {
+        lab.bus.call("eth0", &["Block", "sts", address, "3", "for a moment"]).ok();
+    }
+    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    service.await_line("unblocked 10.77.0.1: its time was up");
+    service.await_line("unblocked fd77::1: its time was up");
+    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    assert_eq!(lab.bus.list(), []);
+    assert_eq!(lab.metric(r#"tcptracker_unblocks_total{cause="expired"}"#), 2);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}

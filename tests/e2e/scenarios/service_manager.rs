@@ -1,0 +1,76 @@
+//! What the service manager hears: when it is ready, that it is alive, when it stops.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::frames::{Tags, send_syns};
+use crate::kernel::Rules;
+use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
+use crate::service::{Service, Start};
+
+#[test]
+fn ready_means_that_everything_is_up_and_stopping_is_told() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let lab = Lab::new();
+        let mut service = Start::on("eth0").begin(&lab);
+        service.await_notice("READY=1");
+        // At once, without waiting for anything:
+        lab.attacker.nmap("-sS -p 1-10", VICTIM);
+        assert!(lab.bus.has("org.tcptracker.Tracker1.eth0"));
+        Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
+        assert_eq!(lab.victim.http_get(8081, "/health").0, 200);
+        service.await_line(&format!("INFO blocked {ATTACKER}"));
+        assert_eq!(service.await_notice("STATUS="), "STATUS=watching eth0, enforcing, 0 blocked");
+        service.await_notice("STATUS=watching eth0, enforcing, 1 blocked");
+
+        assert_eq!(service.end_by(signal).code(), Some(0));
+        service.await_notice("STOPPING=1");
+        let name = if signal == Signal::TERM { "SIGTERM" } else { "SIGINT" };
+        service.await_line(&format!("stopped by {name}"));
+        lab.assert_untouched();
+    }
+}
+
+/// Nothing is told before its time, however often it is asked.
+#[test]
+fn a_start_that_fails_is_never_ready() {
+    let lab = Lab::new();
+    let mut service =
+        Start::on("eth0").env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent/bus").begin(&lab);
+    assert_eq!(service.await_end().code(), Some(1));
+    assert_eq!(service.notices(), Vec::<String>::new());
+}
+
+/// A log nobody reads holds up the journal's thread; the others go on, and the watchdog must hear
+/// of it by hearing nothing.
+#[test]
+fn the_watchdog_is_fed_only_while_every_thread_makes_progress() {
+    let lab = Lab::new();
+    let mut service = Start::on("eth0")
+        .env("WATCHDOG_USEC", "3000000")
+        .env("TCPTRACKER_LOG__RATE", "100000")
+        .with_log_unread()
+        .begin(&lab)
+        .await_ready();
+    let fed = |service: &mut Service, times: usize| {
+        let so_far = service.notices().iter().filter(|notice| *notice == "WATCHDOG=1").count();
+        service.await_notices("WATCHDOG=1", so_far + times);
+    };
+    fed(&mut service, 3);
+
+    // More lines than a pipe holds.
+    send_syns(&lab, Tags::None, std::iter::repeat_n(OPEN_PORT, 3000));
+    assert!(service.falls_silent("WATCHDOG=1", Duration::from_secs(4)), "fed all the time");
+    // Capture, detector, firewall and bus wait for nobody.
+    lab.attacker.nmap("-sS -p 1-10", VICTIM);
+    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    assert_eq!(lab.bus.list().len(), 1);
+    assert_eq!(lab.metric(r#"tcptracker_blocks_total{cause="scan"}"#), 1);
+
+    service.hear_log();
+    service.await_line("no sign of life from: journal");
+    fed(&mut service, 2);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}

@@ -1,0 +1,129 @@
+//! What keeps the service from starting: one sentence that says what to do, and nothing half-done.
+
+use crate::lab::{BINARY, Lab};
+use crate::service::Start;
+use crate::tools::Outcome;
+
+const FAILED: i32 = 1;
+const CONFIGURATION: i32 = 78;
+
+/// It failed with exactly this sentence, and changed nothing.
+#[track_caller]
+fn assert_refused(lab: &Lab, outcome: &Outcome, code: i32, sentence: &str) {
+    assert_eq!(outcome.code, Some(code), "{outcome:?}");
+    assert_eq!(outcome.err, format!("tcptracker: {sentence}\n"));
+    assert_eq!(outcome.out, "");
+    lab.assert_untouched();
+}
+
+#[test]
+fn an_interface_that_is_missing_down_or_nonsense() {
+    let lab = Lab::new();
+    let outcome = lab.run_service(&Start::on("eth7"));
+    let sentence = "there is no interface eth7 on this host; there are: eth0, lo";
+    assert_refused(&lab, &outcome, FAILED, sentence);
+
+    lab.victim.ip("link set eth0 down");
+    let outcome = lab.run_service(&Start::on("eth0"));
+    let sentence = "interface eth0 is down; bring it up first: ip link set eth0 up";
+    assert_refused(&lab, &outcome, FAILED, sentence);
+
+    let outcome = lab.run_service(&Start::on("eth0/x"));
+    assert_eq!(outcome.code, Some(2), "{outcome:?}");
+    assert!(outcome.err.contains("\"eth0/x\" cannot be the name of a network"), "{outcome:?}");
+}
+
+#[test]
+fn no_privilege() {
+    let lab = Lab::new();
+    // Where the binary was built an ordinary user may have no access.
+    let binary = lab.path("tcptracker");
+    std::fs::copy(BINARY, &binary).unwrap();
+    let nobody = "setpriv --reuid=nobody --regid=nogroup --clear-groups --inh-caps=-all \
+                  --bounding-set=-all";
+    let start = Start::on("eth0").through(nobody.split_whitespace()).binary(binary.clone());
+    let sentence = "capturing on eth0 needs the capability CAP_NET_RAW; run it as root, or as the \
+                    service: systemctl start tcptracker@eth0";
+    assert_refused(&lab, &lab.run_service(&start), FAILED, sentence);
+
+    // May capture, may not change the firewall.
+    let watcher = "setpriv --bounding-set=-net_admin --inh-caps=-net_admin";
+    let start = Start::on("eth0").through(watcher.split_whitespace()).binary(binary);
+    let outcome = lab.run_service(&start);
+    assert_eq!(outcome.code, Some(FAILED), "{outcome:?}");
+    assert!(outcome.err.contains("CAP_NET_ADMIN"), "{outcome:?}");
+    assert_eq!(outcome.err.lines().count(), 1, "{outcome:?}");
+    lab.assert_untouched();
+}
+
+#[test]
+fn a_bad_configuration() {
+    let lab = Lab::new();
+    let file = lab.path("tcptracker.toml").display().to_string();
+    for (text, problem) in [
+        (
+            "[detection]\nports = 5\nwindows = \"60s\"\n",
+            ":3: unknown key detection.windows; did you mean detection.window? \
+             (`tcptracker config` lists all keys)",
+        ),
+        (
+            "[detection]\n\nports = \"three\"\n",
+            ":3: detection.ports: expected a whole number from 1 to 64, found \"three\"",
+        ),
+        (
+            "[block]\ndurations = [\"soon\"]",
+            ":2: block.durations: expected a list of lengths of time of at least \"1s\", or \
+             \"forever\", such as [\"1h\", \"1d\", \"forever\"], found [\"soon\"]",
+        ),
+    ] {
+        lab.configure(text);
+        let outcome = lab.run_service(&Start::on("eth0"));
+        assert_refused(&lab, &outcome, CONFIGURATION, &format!("{file}{problem}"));
+        let shown = lab.cli(&format!("config --config {file}"));
+        assert_refused(&lab, &shown, CONFIGURATION, &format!("{file}{problem}"));
+    }
+
+    lab.configure("[detection\n");
+    let outcome = lab.run_service(&Start::on("eth0"));
+    assert_eq!(outcome.code, Some(CONFIGURATION), "{outcome:?}");
+    assert!(outcome.err.starts_with(&format!("tcptracker: {file}:1: ")), "{outcome:?}");
+
+    lab.configure("");
+    let start = Start::on("eth0").env("TCPTRACKER_LOG__RATE", "0");
+    let sentence = "environment TCPTRACKER_LOG__RATE: log.rate: expected a whole number from 1 to \
+                    100000, found 0";
+    assert_refused(&lab, &lab.run_service(&start), CONFIGURATION, sentence);
+}
+
+/// Nothing below the flags may win over them, nor the file over the environment.
+#[test]
+fn the_later_layer_wins() {
+    let lab = Lab::new();
+    lab.configure("[detection]\nports = 5\n[log]\nrate = 7\n[block]\nenabled = true\n");
+    let mut service = Start::on("eth0")
+        .env("TCPTRACKER_DETECTION__PORTS", "2")
+        .env("TCPTRACKER_BLOCK__ENABLED", "true")
+        .flag("--observe")
+        .begin(&lab)
+        .await_ready();
+    assert_eq!(lab.bus.property("State").1, "observing", "flag over environment");
+    lab.attacker.nmap("-sS -p 1-3", crate::lab::VICTIM);
+    service.await_line("ports 1,2,3, more than 2 within 60s");
+    assert_eq!(service.stop().code(), Some(0));
+
+    let file = lab.path("tcptracker.toml");
+    let mut config = lab.client(&format!("config --config {}", file.display()));
+    let shown = crate::tools::run(config.env("TCPTRACKER_DETECTION__PORTS", "2")).ok();
+    let line = |key: &str| {
+        let found = shown.lines().find(|line| line.starts_with(key));
+        let (setting, origin) = found.and_then(|line| line.split_once('#')).unwrap();
+        (setting.trim().to_owned(), origin.trim().to_owned())
+    };
+    let pair = |setting: &str, origin: &str| (setting.to_owned(), origin.to_owned());
+    assert_eq!(
+        line("detection.ports "),
+        pair("detection.ports = 2", "environment TCPTRACKER_DETECTION__PORTS")
+    );
+    assert_eq!(line("log.rate "), pair("log.rate = 7", &format!("{}:4", file.display())));
+    assert_eq!(line("detection.window "), pair("detection.window = \"60s\"", "default"));
+}

@@ -1,0 +1,90 @@
+//! Programs the tests use: running them, and saying clearly what is missing.
+
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// How long anything may take that ought to happen at once. Generous: machines are noisy.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+const PROGRAMS: [&str; 13] = [
+    "ip",
+    "iptables",
+    "ip6tables",
+    "iptables-save",
+    "ip6tables-save",
+    "ipset",
+    "nmap",
+    "dbus-daemon",
+    "busctl",
+    "dbus-send",
+    "setpriv",
+    "mount",
+    "script",
+];
+
+/// What a program that has ended had to say.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Its exit code; none if a signal ended it.
+    pub code: Option<i32>,
+    /// What it printed.
+    pub out: String,
+    /// What it complained about.
+    pub err: String,
+}
+
+impl Outcome {
+    /// Its output, provided it has succeeded.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        self.out
+    }
+}
+
+/// Runs a program to its end.
+#[track_caller]
+pub fn run(command: &mut Command) -> Outcome {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run {}: {error}", command.get_program().display()));
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Outcome { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+}
+
+/// Runs a program that must succeed.
+#[track_caller]
+pub fn sh(words: &str) -> String {
+    let mut words = words.split_whitespace();
+    run(Command::new(words.next().unwrap()).args(words)).ok()
+}
+
+/// Fails with a sentence if the tests cannot run here at all.
+pub fn require_what_is_needed() {
+    static MISSING: OnceLock<Option<String>> = OnceLock::new();
+    let problem = MISSING.get_or_init(|| {
+        if !rustix::process::geteuid().is_root() {
+            return Some(
+                "the end-to-end tests make network namespaces: run them as root".to_owned(),
+            );
+        }
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let absent = |program: &&&str| {
+            !std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
+        };
+        let missing: Vec<&str> = PROGRAMS.iter().filter(absent).copied().collect();
+        (!missing.is_empty()).then(|| {
+            format!("the end-to-end tests need {}; install them: make deps", missing.join(", "))
+        })
+    });
+    if let Some(problem) = problem {
+        panic!("{problem}");
+    }
+}
+
+/// The wall clock in whole Unix seconds.
+pub fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
