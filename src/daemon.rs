@@ -52,8 +52,8 @@ pub enum DaemonError {
     /// The host's addresses cannot be read.
     #[error("cannot read this host's addresses: {0}")]
     Host(#[from] NetlinkError),
-    /// Another instance watches the interface, found without a bus.
-    #[error("another tcptracker is running on {0}; stop it first")]
+    /// Another instance watches the interface.
+    #[error("another tcptracker is running on {0}; stop it first: systemctl stop tcptracker@{0}")]
     AlreadyRunning(InterfaceName),
     /// The system lacks something every process has.
     #[error("cannot start: {0}")]
@@ -124,8 +124,8 @@ struct Service {
     bus: Option<async_channel::Sender<Task>>,
     reporter: Reporter,
     board: Arc<StateBoard>,
-    /// Held where there is no bus to keep a second instance away.
-    _lock: Option<UnixListener>,
+    /// Keeps a second instance away.
+    _lock: UnixListener,
 }
 
 impl Service {
@@ -152,7 +152,9 @@ impl Service {
         let (control_in, control) = sync_channel(CONTROL_QUEUE);
 
         start_journal(&mut crew, interface, events)?;
-        let lock = if bus.is_some() {
+        // Before the bus, where it would only be refused its name: this says the same without a bus.
+        let lock = lock(interface)?;
+        if bus.is_some() {
             let tracker = Tracker {
                 interface: interface.clone(),
                 backend: backend.name(),
@@ -161,10 +163,7 @@ impl Service {
                 metrics: Arc::clone(&metrics),
             };
             start_bus(&mut crew, interface, tracker, tasks, Arc::clone(&metrics))?;
-            None
-        } else {
-            Some(lock_without_bus(interface)?)
-        };
+        }
         let stop_metrics = match config.metrics.listen {
             Listen::Off => None,
             Listen::At(address) => start_metrics(&mut crew, address, &reporter, &board)?,
@@ -242,12 +241,7 @@ impl Service {
             }
             match self.notices.recv_timeout(round) {
                 Ok(Notice::Signal(name)) => return Ok(name),
-                Ok(Notice::Ended { thread, result }) => {
-                    let reason = result
-                        .err()
-                        .map_or_else(|| "without an error".to_owned(), |error| error.to_string());
-                    return Err(DaemonError::ThreadEnded { thread, reason });
-                }
+                Ok(ended) => return Err(self.why_ended(ended)),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
             let stalled = self.crew.stalled();
@@ -261,6 +255,29 @@ impl Service {
             if now != status {
                 service_manager::status(&now);
                 status = now;
+            }
+        }
+    }
+
+    /// The error behind the end of a thread. One that has none has ended because its neighbour did, whose
+    /// notice is on its way.
+    fn why_ended(&self, mut notice: Notice) -> DaemonError {
+        const PATIENCE: Duration = Duration::from_millis(500);
+        loop {
+            match (notice, self.notices.recv_timeout(PATIENCE)) {
+                (Notice::Ended { thread, result: Err(error) }, _) => {
+                    return DaemonError::ThreadEnded { thread, reason: error.to_string() };
+                }
+                (_, Ok(next)) => notice = next,
+                (Notice::Ended { thread, result: Ok(()) }, Err(_)) => {
+                    return DaemonError::ThreadEnded {
+                        thread,
+                        reason: "without an error".to_owned(),
+                    };
+                }
+                (Notice::Signal(name), Err(_)) => {
+                    return DaemonError::ThreadEnded { thread: "signals", reason: name.to_owned() };
+                }
             }
         }
     }
@@ -401,7 +418,7 @@ fn start_host(
 
 /// Keeps a second instance away from the same interface: an abstract socket lives in the network
 /// namespace, as interface and rules do, and goes with the process.
-fn lock_without_bus(interface: &InterfaceName) -> Result<UnixListener, DaemonError> {
+fn lock(interface: &InterfaceName) -> Result<UnixListener, DaemonError> {
     let address = UnixAddress::from_abstract_name(format!("tcptracker@{interface}"))?;
     UnixListener::bind_addr(&address).map_err(|error| {
         if error.kind() == std::io::ErrorKind::AddrInUse {

@@ -200,13 +200,14 @@ fn write(interface: &InterfaceName, event: &Event) {
 }
 
 fn write_scan(interface: &InterfaceName, scan: &Scan) {
-    let ports = ports_of(scan);
+    let numbers: Vec<String> = scan.ports().iter().map(ToString::to_string).collect();
+    let ports = numbers.join(", ");
     warn!(
         MESSAGE_ID = id::SCAN,
         TCPTRACKER_INTERFACE = %interface,
         TCPTRACKER_SOURCE = %show_network(&scan.source),
         TCPTRACKER_DESTINATION = %scan.destination,
-        TCPTRACKER_PORTS = %ports,
+        TCPTRACKER_PORTS = numbers.join(","),
         TCPTRACKER_KIND = scan.kind.as_str(),
         "{} port scan by {} on {}: ports {ports}, more than {} within {}",
         scan.kind.as_str(),
@@ -244,11 +245,6 @@ fn write_state(interface: &InterfaceName, state: State, reason: Option<&str>) {
             "{state}: all is well again"
         );
     }
-}
-
-fn ports_of(scan: &Scan) -> String {
-    let ports: Vec<String> = scan.ports().iter().map(ToString::to_string).collect();
-    ports.join(", ")
 }
 
 fn by(uid: Option<u32>) -> String {

@@ -19,6 +19,9 @@ use crate::state::StateBoard;
 /// The longest reason, in characters: it is kept as long as the block.
 const LONGEST_REASON: usize = 200;
 
+/// The longest block with an end, in seconds: a hundred years.
+const LONGEST_BLOCK: u64 = 3_155_760_000;
+
 /// What callers are told when it did not work.
 #[derive(Debug, DBusError)]
 #[zbus(prefix = "org.tcptracker.Tracker1.Error")]
@@ -92,7 +95,7 @@ impl Tracker {
         let network = parse_network(address).map_err(|e| Error::InvalidAddress(e.to_string()))?;
         let reason = checked_reason(reason)?;
         let uid = caller(connection, &header).await?;
-        let duration = (seconds > 0).then(|| Duration::from_secs(seconds));
+        let duration = checked_duration(seconds)?;
         let order = |reply| Order::Block { network, duration, reason, uid, reply };
         Ok(self.ask(order).await??)
     }
@@ -198,6 +201,15 @@ async fn caller(connection: &Connection, header: &Header<'_>) -> Result<u32, Err
         .call_method(Some(bus), "/org/freedesktop/DBus", Some(bus), "GetConnectionUnixUser", sender)
         .await?;
     Ok(reply.body().deserialize()?)
+}
+
+/// Zero is until unblocked.
+fn checked_duration(seconds: u64) -> Result<Option<Duration>, Error> {
+    if seconds > LONGEST_BLOCK {
+        let why = format!("a block may last {LONGEST_BLOCK} seconds at most; 0: until unblocked");
+        return Err(Error::Bus(zbus::fdo::Error::InvalidArgs(why).into()));
+    }
+    Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
 }
 
 fn checked_reason(reason: &str) -> Result<String, Error> {

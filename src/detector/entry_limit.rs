@@ -38,10 +38,12 @@ impl EntryLimit {
 
     /// Begins a new second when the last is over: how many were left out in it, and its length.
     pub fn summary(&mut self, now: Moment) -> Option<(u64, Duration)> {
+        if now.since(self.second) < SECOND { None } else { self.rest(now) }
+    }
+
+    /// Begins a new second in any case.
+    pub fn rest(&mut self, now: Moment) -> Option<(u64, Duration)> {
         let length = now.since(self.second);
-        if length < SECOND {
-            return None;
-        }
         self.second = now;
         self.listed = 0;
         let left_out = std::mem::take(&mut self.left_out);

@@ -68,7 +68,10 @@ impl Worker {
             let batch = match batches.next(TICK) {
                 Ok(batch) => Some(batch),
                 Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.sum_up(&mut limits, true);
+                    return;
+                }
             };
             // Before the probes: a source let in again must not be judged by its past.
             while let Ok(request) = self.control.try_recv() {
@@ -77,7 +80,7 @@ impl Worker {
                     Control::Forget(network) => self.detector.forget(network),
                 }
             }
-            self.sum_up(&mut limits);
+            self.sum_up(&mut limits, false);
             if let Some(batch) = batch {
                 for probe in &batch {
                     self.consider(probe, &mut limits);
@@ -91,8 +94,8 @@ impl Worker {
     }
 
     /// Says what scans were in all that are over, and how much was left out in the second that has
-    /// passed.
-    fn sum_up(&mut self, limits: &mut Limits) {
+    /// passed; at the end, in what there was of it.
+    fn sum_up(&mut self, limits: &mut Limits, at_the_end: bool) {
         let now = Moment::now();
         if now.since(self.summed_up) >= TICK {
             self.summed_up = now;
@@ -105,7 +108,8 @@ impl Worker {
         for (what, limit) in
             [("new connections", &mut limits.connections), ("port scans", &mut limits.scans)]
         {
-            if let Some((count, span)) = limit.summary(now) {
+            let summary = if at_the_end { limit.rest(now) } else { limit.summary(now) };
+            if let Some((count, span)) = summary {
                 self.reporter.tell(Event::NotListed { what, count, span });
             }
         }

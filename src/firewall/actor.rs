@@ -157,9 +157,9 @@ impl Actor {
                         self.ledger.enter(network, now, duration, offence, reason_of(scan));
                         self.ledger.remember_offence(network, now, offence);
                         self.board.clear(Part::Firewall);
+                        self.count();
                         let cause = BlockCause::Scan;
                         self.tell_blocked(network, clock, duration, reason_of(scan), cause, None);
-                        self.count();
                         return;
                     }
                     Err(error) => Spared::Failed(self.kernel_failed(&error)),
@@ -196,8 +196,8 @@ impl Actor {
         self.board.clear(Part::Firewall);
         self.ledger.end_grace(&network);
         self.ledger.enter(network, clock.now(), duration, 0, reason.clone());
-        self.tell_blocked(network, clock, duration, reason, BlockCause::Manual, Some(uid));
         self.count();
+        self.tell_blocked(network, clock, duration, reason, BlockCause::Manual, Some(uid));
         Ok(())
     }
 
@@ -249,8 +249,8 @@ impl Actor {
         // The detector drains this before it looks at another probe; it cannot wait for us, so we may
         // wait for it.
         let _ = self.detector.send(Control::Forget(network));
-        self.reporter.tell(Event::Unblocked { network, cause, uid });
         self.count();
+        self.reporter.tell(Event::Unblocked { network, cause, uid });
         Ok(())
     }
 
@@ -304,7 +304,10 @@ impl Actor {
 
     fn kernel_failed(&self, error: &FirewallError) -> String {
         let text = error.to_string();
-        self.board.raise(Part::Firewall, text.clone());
+        // Not to block is what an observer is for.
+        if !matches!(error, FirewallError::Observing) {
+            self.board.raise(Part::Firewall, text.clone());
+        }
         text
     }
 

@@ -93,10 +93,14 @@ impl Backend for KernelSets {
     }
 
     fn remove(&mut self) -> Result<(), FirewallError> {
+        // What cannot be taken down does not keep the rest up.
+        let mut outcome = Ok(());
         for family in self.rules.families() {
-            self.rules.leave(family)?;
-            self.ipset.destroy(&self.set(family))?;
+            let left = self.rules.leave(family).map_err(FirewallError::from);
+            let set = self.set(family);
+            let gone = left.and_then(|()| Ok(self.ipset.destroy(&set)?));
+            outcome = outcome.and(gone);
         }
-        Ok(())
+        outcome
     }
 }

@@ -111,12 +111,9 @@ impl Ledger {
         self.around(network).next().is_some()
     }
 
-    /// What is meant by unblocking this network: its own block; or else those it lies in; or else
-    /// those that lie in it.
+    /// What has to go so that this network is let in: its own block and those it lies in; or, where
+    /// there is none, those that lie in it.
     pub fn meant_by(&self, network: &IpNet) -> Vec<IpNet> {
-        if self.blocks.contains_key(network) {
-            return vec![*network];
-        }
         let around: Vec<IpNet> = self.around(network).collect();
         if !around.is_empty() {
             return around;
@@ -276,12 +273,12 @@ mod tests {
     }
 
     #[test]
-    fn unblocking_means_the_block_itself_or_the_one_around_it_or_those_in_it() {
+    fn unblocking_means_the_block_itself_and_those_around_it_or_else_those_in_it() {
         let mut ledger = Ledger::new(LONGEST);
         for text in ["10.0.0.0/8", "10.1.0.0/16", "2001:db8::/64", "192.0.2.1/32", "192.0.2.2/32"] {
             ledger.enter(net(text), at(0), None, 0, String::new());
         }
-        assert_eq!(ledger.meant_by(&net("10.1.0.0/16")), [net("10.1.0.0/16")]);
+        assert_eq!(ledger.meant_by(&net("10.1.0.0/16")), [net("10.1.0.0/16"), net("10.0.0.0/8")]);
         assert_eq!(ledger.meant_by(&net("10.1.2.3/32")), [net("10.1.0.0/16"), net("10.0.0.0/8")]);
         assert_eq!(ledger.meant_by(&net("2001:db8::5/128")), [net("2001:db8::/64")]);
         assert_eq!(ledger.meant_by(&net("192.0.2.0/24")).len(), 2);

@@ -42,7 +42,7 @@ pub struct Lab {
     pub victim: Namespace,
     pub attacker: Namespace,
     pub bystander: Namespace,
-    _switch: Namespace,
+    switch: Namespace,
     _listener: TcpListener,
     /// The firewall as its owner has set it up.
     pub rules_before: Rules,
@@ -67,8 +67,7 @@ impl Lab {
         let [attacker, victim, bystander] =
             [("attacker", 1), ("victim", 2), ("bystander", 3)].map(|(role, number)| {
                 let host = host(role);
-                plug_in(&switch, &format!("port{number}"), &host, "eth0", 77, number);
-                switch.ip(&format!("link set port{number} master br0"));
+                connect(&switch, &host, number);
                 host
             });
         // What the owner has set up must be there afterwards as it was.
@@ -85,9 +84,14 @@ impl Lab {
             victim,
             attacker,
             bystander,
-            _switch: switch,
+            switch,
             directory,
         }
+    }
+
+    /// Gives the victim its `eth0` back after it was deleted.
+    pub fn plug_in_again(&self) {
+        connect(&self.switch, &self.victim, 2);
     }
 
     /// A second interface, `eth1`, of victim and attacker.
@@ -162,6 +166,12 @@ impl Lab {
     pub fn assert_untouched(&self) {
         assert_eq!(Rules::of(&self.victim), self.rules_before);
     }
+}
+
+/// Connects a host to the switch.
+fn connect(switch: &Namespace, host: &Namespace, number: u8) {
+    plug_in(switch, &format!("port{number}"), host, "eth0", 77, number);
+    switch.ip(&format!("link set port{number} master br0"));
 }
 
 /// Connects a host to another by a cable.

@@ -23,7 +23,7 @@ fn vlan_tagged_scans_are_caught() {
         assert_eq!(lab.bus.list(), []);
 
         send(&lab, tags, 4..=4);
-        service.await_line(&format!("INFO blocked {attacker} for 1h"));
+        service.await_line(&format!("WARN blocked {attacker} for 1h"));
         assert_eq!(lab.bus.block_of(&attacker).4, "vertical scan: ports 1, 2, 3, 4");
         assert_eq!(service.stop().code(), Some(0));
         lab.assert_untouched();

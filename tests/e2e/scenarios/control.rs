@@ -29,7 +29,7 @@ fn what_cannot_be_done_is_refused_by_name() {
     }
     assert_eq!(lab.bus.list(), []);
     // Refusals are changes somebody wanted, and logged with who it was.
-    service.await_line("refused to block 10.77.0.2 (by hand, uid 0)");
+    service.await_line("refused to block 10.77.0.2 (by uid 0)");
 
     for (name, arguments) in [
         ("Exempt", "string:10.77.0.2 uint64:60 string:x"),

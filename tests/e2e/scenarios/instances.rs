@@ -18,11 +18,11 @@ fn two_interfaces_share_the_chain_and_leave_each_other_alone() {
     Rules::of(&lab.victim).assert_enforced_for(&["eth0", "eth1"]);
 
     lab.attacker.nmap("-sS -p 1-10", VICTIM_ON_ETH1);
-    second.await_line(&format!("INFO blocked {ATTACKER_ON_ETH1}"));
+    second.await_line(&format!("WARN blocked {ATTACKER_ON_ETH1}"));
     assert_eq!(lab.bus.list_on("eth0"), [], "the scan was on the other interface");
     assert_eq!(lab.bus.list_on("eth1").len(), 1);
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
-    first.await_line(&format!("INFO blocked {ATTACKER}"));
+    first.await_line(&format!("WARN blocked {ATTACKER}"));
     assert_eq!(lab.bus.list_on("eth1").len(), 1);
 
     assert_eq!(first.stop().code(), Some(0));

@@ -61,7 +61,7 @@ fn connections_are_not_logged_where_not_wanted() {
     let start = Start::on("eth0").env("TCPTRACKER_LOG__CONNECTIONS", "false");
     let mut service = start.begin(&lab).await_ready();
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
-    service.await_line(&format!("INFO blocked {ATTACKER}"));
+    service.await_line(&format!("WARN blocked {ATTACKER}"));
     assert_eq!(service.stop().code(), Some(0));
     assert_eq!(service.lines_with("connection"), Vec::<String>::new());
 }

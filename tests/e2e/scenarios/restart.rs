@@ -8,7 +8,7 @@ fn blocks_survive_a_crash_with_their_remaining_time() {
     let lab = Lab::new();
     let mut service = lab.start();
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
-    service.await_line(&format!("INFO blocked {ATTACKER}"));
+    service.await_line(&format!("WARN blocked {ATTACKER}"));
     let (.., until, _, _) = lab.bus.block_of(&ATTACKER);
     lab.bus.call("eth0", &["Block", "sts", "198.51.100.0/24", "0", "for good"]).ok();
     lab.bus.call("eth0", &["Block", "sts", "2001:db8::/32", "7200", "for two hours"]).ok();

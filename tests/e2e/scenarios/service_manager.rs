@@ -20,7 +20,7 @@ fn ready_means_that_everything_is_up_and_stopping_is_told() {
         assert!(lab.bus.has("org.tcptracker.Tracker1.eth0"));
         Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
         assert_eq!(lab.victim.http_get(8081, "/health").0, 200);
-        service.await_line(&format!("INFO blocked {ATTACKER}"));
+        service.await_line(&format!("WARN blocked {ATTACKER}"));
         assert_eq!(service.await_notice("STATUS="), "STATUS=watching eth0, enforcing, 0 blocked");
         service.await_notice("STATUS=watching eth0, enforcing, 1 blocked");
 

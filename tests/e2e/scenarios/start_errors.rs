@@ -108,7 +108,7 @@ fn the_later_layer_wins() {
         .await_ready();
     assert_eq!(lab.bus.property("State").1, "observing", "flag over environment");
     lab.attacker.nmap("-sS -p 1-3", crate::lab::VICTIM);
-    service.await_line("ports 1,2,3, more than 2 within 60s");
+    service.await_line("ports 1, 2, 3, more than 2 within 60s");
     assert_eq!(service.stop().code(), Some(0));
 
     let file = lab.path("tcptracker.toml");

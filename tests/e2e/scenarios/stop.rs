@@ -32,15 +32,27 @@ fn a_stop_during_the_start_leaves_nothing() {
     }
 }
 
+/// An interface may go down, come up, vanish and return: the service waits and goes on by itself.
 #[test]
-fn an_interface_that_goes_away_is_named() {
+fn an_interface_that_goes_away_is_waited_for() {
     let lab = Lab::new();
     let mut service = lab.start();
+    lab.victim.ip("link set eth0 down");
+    service.await_line("degraded: eth0 is down; bring it up: ip link set eth0 up");
+    assert_eq!(lab.victim.http_get(8081, "/health").0, 503);
+    lab.victim.ip("link set eth0 up");
+    service.await_line("enforcing: all is well again");
+
     lab.victim.ip("link del eth0");
-    assert_eq!(service.await_end().code(), Some(1));
-    service.await_line("tcptracker: ");
-    let told = service.lines_with("tcptracker: ");
-    assert!(told[0].contains("interface eth0 disappeared while it was watched"), "{told:?}");
+    service.await_line("degraded: interface eth0 is gone; waiting for it to come back");
+    service.await_notice("STATUS=watching eth0, degraded: interface eth0 is gone");
+    assert_eq!(lab.bus.property("State").1, "degraded");
+
+    lab.plug_in_again();
+    service.await_lines("enforcing: all is well again", 2);
+    lab.attacker.nmap("-sS -p 1-4", VICTIM);
+    service.await_line(&format!("WARN blocked {ATTACKER} for 1h"));
+    assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
@@ -65,7 +77,7 @@ fn a_hangup_ends_it_in_order() {
     let lab = Lab::new();
     let mut service = lab.start();
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
-    service.await_line(&format!("INFO blocked {ATTACKER}"));
+    service.await_line(&format!("WARN blocked {ATTACKER}"));
     assert_eq!(service.end_by(rustix::process::Signal::HUP).code(), Some(0));
     lab.assert_untouched();
 }

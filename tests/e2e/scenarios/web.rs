@@ -31,7 +31,7 @@ fn a_taken_port_is_told_and_endured() {
         "{told}"
     );
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
-    service.await_line(&format!("INFO blocked {ATTACKER}"));
+    service.await_line(&format!("WARN blocked {ATTACKER}"));
     lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
     assert_eq!(service.stop().code(), Some(0));
     drop(taken);
