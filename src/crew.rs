@@ -1,10 +1,12 @@
 //! The threads of the service: named, owned by main, watched.
 //!
-//! Owns starting them, knowing that each still makes progress, and hearing that one has ended. A
-//! panic needs no handling here: it ends the process (Cargo.toml), and its message names the thread.
+//! Owns starting them, knowing that each still makes progress, and hearing that one has ended, by a
+//! panic as well: a daemon with a dead thread must not go on as a ghost. (A panic of a library's own
+//! thread, as one of tiny_http's that a client can provoke, ends that thread only.)
 
 use std::error::Error;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
@@ -95,7 +97,12 @@ impl Crew {
         let pulse = Pulse::default();
         let (notices, own_pulse) = (self.notices.clone(), pulse.clone());
         let handle = thread::Builder::new().name(name.to_owned()).spawn(move || {
-            let result = work(&own_pulse).map_err(Into::into);
+            // Nothing of what the thread worked with is used after it.
+            let result = catch_unwind(AssertUnwindSafe(|| work(&own_pulse)));
+            let result = result.map_or_else(
+                |_| Err("it panicked; its message says where".into()),
+                |result| result.map_err(Into::into),
+            );
             // Main is gone only when the process is.
             let _ = notices.send(Notice::Ended { thread: name, result });
         })?;
@@ -132,7 +139,7 @@ impl Crew {
     /// Waits for the named thread to end. Ask it to stop first.
     pub fn join(&mut self, name: &str) {
         if let Some(at) = self.members.iter().position(|member| member.name == name) {
-            // A panic would have ended the process before this.
+            // A panic was caught and told.
             let _ = self.members.swap_remove(at).handle.join();
         }
     }
@@ -160,6 +167,17 @@ mod tests {
         assert_eq!(crew.stalled(), ["patient"]);
         go.send(()).unwrap();
         crew.join("patient");
+    }
+
+    #[test]
+    fn a_panic_is_told_like_any_other_end() {
+        let (notices, inbox) = channel();
+        let mut crew = Crew::new(notices);
+        crew.start("detector", |_| -> Result<(), String> { panic!("no such port") }).unwrap();
+        let Notice::Ended { thread: "detector", result: Err(error) } = inbox.recv().unwrap() else {
+            panic!()
+        };
+        assert!(error.to_string().contains("panicked"));
     }
 
     #[test]

@@ -6,16 +6,19 @@
 
 use std::net::SocketAddr;
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener};
+use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
 use std::time::Duration;
+
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::geteuid;
 
 use crate::capture::{self, CaptureError, LiveCapture, Watch};
 use crate::clock::{Moment, WallClock};
 use crate::config::{Config, ConfigError, Effective, Listen, Sources};
 use crate::crew::{Crew, Notice, StopFlag};
-use crate::dbus::{self, BusError, Task, Tracker};
+use crate::dbus::{self, BusError, OneAtATime, Task, Tracker};
 use crate::detector::{Control, Detector, Worker};
 use crate::events::{Event, Reporter};
 use crate::firewall::{
@@ -125,7 +128,7 @@ struct Service {
     reporter: Reporter,
     board: Arc<StateBoard>,
     /// Keeps a second instance away.
-    _lock: UnixListener,
+    _lock: Option<UnixListener>,
 }
 
 impl Service {
@@ -153,7 +156,7 @@ impl Service {
 
         start_journal(&mut crew, interface, events)?;
         // Before the bus, where it would only be refused its name: this says the same without a bus.
-        let lock = lock(interface)?;
+        let lock = lock(interface, &reporter)?;
         if bus.is_some() {
             let tracker = Tracker {
                 interface: interface.clone(),
@@ -161,6 +164,7 @@ impl Service {
                 firewall: firewall.clone(),
                 board: Arc::clone(&board),
                 metrics: Arc::clone(&metrics),
+                one_list: OneAtATime::default(),
             };
             start_bus(&mut crew, interface, tracker, tasks, Arc::clone(&metrics))?;
         }
@@ -261,25 +265,18 @@ impl Service {
 
     /// The error behind the end of a thread. One that has none has ended because its neighbour did, whose
     /// notice is on its way.
-    fn why_ended(&self, mut notice: Notice) -> DaemonError {
+    fn why_ended(&self, first: Notice) -> DaemonError {
         const PATIENCE: Duration = Duration::from_millis(500);
-        loop {
-            match (notice, self.notices.recv_timeout(PATIENCE)) {
-                (Notice::Ended { thread, result: Err(error) }, _) => {
-                    return DaemonError::ThreadEnded { thread, reason: error.to_string() };
-                }
-                (_, Ok(next)) => notice = next,
-                (Notice::Ended { thread, result: Ok(()) }, Err(_)) => {
-                    return DaemonError::ThreadEnded {
-                        thread,
-                        reason: "without an error".to_owned(),
-                    };
-                }
-                (Notice::Signal(name), Err(_)) => {
-                    return DaemonError::ThreadEnded { thread: "signals", reason: name.to_owned() };
-                }
+        let mut name = "signals";
+        let mut notice = Some(first);
+        while let Some(Notice::Ended { thread, result }) = notice {
+            if let Err(error) = result {
+                return DaemonError::ThreadEnded { thread, reason: error.to_string() };
             }
+            name = thread;
+            notice = self.notices.recv_timeout(PATIENCE).ok();
         }
+        DaemonError::ThreadEnded { thread: name, reason: "without an error".to_owned() }
     }
 
     /// Ends every thread, in the order in which a packet travels. The firewall's takes down its rules.
@@ -417,14 +414,31 @@ fn start_host(
 }
 
 /// Keeps a second instance away from the same interface: an abstract socket lives in the network
-/// namespace, as interface and rules do, and goes with the process.
-fn lock(interface: &InterfaceName) -> Result<UnixListener, DaemonError> {
+/// namespace, as interface and rules do, and goes with the process. None where somebody else holds the
+/// name, who cannot be an instance: then only the bus keeps instances apart.
+fn lock(
+    interface: &InterfaceName,
+    reporter: &Reporter,
+) -> Result<Option<UnixListener>, DaemonError> {
     let address = UnixAddress::from_abstract_name(format!("tcptracker@{interface}"))?;
-    UnixListener::bind_addr(&address).map_err(|error| {
-        if error.kind() == std::io::ErrorKind::AddrInUse {
-            DaemonError::AlreadyRunning(interface.clone())
-        } else {
-            error.into()
+    match UnixListener::bind_addr(&address) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            let holder = UnixStream::connect_addr(&address)
+                .ok()
+                .and_then(|stream| socket_peercred(&stream).ok())
+                .map(|credentials| credentials.uid);
+            match holder {
+                Some(uid) if !uid.is_root() && uid != geteuid() => {
+                    let uid = uid.as_raw();
+                    reporter.tell(Event::Warning(format!(
+                        "uid {uid} holds the socket @tcptracker@{interface} and is no tcptracker"
+                    )));
+                    Ok(None)
+                }
+                _ => Err(DaemonError::AlreadyRunning(interface.clone())),
+            }
         }
-    })
+        Err(error) => Err(error.into()),
+    }
 }

@@ -6,11 +6,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use crate::clock::Moment;
 use crate::crew::{Pulse, StopFlag};
 use crate::interface::InterfaceName;
 use crate::netlink::{Attributes, Body, NetlinkError, NetlinkSocket};
@@ -37,8 +39,12 @@ const NEXTHOP_HEADER: usize = 8;
 /// Links, and addresses and routes of both families, linux/rtnetlink.h.
 const GROUPS: u32 = 0x1 | 0x10 | 0x100 | 0x40 | 0x400;
 
-/// How often the resolvers are read again: no kernel event tells of them.
-const TICK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// How often the resolvers are read again, of which no kernel event tells; and how long changes in the
+/// kernel may have to wait.
+const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+
+/// From one reading of all to the next.
+const PACE: Duration = Duration::from_millis(500);
 
 /// The name servers programs are told of; and those systemd-resolved asks in their stead.
 const RESOLV_CONF: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
@@ -70,8 +76,8 @@ impl Host {
         Self { local, ..Self::default() }
     }
 
-    /// Asks the kernel.
-    pub fn read(socket: &mut NetlinkSocket) -> Result<Self, NetlinkError> {
+    /// Asks the kernel. The resolvers are those of before where they cannot be read.
+    pub fn read(socket: &mut NetlinkSocket, before: &Self) -> Result<Self, NetlinkError> {
         let mut down = Vec::new();
         socket.dump(RTM_GETLINK, &Body::with_header(&[0; LINK_HEADER]), |kind, body| {
             if kind == RTM_NEWLINK {
@@ -91,7 +97,8 @@ impl Host {
             }
         })?;
         let (own, gateways) = (sorted(own), sorted(gateways));
-        Ok(Self { own, down, gateways, resolvers: resolvers(), ..Self::default() })
+        let resolvers = resolvers().unwrap_or_else(|| before.resolvers.clone());
+        Ok(Self { own, down, gateways, resolvers, ..Self::default() })
     }
 
     /// The addresses of this host.
@@ -128,13 +135,17 @@ pub fn follow(
     let mut requests = NetlinkSocket::open(None, 0)?;
     // What changed before the subscription was not told.
     let mut changed = true;
+    let mut last_read = Moment::default();
     loop {
         pulse.beat();
         let mut fds = [
             PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(notifications.as_fd(), PollFlags::IN),
         ];
-        match poll(&mut fds, Some(&TICK)) {
+        // A routing table that never rests is read once a second, not all the time.
+        let resting = Moment::now().since(last_read) < PACE;
+        let watched = if resting { 1 } else { fds.len() };
+        match poll(&mut fds[..watched], Some(&TICK)) {
             Ok(_) if fds[0].revents().contains(PollFlags::IN) => return Ok(()),
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -142,9 +153,11 @@ pub fn follow(
         // What changed does not matter: all is read again, so that nothing can be missed.
         changed |= notifications.drain_notifications()?;
         let host = if std::mem::take(&mut changed) {
-            Host::read(&mut requests)?
+            last_read = Moment::now();
+            Host::read(&mut requests, &latest)?
         } else {
-            Host { resolvers: resolvers(), ..(*latest).clone() }
+            let resolvers = resolvers().unwrap_or_else(|| latest.resolvers.clone());
+            Host { resolvers, ..(*latest).clone() }
         };
         if host != *latest {
             latest = Arc::new(host);
@@ -155,7 +168,7 @@ pub fn follow(
 
 /// The snapshot to start with.
 pub fn now() -> Result<Arc<Host>, NetlinkError> {
-    Host::read(&mut NetlinkSocket::open(None, 0)?).map(Arc::new)
+    Host::read(&mut NetlinkSocket::open(None, 0)?, &Host::default()).map(Arc::new)
 }
 
 fn name_if_down(body: &[u8]) -> Option<String> {
@@ -201,9 +214,17 @@ fn address_of(value: &[u8]) -> Option<IpAddr> {
     <[u8; 16]>::try_from(value).ok().map(|octets| Ipv6Addr::from(octets).into())
 }
 
-fn resolvers() -> Vec<IpAddr> {
-    let texts = RESOLV_CONF.iter().filter_map(|file| std::fs::read_to_string(file).ok());
-    sorted(texts.flat_map(|text| nameservers_in(&text)).collect())
+/// The name servers; none where a file that is there cannot be read, which says nothing of them.
+fn resolvers() -> Option<Vec<IpAddr>> {
+    let mut found = Vec::new();
+    for file in RESOLV_CONF {
+        match std::fs::read_to_string(file) {
+            Ok(text) => found.extend(nameservers_in(&text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(_) => return None,
+        }
+    }
+    Some(sorted(found))
 }
 
 /// The `nameserver` lines of resolv.conf(5); a zone behind `%` is left out.

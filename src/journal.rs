@@ -6,6 +6,7 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
+use rustix::fs::fstat;
 use tracing::{error, info, warn};
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -50,7 +51,7 @@ pub fn init() {
         .with_default(LevelFilter::WARN)
         .with_target(env!("CARGO_CRATE_NAME"), LevelFilter::INFO);
     let registry = tracing_subscriber::registry().with(ours);
-    if std::env::var_os("JOURNAL_STREAM").is_some()
+    if stderr_is_the_journal()
         && let Ok(journald) = tracing_journald::layer()
     {
         let priorities =
@@ -79,6 +80,14 @@ pub fn init() {
         .with_target(false)
         .fmt_fields(text_only);
     registry.with(stderr).init();
+}
+
+/// Whether the service manager has connected stderr to the journal: `JOURNAL_STREAM` names the device
+/// and inode of that connection, and is inherited by those whose stderr goes elsewhere (systemd.exec(5)).
+fn stderr_is_the_journal() -> bool {
+    let Ok(named) = std::env::var("JOURNAL_STREAM") else { return false };
+    fstat(std::io::stderr())
+        .is_ok_and(|stderr| named == format!("{}:{}", stderr.st_dev, stderr.st_ino))
 }
 
 /// Says that the service is up.

@@ -89,7 +89,7 @@ impl StateBoard {
         let before = self.judge(&reasons);
         change(&mut reasons);
         let after = self.judge(&reasons);
-        drop(reasons);
+        // Told before anybody else can change it, so that what was told last is so. Telling never waits.
         if before != after {
             let (state, reason) = after;
             self.reporter.metrics().set_state(state);

@@ -34,7 +34,8 @@ pub struct Batches {
 
 /// Both ends of a new channel.
 pub fn channel() -> (HandOver, Batches) {
-    let (full_in, full_out) = sync_channel(DEPTH);
+    // Room for all there are: a full channel shows by the pool that is empty.
+    let (full_in, full_out) = sync_channel(DEPTH + 2);
     // One batch more than may wait: the one the detector works on. Capture holds another.
     let (empty_in, empty_out) = sync_channel(DEPTH + 1);
     for _ in 0..=DEPTH {
@@ -66,17 +67,15 @@ impl HandOver {
         if self.current.is_empty() {
             return;
         }
-        // Without an empty batch to go on with the channel must be full.
+        // Without an empty batch to go on with, the detector has as many as it may.
         let Ok(empty) = self.empty.try_recv() else { return };
         let full = std::mem::replace(&mut self.current, empty);
         match self.full.try_send(full) {
             Ok(()) => {}
-            Err(TrySendError::Full(batch)) => {
-                // Cannot happen while there are no more batches than places; keep the probes.
-                self.current = batch;
+            // The detector has ended: the process is about to. (There is a place for every batch.)
+            Err(TrySendError::Disconnected(batch) | TrySendError::Full(batch)) => {
+                self.lost += batch.len() as u64;
             }
-            // The detector has ended: the process is about to.
-            Err(TrySendError::Disconnected(batch)) => self.lost += batch.len() as u64,
         }
     }
 

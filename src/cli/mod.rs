@@ -208,9 +208,7 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            for line in error.to_string().lines() {
-                eprintln!("tcptracker: {line}");
-            }
+            output::say(&error);
             ExitCode::from(error.exit_code())
         }
     }

@@ -1,7 +1,7 @@
 //! Printing: a table for a terminal, plain text for a program.
 
 use std::fmt::Write as _;
-use std::io::{IsTerminal, Write, stdout};
+use std::io::{IsTerminal, Write, stderr, stdout};
 
 use serde::Serialize;
 
@@ -61,6 +61,13 @@ pub(super) fn on_terminal() -> bool {
 pub(super) fn print(text: &str) -> Result<(), CliError> {
     let mut out = stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(CliError::Output)
+}
+
+/// Says what went wrong, a line each. Where nobody hears it, it is not said.
+pub(super) fn say(error: &dyn std::fmt::Display) {
+    for line in error.to_string().lines() {
+        let _ = writeln!(stderr(), "tcptracker: {line}");
+    }
 }
 
 /// Prints a value as JSON on a line of its own.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::output::{Table, print, print_json_line};
+use super::output::{Table, print, print_json_line, say};
 use super::{CliError, Replay};
 use crate::capture::frame::probe_in;
 use crate::capture::{SavedCapture, SavedError};
@@ -63,7 +63,7 @@ pub(super) fn run(arguments: &Replay, sources: &Sources) -> Result<(), CliError>
         // One file that cannot be read does not hide what the others hold.
         if let Err(error) = replay(file, arguments, &rule, &host) {
             if let Some(CliError::Saved(earlier)) = failure.replace(error) {
-                eprintln!("tcptracker: {earlier}");
+                say(&earlier);
             }
             if matches!(failure, Some(CliError::Output(_))) {
                 break;
@@ -130,14 +130,15 @@ fn read(
             continue;
         }
         if rule.per == Per::Pair {
-            *probes_of.entry(IpNet::from(probe.source)).or_default() += 1;
+            let Some(trial) = trials.first() else { return Ok(()) };
+            *probes_of.entry(trial.detector.unit_of(probe.source, host)).or_default() += 1;
         }
         for trial in &mut *trials {
             let Some(mut scan) = trial.detector.observe(&probe, host) else { continue };
             if scan.continued {
                 continue;
             }
-            scan.probes = probes_of.get(&IpNet::from(probe.source)).copied().unwrap_or(scan.probes);
+            scan.probes = probes_of.get(&scan.source).copied().unwrap_or(scan.probes);
             trial.found.push(scan);
         }
     }

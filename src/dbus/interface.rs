@@ -62,6 +62,40 @@ pub struct Tracker {
     pub board: Arc<StateBoard>,
     /// The service's counters.
     pub metrics: Arc<Metrics>,
+    /// Lets one list at a time be made: anybody may ask for one, and with many blocks it is large.
+    pub one_list: OneAtATime,
+}
+
+/// Lets one caller pass at a time; the others wait their turn.
+pub struct OneAtATime {
+    leave: async_channel::Sender<()>,
+    enter: async_channel::Receiver<()>,
+}
+
+impl Default for OneAtATime {
+    fn default() -> Self {
+        let (leave, enter) = async_channel::bounded(1);
+        // There is room for exactly this.
+        let _ = leave.try_send(());
+        Self { leave, enter }
+    }
+}
+
+/// Held by the one whose turn it is, also if he goes away in between.
+struct Turn<'a>(&'a OneAtATime);
+
+impl OneAtATime {
+    async fn turn(&self) -> Turn<'_> {
+        // Both ends live here: it cannot be closed.
+        let _ = self.enter.recv().await;
+        Turn(self)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.leave.try_send(());
+    }
 }
 
 impl Tracker {
@@ -117,6 +151,7 @@ impl Tracker {
     /// it is (0: none), reason.
     #[zbus(out_args("blocks"))]
     async fn list(&self) -> Result<Vec<(String, u64, u64, u32, String)>, Error> {
+        let _turn = self.one_list.turn().await;
         let blocks = self.ask(|reply| Order::List { reply }).await?;
         let shown = |block: Listed| {
             (show_network(&block.network), block.since, block.until, block.offences, block.reason)

@@ -15,7 +15,7 @@ use zbus::Connection;
 use zbus::connection::Builder;
 use zbus::fdo::{RequestNameFlags, RequestNameReply};
 
-pub use interface::Tracker;
+pub use interface::{OneAtATime, Tracker};
 pub use names::{COMMON_NAME, INTERFACE, bus_name, interface_of, object_path};
 
 use crate::crew::Pulse;

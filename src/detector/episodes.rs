@@ -12,6 +12,7 @@ use lru::LruCache;
 use super::sources::Key;
 use super::window::Attempt;
 use crate::clock::Moment;
+use crate::network::overlap;
 use crate::probe::Port;
 
 /// Scans followed at a time: 4 MiB of evidence. When there are more, the one longest silent is summed up
@@ -86,17 +87,34 @@ impl Episodes {
 
     /// A scan was recognised by these attempts, after so many probes.
     pub(super) fn begin(&mut self, key: Key, attempts: &[Attempt], probes: u64, now: Moment) {
-        let mut ports = PortSet(Box::new([0; 1024]));
+        // The evidence of the scan that has to go serves the new one.
+        let full = self.ongoing.len() == AT_ONCE.get() && !self.ongoing.contains(&key);
+        let oldest = full.then(|| self.ongoing.pop_lru()).flatten();
+        let mut ports = match oldest {
+            None => PortSet(Box::new([0; 1024])),
+            Some((old, episode)) => {
+                if self.crowded_out.len() < AT_ONCE.get() {
+                    let goes_on = now.since(episode.last) < SILENCE;
+                    self.crowded_out.push(episode.summary(&old, goes_on));
+                }
+                let mut ports = episode.ports;
+                ports.0.fill(0);
+                ports
+            }
+        };
         for attempt in attempts {
             ports.insert(attempt.port);
         }
         let first = attempts.first().map_or(now, |attempt| attempt.moment);
         let episode = Episode { first, last: now, probes, ports };
-        if let Some((old, earlier)) = self.ongoing.push(key, episode)
-            && old != key
-            && self.crowded_out.len() < AT_ONCE.get()
-        {
-            self.crowded_out.push(earlier.summary(&old, false));
+        self.ongoing.put(key, episode);
+    }
+
+    /// A network was let in again: nothing more is said of it.
+    pub(super) fn forget(&mut self, network: IpNet) {
+        let known: Vec<Key> = self.ongoing.iter().map(|(key, _)| *key).collect();
+        for key in known.into_iter().filter(|key| overlap(&key.source, &network)) {
+            self.ongoing.pop(&key);
         }
     }
 

@@ -171,6 +171,13 @@ impl Detector {
     /// Forgets everything about the sources in a network: it has been let in again.
     pub fn forget(&mut self, network: IpNet) {
         self.sources.forget(network);
+        self.episodes.forget(network);
+    }
+
+    /// A scan could not be handed on: its source's next probe makes it one again.
+    pub fn not_delivered(&mut self, scan: &Scan) {
+        let destination = (self.rule.per == Per::Pair).then_some(scan.destination);
+        self.sources.not_reported(Key { source: scan.source, destination });
     }
 
     /// Sources remembered at the moment.
@@ -186,7 +193,7 @@ impl Detector {
     /// The network an address is counted and blocked as. An IPv6 host can change its address within
     /// its network at will, so the network is the unit; but hosts on the links this one is itself
     /// connected to are neighbours with an address each.
-    fn unit_of(&self, address: IpAddr, host: &Host) -> IpNet {
+    pub fn unit_of(&self, address: IpAddr, host: &Host) -> IpNet {
         let single = IpNet::from(address);
         let IpAddr::V6(_) = address else { return single };
         match IpNet::new(address, self.rule.ipv6_prefix.get()) {
@@ -200,6 +207,7 @@ impl Detector {
 mod tests {
     use super::*;
     use crate::probe::ProbeKind;
+    use proptest::prelude::*;
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -329,5 +337,54 @@ mod tests {
         detector.forget("192.0.2.1/32".parse().unwrap());
         assert_eq!(scan(&mut detector, [probe("192.0.2.1", 5, 2)]), []);
         assert_eq!(scan(&mut detector, (6..=8).map(|p| probe("192.0.2.1", p, 2))).len(), 1);
+    }
+
+    /// The rule as one would write it down, remembering every probe of every source.
+    fn naive(probes: &[Probe], threshold: usize, span: Duration) -> Vec<(IpAddr, u64)> {
+        let mut fired = Vec::new();
+        for (at, probe) in probes.iter().enumerate() {
+            let own = || probes[..=at].iter().filter(|earlier| earlier.source == probe.source);
+            let recent = own().filter(|earlier| probe.moment.since(earlier.moment) < span);
+            let ports: std::collections::BTreeSet<Port> =
+                recent.map(|recent| recent.port).collect();
+            let first = !fired.iter().any(|(source, _)| *source == probe.source);
+            if ports.len() > threshold && first {
+                fired.push((probe.source, own().count() as u64));
+            }
+        }
+        fired
+    }
+
+    proptest! {
+        /// Through both stages, for several sources at once: who fires, and at which of its probes.
+        #[test]
+        fn equals_the_naive_rule(
+            threshold in 1..=64u64,
+            seconds in 1..=3600u64,
+            steps in proptest::collection::vec((0..6u8, 0..80u16, 0..3u64), 1..250),
+        ) {
+            let unit = seconds * SECOND / (2 * threshold);
+            let mut now = 0;
+            let probes: Vec<Probe> = steps
+                .into_iter()
+                .map(|(source, port, pause)| {
+                    now += pause * unit;
+                    let source = IpAddr::from([198, 51, 100, source]);
+                    Probe { moment: Moment::from_nanos(now), source, ..probe("192.0.2.1", port, 0) }
+                })
+                .collect();
+            let window = crate::config::Span::try_from(format!("{seconds}s")).unwrap();
+            let mut detector = Detector::new(rule(|rule| {
+                rule.ports = threshold.try_into().unwrap();
+                rule.window = window.try_into().unwrap();
+            }));
+            let mut found: Vec<(IpAddr, u64)> = Vec::new();
+            for scan in scan(&mut detector, probes.iter().copied()) {
+                if !found.iter().any(|(source, _)| *source == scan.address) {
+                    found.push((scan.address, scan.probes));
+                }
+            }
+            prop_assert_eq!(found, naive(&probes, usize::try_from(threshold).unwrap(), window.get()));
+        }
     }
 }

@@ -15,6 +15,7 @@ use lru::LruCache;
 use super::first_contact::{FirstContacts, Meeting, Newcomer, Tag};
 use super::window::Window;
 use crate::clock::Moment;
+use crate::network::overlap;
 use crate::probe::Probe;
 
 /// Places for first contacts per source of the second kind. At the default of 131,072 sources that
@@ -181,22 +182,32 @@ impl Sources {
         Memory { window: old.window, ..Memory::new(0) }
     }
 
-    /// Forgets all that is known of the sources in a network.
+    /// A source has not been reported after all.
+    pub(super) fn not_reported(&mut self, key: Key) {
+        let key = HashedKey { tag: self.tag(&key), key };
+        if let Some(memory) = self.several_ports.peek_mut(&key) {
+            memory.reported = None;
+        }
+    }
+
+    /// Forgets all that is known of a network, and of what lies in it or around it.
     pub(super) fn forget(&mut self, network: IpNet) {
+        let key = Key { source: network, destination: None };
+        let exact = HashedKey { tag: self.tag(&key), key };
+        // A single port is no evidence worth forgetting, except that of the network itself.
+        self.one_port.forget(exact.tag);
+        if self.several_ports.pop(&exact).is_some() {
+            return;
+        }
         let known: Vec<HashedKey> = self
             .several_ports
             .iter()
             .map(|(key, _)| *key)
-            .filter(|hashed| {
-                let source = hashed.key.source;
-                network.contains(&source) || source.contains(&network)
-            })
+            .filter(|hashed| overlap(&hashed.key.source, &network))
             .collect();
         for key in known {
             self.several_ports.pop(&key);
         }
-        // A single port is no evidence worth forgetting, except that of the network itself.
-        self.one_port.forget(self.tag(&Key { source: network, destination: None }));
     }
 
     /// Sources remembered at the moment.

@@ -22,6 +22,9 @@ use crate::probe::Probe;
 /// How long the thread waits at most before it shows that it is alive.
 const TICK: Duration = Duration::from_millis(500);
 
+/// Requests carried out between two batches of probes: those must not wait for long.
+const REQUESTS_AT_ONCE: usize = 1024;
+
 /// What others ask of the detector.
 #[derive(Clone, Debug)]
 pub enum Control {
@@ -53,6 +56,7 @@ pub struct Worker {
 struct Limits {
     connections: EntryLimit,
     scans: EntryLimit,
+    summaries: EntryLimit,
 }
 
 impl Worker {
@@ -62,10 +66,12 @@ impl Worker {
         let mut limits = Limits {
             connections: EntryLimit::new(self.log.connections.then_some(rate)),
             scans: EntryLimit::new(Some(rate)),
+            summaries: EntryLimit::new(Some(rate)),
         };
+        let mut more_requests = false;
         loop {
             beat();
-            let batch = match batches.next(TICK) {
+            let batch = match batches.next(if more_requests { Duration::ZERO } else { TICK }) {
                 Ok(batch) => Some(batch),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => {
@@ -74,12 +80,15 @@ impl Worker {
                 }
             };
             // Before the probes: a source let in again must not be judged by its past.
-            while let Ok(request) = self.control.try_recv() {
+            let mut taken = 0;
+            for request in self.control.try_iter().take(REQUESTS_AT_ONCE) {
+                taken += 1;
                 match request {
                     Control::Host(host) => self.host = host,
                     Control::Forget(network) => self.detector.forget(network),
                 }
             }
+            more_requests = taken == REQUESTS_AT_ONCE;
             self.sum_up(&mut limits, false);
             if let Some(batch) = batch {
                 for probe in &batch {
@@ -100,14 +109,17 @@ impl Worker {
         if now.since(self.summed_up) >= TICK {
             self.summed_up = now;
             for summary in self.detector.sum_up(now) {
-                if limits.scans.lists() {
+                if limits.summaries.lists() {
                     self.reporter.tell(Event::ScanSummary(summary));
                 }
             }
         }
-        for (what, limit) in
-            [("new connections", &mut limits.connections), ("port scans", &mut limits.scans)]
-        {
+        let Limits { connections, scans, summaries } = limits;
+        for (what, limit) in [
+            ("new connections", connections),
+            ("port scans", scans),
+            ("summaries of port scans", summaries),
+        ] {
             let summary = if at_the_end { limit.rest(now) } else { limit.summary(now) };
             if let Some((count, span)) = summary {
                 self.reporter.tell(Event::NotListed { what, count, span });
@@ -136,15 +148,15 @@ impl Worker {
         }
         let Some(scan) = self.detector.observe(probe, &self.host) else { return };
         let scan = Arc::new(scan);
-        if !scan.continued {
-            if limits.scans.lists() {
-                self.reporter.tell(Event::Scan(Arc::clone(&scan)));
-            } else {
-                self.reporter.metrics().scan(scan.kind);
-            }
+        let listed = !scan.continued && limits.scans.lists();
+        if listed {
+            self.reporter.tell(Event::Scan(Arc::clone(&scan)));
+        } else if !scan.continued {
+            self.reporter.metrics().scan(scan.kind);
         }
-        if !self.firewall.try_order(Order::Scan(scan)) {
+        if !self.firewall.try_order(Order::Scan { scan: Arc::clone(&scan), listed }) {
             self.reporter.metrics().scans_lost.inc();
+            self.detector.not_delivered(&scan);
         }
     }
 }

@@ -24,6 +24,9 @@ use crate::state::{Part, StateBoard};
 /// How often at least the thread looks round: shows that it is alive, counts what is enforced.
 const TICK: Duration = Duration::from_millis(500);
 
+/// How long the spoofing guard must not have held anything back until all is well again.
+const GUARD_RESTS: Duration = Duration::from_secs(60);
+
 /// Ports named in a reason; the rest is counted.
 const PORTS_IN_REASON: usize = 8;
 
@@ -47,6 +50,10 @@ pub struct Actor {
     reporter: Reporter,
     board: Arc<StateBoard>,
     detector: SyncSender<Control>,
+    /// When the guard last held a block back.
+    throttled: Option<Moment>,
+    /// Something asked of the kernel has to be asked again.
+    unfinished: bool,
 }
 
 impl Actor {
@@ -67,6 +74,8 @@ impl Actor {
             reporter,
             board,
             detector,
+            throttled: None,
+            unfinished: false,
         }
     }
 
@@ -79,15 +88,14 @@ impl Actor {
         })?;
         for element in found {
             let reason = "left in the kernel by an instance that did not stop in order".to_owned();
-            // An element near the longest time was one to be prolonged: until unblocked, or nearly.
-            let open_ended = element.remaining > self.backend.longest() / 2;
-            let duration = (!open_ended).then_some(element.remaining);
+            let endless = self.ledger.is_endless(element.remaining);
+            let duration = (!endless).then_some(element.remaining);
             let (network, cause) = (element.network, BlockCause::Found);
             self.ledger.enter(network, clock.now(), duration, 0, reason.clone());
             self.tell_blocked(network, clock, duration, reason, cause, None);
         }
         self.release_exempt();
-        self.count();
+        self.look_round(clock);
         Ok(())
     }
 
@@ -120,7 +128,7 @@ impl Actor {
     pub(super) fn carry_out(&mut self, order: Order, clock: &WallClock) {
         // Whoever asked may have gone: a reply nobody takes is no error.
         match order {
-            Order::Scan(scan) => self.on_scan(&scan, clock),
+            Order::Scan { scan, listed } => self.on_scan(&scan, listed, clock),
             Order::Block { network, duration, reason, uid, reply } => {
                 let result = self.block_by_hand(network, duration, reason, uid, clock);
                 let _ = reply.try_send(result);
@@ -141,7 +149,7 @@ impl Actor {
         }
     }
 
-    fn on_scan(&mut self, scan: &Arc<Scan>, clock: &WallClock) {
+    fn on_scan(&mut self, scan: &Arc<Scan>, listed: bool, clock: &WallClock) {
         let (network, now) = (scan.source, clock.now());
         let verdict =
             judge(&network, now, &self.config, &self.exemptions, &self.ledger, &mut self.guard);
@@ -156,7 +164,6 @@ impl Actor {
                         self.guard.count(now);
                         self.ledger.enter(network, now, duration, offence, reason_of(scan));
                         self.ledger.remember_offence(network, now, offence);
-                        self.board.clear(Part::Firewall);
                         self.count();
                         let cause = BlockCause::Scan;
                         self.tell_blocked(network, clock, duration, reason_of(scan), cause, None);
@@ -169,7 +176,8 @@ impl Actor {
         if let Spared::Throttled { .. } = why {
             // Said once, as a state: a flood must not fill the journal.
             self.board.raise(Part::SpoofingGuard, why.to_string());
-        } else if !scan.continued {
+            self.throttled = Some(now);
+        } else if listed && !scan.continued {
             self.reporter.tell(Event::Spared { scan: Arc::clone(scan), why });
         }
     }
@@ -193,7 +201,6 @@ impl Actor {
             self.tell_refused(format!("block {}", show_network(&network)), &refusal, uid);
             return Err(refusal);
         }
-        self.board.clear(Part::Firewall);
         self.ledger.end_grace(&network);
         self.ledger.enter(network, clock.now(), duration, 0, reason.clone());
         self.count();
@@ -212,17 +219,19 @@ impl Actor {
             Err(Refusal::NotBlocked(show_network(&network)))
         } else {
             meant
-                .into_iter()
-                .try_for_each(|blocked| self.release(blocked, UnblockCause::Manual, Some(uid)))
+                .iter()
+                .try_for_each(|blocked| self.release(*blocked, UnblockCause::Manual, Some(uid)))
                 .map_err(|error| Refusal::Kernel(self.kernel_failed(&error)))
         };
         if let Err(refusal) = result {
             self.tell_refused(format!("unblock {}", show_network(&network)), &refusal, uid);
             return Err(refusal);
         }
-        // What was asked for is left alone, whatever larger block it lay in.
-        let grace = self.config.grace_after_unblock.get();
-        self.ledger.grant_grace(network, clock.now() + grace);
+        // What was asked for, and what it was counted as: an IPv6 address scans as its network.
+        let until = clock.now() + self.config.grace_after_unblock.get();
+        for graced in meant.into_iter().chain([network]) {
+            self.ledger.grant_grace(graced, until);
+        }
         Ok(())
     }
 
@@ -264,11 +273,13 @@ impl Actor {
         for network in exempt {
             if let Err(error) = self.release(network, UnblockCause::Exempt, None) {
                 self.kernel_failed(&error);
+                self.unfinished = true;
             }
         }
     }
 
-    /// Ends what is over, and prolongs what the kernel cannot hold long enough at once.
+    /// Ends what is over, and prolongs what the kernel cannot hold long enough at once. What the kernel
+    /// refuses is tried again a tick later.
     pub(super) fn follow_time(&mut self, clock: &WallClock) {
         while let Some((network, due)) = self.ledger.take_due(clock.now()) {
             let result = match due {
@@ -278,34 +289,49 @@ impl Actor {
             };
             if let Err(error) = result {
                 self.kernel_failed(&error);
+                self.ledger.put_off(network, clock.now() + TICK);
+                self.unfinished = true;
             }
         }
     }
 
     pub(super) fn look_round(&mut self, clock: &WallClock) {
-        if self.guard.permits(clock.now()) {
+        if self.throttled.is_some_and(|last| clock.now().since(last) >= GUARD_RESTS) {
+            self.throttled = None;
             self.board.clear(Part::SpoofingGuard);
         }
+        let unfinished = std::mem::take(&mut self.unfinished);
+        if unfinished {
+            self.release_exempt();
+        }
         self.count();
-    }
-
-    fn count(&mut self) {
-        let metrics = Arc::clone(self.reporter.metrics());
+        let mut well = true;
         for family in Family::ALL {
-            metrics.set_blocked(family, self.ledger.count(family));
             match self.backend.enforced(family) {
-                Ok(enforced) => metrics.set_enforced(family, enforced),
+                Ok(enforced) => self.reporter.metrics().set_enforced(family, enforced),
                 Err(error) => {
                     self.kernel_failed(&error);
+                    well = false;
                 }
             }
+        }
+        if well && !unfinished {
+            self.board.clear(Part::Firewall);
+        }
+    }
+
+    /// Shows how many are blocked. What the kernel says of it is asked once a tick only: with many
+    /// elements the answer takes milliseconds.
+    fn count(&self) {
+        for family in Family::ALL {
+            self.reporter.metrics().set_blocked(family, self.ledger.count(family));
         }
     }
 
     fn kernel_failed(&self, error: &FirewallError) -> String {
         let text = error.to_string();
-        // Not to block is what an observer is for.
-        if !matches!(error, FirewallError::Observing) {
+        // Not to block is what an observer is for, and what is not spoken needs no blocking.
+        if !matches!(error, FirewallError::Observing | FirewallError::NoIpv6) {
             self.board.raise(Part::Firewall, text.clone());
         }
         text

@@ -69,7 +69,8 @@ impl Bench {
             span: Duration::from_secs(60),
             continued: false,
         };
-        self.actor.carry_out(Order::Scan(Arc::new(scan)), &clock(seconds));
+        let order = Order::Scan { scan: Arc::new(scan), listed: true };
+        self.actor.carry_out(order, &clock(seconds));
     }
 
     fn ask<T>(&mut self, seconds: u64, order: impl FnOnce(Reply<T>) -> Order) -> T {
@@ -132,6 +133,7 @@ fn nothing_is_said_to_be_blocked_that_the_kernel_did_not_take() {
 
     bench.kernel.inner().full = false;
     bench.scan("198.51.100.1/32", 1);
+    bench.actor.look_round(&clock(1));
     assert_eq!(bench.board.current(), (State::Enforcing, None));
 }
 
@@ -224,8 +226,40 @@ fn a_flood_of_scans_buys_no_more_blocks_than_the_guard_permits() {
     assert_eq!(state, State::Degraded);
     assert!(reason.unwrap().contains("block.max_per_minute"));
     assert_eq!(bench.block("198.51.100.99", 0, 0), Ok(()), "by hand is no flood");
+    bench.actor.look_round(&clock(59));
+    assert_eq!(bench.board.current().0, State::Degraded);
     bench.actor.look_round(&clock(60));
     assert_eq!(bench.board.current().0, State::Enforcing);
+}
+
+#[test]
+fn what_the_kernel_refuses_to_end_is_ended_later() {
+    let mut bench = bench(|_| {});
+    bench.scan("198.51.100.1/32", 0);
+    let elements = bench.kernel.inner().elements.take();
+    bench.actor.follow_time(&clock(HOUR));
+    assert_eq!(bench.list(HOUR).len(), 1, "the kernel did not say that it is over");
+    bench.actor.look_round(&clock(HOUR));
+    assert_eq!(bench.board.current().0, State::Degraded);
+
+    bench.kernel.inner().elements = elements;
+    bench.actor.follow_time(&clock(HOUR + 1));
+    assert_eq!(bench.list(HOUR + 1), []);
+    bench.actor.look_round(&clock(HOUR + 1));
+    bench.actor.look_round(&clock(HOUR + 2));
+    assert_eq!(bench.board.current(), (State::Enforcing, None), "well again by itself");
+    bench.scan("198.51.100.1/32", HOUR + 2);
+    assert_eq!(bench.list(HOUR + 2).len(), 1, "and blocked again");
+}
+
+#[test]
+fn an_address_unblocked_within_its_network_is_not_blocked_with_it_again() {
+    let mut bench = bench(|_| {});
+    bench.scan("2001:db8::/64", 0);
+    bench.unblock("2001:db8::7", 1).unwrap();
+    assert_eq!(bench.list(1), []);
+    bench.scan("2001:db8::/64", 2);
+    assert_eq!(bench.list(2), []);
 }
 
 #[test]

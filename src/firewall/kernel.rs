@@ -72,12 +72,19 @@ impl Backend for KernelSets {
     }
 
     fn block(&mut self, network: IpNet, duration: Duration) -> Result<(), FirewallError> {
-        Ok(self.ipset.add(&self.set(Family::of(network)), network, duration)?)
+        let family = Family::of(network);
+        if !self.rules.families().contains(&family) {
+            return Err(FirewallError::NoIpv6);
+        }
+        Ok(self.ipset.add(&self.set(family), network, duration)?)
     }
 
     fn unblock(&mut self, network: IpNet) -> Result<(), FirewallError> {
-        self.ipset.delete(&self.set(Family::of(network)), network)?;
-        Ok(())
+        match self.ipset.delete(&self.set(Family::of(network)), network) {
+            // Without its set nobody is blocked.
+            Ok(_) | Err(IpsetError::Missing(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn enforced(&mut self, family: Family) -> Result<u32, FirewallError> {

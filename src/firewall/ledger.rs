@@ -71,9 +71,24 @@ impl Ledger {
         }
     }
 
-    /// How long to tell the kernel to hold a block of this length.
+    /// How long to tell the kernel to hold a block of this length. One with an end is told at most half
+    /// of what the kernel can hold, so that one without is known by its remaining time after a crash.
     pub fn kernel_time(&self, duration: Option<Duration>) -> Duration {
-        duration.map_or(self.longest, |duration| duration.min(self.longest))
+        duration.map_or(self.longest, |duration| duration.min(self.longest / 2))
+    }
+
+    /// Whether an element found in the kernel with so much time left is a block without an end.
+    pub fn is_endless(&self, remaining: Duration) -> bool {
+        remaining > self.longest / 2
+    }
+
+    /// What was due could not be done: it is due again then.
+    pub fn put_off(&mut self, network: IpNet, until: Moment) {
+        if let Some(block) = self.blocks.get_mut(&network) {
+            self.due.remove(&(block.due, network));
+            block.due = until;
+            self.due.insert((until, network));
+        }
     }
 
     /// Enters a block, or replaces it.
@@ -121,13 +136,8 @@ impl Ledger {
         self.blocks.keys().filter(|blocked| network.contains(*blocked)).copied().collect()
     }
 
-    fn around<'a>(&'a self, network: &'a IpNet) -> impl Iterator<Item = IpNet> + 'a {
-        // One look-up for each possible length is cheap at any number of blocks.
-        (0..=network.prefix_len())
-            .rev()
-            .filter_map(|length| IpNet::new(network.addr(), length).ok())
-            .map(|larger| larger.trunc())
-            .filter(|larger| self.blocks.contains_key(larger))
+    fn around(&self, network: &IpNet) -> impl Iterator<Item = IpNet> {
+        networks_around(network).filter(|larger| self.blocks.contains_key(larger))
     }
 
     /// How many networks of a family are blocked.
@@ -184,7 +194,7 @@ impl Ledger {
         self.graces.put(network, until);
     }
 
-    /// Ends the grace of a network.
+    /// Ends the grace of a network, and of what lies in it.
     pub fn end_grace(&mut self, network: &IpNet) {
         let ended: Vec<IpNet> =
             self.graces.iter().map(|(n, _)| *n).filter(|graced| overlap(graced, network)).collect();
@@ -193,23 +203,34 @@ impl Ledger {
         }
     }
 
-    /// How long a network is still left alone.
+    /// How long a network is still left alone, by its own grace or that of a larger one.
     pub fn grace(&self, network: &IpNet, now: Moment) -> Option<Duration> {
-        self.graces
-            .iter()
-            .filter(|(graced, until)| **until > now && overlap(graced, network))
-            .map(|(_, until)| until.since(now))
+        networks_around(network)
+            .filter_map(|larger| self.graces.peek(&larger))
+            .filter(|until| **until > now)
+            .map(|until| until.since(now))
             .max()
     }
 
     fn due_time(&self, now: Moment, until: Option<Moment>) -> Moment {
-        // Halfway through what the kernel can hold, so that a service that is down for days still
-        // comes in time.
+        // Halfway through what the kernel was told, so that a service that is down for days still comes
+        // in time.
         match until {
-            Some(until) if until.since(now) <= self.longest => until,
-            _ => now + self.longest / 2,
+            None => now + self.longest / 2,
+            Some(until) if until.since(now) <= self.longest / 2 => until,
+            Some(_) => now + self.longest / 4,
         }
     }
+}
+
+/// A network and all it lies in, the smallest first. One look-up for each is cheap, however many
+/// networks are known.
+fn networks_around(network: &IpNet) -> impl Iterator<Item = IpNet> + use<> {
+    let network = *network;
+    (0..=network.prefix_len())
+        .rev()
+        .filter_map(move |length| IpNet::new(network.addr(), length).ok())
+        .map(|larger| larger.trunc())
 }
 
 #[cfg(test)]
@@ -247,19 +268,26 @@ mod tests {
     fn what_the_kernel_cannot_hold_is_prolonged() {
         let mut ledger = Ledger::new(LONGEST);
         ledger.enter(net("192.0.2.1/32"), at(0), None, 0, String::new());
-        ledger.enter(net("192.0.2.2/32"), at(0), seconds(1600), 0, String::new());
+        ledger.enter(net("192.0.2.2/32"), at(0), seconds(700), 0, String::new());
         assert_eq!(ledger.kernel_time(None), LONGEST);
-        let prolonged: Vec<_> = std::iter::from_fn(|| ledger.take_due(at(700))).collect();
-        assert_eq!(
-            prolonged,
-            [
-                (net("192.0.2.1/32"), Due::Prolong(LONGEST)),
-                (net("192.0.2.2/32"), Due::Prolong(Duration::from_secs(900)))
-            ]
-        );
-        assert_eq!(ledger.take_due(at(1199)), None);
-        assert_eq!(ledger.take_due(at(1600)).unwrap().1, Due::Prolong(LONGEST));
-        assert_eq!(ledger.take_due(at(1600)), Some((net("192.0.2.2/32"), Due::Expired)));
+        assert_eq!(ledger.kernel_time(seconds(700)), LONGEST / 2);
+        let (endless, long) = (net("192.0.2.1/32"), net("192.0.2.2/32"));
+        assert_eq!(ledger.take_due(at(249)), None);
+        assert_eq!(ledger.take_due(at(250)), Some((long, Due::Prolong(Duration::from_secs(450)))));
+        assert_eq!(ledger.take_due(at(500)), Some((endless, Due::Prolong(LONGEST))));
+        assert_eq!(ledger.take_due(at(699)), None);
+        assert_eq!(ledger.take_due(at(700)), Some((long, Due::Expired)));
+    }
+
+    #[test]
+    fn what_could_not_be_done_is_due_again() {
+        let mut ledger = Ledger::new(LONGEST);
+        let network = net("192.0.2.1/32");
+        ledger.enter(network, at(0), seconds(60), 1, String::new());
+        assert_eq!(ledger.take_due(at(60)), Some((network, Due::Expired)));
+        ledger.put_off(network, at(61));
+        assert_eq!(ledger.take_due(at(60)), None);
+        assert_eq!(ledger.take_due(at(61)), Some((network, Due::Expired)));
     }
 
     #[test]

@@ -82,6 +82,9 @@ pub enum FirewallError {
     /// A rule, chain or hook.
     #[error(transparent)]
     Rules(#[from] RulesError),
+    /// The host speaks no IPv6.
+    #[error("this host does not speak IPv6: there is nothing to block")]
+    NoIpv6,
     /// Nothing is blocked here.
     #[error("this instance only observes; set block.enabled = true to let it block")]
     Observing,
@@ -116,7 +119,12 @@ pub trait Backend {
 /// What the firewall's thread is asked to do.
 pub enum Order {
     /// A scan was recognised.
-    Scan(Arc<Scan>),
+    Scan {
+        /// The scan.
+        scan: Arc<Scan>,
+        /// It was listed in the journal, so that what becomes of it is as well.
+        listed: bool,
+    },
     /// Block by hand.
     Block {
         /// Whom.

@@ -91,13 +91,16 @@ impl Rules {
             table.run(&format!("-N {CHAIN}"))?;
         }
         let rule = self.rule(set);
-        if !table.succeeds(&format!("-C {CHAIN} {rule}"))? {
+        let is_own = |line: &str| tokens(line).any(|token| token == self.comment);
+        if table.rules(CHAIN, is_own)?.len() != 1
+            || !table.succeeds(&format!("-C {CHAIN} {rule}"))?
+        {
             table.run(&format!("-A {CHAIN} {rule}"))?;
+            // What an earlier start with other options has left goes when the new rule is there: the last.
+            let mut own = table.rules(CHAIN, is_own)?;
+            own.pop();
+            table.delete(&own)?;
         }
-        // What an earlier start with other options has left goes when the new rule is there.
-        let mut own = table.rules(CHAIN, |line| tokens(line).any(|token| token == self.comment))?;
-        own.pop();
-        table.delete(&own)?;
         for hook in &self.hooks {
             table.put_hook_first(hook.as_str())?;
         }

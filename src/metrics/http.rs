@@ -4,7 +4,7 @@
 //! for it, and no client of it can end or stall the service.
 
 use std::io::Cursor;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,11 +15,15 @@ use serde::Serialize;
 use tiny_http::{Header, Method, Request, Response, Server};
 
 use super::Metrics;
+use crate::clock::Moment;
 use crate::crew::Pulse;
 use crate::state::{State, StateBoard};
 
 /// How long the thread waits at most before it shows that it is alive.
 const TICK: Duration = Duration::from_millis(500);
+
+/// After so long without a request it is made sure that one would be heard.
+const DOUBT_AFTER: Duration = Duration::from_secs(10);
 
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const JSON: &str = "application/json";
@@ -74,6 +78,7 @@ impl MetricsServer {
     ) -> std::io::Result<()> {
         let crew = Answerers::start(metrics, board)?;
         let mut one_is_free = false;
+        let mut last_heard = Moment::now();
         while !self.stopping.load(Ordering::Acquire) {
             pulse.beat();
             if !one_is_free {
@@ -81,9 +86,19 @@ impl MetricsServer {
                 continue;
             }
             match self.server.as_ref().map(|server| server.recv_timeout(TICK)) {
-                Some(Ok(Some(request))) => one_is_free = crew.requests.send(request).is_err(),
-                Some(Ok(None)) => {}
-                // Out of file descriptors, say: tiny_http's listener does not survive that.
+                Some(Ok(Some(request))) => {
+                    one_is_free = crew.requests.send(request).is_err();
+                    last_heard = Moment::now();
+                }
+                Some(Ok(None)) if Moment::now().since(last_heard) < DOUBT_AFTER => {}
+                Some(Ok(None)) => {
+                    last_heard = Moment::now();
+                    // Its listening thread can die without a word: then nobody is connected.
+                    if TcpStream::connect_timeout(&self.address, TICK).is_err() {
+                        self.server = None;
+                    }
+                }
+                // Out of file descriptors, say: the listener does not survive that.
                 Some(Err(_)) => self.server = None,
                 None => {
                     thread::park_timeout(TICK);

@@ -1,0 +1,18 @@
+//! Frame bytes to probe: whatever a frame holds, the worst result is no probe.
+//!
+//! The first byte chooses the link layer, the rest is the frame.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use tcptracker::capture::frame::{LinkLayer, probe_in};
+use tcptracker::clock::Moment;
+
+const LINKTYPES: [i32; 7] = [0, 1, 9, 12, 104, 113, 276];
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((&first, frame)) = bytes.split_first() else { return };
+    let linktype = LINKTYPES[usize::from(first) % LINKTYPES.len()];
+    let link = LinkLayer::of_linktype(linktype).expect("every link type listed is known");
+    let _ = probe_in(link, frame, Moment::default());
+});
