@@ -2,7 +2,14 @@
 
 CARGO  ?= cargo
 DEVICE ?= eth0
+export TCPTRACKER_CORPUS
 PREFIX ?= /usr/local
+FUZZ_SECONDS ?= 60
+HOST   := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+# What libFuzzer needs to be told of the code it runs; the compiler's stable options suffice.
+COVERAGE = -Cpasses=sancov-module -Ccodegen-units=1 -Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 # Where cargo puts what it builds.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # The bus reads policies in /usr/share (packages) and in /etc (everybody else), not in /usr/local.
@@ -11,7 +18,7 @@ POLICY  = $(if $(filter /usr,$(PREFIX)),/usr/share,/etc)/dbus-1/system.d
 # Build: a linker and libpcap's header files. Run: iptables (the sets need no program).
 DEPS      = gcc libc6-dev libpcap-dev iptables
 # Tests and demo: a scanner, namespaces, a bus and its tools, what shows the sets.
-TEST_DEPS = $(DEPS) nmap iproute2 ipset dbus systemd curl procps util-linux python3
+TEST_DEPS = $(DEPS) g++ nmap iproute2 ipset dbus systemd curl procps util-linux bsdutils mount python3
 
 # Packages that are not there are installed; where all are, apt is not asked.
 define install_missing
@@ -30,7 +37,7 @@ define install_missing
 	    $$missing </dev/null
 endef
 
-.PHONY: help deps test-deps build test lint run demo install uninstall clean
+.PHONY: help deps test-deps build test corpus fuzz bench lint run demo install uninstall clean
 
 help: ## list what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +53,19 @@ build: ## build the release, target/release/tcptracker
 
 test: test-deps ## run all tests (as root, the ones in network namespaces as well)
 	$(CARGO) test --locked
+
+corpus: ## hold replay against the oracle's answers: make corpus TCPTRACKER_CORPUS=FOLDER
+	@[ -n "$$TCPTRACKER_CORPUS" ] || { echo "where? TCPTRACKER_CORPUS=FOLDER make corpus"; exit 2; }
+	$(CARGO) test --locked --release --test corpus -- --nocapture
+
+fuzz: test-deps ## throw frames at the parser for FUZZ_SECONDS, guided by coverage
+	cd fuzz && RUSTFLAGS="$(COVERAGE)" $(CARGO) build --locked --release --target $(HOST)
+	mkdir -p fuzz/corpus/frame
+	cd fuzz && ./target/$(HOST)/release/frame -max_total_time=$(FUZZ_SECONDS) -max_len=256 \
+	    -print_final_stats=1 corpus/frame
+
+bench: test-deps ## measure what it costs, beside references in the same run (as root)
+	$(CARGO) bench --locked --bench bench
 
 lint: ## check format and lints
 	$(CARGO) fmt --check

@@ -25,11 +25,13 @@ impl Journal {
         Self { directory, socket }
     }
 
-    /// What to start the service through, so that it finds this journal at the fixed path. Its mount
-    /// namespace is its own already: ip-netns(8) makes one.
+    /// What to start the service through, so that it finds this journal at the fixed path, and is told
+    /// that its stderr is connected to it. Its mount namespace is its own already: ip-netns(8) makes
+    /// one.
     pub fn wrapper(&self) -> [String; 5] {
         let script = "mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/journal \
-                      && mount --bind \"$1\" /run/systemd/journal && shift && exec \"$@\"";
+                      && mount --bind \"$1\" /run/systemd/journal && shift \
+                      && JOURNAL_STREAM=$(stat -Lc %d:%i /proc/self/fd/2) exec \"$@\"";
         let words = ["sh", "-ec", script, "sh", path_text(&self.directory)];
         words.map(str::to_owned)
     }

@@ -58,7 +58,9 @@ fn summed_up(line: &str) -> Option<u64> {
 #[test]
 fn connections_are_not_logged_where_not_wanted() {
     let lab = Lab::new();
-    let start = Start::on("eth0").env("TCPTRACKER_LOG__CONNECTIONS", "false");
+    // Inherited from a shell under a service manager, this says nothing of our stderr.
+    let start =
+        Start::on("eth0").env("TCPTRACKER_LOG__CONNECTIONS", "false").env("JOURNAL_STREAM", "8:1");
     let mut service = start.begin(&lab).await_ready();
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER}"));
@@ -71,7 +73,7 @@ fn connections_are_not_logged_where_not_wanted() {
 fn the_journal_gets_fields_a_program_can_filter_by() {
     let lab = Lab::new();
     let journal = Journal::new(&lab);
-    let start = Start::on("eth0").through(journal.wrapper()).env("JOURNAL_STREAM", "8:1");
+    let start = Start::on("eth0").through(journal.wrapper());
     let mut service = start.begin(&lab).await_ready();
     let entry = |id: &str| {
         let entry = journal.next_with("MESSAGE_ID", id);
