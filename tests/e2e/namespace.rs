@@ -89,6 +89,16 @@ impl Namespace {
         assert!(!self.is_answered(to, SILENCE), "{} gets an answer from {to}", self.name);
     }
 
+    /// Whether a web server of this host itself answers at all, soon.
+    pub fn serves(&self, port: u16) -> bool {
+        self.inside(|| {
+            let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
+            stream.set_read_timeout(Some(SILENCE)).unwrap();
+            let asked = stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n");
+            asked.is_ok() && stream.read(&mut [0; 12]).is_ok_and(|length| length == 12)
+        })
+    }
+
     /// Asks a web server of this host itself: status code and body.
     pub fn http_get(&self, port: u16, path: &str) -> (u16, String) {
         let answer = self.inside(|| {
