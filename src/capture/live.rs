@@ -53,7 +53,7 @@ pub struct CaptureCounters {
 impl LiveCapture {
     /// Opens `interface` for reading without waiting.
     pub fn open(interface: &InterfaceName) -> Result<Self, CaptureError> {
-        let explain = |error: pcap::Error| CaptureError::explain(interface, &error.to_string());
+        let explain = |error: pcap::Error| CaptureError::explain(interface, &text_of(&error));
         let mut handle = Capture::from_device(interface.as_str())
             .and_then(|inactive| {
                 inactive
@@ -89,7 +89,7 @@ impl LiveCapture {
         match self.handle.next_packet() {
             Ok(packet) => Ok(Some(frame_of(&packet))),
             Err(pcap::Error::TimeoutExpired | pcap::Error::NoMorePackets) => Ok(None),
-            Err(error) => Err(CaptureError::explain(interface, &error.to_string())),
+            Err(error) => Err(CaptureError::explain(interface, &text_of(&error))),
         }
     }
 
@@ -117,6 +117,12 @@ pub(super) fn frame_of<'a>(packet: &pcap::Packet<'a>) -> Frame<'a> {
     let nanos = u64::try_from(packet.header.ts.tv_usec).unwrap_or(0);
     let unix_nanos = seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
     Frame { bytes: packet.data, unix_nanos }
+}
+
+/// libpcap's text, without the words the crate puts in front of it.
+pub(super) fn text_of(error: &pcap::Error) -> String {
+    let text = error.to_string();
+    text.strip_prefix("libpcap error: ").unwrap_or(&text).to_owned()
 }
 
 /// The interfaces there are, for an error message.

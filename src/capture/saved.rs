@@ -13,7 +13,7 @@ use flate2::read::MultiGzDecoder;
 use pcap::{Capture, Offline, Precision};
 
 use super::frame::LinkLayer;
-use super::live::{Frame, frame_of};
+use super::live::{Frame, frame_of, text_of};
 
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
@@ -81,7 +81,7 @@ impl SavedCapture {
             None => file.to_owned(),
         };
         let handle = Capture::from_file_with_precision(path, Precision::Nano).map_err(|error| {
-            SavedError::NotACapture { file: file.to_owned(), text: error.to_string() }
+            SavedError::NotACapture { file: file.to_owned(), text: text_of(&error) }
         })?;
         let linktype = handle.get_datalink();
         let link =
@@ -109,20 +109,26 @@ impl SavedCapture {
                     _ => Ok(None),
                 }
             }
-            Err(error) => Err(damaged(error.to_string())),
+            Err(error) => Err(damaged(text_of(&error))),
         }
     }
 }
 
 /// What libpcap cannot read by itself comes through a pipe.
 fn feeder(file: &Path) -> io::Result<Option<Feeder>> {
-    let from_stdin = file.as_os_str() == STDIN;
-    let mut input: Box<dyn Read + Send> =
-        if from_stdin { Box::new(stdin()) } else { Box::new(File::open(file)?) };
+    // What can be read once only, libpcap must not open again.
+    let mut only_once = true;
+    let mut input: Box<dyn Read + Send> = if file.as_os_str() == STDIN {
+        Box::new(stdin())
+    } else {
+        let opened = File::open(file)?;
+        only_once = !opened.metadata()?.is_file();
+        Box::new(opened)
+    };
     let mut start = Vec::with_capacity(GZIP.len());
     input.by_ref().take(GZIP.len() as u64).read_to_end(&mut start)?;
     let packed = start == GZIP;
-    if !packed && !from_stdin {
+    if !packed && !only_once {
         return Ok(None);
     }
     let (pipe, mut feed) = io::pipe()?;
