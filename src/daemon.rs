@@ -4,32 +4,32 @@
 //! Composes; decides nothing about packets. What can fail at the start fails before anything is
 //! changed: the firewall comes last.
 
-use std::net::SocketAddr;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener, UnixStream};
+mod lock;
+mod threads;
+
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel, sync_channel};
 use std::time::Duration;
 
-use rustix::net::sockopt::socket_peercred;
-use rustix::process::geteuid;
-
 use crate::capture::{self, CaptureError, LiveCapture, Watch};
-use crate::clock::{Moment, WallClock};
+use crate::clock::Moment;
 use crate::config::{Config, ConfigError, Effective, Listen, Sources};
 use crate::crew::{Crew, Notice, StopFlag};
 use crate::dbus::{self, BusError, OneAtATime, Task, Tracker};
-use crate::detector::{Control, Detector, Worker};
+use crate::detector::{Detector, Worker};
 use crate::events::{Event, Reporter};
 use crate::firewall::{
     self, Actor, Backend, Blocking, Firewall, FirewallError, KernelSets, Observer, Order,
 };
 use crate::host::{self, Host};
 use crate::interface::InterfaceName;
-use crate::metrics::{Metrics, MetricsServer, MetricsStop};
+use crate::metrics::{Metrics, MetricsStop};
 use crate::netlink::NetlinkError;
-use crate::state::{Part, StateBoard};
+use crate::state::StateBoard;
 use crate::{journal, service_manager};
+use lock::lock;
+use threads::{Followers, start_bus, start_firewall, start_host, start_journal, start_metrics};
 
 /// How often main looks whether every thread has made progress. Each beats at least once a second.
 const ROUND: Duration = Duration::from_secs(2);
@@ -308,137 +308,5 @@ impl Service {
             }
             Notice::Ended { .. } | Notice::Signal(_) => Ok(()),
         })
-    }
-}
-
-fn start_journal(
-    crew: &mut Crew,
-    interface: &InterfaceName,
-    events: Receiver<Event>,
-) -> std::io::Result<()> {
-    let interface = interface.clone();
-    crew.start("journal", move |pulse| {
-        journal::run(&interface, &events, || pulse.beat());
-        Ok::<(), DaemonError>(())
-    })
-}
-
-/// Starts the bus's thread and waits until it has its names.
-fn start_bus(
-    crew: &mut Crew,
-    interface: &InterfaceName,
-    tracker: Tracker,
-    tasks: async_channel::Receiver<Task>,
-    metrics: Arc<Metrics>,
-) -> Result<(), DaemonError> {
-    let (ready_in, ready) = sync_channel(1);
-    let interface = interface.clone();
-    crew.start("bus", move |pulse| {
-        dbus::run(tracker, &interface, &tasks, &metrics, &ready_in, pulse)
-    })?;
-    ready.recv().map_err(|_| BusError::Lost)??;
-    Ok(())
-}
-
-/// Starts serving metrics, or says why not: a taken port is no reason not to block scanners.
-fn start_metrics(
-    crew: &mut Crew,
-    address: SocketAddr,
-    reporter: &Reporter,
-    board: &Arc<StateBoard>,
-) -> std::io::Result<Option<MetricsStop>> {
-    let server = match MetricsServer::listen(address) {
-        Ok(server) => server,
-        Err(error) => {
-            reporter.tell(Event::Warning(format!(
-                "{error}; going on without (choose another with metrics.listen, or \"off\")"
-            )));
-            return Ok(None);
-        }
-    };
-    let stop = server.stop();
-    let (metrics, board) = (Arc::clone(reporter.metrics()), Arc::clone(board));
-    crew.start("metrics", move |pulse| server.run(&metrics, &board, pulse))?;
-    Ok(Some(stop))
-}
-
-/// Starts the firewall's thread and waits until everything is up in the kernel.
-fn start_firewall(
-    crew: &mut Crew,
-    mut actor: Actor,
-    orders: Receiver<Order>,
-) -> Result<(), DaemonError> {
-    let (ready_in, ready) = sync_channel(1);
-    crew.start("firewall", move |pulse| {
-        let installed = actor.install(&WallClock::read());
-        let failed = installed.is_err();
-        // Main is waiting.
-        let _ = ready_in.send(installed);
-        if failed { Ok(()) } else { actor.run(&orders, || pulse.beat()) }
-    })?;
-    let ended =
-        |_| DaemonError::ThreadEnded { thread: "firewall", reason: "at the start".to_owned() };
-    ready.recv().map_err(ended)??;
-    Ok(())
-}
-
-/// What a new snapshot of the host is told to.
-struct Followers {
-    interface: InterfaceName,
-    firewall: Firewall,
-    detector: SyncSender<Control>,
-    board: Arc<StateBoard>,
-}
-
-impl Followers {
-    fn tell(&self, host: Arc<Host>) {
-        if host.is_down(&self.interface) {
-            let (name, part) = (&self.interface, Part::Link);
-            self.board.raise(part, format!("{name} is down; bring it up: ip link set {name} up"));
-        } else {
-            self.board.clear(Part::Link);
-        }
-        self.firewall.order(Order::Host(Arc::clone(&host)));
-        // The detector has ended: the process is about to.
-        let _ = self.detector.send(Control::Host(host));
-    }
-}
-
-fn start_host(
-    crew: &mut Crew,
-    host: Arc<Host>,
-    followers: Followers,
-    stop: Arc<StopFlag>,
-) -> std::io::Result<()> {
-    crew.start("host", move |pulse| host::follow(host, &stop, pulse, |host| followers.tell(host)))
-}
-
-/// Keeps a second instance away from the same interface: an abstract socket lives in the network
-/// namespace, as interface and rules do, and goes with the process. None where somebody else holds the
-/// name, who cannot be an instance: then only the bus keeps instances apart.
-fn lock(
-    interface: &InterfaceName,
-    reporter: &Reporter,
-) -> Result<Option<UnixListener>, DaemonError> {
-    let address = UnixAddress::from_abstract_name(format!("tcptracker@{interface}"))?;
-    match UnixListener::bind_addr(&address) {
-        Ok(listener) => Ok(Some(listener)),
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            let holder = UnixStream::connect_addr(&address)
-                .ok()
-                .and_then(|stream| socket_peercred(&stream).ok())
-                .map(|credentials| credentials.uid);
-            match holder {
-                Some(uid) if !uid.is_root() && uid != geteuid() => {
-                    let uid = uid.as_raw();
-                    reporter.tell(Event::Warning(format!(
-                        "uid {uid} holds the socket @tcptracker@{interface} and is no tcptracker"
-                    )));
-                    Ok(None)
-                }
-                _ => Err(DaemonError::AlreadyRunning(interface.clone())),
-            }
-        }
-        Err(error) => Err(error.into()),
     }
 }
