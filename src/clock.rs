@@ -33,6 +33,12 @@ impl Moment {
         Self(nanos(clock_gettime(ClockId::Boottime)))
     }
 
+    /// Whether at least `span` has passed since `earlier`. What is asked for each probe is asked so: a
+    /// [`Duration`] between two moments costs divisions.
+    pub const fn is_past(self, earlier: Self, span: Duration) -> bool {
+        self.0.saturating_sub(earlier.0) as u128 >= span.as_nanos()
+    }
+
     /// How long after `earlier` this is; zero if it is not after it.
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))

@@ -114,7 +114,7 @@ impl FirstContacts {
             // Gone already if it went on to a second port.
             if let Ok(entry) = self.index.find_entry(oldest.tag, position) {
                 entry.remove();
-                evicted = now.since(oldest.moment) < span;
+                evicted = !now.is_past(oldest.moment, span);
             }
             at
         };

@@ -93,7 +93,7 @@ pub struct Detector {
 impl Detector {
     /// A detector that has seen nothing.
     pub fn new(rule: DetectionConfig) -> Self {
-        let sources = Sources::new(rule.max_sources.get());
+        let sources = Sources::new(rule.max_sources.get(), rule.window.get());
         Self { rule, sources, episodes: Episodes::new(), latest: Moment::default() }
     }
 
@@ -127,7 +127,7 @@ impl Detector {
         let episodes = &mut self.episodes;
         self.sources.on_probe(key, probe, now, threshold, span, |memory| {
             // A source silent for a whole window begins anew.
-            if memory.window.latest().is_some_and(|latest| now.since(latest) >= span) {
+            if memory.window.latest().is_some_and(|latest| now.is_past(latest, span)) {
                 memory.stealthy = false;
                 memory.reported = None;
             }
@@ -140,7 +140,7 @@ impl Detector {
                 return None;
             }
             let continued = match memory.reported {
-                Some(reported) if now.since(reported) < span => return None,
+                Some(reported) if !now.is_past(reported, span) => return None,
                 earlier => earlier.is_some(),
             };
             memory.reported = Some(now);

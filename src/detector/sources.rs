@@ -108,17 +108,20 @@ pub(super) struct Sources {
     several_ports: LruCache<HashedKey, Memory, AlreadyHashed>,
     one_port: FirstContacts,
     hasher: RandomState,
+    promote_after: Duration,
     evicted: u64,
 }
 
 impl Sources {
-    /// Room for so many sources that have tried several ports, and some times as many others.
-    pub(super) fn new(capacity: usize) -> Self {
+    /// Room for so many sources that have tried several ports, and some times as many others, for a
+    /// window of this length.
+    pub(super) fn new(capacity: usize, span: Duration) -> Self {
         let several = NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN);
         Self {
             several_ports: LruCache::unbounded_with_hasher(AlreadyHashed::default()),
             one_port: FirstContacts::new(several.get().saturating_mul(FIRST_CONTACTS_PER_SOURCE)),
             hasher: RandomState::new(),
+            promote_after: span / PROMOTIONS_PER_SPAN,
             evicted: 0,
         }
         .bounded(several)
@@ -143,7 +146,7 @@ impl Sources {
     ) -> Option<T> {
         let key = HashedKey { tag: self.tag(&key), key };
         if let Some(memory) = self.several_ports.peek_mut(&key) {
-            let long_ago = now.since(memory.promoted) >= span / PROMOTIONS_PER_SPAN;
+            let long_ago = now.is_past(memory.promoted, self.promote_after);
             let result = consider(memory);
             if long_ago {
                 memory.promoted = now;
@@ -176,7 +179,7 @@ impl Sources {
         let Some((_, mut old)) = full.then(|| self.several_ports.pop_lru()).flatten() else {
             return Memory::new(ports);
         };
-        let of_use = old.window.latest().is_some_and(|latest| now.since(latest) < span);
+        let of_use = old.window.latest().is_some_and(|latest| !now.is_past(latest, span));
         self.evicted += u64::from(of_use);
         old.window.clear();
         Memory { window: old.window, ..Memory::new(0) }
@@ -272,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_single_probes_pushes_nobody_out_who_tried_two() {
-        let mut sources = Sources::new(1024);
+        let mut sources = Sources::new(1024, SPAN);
         let mut meet = |source, port, second| {
             sources.on_probe(key(source), &probe(port), at(second), 3, SPAN, |memory| {
                 memory.window.record(Port(port), at(second), 3, SPAN);
@@ -291,7 +294,7 @@ mod tests {
 
     #[test]
     fn every_key_has_its_own_bytes() {
-        let sources = Sources::new(1024);
+        let sources = Sources::new(1024, SPAN);
         let keys = [
             key(1),
             key(2),

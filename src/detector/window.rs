@@ -49,7 +49,7 @@ impl Window {
             self.0.truncate(ports);
             self.0.insert(0, attempt);
         }
-        self.0.get(ports).is_some_and(|oldest| now.since(oldest.moment) < span)
+        self.0.get(ports).is_some_and(|oldest| !now.is_past(oldest.moment, span))
     }
 
     /// When the latest probe came.
