@@ -17,6 +17,8 @@ mod journal;
 mod kernel;
 mod lab;
 mod namespace;
+mod oracle;
+mod recorder;
 mod scenarios;
 mod service;
 mod tools;

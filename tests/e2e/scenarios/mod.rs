@@ -7,6 +7,7 @@ mod instances;
 mod log;
 mod no_bus;
 mod observe;
+mod own_captures;
 mod restart;
 mod scan;
 mod service_manager;
