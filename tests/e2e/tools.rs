@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// How long anything may take that ought to happen at once. Generous: machines are noisy.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-const PROGRAMS: [&str; 13] = [
+const PROGRAMS: [&str; 14] = [
     "ip",
     "iptables",
     "ip6tables",
@@ -21,6 +21,7 @@ const PROGRAMS: [&str; 13] = [
     "setpriv",
     "mount",
     "script",
+    "python3",
 ];
 
 /// What a program that has ended had to say.

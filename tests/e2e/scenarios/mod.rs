@@ -14,3 +14,4 @@ mod service_manager;
 mod start_errors;
 mod stop;
 mod web;
+mod wrappings;
