@@ -1,6 +1,6 @@
 //! Frames no tool sends as wanted: crafted, and put onto the attacker's wire as they are.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use etherparse::{PacketBuilder, VlanId};
 use pcap::{Active, Capture};
@@ -62,7 +62,45 @@ pub fn syn(hardware: [u8; 6], from: IpAddr, to: IpAddr, port: u16) -> Vec<u8> {
     frame(Tags::None, hardware, from, to, port)
 }
 
-/// The same with other flags.
+/// IPv4 SYNs from one mould, for whoever needs a great many.
+pub struct Mould(Vec<u8>);
+
+impl Mould {
+    pub fn new(hardware: [u8; 6]) -> Self {
+        Self(syn(hardware, ATTACKER, VICTIM, 0))
+    }
+
+    pub fn syn(&mut self, from: Ipv4Addr, to: Ipv4Addr, port: u16) -> &[u8] {
+        /// TCP's protocol number and the length of its header: the rest of the pseudo header.
+        const PSEUDO: u32 = 6 + 20;
+        let ip = &mut self.0[ETHERNET_HEADER..];
+        ip[12..16].copy_from_slice(&from.octets());
+        ip[16..20].copy_from_slice(&to.octets());
+        ip[22..24].copy_from_slice(&port.to_be_bytes());
+        ip[10..12].fill(0);
+        let sum = check_sum(&ip[..20], 0);
+        ip[10..12].copy_from_slice(&sum);
+        ip[36..38].fill(0);
+        let sum = check_sum(&ip[12..40], PSEUDO);
+        ip[36..38].copy_from_slice(&sum);
+        &self.0
+    }
+}
+
+/// RFC 1071.
+fn check_sum(bytes: &[u8], start: u32) -> [u8; 2] {
+    let mut sum = start;
+    for pair in bytes.chunks_exact(2) {
+        sum += u32::from(pair[0]) << 8 | u32::from(pair[1]);
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    let [.., high, low] = (!sum).to_be_bytes();
+    [high, low]
+}
+
+/// Gives a frame other flags.
 pub fn with_flags(frame: &mut [u8], flags: u8) {
     let ip = &frame[ETHERNET_HEADER..];
     let header = if ip[0] >> 4 == 4 { usize::from(ip[0] & 15) * 4 } else { 40 };

@@ -12,6 +12,7 @@
 )]
 
 mod bus;
+mod flood;
 mod frames;
 mod journal;
 mod kernel;

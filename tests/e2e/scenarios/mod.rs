@@ -3,6 +3,7 @@
 mod capture;
 mod command_line;
 mod control;
+mod floods;
 mod instances;
 mod log;
 mod no_bus;
