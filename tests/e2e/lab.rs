@@ -100,6 +100,26 @@ impl Lab {
         self.attacker.ip("addr add 10.78.0.1/24 dev eth1");
     }
 
+    /// A host behind the victim, `.3` on the victim's `eth1`, which the others reach through it.
+    pub fn host_behind(&self) -> Namespace {
+        let behind = Namespace::new(self.victim.name().replace("victim", "behind"));
+        plug_in(&behind, "eth0", &self.victim, "eth1", 78, 2);
+        behind.ip("addr add 10.78.0.3/24 dev eth0");
+        behind.ip("addr add fd78::3/64 dev eth0 nodad");
+        behind.ip("route add default via 10.78.0.2");
+        behind.ip("route add default via fd78::2");
+        for host in [&self.attacker, &self.bystander] {
+            host.ip("route add 10.78.0.0/24 via 10.77.0.2");
+            host.ip("route add fd78::/64 via fd77::2");
+        }
+        self.victim.inside(|| {
+            for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+                std::fs::write(Path::new("/proc/sys/net").join(setting), "1").unwrap();
+            }
+        });
+        behind
+    }
+
     /// A file's place in the laboratory's own directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)

@@ -12,11 +12,14 @@
 )]
 
 mod bus;
+mod flood;
 mod frames;
 mod journal;
 mod kernel;
 mod lab;
 mod namespace;
+mod oracle;
+mod recorder;
 mod scenarios;
 mod service;
 mod tools;

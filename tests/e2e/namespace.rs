@@ -42,6 +42,15 @@ impl Namespace {
         sh(&format!("ip -n {} {words}", self.name))
     }
 
+    /// The hardware address of an interface.
+    pub fn hardware_address(&self, interface: &str) -> [u8; 6] {
+        let shown = self.ip(&format!("-json link show dev {interface}"));
+        let links: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        let octets = links[0]["address"].as_str().unwrap().split(':');
+        let octets: Vec<u8> = octets.map(|hex| u8::from_str_radix(hex, 16).unwrap()).collect();
+        octets.try_into().unwrap()
+    }
+
     /// A program that will run in it.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("ip");

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// How long anything may take that ought to happen at once. Generous: machines are noisy.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-const PROGRAMS: [&str; 13] = [
+const PROGRAMS: [&str; 14] = [
     "ip",
     "iptables",
     "ip6tables",
@@ -21,6 +21,7 @@ const PROGRAMS: [&str; 13] = [
     "setpriv",
     "mount",
     "script",
+    "python3",
 ];
 
 /// What a program that has ended had to say.
@@ -87,4 +88,28 @@ pub fn require_what_is_needed() {
 /// The wall clock in whole Unix seconds.
 pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// Numbers nobody would guess, and the same in every run (xorshift64).
+pub struct Random(u64);
+
+impl Random {
+    pub fn seeded(seed: u64) -> Self {
+        // Small seeds differ in few bits.
+        let mut random = Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        random.next();
+        random
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub fn below(&mut self, limit: usize) -> usize {
+        let limit = u64::try_from(limit).unwrap();
+        usize::try_from((self.next() >> 32) % limit).unwrap()
+    }
 }

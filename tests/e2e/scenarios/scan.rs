@@ -108,7 +108,13 @@ fn stealth_scans_are_caught() {
     }
 }
 
-fn assert_caught(lab: &Lab, mut service: Service, kind: &str, [attacker, victim]: [IpAddr; 2]) {
+/// The story in short: seen once, blocked, shut out, nobody else harmed, gone with the service.
+pub(super) fn assert_caught(
+    lab: &Lab,
+    mut service: Service,
+    kind: &str,
+    [attacker, victim]: [IpAddr; 2],
+) {
     service.await_line(&format!("WARN blocked {attacker} for 1h (offence 1): {kind} scan: "));
     lab.attacker.assert_shut_out(victim, OPEN_PORT);
     lab.bystander.assert_let_in(victim, OPEN_PORT);

@@ -1,0 +1,118 @@
+//! The rule as the contract words it, with nothing forgotten and nothing fast: what a replay is held
+//! against.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
+use ipnet::IpNet;
+use serde_json::{Value, json};
+
+use crate::recorder::{Saved, frames_in};
+
+/// What is asked of a replay.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    pub ports: usize,
+    pub window: &'static str,
+    pub pair: bool,
+    pub stealth: bool,
+    pub ipv6_prefix: u8,
+}
+
+impl Rule {
+    /// The contract's defaults.
+    pub const CLASSIC: Self =
+        Self { ports: 3, window: "60s", pair: false, stealth: true, ipv6_prefix: 64 };
+}
+
+/// A probe.
+#[derive(Clone, Copy)]
+struct Seen {
+    unix_nanos: u64,
+    source: IpAddr,
+    destination: IpAddr,
+    port: u16,
+    /// FIN, NULL or XMAS.
+    stealthy: bool,
+}
+
+/// What a replay of a file must print with `--json`: an object for each source that tries more than so
+/// many ports in the window, again only after it was silent for a whole window.
+pub fn scans_in(file: &Path, rule: &Rule) -> Vec<Value> {
+    scans(&frames_in(file), rule, &file.display().to_string())
+}
+
+pub fn scans(frames: &[Saved], rule: &Rule, name: &str) -> Vec<Value> {
+    let window: Duration = humantime::parse_duration(rule.window).unwrap();
+    let window = u64::try_from(window.as_nanos()).unwrap();
+    let mut histories: HashMap<_, Vec<(u64, Seen)>> = HashMap::new();
+    let mut sent: HashMap<IpNet, u64> = HashMap::new();
+    // Of each unit: where in its history it was last reported.
+    let mut reported = HashMap::new();
+    let mut now = 0;
+    let mut scans = Vec::new();
+    for probe in frames.iter().filter_map(probe_in).filter(|probe| rule.stealth || !probe.stealthy)
+    {
+        // A clock that runs backwards stands still.
+        now = now.max(probe.unix_nanos);
+        let length = if probe.source.is_ipv6() { rule.ipv6_prefix } else { 32 };
+        let source = IpNet::new(probe.source, length).unwrap().trunc();
+        let unit = (source, rule.pair.then_some(probe.destination));
+        let number = sent.entry(source).or_default();
+        *number += 1;
+        let history = histories.entry(unit).or_default();
+        history.push((now, probe));
+
+        // Since when it has not been silent.
+        let pauses = history.windows(2).rposition(|pair| pair[1].0 - pair[0].0 >= window);
+        let start = pauses.map_or(0, |before| before + 1);
+        let mut ports: Vec<u16> = Vec::new();
+        for (_, recent) in history.iter().filter(|(moment, _)| now - moment < window) {
+            ports.retain(|port| *port != recent.port);
+            ports.push(recent.port);
+        }
+        if ports.len() <= rule.ports || reported.get(&unit).is_some_and(|at| *at >= start) {
+            continue;
+        }
+        reported.insert(unit, history.len() - 1);
+        let stealthy = history[start..].iter().any(|(_, probe)| probe.stealthy);
+        let single = source.prefix_len() == source.max_prefix_len();
+        scans.push(json!({
+            "file": name,
+            "time_ns": probe.unix_nanos,
+            "source": if single { source.addr().to_string() } else { source.to_string() },
+            "kind": if stealthy { "stealth" } else { "vertical" },
+            "ports": ports,
+            "probe": number,
+        }));
+    }
+    scans
+}
+
+fn probe_in(Saved { unix_nanos, frame }: &Saved) -> Option<Seen> {
+    let packet = LaxSlicedPacket::from_ethernet(frame).ok()?;
+    let (source, destination): (IpAddr, IpAddr) = match packet.net? {
+        LaxNetSlice::Ipv4(ip) => {
+            (ip.header().source_addr().into(), ip.header().destination_addr().into())
+        }
+        LaxNetSlice::Ipv6(ip) => {
+            (ip.header().source_addr().into(), ip.header().destination_addr().into())
+        }
+        LaxNetSlice::Arp(_) => return None,
+    };
+    let Some(TransportSlice::Tcp(tcp)) = packet.transport else { return None };
+    let others = tcp.psh() || tcp.urg();
+    let opens = tcp.syn() && !tcp.ack();
+    let stealthy =
+        !(tcp.syn() || tcp.ack() || tcp.rst()) && (!others || tcp.fin() && tcp.psh() && tcp.urg());
+    (opens || stealthy).then_some(Seen {
+        unix_nanos: *unix_nanos,
+        source,
+        destination,
+        port: tcp.destination_port(),
+        stealthy,
+    })
+}

@@ -1,0 +1,339 @@
+//! Replay of captures made here, of real scans and ordinary connections, against the oracle.
+
+use std::fs::File;
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use serde_json::Value;
+
+use crate::frames::{EVERYBODY, syn, with_flags};
+use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
+use crate::oracle::{Rule, scans, scans_in};
+use crate::recorder::{Recorder, Saved, as_pcap, as_pcapng, frames_in};
+use crate::tools::{Outcome, PATIENCE, Random, run};
+
+const BYSTANDER: &str = "10.77.0.3";
+
+fn record(lab: &Lab, name: &str, happen: impl FnOnce()) -> PathBuf {
+    let recorder = Recorder::start(lab, name);
+    happen();
+    recorder.finish(lab)
+}
+
+/// 30 ports by the attacker and, at the same time, 7 by the bystander.
+fn two_at_once(lab: &Lab) -> PathBuf {
+    record(lab, "two.pcap", || {
+        std::thread::scope(|scope| {
+            scope.spawn(|| lab.attacker.nmap("-sS -p 1-30 --scan-delay 5ms", VICTIM));
+            scope.spawn(|| lab.bystander.nmap("-sS -p 20-26 --scan-delay 20ms", VICTIM));
+        });
+    })
+}
+
+/// The command line of a replay by this rule, whatever is configured on this machine.
+fn replay(lab: &Lab, rule: &Rule) -> Command {
+    let Rule { ports, window, ipv6_prefix, .. } = rule;
+    let per = if rule.pair { "pair" } else { "source" };
+    let mut command = lab.client(&format!(
+        "replay --json --ports {ports} --window {window} --per {per} --ipv6-prefix {ipv6_prefix}"
+    ));
+    command.env("TCPTRACKER_DETECTION__STEALTH", rule.stealth.to_string());
+    command.arg("--config").arg(lab.path("tcptracker.toml"));
+    command
+}
+
+fn lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn all_rules() -> impl Iterator<Item = Rule> {
+    let both = [false, true];
+    let rules = [1, 3, 10].into_iter().flat_map(|ports| ["1s", "60s"].map(|span| (ports, span)));
+    let rules = rules.flat_map(move |rule| both.map(|pair| (rule, pair)));
+    let rules = rules.flat_map(move |rule| both.map(|stealth| (rule, stealth)));
+    rules.flat_map(|(((ports, window), pair), stealth)| {
+        [64, 128].map(|ipv6_prefix| Rule { ports, window, pair, stealth, ipv6_prefix })
+    })
+}
+
+/// By every rule the same scans, at the same nanosecond, by the same probe.
+#[track_caller]
+fn assert_as_the_oracle_says(lab: &Lab, files: &[PathBuf]) {
+    let mut found = 0;
+    for rule in all_rules() {
+        let printed = lines(&run(replay(lab, &rule).args(files)).ok());
+        let expected: Vec<Value> = files.iter().flat_map(|file| scans_in(file, &rule)).collect();
+        for (line, scan) in printed.iter().zip(&expected) {
+            assert_eq!(line, scan, "{rule:?}");
+        }
+        assert_eq!(printed.len(), expected.len(), "{rule:?}: {printed:#?}, not {expected:#?}");
+        found += expected.len();
+    }
+    assert!(found > 0, "nothing was compared");
+}
+
+#[test]
+fn real_scans_are_found_as_the_oracle_finds_them() {
+    let lab = Lab::new();
+    let files = [
+        record(&lab, "syn.pcap", || lab.attacker.nmap("-sS -p 1-30", VICTIM)),
+        record(&lab, "connect.pcap", || lab.attacker.nmap("-sT -p 1-12", VICTIM)),
+        record(&lab, "ipv6.pcap", || lab.attacker.nmap("-sS -p 1-20", VICTIM_V6)),
+        record(&lab, "slow.pcap", || {
+            lab.attacker.nmap("-sS -p 1-8 --scan-delay 300ms", VICTIM);
+        }),
+        record(&lab, "stealth.pcap", || {
+            lab.attacker.nmap("-sF -p 1-5", VICTIM);
+            lab.attacker.nmap("-sX -p 6-9", VICTIM);
+            lab.bystander.nmap("-sN -p 1-5", VICTIM);
+        }),
+        two_at_once(&lab),
+        // Three ports, over and over; two of them refuse.
+        record(&lab, "ordinary.pcap", || {
+            lab.bystander.inside(|| {
+                for port in [OPEN_PORT, 80, 443].into_iter().cycle().take(12) {
+                    let _ = TcpStream::connect_timeout(&SocketAddr::new(VICTIM, port), PATIENCE);
+                }
+            });
+        }),
+    ];
+    // The captures hold what they should: nothing else is worth a comparison.
+    let sources = |file: &Path| -> Vec<(String, u64)> {
+        let scans = scans_in(file, &Rule::CLASSIC).into_iter();
+        scans
+            .map(|scan| {
+                (scan["source"].as_str().unwrap().to_owned(), scan["probe"].as_u64().unwrap())
+            })
+            .collect()
+    };
+    let attacker = || (ATTACKER.to_string(), 4);
+    let [syn, connect, ipv6, slow, stealth, two, ordinary] = &files;
+    for file in [syn, connect, slow] {
+        assert_eq!(sources(file), [attacker()], "{}", file.display());
+    }
+    assert_eq!(sources(ipv6), [("fd77::/64".to_owned(), 4)]);
+    for file in [stealth, two] {
+        let mut found = sources(file);
+        found.sort();
+        assert_eq!(found, [attacker(), (BYSTANDER.to_owned(), 4)], "{}", file.display());
+    }
+    assert_eq!(sources(ordinary), []);
+    assert!(frames_in(ordinary).len() > 30, "connections are more than their first packets");
+
+    assert_as_the_oracle_says(&lab, &files);
+}
+
+/// Every kind of probe between a few hosts of both families, in bursts, with pauses, at the very edge
+/// of a window, and with a clock that runs backwards at times.
+#[test]
+fn whatever_comes_is_found_as_the_oracle_finds_it() {
+    const PAUSES: [i64; 8] = [0, 1, 400, 100_000_000, 333_333_334, 999_999_999, 1_000_000_000, -50];
+    let lab = Lab::new();
+    let mut random = Random::seeded(77);
+    // From a single host that tries everything to many that hardly try anything.
+    let crowds =
+        [1, 3, 10, 40].into_iter().flat_map(|hosts| [2, 6, 14].map(|ports| (hosts, ports)));
+    let files: Vec<PathBuf> = crowds
+        .map(|(hosts, ports)| {
+            let mut unix_nanos = 1_700_000_000_000_000_000_u64;
+            let frames: Vec<Saved> = (0..400)
+                .map(|_| {
+                    let pause = PAUSES[random.below(PAUSES.len())];
+                    unix_nanos = unix_nanos.checked_add_signed(pause).unwrap();
+                    let port = u16::try_from(1 + random.below(ports)).unwrap();
+                    let [host, victim] = [random.below(hosts), random.below(2)];
+                    let [from, to] = if random.below(3) == 0 {
+                        [format!("fd77::{host}"), format!("fd77::1:{victim}")]
+                    } else {
+                        [format!("192.0.2.{host}"), format!("198.51.100.{victim}")]
+                    };
+                    let [from, to] = [from, to].map(|address| address.parse().unwrap());
+                    let mut frame = syn(EVERYBODY, from, to, port);
+                    // SYN four times, with and without ECN and FIN; the stealth probes; no probes.
+                    let flags = [2, 2, 0xc2, 3, 1, 0, 0x29, 0xc0, 0x10, 0x12, 0x14, 0x18, 0x21];
+                    with_flags(&mut frame, flags[random.below(flags.len())]);
+                    Saved { unix_nanos, frame }
+                })
+                .collect();
+            let file = lab.path(&format!("random-{hosts}-{ports}.pcap"));
+            std::fs::write(&file, as_pcap(&frames)).unwrap();
+            file
+        })
+        .collect();
+    assert_as_the_oracle_says(&lab, &files);
+}
+
+#[test]
+fn thresholds_are_compared_side_by_side() {
+    let lab = Lab::new();
+    let file = two_at_once(&lab);
+    let thresholds = [3, 5, 10];
+    let found = thresholds.map(|ports| scans_in(&file, &Rule { ports, ..Rule::CLASSIC }));
+    assert_eq!(found.each_ref().map(Vec::len), [2, 2, 1]);
+
+    let compare = |more: &[&str]| {
+        let mut command = lab.client("replay --compare 3,5,10 --config");
+        run(command.arg(lab.path("tcptracker.toml")).args(more).arg(&file)).ok()
+    };
+    let mut expected = String::new();
+    for source in [ATTACKER.to_string(), BYSTANDER.to_owned()] {
+        let cells = found.each_ref().map(|scans| {
+            let scan = scans.iter().find(|scan| scan["source"] == *source);
+            scan.map_or("-".to_owned(), |scan| format!("at its probe {}", scan["probe"]))
+        });
+        expected.push_str(&format!("{source}\t{}\n", cells.join("\t")));
+    }
+    expected.push_str("blocked\t2\t2\t1\n");
+    let table = compare(&[]);
+    let (summary, rows) = table.split_once('\n').unwrap();
+    assert!(summary.contains("37 probes") && summary.contains("3 thresholds"), "{summary}");
+    assert_eq!(rows, expected);
+
+    let labelled = thresholds.into_iter().zip(found).flat_map(|(threshold, scans)| {
+        scans.into_iter().map(move |mut scan| {
+            scan["threshold"] = threshold.into();
+            scan
+        })
+    });
+    assert_eq!(lines(&compare(&["--json"])), labelled.collect::<Vec<_>>());
+}
+
+#[test]
+fn every_way_to_hand_a_capture_over_gives_the_same_answer() {
+    let lab = Lab::new();
+    let plain = two_at_once(&lab);
+    let frames = frames_in(&plain);
+    let packed = |bytes: &[u8]| {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    };
+    let [pcap, pcapng] = [std::fs::read(&plain).unwrap(), as_pcapng(&frames)];
+    for (name, bytes) in [
+        ("one.pcap.gz", packed(&pcap)),
+        // As `cat one.gz two.gz` makes them.
+        ("in-parts.pcap.gz", [packed(&pcap[..1000]), packed(&pcap[1000..])].concat()),
+        ("one.pcapng", pcapng.clone()),
+        ("one.pcapng.gz", packed(&pcapng)),
+    ] {
+        let file = lab.path(name);
+        std::fs::write(&file, bytes).unwrap();
+        let expected = |name: &str| scans(&frames, &Rule::CLASSIC, name);
+        let mut command = replay(&lab, &Rule::CLASSIC);
+        assert_eq!(
+            lines(&run(command.arg(&file)).ok()),
+            expected(file.to_str().unwrap()),
+            "{name}"
+        );
+        let mut command = replay(&lab, &Rule::CLASSIC);
+        let output = command.arg("-").stdin(File::open(&file).unwrap()).output().unwrap();
+        assert!(output.status.success(), "{name}: {output:?}");
+        let printed = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(lines(&printed), expected("-"), "{name} from standard input");
+    }
+    // It is a file like any other: whoever may read it may replay it.
+    let mut command = lab.client_as_nobody("replay --json --config");
+    let printed = run(command.arg(lab.path("tcptracker.toml")).arg(&plain)).ok();
+    assert_eq!(lines(&printed), scans_in(&plain, &Rule::CLASSIC));
+}
+
+#[test]
+fn what_a_host_sends_itself_is_outbound() {
+    let lab = Lab::new();
+    let two = two_at_once(&lab);
+    let ipv6 = record(&lab, "ipv6.pcap", || lab.attacker.nmap("-sS -p 1-20", VICTIM_V6));
+    let all: Vec<Value> =
+        [&two, &ipv6].into_iter().flat_map(|file| scans_in(file, &Rule::CLASSIC)).collect();
+    assert_eq!(all.len(), 3);
+    for (local, others) in [
+        (format!("--local {ATTACKER}"), &[BYSTANDER, "fd77::/64"][..]),
+        (format!("--local {ATTACKER} --local {BYSTANDER}/32"), &["fd77::/64"]),
+        ("--local 10.77.0.0/24".to_owned(), &["fd77::/64"]),
+        (format!("--local {ATTACKER_V6}"), &[&ATTACKER.to_string(), BYSTANDER]),
+        // Hosts on a network of one's own are neighbours with an address each.
+        (format!("--local {VICTIM_V6}"), &[&ATTACKER.to_string(), BYSTANDER, "fd77::1"]),
+        ("--local 192.0.2.0/24".to_owned(), &[&ATTACKER.to_string(), BYSTANDER, "fd77::/64"]),
+    ] {
+        let mut command = replay(&lab, &Rule::CLASSIC);
+        command.args(local.split(' ')).args([&two, &ipv6]);
+        let mut sources: Vec<String> = lines(&run(&mut command).ok())
+            .iter()
+            .map(|scan| scan["source"].as_str().unwrap().to_owned())
+            .collect();
+        sources.sort();
+        let mut others = others.to_vec();
+        others.sort_unstable();
+        assert_eq!(sources, others, "{local}");
+    }
+    let mut command = lab.client(&format!("replay --local {ATTACKER} --config"));
+    let told = run(command.arg(lab.path("tcptracker.toml")).arg(&two)).ok();
+    assert!(told.contains("37 probes, 30 of them outbound in "), "{told}");
+}
+
+#[test]
+fn a_damaged_file_gives_what_could_be_read_and_says_so() {
+    let lab = Lab::new();
+    let whole = two_at_once(&lab);
+    let bytes = std::fs::read(&whole).unwrap();
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(&bytes).unwrap();
+    let packed = encoder.finish().unwrap();
+    let written = |name: &str, bytes: &[u8]| {
+        let file = lab.path(name);
+        std::fs::write(&file, bytes).unwrap();
+        file
+    };
+    let replayed = |file: &Path| run(replay(&lab, &Rule::CLASSIC).arg(file));
+    let assert_damaged = |outcome: &Outcome, file: &Path| {
+        assert_eq!(outcome.code, Some(1), "{outcome:?}");
+        let sentence = format!(
+            "tcptracker: {} is damaged, and only what comes before that was read: ",
+            file.display()
+        );
+        assert!(outcome.err.starts_with(&sentence), "{outcome:?}");
+        assert_eq!(outcome.err.lines().count(), 1, "{outcome:?}");
+    };
+
+    // In the last packet, in the header of a packet, and in the middle.
+    for length in [bytes.len() - 5, bytes.len() / 2, bytes.len() / 2 + 1] {
+        let file = written("cut.pcap", &bytes[..length]);
+        let outcome = replayed(&file);
+        assert_damaged(&outcome, &file);
+        let expected = scans_in(&file, &Rule::CLASSIC);
+        assert!(!expected.is_empty());
+        assert_eq!(lines(&outcome.out), expected, "cut to {length}");
+    }
+    // How far an archive can be unpacked is its own affair; in the last bytes is only a check sum.
+    let file = written("cut.pcap.gz", &packed[..packed.len() - 5]);
+    let outcome = replayed(&file);
+    assert_damaged(&outcome, &file);
+    let name = file.display().to_string();
+    assert_eq!(lines(&outcome.out), scans(&frames_in(&whole), &Rule::CLASSIC, &name));
+
+    let absent = lab.path("absent.pcap");
+    for (file, sentence) in [
+        (
+            written("notes.txt", b"It was a dark and stormy night; the rain fell in torrents.\n"),
+            " is not a capture file (pcap or pcapng, plain or gzip): ",
+        ),
+        (written("empty.pcap", b""), " is not a capture file (pcap or pcapng, plain or gzip): "),
+        (absent, ": No such file or directory"),
+    ] {
+        let outcome = replayed(&file);
+        assert_eq!((outcome.code, outcome.out.as_str()), (Some(1), ""), "{outcome:?}");
+        assert_eq!(outcome.err.lines().count(), 1, "{outcome:?}");
+        let told = format!("{}{sentence}", file.display());
+        assert!(
+            outcome.err.starts_with("tcptracker: ") && outcome.err.contains(&told),
+            "{outcome:?}"
+        );
+        // Nor does it hide what another holds.
+        let outcome = run(replay(&lab, &Rule::CLASSIC).args([&file, &whole]));
+        assert_eq!(outcome.code, Some(1), "{outcome:?}");
+        assert_eq!(lines(&outcome.out), scans_in(&whole, &Rule::CLASSIC));
+    }
+}

@@ -1,0 +1,254 @@
+//! Scans in every wrapping a packet can arrive in: fragments, odd flags, tunnels, other interfaces,
+//! other people's hosts.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::IpAddr;
+use std::process::{Child, ChildStdin, Stdio};
+
+use etherparse::PacketBuilder;
+
+use super::scan::assert_caught;
+use crate::frames::{ETHERNET_HEADER, EVERYBODY, Wire, syn};
+use crate::kernel::{Rules, remaining};
+use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
+use crate::service::Start;
+use crate::tools::run;
+
+/// By nmap's own means: `-f` cuts the header before its flags, `-ff` behind them.
+#[test]
+fn fragments_options_and_odd_flags_do_not_hide_a_scan() {
+    let scans = [
+        ("-sS -f", "stealth"),
+        ("-sS -ff", "vertical"),
+        ("-sS --scanflags SYNFIN", "vertical"),
+        ("-sS --scanflags SYNECECWR", "vertical"),
+        // Room for nine addresses: the longest header there is but one.
+        ("-sS --ip-options R", "vertical"),
+    ];
+    // Each mostly waits: for an answer that must not come.
+    std::thread::scope(|scope| {
+        for (scan, kind) in scans {
+            scope.spawn(move || {
+                let lab = Lab::new();
+                let service = lab.start();
+                lab.attacker.nmap(&format!("{scan} -p 1-20"), VICTIM);
+                assert_caught(&lab, service, kind, [ATTACKER, VICTIM]);
+            });
+        }
+    });
+}
+
+/// Puts a bare frame into its wrapping.
+type Wrap = Box<dyn Fn(&[u8]) -> Vec<u8>>;
+
+/// What no tool here sends: each by a source of its own, and the fourth port is the one.
+#[test]
+fn tunnels_and_extension_headers_do_not_hide_a_scan() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    let mut wire = Wire::of(&lab.attacker);
+    let ipv6_with = |next: u8, header: [u8; 8]| {
+        move |frame: &[u8]| {
+            let (before, after) = frame.split_at(ETHERNET_HEADER + 40);
+            let mut frame = [before, &header, after].concat();
+            // The payload's length and what comes next.
+            frame[ETHERNET_HEADER + 5] += 8;
+            frame[ETHERNET_HEADER + 6] = next;
+            frame
+        }
+    };
+    // In place of Ethernet's type.
+    let behind = |header: &'static [u8]| {
+        move |frame: &[u8]| [&frame[..12], header, &frame[ETHERNET_HEADER..]].concat()
+    };
+    let wrappings: [(&str, bool, Wrap); 8] = [
+        ("PPPoE", false, Box::new(behind(&[0x88, 0x64, 0x11, 0, 0, 1, 0, 42, 0, 0x21]))),
+        ("PPPoE, IPv6", true, Box::new(behind(&[0x88, 0x64, 0x11, 0, 0, 1, 0, 62, 0, 0x57]))),
+        ("MPLS", false, Box::new(behind(&[0x88, 0x47, 0, 1, 0x01, 64]))),
+        ("two MPLS labels", true, Box::new(behind(&[0x88, 0x47, 0, 1, 0, 64, 0, 2, 0x01, 64]))),
+        // A SYN in one piece is a fragment all the same when it says so.
+        ("a fragment header", true, Box::new(ipv6_with(44, [6, 0, 0, 0, 0, 0, 0, 1]))),
+        ("destination options", true, Box::new(ipv6_with(60, [6, 0, 1, 4, 0, 0, 0, 0]))),
+        ("hop-by-hop options", true, Box::new(ipv6_with(0, [6, 0, 1, 4, 0, 0, 0, 0]))),
+        ("a priority tag", false, Box::new(behind(&[0x81, 0, 0x60, 0, 0x08, 0x00]))),
+    ];
+    for (number, (name, ipv6, wrap)) in wrappings.iter().enumerate() {
+        let [source, shown, victim] = if *ipv6 {
+            [format!("2001:db8:{number}::7"), format!("2001:db8:{number}::/64"), "fd77::2".into()]
+        } else {
+            let source = format!("198.51.100.{number}");
+            [source.clone(), source, "10.77.0.2".into()]
+        };
+        let [from, to]: [IpAddr; 2] = [source, victim].map(|address| address.parse().unwrap());
+        let mut send = |port| wire.send(&wrap(&syn(EVERYBODY, from, to, port)));
+        (1..=3).for_each(&mut send);
+        let third = format!("{} -> ", std::net::SocketAddr::new(from, 40_000));
+        service.await_lines(&third, 3);
+        assert_eq!(lab.bus.list().len(), number, "blocked too early: {name}");
+        send(4);
+        service.await_line(&format!("WARN blocked {shown} for 1h"));
+        assert_eq!(lab.bus.block_of(&shown).4, "vertical scan: ports 1, 2, 3, 4", "{name}");
+    }
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+#[test]
+fn watching_any_interface_catches_a_scan_on_each() {
+    let lab = Lab::new();
+    lab.second_link();
+    let mut service = Start::on("any").begin(&lab).await_ready();
+    Rules::of(&lab.victim).assert_enforced_for(&["any"]);
+    for (attacker, victim, blocked) in [
+        (ATTACKER, VICTIM, 1),
+        (ATTACKER_V6, VICTIM_V6, 2),
+        (crate::lab::ATTACKER_ON_ETH1, crate::lab::VICTIM_ON_ETH1, 3),
+    ] {
+        lab.attacker.nmap("-sS -p 1-3", victim);
+        service.await_line(&format!("-> {}", std::net::SocketAddr::new(victim, 3)));
+        assert_eq!(lab.bus.list_on("any").len(), blocked - 1);
+        lab.attacker.nmap("-sS -p 4", victim);
+        service.await_line(&format!("WARN blocked {attacker} for 1h (offence 1): vertical scan: "));
+        lab.attacker.assert_shut_out(victim, OPEN_PORT);
+        assert_eq!(lab.bus.list_on("any").len(), blocked);
+    }
+    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    // Its own connections to itself are its own affair.
+    lab.victim.nmap("-sT -p 1-20", IpAddr::from([127, 0, 0, 1]));
+    service.await_line("-> 127.0.0.1:20");
+    assert_eq!(lab.bus.list_on("any").len(), 3);
+    assert_eq!(lab.metric(r#"tcptracker_scans_total{kind="vertical"}"#), 3);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// The far end of a tun device: packets as they are, without a header of any link.
+struct FarEnd {
+    program: Child,
+    packets: ChildStdin,
+}
+
+impl FarEnd {
+    fn of(lab: &Lab, device: &str) -> Self {
+        // The ioctl that takes a tun device (TUNSETIFF; IFF_TUN and IFF_NO_PI) is out of reach without
+        // unsafe code.
+        let script = "import fcntl, struct, sys\n\
+                      tun = open('/dev/net/tun', 'r+b', buffering=0)\n\
+                      request = struct.pack('16sH22x', sys.argv[1].encode(), 0x1001)\n\
+                      fcntl.ioctl(tun, 0x400454ca, request)\n\
+                      print('ready', flush=True)\n\
+                      for line in sys.stdin: tun.write(bytes.fromhex(line))\n";
+        let mut program = lab
+            .victim
+            .command("python3")
+            .args(["-c", script, device])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let said = BufReader::new(program.stdout.take().unwrap()).lines().next();
+        assert!(said.is_some(), "python3 cannot take {device}");
+        let packets = program.stdin.take().unwrap();
+        Self { program, packets }
+    }
+
+    fn syn(&mut self, from: IpAddr, to: IpAddr, port: u16) {
+        let mut packet = Vec::new();
+        match (from, to) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                PacketBuilder::ipv4(from.octets(), to.octets(), 9)
+                    .tcp(40_000, port, 7, 64_240)
+                    .syn()
+                    .write(&mut packet, &[])
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                PacketBuilder::ipv6(from.octets(), to.octets(), 9)
+                    .tcp(40_000, port, 7, 64_240)
+                    .syn()
+                    .write(&mut packet, &[])
+            }
+            _ => panic!("{from} and {to} are of different families"),
+        }
+        .unwrap();
+        let line: String = packet.iter().map(|byte| format!("{byte:02x}")).collect();
+        writeln!(self.packets, "{line}").unwrap();
+    }
+}
+
+impl Drop for FarEnd {
+    fn drop(&mut self) {
+        let _ = self.program.kill();
+        let _ = self.program.wait();
+    }
+}
+
+#[test]
+fn a_tunnel_without_a_link_layer_is_watched_like_any_other() {
+    let lab = Lab::new();
+    lab.victim.ip("tuntap add mode tun name tun0");
+    lab.victim.ip("addr add 10.99.0.2/24 dev tun0");
+    lab.victim.ip("link set tun0 up");
+    lab.victim.ip("addr add fd99::2/64 dev tun0 nodad");
+    let mut far_end = FarEnd::of(&lab, "tun0");
+    let mut service = Start::on("tun0").begin(&lab).await_ready();
+    for (from, to, set) in [
+        ("10.99.0.7", "10.99.0.2", "tcptracker-tun0-v4"),
+        ("fd99::7", "fd99::2", "tcptracker-tun0-v6"),
+    ] {
+        let [from, to]: [IpAddr; 2] = [from, to].map(|address| address.parse().unwrap());
+        for port in 1..=3 {
+            far_end.syn(from, to, port);
+        }
+        let to_port_3 = format!("-> {}", std::net::SocketAddr::new(to, 3));
+        let told = service.await_line(&to_port_3);
+        assert!(told.contains("new inbound connection"), "{told}");
+        assert!(!lab.bus.list_on("tun0").iter().any(|block| block.0 == from.to_string()));
+        far_end.syn(from, to, 4);
+        service.await_line(&format!("WARN blocked {from} for 1h (offence 1): vertical scan: "));
+        assert!(remaining(&lab.victim, set, &from.to_string()) > 3500);
+    }
+    assert_eq!(service.stop().code(), Some(0));
+    drop(far_end);
+    lab.assert_untouched();
+}
+
+/// The victim is a router, or a host of containers.
+#[test]
+fn a_scan_of_a_host_behind_is_caught_and_dropped_on_its_way() {
+    let mut lab = Lab::new();
+    let behind = lab.host_behind();
+    for program in ["iptables", "ip6tables"] {
+        // Its owner lets it forward.
+        run(lab.victim.command(program).args(["-P", "FORWARD", "ACCEPT"])).ok();
+    }
+    lab.rules_before = Rules::of(&lab.victim);
+    let _listener = behind.listen(OPEN_PORT);
+    let mut service = lab.start();
+    for (attacker, target, family, shown) in [
+        (ATTACKER, "10.78.0.3", "ipv4", "10.78.0.3"),
+        (ATTACKER_V6, "fd78::3", "ipv6", "[fd78::3]"),
+    ] {
+        let target: IpAddr = target.parse().unwrap();
+        lab.attacker.assert_let_in(target, OPEN_PORT);
+        lab.attacker.nmap("-sS -p 1-20", target);
+        service.await_line(&format!("WARN blocked {attacker} for 1h (offence 1): vertical scan: "));
+        service.await_line(&format!("vertical port scan by {attacker} on {target}: ports "));
+        lab.attacker.assert_shut_out(target, OPEN_PORT);
+        lab.bystander.assert_let_in(target, OPEN_PORT);
+        let told = service.await_line(&format!("-> {shown}:{OPEN_PORT}"));
+        assert!(told.contains("new forwarded connection"), "{told}");
+        let of = |direction: &str| {
+            lab.metric(&format!(
+                "tcptracker_connections_total{{direction=\"{direction}\",family=\"{family}\"}}"
+            ))
+        };
+        // The scan, three connections, and what the one without an answer repeated.
+        let forwarded = of("forwarded");
+        assert!((23..=26).contains(&forwarded), "{forwarded}");
+        assert_eq!((of("inbound"), of("outbound")), (0, 0));
+    }
+    assert_eq!(lab.bus.list().len(), 2);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.attacker.assert_let_in("10.78.0.3".parse().unwrap(), OPEN_PORT);
+    lab.assert_untouched();
+}
