@@ -21,7 +21,9 @@ const SNAPSHOT: i32 = 256;
 /// 420,000 a second; the price is this much latency.
 const HOLD_MILLISECONDS: i32 = 1;
 
-/// The kernel's ring: about 80 ms of a flood of 300,000 SYNs a second.
+/// The kernel's ring: 80 ms of a flood of 300,000 SYNs a second. libpcap divides it into blocks of
+/// 256 KiB, each of which is handed over after [`HOLD_MILLISECONDS`], full or not; so that of few
+/// packets, too, it holds only what comes in 16 ms in which this thread is not given a processor.
 const RING_BYTES: i32 = 4 << 20;
 
 /// An open interface that delivers what may be probes.

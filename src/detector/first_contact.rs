@@ -25,7 +25,7 @@ pub(super) struct Contact {
     /// The port.
     pub(super) port: Port,
     /// How often; stops counting at the top.
-    pub(super) probes: u16,
+    pub(super) probes: u32,
     /// One of its probes was no ordinary connection attempt.
     pub(super) stealthy: bool,
 }
@@ -75,9 +75,11 @@ impl FirstContacts {
             let contact = &mut ring[*known.get() as usize];
             if contact.port == port {
                 // It keeps its place: whoever only ever tries one port needs no better one.
+                // After a silent window it begins anew, as a source of several ports does.
+                contact.stealthy &= !now.is_past(contact.moment, span);
+                contact.stealthy |= stealthy;
                 contact.moment = now;
                 contact.probes = contact.probes.saturating_add(1);
-                contact.stealthy |= stealthy;
                 return Meeting::Waits { evicted: false };
             }
             let contact = *contact;
