@@ -2,7 +2,6 @@
 
 CARGO  ?= cargo
 DEVICE ?= eth0
-export TCPTRACKER_CORPUS
 PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 60
 HOST   := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
