@@ -54,7 +54,7 @@ bounded_number! {
     Threshold(usize) in 1..=64, default 3
 }
 bounded_number! {
-    /// Sources remembered at a time. At the default a full table takes some 25 MiB.
+    /// Sources of several ports remembered at a time; three times as many of one port beside them.
     MaxSources(usize) in 1024..=16_777_216, default 131_072
 }
 bounded_number! {
