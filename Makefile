@@ -14,10 +14,11 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # The bus reads policies in /usr/share (packages) and in /etc (everybody else), not in /usr/local.
 POLICY  = $(if $(filter /usr,$(PREFIX)),/usr/share,/etc)/dbus-1/system.d
 
-# Build: a linker and libpcap's header files. Run: iptables (the sets need no program).
-DEPS      = gcc libc6-dev libpcap-dev iptables
+# Build: a linker, libpcap's and SQLite's header files. Run: iptables (the sets need no program).
+DEPS      = gcc libc6-dev libpcap-dev libsqlite3-dev iptables
 # Tests and demo: a scanner, namespaces, a bus and its tools, what shows the sets.
-TEST_DEPS = $(DEPS) g++ nmap iproute2 ipset dbus systemd curl procps util-linux bsdutils mount python3
+TEST_DEPS = $(DEPS) g++ nmap iproute2 ipset dbus systemd curl procps util-linux bsdutils mount python3 \
+	nftables conntrack python3-dbus python3-gi libglib2.0-bin polkitd python3-pyftpdlib
 
 # Packages that are not there are installed; where all are, apt is not asked.
 define install_missing
@@ -36,7 +37,7 @@ define install_missing
 	    $$missing </dev/null
 endef
 
-.PHONY: help deps test-deps build test corpus fuzz bench lint run demo install uninstall clean
+.PHONY: help deps test-deps firewalls build test docs corpus fuzz bench interface lint run demo install uninstall clean
 
 help: ## list what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,15 +48,21 @@ deps: ## install what building and running needs (Debian; with sudo unless root)
 test-deps: ## install what tests and demo need as well
 	$(call install_missing,$(TEST_DEPS))
 
+firewalls: ## unpack ufw and firewalld, without installing them, for the tests beside them
+	@tests/fetch-firewalls $(TARGET)/tmp/firewalls
+
 build: ## build the release, target/release/tcptracker
 	$(CARGO) build --release --locked
 
-test: test-deps ## run all tests (as root, the ones in network namespaces as well)
+test: test-deps firewalls ## run all tests (as root, the ones in network namespaces as well)
 	$(CARGO) test --locked
+
+docs: ## write completions, man pages and the commented configuration anew, from the code
+	WRITE_DOCS=1 $(CARGO) test --locked --test docs
 
 corpus: ## hold replay against the oracle's answers: make corpus TCPTRACKER_CORPUS=FOLDER
 	@[ -n "$$TCPTRACKER_CORPUS" ] || { echo "where? TCPTRACKER_CORPUS=FOLDER make corpus"; exit 2; }
-	$(CARGO) test --locked --release --test corpus -- --nocapture
+	$(CARGO) test --locked --release --test corpus --test corpus_presets -- --nocapture
 
 fuzz: test-deps ## throw frames at the parser for FUZZ_SECONDS, guided by coverage
 	cd fuzz && RUSTFLAGS="$(COVERAGE)" $(CARGO) build --locked --release --target $(HOST)
@@ -65,6 +72,9 @@ fuzz: test-deps ## throw frames at the parser for FUZZ_SECONDS, guided by covera
 
 bench: test-deps ## measure what it costs, beside references in the same run (as root)
 	$(CARGO) bench --locked --bench bench
+
+interface: ## describe the D-Bus interface anew from the code
+	TCPTRACKER_WRITE_INTERFACE=1 $(CARGO) test --locked --lib description
 
 lint: ## check format and lints
 	$(CARGO) fmt --check

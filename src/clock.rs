@@ -8,13 +8,20 @@ use std::ops::Add;
 use std::time::Duration;
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
+use serde::{Deserialize, Serialize};
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
-/// A point on one timeline, in nanoseconds. Live it is `CLOCK_BOOTTIME`, which no wall-clock step
+/// Where the boot lies on the live timeline: a hundred years after its start, so that what happened
+/// before the boot has a moment as well.
+const BOOT: Duration = Duration::from_secs(3_155_760_000);
+
+/// A point on one timeline, in nanoseconds. Live it follows `CLOCK_BOOTTIME`, which no wall-clock step
 /// moves and which counts the time a machine sleeps; in a replay it is the capture's own time.
-/// Moments of different timelines must not be compared.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Moments of different timelines must not be compared, nor those of different boots.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct Moment(u64);
 
 impl Moment {
@@ -30,13 +37,19 @@ impl Moment {
 
     /// The current moment of the live timeline.
     pub fn now() -> Self {
-        Self(nanos(clock_gettime(ClockId::Boottime)))
+        Self(nanos(clock_gettime(ClockId::Boottime))) + BOOT
     }
 
     /// Whether at least `span` has passed since `earlier`. What is asked for each probe is asked so: a
     /// [`Duration`] between two moments costs divisions.
     pub const fn is_past(self, earlier: Self, span: Duration) -> bool {
         self.0.saturating_sub(earlier.0) as u128 >= span.as_nanos()
+    }
+
+    /// So much earlier; the timeline's start if there is no such moment.
+    #[must_use]
+    pub fn before(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(nanos_of(duration)))
     }
 
     /// How long after `earlier` this is; zero if it is not after it.
@@ -91,9 +104,20 @@ impl WallClock {
         Moment(u64::try_from(moment.max(0)).unwrap_or(u64::MAX)).min(self.now)
     }
 
+    /// A moment as Unix time in nanoseconds; negative before the epoch.
+    pub fn unix_nanos(&self, moment: Moment) -> i128 {
+        i128::from(moment.0) + self.offset
+    }
+
+    /// A moment as Unix time in seconds, with a fraction as fine as a floating-point number can hold.
+    #[expect(clippy::cast_precision_loss, reason = "fractions of a microsecond are of no interest")]
+    pub fn unix_time(&self, moment: Moment) -> f64 {
+        self.unix_nanos(moment) as f64 / 1e9
+    }
+
     /// A moment as Unix time in whole seconds, rounded to the nearest.
     pub fn unix_seconds(&self, moment: Moment) -> u64 {
-        let nanos = i128::from(moment.0) + self.offset + i128::from(NANOS_PER_SECOND / 2);
+        let nanos = self.unix_nanos(moment) + i128::from(NANOS_PER_SECOND / 2);
         u64::try_from(nanos / i128::from(NANOS_PER_SECOND)).unwrap_or(0)
     }
 }

@@ -18,11 +18,15 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
+use crate::reload::ReloadRequest;
+
 /// What main waits for.
 #[derive(Debug)]
 pub enum Notice {
-    /// The process was asked to stop by this signal.
+    /// The process has got this signal.
     Signal(&'static str),
+    /// Somebody asks for the configuration to be read again.
+    Reload(ReloadRequest),
     /// A thread has ended.
     Ended {
         /// Its name.
@@ -110,7 +114,7 @@ impl Crew {
         Ok(())
     }
 
-    /// Turns the signals that ask a service to end into notices. The thread that waits for them ends
+    /// Turns the signals that ask a service to end, or to reload, into notices. The thread that waits for them ends
     /// with the process.
     pub fn forward_signals(&self) -> std::io::Result<()> {
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;

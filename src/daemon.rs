@@ -5,31 +5,36 @@
 //! changed: the firewall comes last.
 
 mod lock;
+mod reconfigure;
 mod threads;
 
+use std::io::IsTerminal;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel, sync_channel};
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
 use std::time::Duration;
 
 use crate::capture::{self, CaptureError, LiveCapture, Watch};
 use crate::clock::Moment;
-use crate::config::{Config, ConfigError, Effective, Listen, Sources};
+use crate::config::{ConfigError, Effective, Preset, Sources};
 use crate::crew::{Crew, Notice, StopFlag};
-use crate::dbus::{self, BusError, OneAtATime, Task, Tracker};
-use crate::detector::{Detector, Worker};
+use crate::dbus::{self, Authority, BackendName, BusError, OneAtATime, Task, Tracker};
+use crate::detector::{Control, Judge, Worker};
 use crate::events::{Event, Reporter};
-use crate::firewall::{
-    self, Actor, Backend, Blocking, Firewall, FirewallError, KernelSets, Observer, Order,
-};
-use crate::host::{self, Host};
+use crate::firewall::{self, Actor, Backend, Blocking, Firewall, FirewallError, Order};
+use crate::host::{self, Host, Sessions};
 use crate::interface::InterfaceName;
 use crate::metrics::{Metrics, MetricsStop};
 use crate::netlink::NetlinkError;
+use crate::reload::{ReloadRequest, Reloader};
 use crate::state::StateBoard;
-use crate::{journal, service_manager};
+use crate::{journal, memory, service_manager};
 use lock::lock;
-use threads::{Followers, start_bus, start_firewall, start_host, start_journal, start_metrics};
+use threads::{
+    Followers, start_bus, start_detector, start_firewall, start_host, start_journal, start_memory,
+    start_metrics,
+};
 
 /// How often main looks whether every thread has made progress. Each beats at least once a second.
 const ROUND: Duration = Duration::from_secs(2);
@@ -76,13 +81,15 @@ pub enum DaemonError {
 
 /// Runs the service until it is told to stop.
 pub fn run(interface: &InterfaceName, sources: &Sources) -> Result<(), DaemonError> {
-    let config = Effective::load(sources)?.config;
+    let effective = Effective::load(sources)?;
     journal::init();
 
-    let capture = LiveCapture::open(interface)?;
+    let outcomes = effective.config.detection.preset == Preset::Balanced;
+    let capture = LiveCapture::open(interface, outcomes)?;
     let host = host::now()?;
-    let backend = backend(interface, &config)?;
-    let mut service = Service::start(interface, config, capture, host, backend)?;
+    let backend = firewall::connect(interface, &effective.config)?;
+    let configuration = (sources.clone(), effective);
+    let mut service = Service::start(interface, configuration, capture, host, backend)?;
 
     service_manager::ready(&service.status());
     journal::started(interface, &service.status());
@@ -101,29 +108,32 @@ pub fn run(interface: &InterfaceName, sources: &Sources) -> Result<(), DaemonErr
     outcome.map(drop)
 }
 
-/// What holds the blocks. Changes nothing yet.
-fn backend(
-    interface: &InterfaceName,
-    config: &Config,
-) -> Result<Box<dyn Backend + Send>, FirewallError> {
-    let kernel = KernelSets::connect(interface, &config.firewall, config.block.established);
-    if config.block.enabled {
-        Ok(Box::new(kernel?))
-    } else {
-        // Without the privilege to look there is nothing it could have left either.
-        Ok(Box::new(Observer::new(kernel.ok())))
-    }
+/// How the firewall's thread asks who has an SSH session open.
+fn ask_for_sessions() -> firewall::AskSessions {
+    let mut sessions = Sessions::default();
+    Box::new(move |ports| sessions.peers(ports))
 }
 
 /// The running service.
 struct Service {
     interface: InterfaceName,
+    sources: Sources,
+    /// The configuration in force.
+    effective: Effective,
     crew: Crew,
     notices: Receiver<Notice>,
     stop_capture: Arc<StopFlag>,
     stop_host: Arc<StopFlag>,
     stop_metrics: Option<MetricsStop>,
+    /// When it was last looked for signs of life.
+    looked: Moment,
+    /// Threads whose end is no failure: they were asked to end.
+    dismissed: Vec<&'static str>,
+    /// The thread that flushes what is remembered was started.
+    remembers: bool,
     firewall: Firewall,
+    detector: SyncSender<Control>,
+    backend_name: BackendName,
     bus: Option<async_channel::Sender<Task>>,
     reporter: Reporter,
     board: Arc<StateBoard>,
@@ -134,13 +144,15 @@ struct Service {
 impl Service {
     fn start(
         interface: &InterfaceName,
-        config: Config,
+        (sources, effective): (Sources, Effective),
         capture: LiveCapture,
         host: Arc<Host>,
-        backend: Box<dyn Backend + Send>,
+        (backend, note): (Box<dyn Backend + Send>, Option<String>),
     ) -> Result<Self, DaemonError> {
+        let config = effective.config.clone();
         let metrics = Arc::new(Metrics::new()?);
         let (notices_in, notices) = channel();
+        let reloader = Reloader::new(notices_in.clone());
         let mut crew = Crew::new(notices_in);
         // From here on a signal ends the service in order, however early it comes.
         crew.forward_signals()?;
@@ -155,44 +167,48 @@ impl Service {
         let (control_in, control) = sync_channel(CONTROL_QUEUE);
 
         start_journal(&mut crew, interface, events)?;
+        if let Some(note) = note {
+            reporter.tell(Event::Warning(note));
+        }
+        let backend_name = BackendName::new(backend.name());
         // Before the bus, where it would only be refused its name: this says the same without a bus.
         let lock = lock(interface, &reporter)?;
         if bus.is_some() {
             let tracker = Tracker {
                 interface: interface.clone(),
-                backend: backend.name(),
+                backend: backend_name.clone(),
+                reloader,
+                authority: Authority::new(reporter.clone()),
                 firewall: firewall.clone(),
                 board: Arc::clone(&board),
                 metrics: Arc::clone(&metrics),
                 one_list: OneAtATime::default(),
+                one_reload: OneAtATime::default(),
             };
             start_bus(&mut crew, interface, tracker, tasks, Arc::clone(&metrics))?;
         }
-        let stop_metrics = match config.metrics.listen {
-            Listen::Off => None,
-            Listen::At(address) => start_metrics(&mut crew, address, &reporter, &board)?,
-        };
+        let stop_metrics = start_metrics(&mut crew, config.metrics.listen, &reporter, &board)?;
 
+        let outcomes = Arc::new(AtomicBool::new(capture.outcomes()));
         let (hand_over, batches) = capture::channel();
         let worker = Worker {
-            detector: Detector::new(config.detection),
+            judge: Judge::new(config.detection),
             host: Arc::clone(&host),
             log: config.log,
             control,
             firewall: firewall.clone(),
             reporter: reporter.clone(),
             summed_up: Moment::now(),
+            outcomes: Arc::clone(&outcomes),
         };
-        crew.start("detector", move |pulse| {
-            worker.run(&batches, || pulse.beat());
-            Ok::<(), DaemonError>(())
-        })?;
+        start_detector(&mut crew, worker, batches)?;
         let stop_capture = Arc::new(StopFlag::new().map_err(std::io::Error::from)?);
         let watch = Watch {
             interface: interface.clone(),
             out: hand_over,
             metrics: metrics.capture(),
             board: Arc::clone(&board),
+            outcomes: Arc::clone(&outcomes),
             stop: Arc::clone(&stop_capture),
         };
         crew.start("capture", move |pulse| watch.run(capture, pulse))?;
@@ -202,21 +218,40 @@ impl Service {
             interface: interface.clone(),
             firewall: firewall.clone(),
             detector: control_in.clone(),
+            outcomes,
             board: Arc::clone(&board),
+            reporter: config.exempt.automatic.then(|| reporter.clone()),
         };
         start_host(&mut crew, Arc::clone(&host), followers, Arc::clone(&stop_host))?;
         // Last, so that nothing can fail any more once the kernel is changed.
-        let blocking = Blocking { block: config.block, exempt: config.exempt, host };
-        let actor = Actor::new(backend, blocking, reporter.clone(), Arc::clone(&board), control_in);
+        let place = if config.block.enabled {
+            let file = memory::file_of(interface, std::env::var_os("STATE_DIRECTORY"));
+            Some(start_memory(&mut crew, file)?)
+        } else {
+            // Whoever only observes has nothing to remember, and leaves alone what is remembered.
+            None
+        };
+        let ask_sessions = ask_for_sessions();
+        let (block, exempt) = (config.block, config.exempt);
+        let blocking = Blocking { block, exempt, host, ask_sessions };
+        let (telling, remembers) = ((reporter.clone(), Arc::clone(&board)), place.is_some());
+        let actor = Actor::new(backend, blocking, place, telling, control_in.clone());
         start_firewall(&mut crew, actor, orders)?;
         Ok(Self {
             interface: interface.clone(),
+            sources,
+            effective,
             crew,
             notices,
             stop_capture,
             stop_host,
             stop_metrics,
+            looked: Moment::now(),
+            dismissed: Vec::new(),
+            remembers,
             firewall,
+            detector: control_in,
+            backend_name,
             bus,
             reporter,
             board,
@@ -232,35 +267,66 @@ impl Service {
         format!("watching {}, {state}{why}, {blocked} blocked", self.interface)
     }
 
-    /// Waits for a signal, whose name it returns, or for a thread to end, which is an error. Feeds the
-    /// watchdog as long as every thread makes progress.
+    /// Waits for a signal to end, whose name it returns, or for a thread to end, which is an error.
+    /// Reloads when asked to, and feeds the watchdog as long as every thread makes progress.
     fn wait(&mut self) -> Result<&'static str, DaemonError> {
-        let round =
-            service_manager::watchdog_interval().map_or(ROUND, |interval| ROUND.min(interval / 3));
+        // Closing the terminal it was started in ends it; a service has none, and is told to reload.
+        let hangup_reloads = !std::io::stdin().is_terminal();
         let mut status = self.status();
         loop {
-            if let Some(bus) = &self.bus {
-                // A full queue is shown by the pulse that does not come.
-                let _ = bus.try_send(Task::Beat);
-            }
-            match self.notices.recv_timeout(round) {
+            match self.notices.recv_timeout(Self::round()) {
+                Ok(Notice::Signal("SIGHUP")) if hangup_reloads => {
+                    // Told in the journal; nobody waits for an answer.
+                    let _ = self.reload(None);
+                }
                 Ok(Notice::Signal(name)) => return Ok(name),
-                Ok(ended) => return Err(self.why_ended(ended)),
+                Ok(Notice::Reload(ReloadRequest { uid, reply })) => {
+                    // Who asked may have gone.
+                    let _ = reply.try_send(self.reload(Some(uid)));
+                }
+                Ok(Notice::Ended { thread, result: Ok(()) }) if self.is_dismissed(thread) => {}
+                Ok(ended @ Notice::Ended { .. }) => return Err(self.why_ended(ended)),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
-            let stalled = self.crew.stalled();
-            if stalled.is_empty() {
-                service_manager::feed_watchdog();
-            } else {
-                let names = stalled.join(", ");
-                self.reporter.tell(Event::Warning(format!("no sign of life from: {names}")));
-            }
+            self.look_for_signs_of_life();
             let now = self.status();
             if now != status {
                 service_manager::status(&now);
                 status = now;
             }
         }
+    }
+
+    /// How often the service manager is told that the service is alive.
+    fn round() -> Duration {
+        service_manager::watchdog_interval().map_or(ROUND, |interval| ROUND.min(interval / 3))
+    }
+
+    /// Not sooner than a round after the last time: a reload in between leaves the threads no time to show
+    /// any.
+    fn look_for_signs_of_life(&mut self) {
+        let now = Moment::now();
+        if now.since(self.looked) < Self::round() {
+            return;
+        }
+        self.looked = now;
+        let stalled = self.crew.stalled();
+        if stalled.is_empty() {
+            service_manager::feed_watchdog();
+        } else {
+            let names = stalled.join(", ");
+            self.reporter.tell(Event::Warning(format!("no sign of life from: {names}")));
+        }
+        if let Some(bus) = &self.bus {
+            // A full queue is shown by the pulse that does not come.
+            let _ = bus.try_send(Task::Beat);
+        }
+    }
+
+    /// Whether a thread was asked to end. Each end is told once.
+    fn is_dismissed(&mut self, thread: &str) -> bool {
+        let at = self.dismissed.iter().position(|dismissed| *dismissed == thread);
+        at.map(|at| self.dismissed.swap_remove(at)).is_some()
     }
 
     /// The error behind the end of a thread. One that has none has ended because its neighbour did, whose
@@ -289,6 +355,8 @@ impl Service {
         self.crew.join("host");
         self.firewall.order(Order::Stop);
         self.crew.join("firewall");
+        // Nobody is left who could write.
+        self.crew.join("memory");
         if let Some(stop) = &self.stop_metrics {
             stop.raise();
             self.crew.join("metrics");
@@ -306,7 +374,7 @@ impl Service {
             Notice::Ended { thread, result: Err(error) } => {
                 Err(DaemonError::ThreadEnded { thread, reason: error.to_string() })
             }
-            Notice::Ended { .. } | Notice::Signal(_) => Ok(()),
+            Notice::Ended { .. } | Notice::Signal(_) | Notice::Reload(_) => Ok(()),
         })
     }
 }

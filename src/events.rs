@@ -73,15 +73,21 @@ pub enum UnblockCause {
     Manual,
     /// The address has become exempt.
     Exempt,
+    /// There was no room for another block, and this one was nearest its end.
+    Displaced,
 }
 
 impl UnblockCause {
+    /// All causes, in the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::Expired, Self::Manual, Self::Exempt, Self::Displaced];
+
     /// The word for it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Expired => "expired",
             Self::Manual => "manual",
             Self::Exempt => "exempt",
+            Self::Displaced => "displaced",
         }
     }
 }
@@ -175,10 +181,19 @@ pub enum Event {
         reason: String,
         /// Why.
         cause: BlockCause,
+        /// The ports that were tried; none unless it is for a scan.
+        ports: Vec<Port>,
         /// Which offence this is; zero if none.
         offences: u32,
         /// The user who asked for it.
         uid: Option<u32>,
+    },
+    /// The service has started, and blocks again whom it blocked when it last ran.
+    Restored {
+        /// How many.
+        blocks: usize,
+        /// How many more there would be if their time had not been up meanwhile.
+        expired: usize,
     },
     /// The kernel lets this network in again.
     Unblocked {
@@ -197,6 +212,20 @@ pub enum Event {
         why: String,
         /// The user who asked.
         uid: u32,
+    },
+    /// The configuration was read again, and holds.
+    Reloaded {
+        /// What is another than before, a key and its values each.
+        changes: Vec<String>,
+        /// What else is to be known of it, a sentence each.
+        notes: Vec<String>,
+        /// The user who asked for it; none: a signal.
+        uid: Option<u32>,
+    },
+    /// What others had removed or changed of the kernel's side is as it should be again.
+    Mended {
+        /// What was found, in words.
+        found: String,
     },
     /// The service's state is another.
     StateChanged {

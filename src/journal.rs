@@ -15,7 +15,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::clock::HumanDuration;
-use crate::detector::Scan;
+use crate::detector::{DECOYS_NAMED, Scan};
 use crate::events::{BlockCause, Event, Spared, UnblockCause};
 use crate::interface::InterfaceName;
 use crate::network::show_network;
@@ -37,9 +37,12 @@ mod id {
     pub(super) const SCAN_SUMMARY: &str = "d3ed6979d9704f129cd0be123972b434";
     pub(super) const SPARED: &str = "9dc2be5efe0c4fbf82270cacf2a7e056";
     pub(super) const BLOCKED: &str = "b39b4bac17384f029bb82ffb3b2b31d1";
+    pub(super) const RESTORED: &str = "d673031de68746a09503610eba093578";
     pub(super) const UNBLOCKED: &str = "c86162991bca46138eff37cb5bb7453e";
     pub(super) const REFUSED: &str = "b863594ede9b4faab476bc0ebaa7f200";
     pub(super) const STATE: &str = "a860683651934960a006abc92420fc60";
+    pub(super) const RELOADED: &str = "e2a78b3843a64828968f76a8c552930f";
+    pub(super) const MENDED: &str = "19a8d40cb80c4be493ce1d5c7abcd599";
     pub(super) const WARNING: &str = "1ef1e4f0ed024d829880f71f7933cfc3";
 }
 
@@ -153,7 +156,7 @@ fn write(interface: &InterfaceName, event: &Event) {
             summary.length.as_secs_f64(),
         ),
         Event::Spared { scan, why } => write_spared(interface, scan, why),
-        Event::Blocked { network, until, duration, reason, cause, offences, uid } => {
+        Event::Blocked { network, until, duration, reason, cause, ports, offences, uid } => {
             let span = duration.map_or_else(
                 || "until unblocked".to_owned(),
                 |duration| format!("for {}", HumanDuration(duration)),
@@ -168,6 +171,7 @@ fn write(interface: &InterfaceName, event: &Event) {
                 MESSAGE_ID = id::BLOCKED,
                 TCPTRACKER_INTERFACE = %interface,
                 TCPTRACKER_SOURCE = %show_network(network),
+                TCPTRACKER_PORTS = (!ports.is_empty()).then(|| list_of(ports, ",")),
                 TCPTRACKER_UNTIL = until,
                 TCPTRACKER_REASON = %reason,
                 TCPTRACKER_UID = uid.map(tracing::field::display),
@@ -175,11 +179,17 @@ fn write(interface: &InterfaceName, event: &Event) {
                 show_network(network),
             );
         }
+        Event::Restored { blocks, expired } => info!(
+            MESSAGE_ID = id::RESTORED,
+            TCPTRACKER_INTERFACE = %interface,
+            "restored {blocks} blocks; {expired} more had ended meanwhile",
+        ),
         Event::Unblocked { network, cause, uid } => {
             let why = match cause {
                 UnblockCause::Expired => "its time was up".to_owned(),
                 UnblockCause::Manual => by(*uid),
                 UnblockCause::Exempt => "it is exempt now".to_owned(),
+                UnblockCause::Displaced => "it had to make way for a new block".to_owned(),
             };
             info!(
                 MESSAGE_ID = id::UNBLOCKED,
@@ -199,6 +209,13 @@ fn write(interface: &InterfaceName, event: &Event) {
             "refused to {request} ({}): {why}",
             by(Some(*uid)),
         ),
+        Event::Reloaded { changes, notes, uid } => write_reloaded(interface, changes, notes, *uid),
+        Event::Mended { found } => warn!(
+            MESSAGE_ID = id::MENDED,
+            TCPTRACKER_INTERFACE = %interface,
+            TCPTRACKER_REASON = %found,
+            "mended: {found}"
+        ),
         Event::StateChanged { state, reason } => write_state(interface, *state, reason.as_deref()),
         Event::Warning(text) => warn!(
             MESSAGE_ID = id::WARNING,
@@ -208,23 +225,66 @@ fn write(interface: &InterfaceName, event: &Event) {
     }
 }
 
+fn write_reloaded(
+    interface: &InterfaceName,
+    changes: &[String],
+    notes: &[String],
+    uid: Option<u32>,
+) {
+    info!(
+        MESSAGE_ID = id::RELOADED,
+        TCPTRACKER_INTERFACE = %interface,
+        TCPTRACKER_UID = uid.map(tracing::field::display),
+        "configuration reloaded ({}): {}{}",
+        uid.map_or_else(|| "by SIGHUP".to_owned(), |uid| by(Some(uid))),
+        if changes.is_empty() { "nothing has changed".to_owned() } else { changes.join(", ") },
+        notes.iter().map(|note| format!("; {note}")).collect::<String>(),
+    );
+}
+
 fn write_scan(interface: &InterfaceName, scan: &Scan) {
-    let numbers: Vec<String> = scan.ports().iter().map(ToString::to_string).collect();
-    let ports = numbers.join(", ");
+    let ports = scan.ports();
     warn!(
         MESSAGE_ID = id::SCAN,
         TCPTRACKER_INTERFACE = %interface,
         TCPTRACKER_SOURCE = %show_network(&scan.source),
         TCPTRACKER_DESTINATION = %scan.destination,
-        TCPTRACKER_PORTS = numbers.join(","),
+        TCPTRACKER_PORTS = list_of(&ports, ","),
         TCPTRACKER_KIND = scan.kind.as_str(),
-        "{} port scan by {} on {}: ports {ports}, more than {} within {}",
+        TCPTRACKER_DECOYS = scan.may_be_decoy().then(|| list_of(&scan.others, ",")),
+        "{} port scan by {} on {}: {}{}",
         scan.kind.as_str(),
         show_network(&scan.source),
         scan.destination,
-        scan.threshold,
-        HumanDuration(scan.span),
+        evidence_of(scan, &ports),
+        decoys_of(scan),
     );
+}
+
+/// The ports that make it a scan and, where that counts, what became of each.
+fn evidence_of(scan: &Scan, ports: &[crate::probe::Port]) -> String {
+    if !scan.has_outcomes() {
+        let (ports, within) = (list_of(ports, ", "), HumanDuration(scan.span));
+        return format!("ports {ports}, more than {} within {within}", scan.threshold);
+    }
+    let told: Vec<String> = scan
+        .attempts
+        .iter()
+        .map(|attempt| format!("{} {}", attempt.port, attempt.outcome.as_str()))
+        .collect();
+    format!("ports {}; {}", told.join(", "), scan.rule.sentence(scan.threshold, scan.span))
+}
+
+/// The others of a group of which most are decoys.
+fn decoys_of(scan: &Scan) -> String {
+    if !scan.may_be_decoy() {
+        return String::new();
+    }
+    let more = if scan.others.len() < DECOYS_NAMED { "" } else { ", perhaps more" };
+    format!(
+        "; at the same time by {}{more}: all but one may be decoys",
+        list_of(&scan.others, ", ")
+    )
 }
 
 fn write_spared(interface: &InterfaceName, scan: &Scan, why: &Spared) {
@@ -256,6 +316,10 @@ fn write_state(interface: &InterfaceName, state: State, reason: Option<&str>) {
     }
 }
 
+fn list_of(items: &[impl ToString], separator: &str) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(separator)
+}
+
 fn by(uid: Option<u32>) -> String {
     uid.map_or_else(|| "by hand".to_owned(), |uid| format!("by uid {uid}"))
 }
@@ -275,9 +339,12 @@ mod tests {
             id::SCAN_SUMMARY,
             id::SPARED,
             id::BLOCKED,
+            id::RESTORED,
             id::UNBLOCKED,
             id::REFUSED,
             id::STATE,
+            id::RELOADED,
+            id::MENDED,
             id::WARNING,
         ];
         for (at, id) in ids.iter().enumerate() {

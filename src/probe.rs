@@ -5,10 +5,14 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::clock::Moment;
 
 /// A TCP port.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct Port(pub u16);
 
 impl fmt::Display for Port {
@@ -32,6 +36,8 @@ pub struct Probe {
     pub port: Port,
     /// What kind of question it is.
     pub kind: ProbeKind,
+    /// The lowest byte of its sequence number: it tells whether anything was sent meanwhile.
+    pub sequence: u8,
 }
 
 /// What a probe's flags make of it.
@@ -49,11 +55,22 @@ pub enum ProbeKind {
     /// A first fragment too short to hold its flags. No sender needs one: the least MTU holds a
     /// whole header (RFC 1858 calls it the tiny fragment attack).
     Fragment,
+    /// SYN and ACK: what an open port answers. This and the following are no probes; they are captured
+    /// only where outcomes count, and tell what became of one.
+    Answer,
+    /// RST alone: what a port answers to a segment of no connection, and a scanner's kernel to the answer
+    /// it did not ask for.
+    Reset,
+    /// RST and ACK: what a closed port answers to a SYN, and how a connection is broken off.
+    ResetAck,
+    /// FIN and ACK: how a connection is ended.
+    Close,
 }
 
 impl ProbeKind {
     const FIN: u8 = 0x01;
     const SYN: u8 = 0x02;
+    const RST: u8 = 0x04;
     const PSH: u8 = 0x08;
     const ACK: u8 = 0x10;
     const URG: u8 = 0x20;
@@ -74,9 +91,69 @@ impl ProbeKind {
         }
     }
 
+    /// Likewise, and what tells of a probe's outcome.
+    pub const fn of_flags_with_outcomes(flags: u8) -> Option<Self> {
+        const FIN_ACK: u8 = ProbeKind::FIN | ProbeKind::ACK;
+        if let Some(probe) = Self::of_flags(flags) {
+            return Some(probe);
+        }
+        if flags & Self::RST != 0 {
+            return Some(if flags & Self::ACK == 0 { Self::Reset } else { Self::ResetAck });
+        }
+        if flags & Self::SYN != 0 {
+            return Some(Self::Answer);
+        }
+        if flags & FIN_ACK == FIN_ACK { Some(Self::Close) } else { None }
+    }
+
+    /// Whether this asks something, rather than tells what became of a question.
+    pub const fn asks(self) -> bool {
+        !matches!(self, Self::Answer | Self::Reset | Self::ResetAck | Self::Close)
+    }
+
+    /// Whether this is part of an ordinary connection rather than a stealth probe.
+    pub const fn is_ordinary(self) -> bool {
+        self.opens_connection() || !self.asks()
+    }
+
     /// Whether this is an ordinary connection attempt rather than a stealth probe.
     pub const fn opens_connection(self) -> bool {
         matches!(self, Self::Syn)
+    }
+}
+
+/// What became of a probe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Nobody looked, or it could not be seen.
+    #[default]
+    Unknown,
+    /// The port is open, and the connection came about.
+    Answered,
+    /// The port is closed, and the host said so.
+    Refused,
+    /// Nobody said anything.
+    Unanswered,
+    /// The port is open, and the connection was left without being completed.
+    HalfOpen,
+}
+
+impl Outcome {
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Answered => "answered",
+            Self::Refused => "refused",
+            Self::Unanswered => "unanswered",
+            Self::HalfOpen => "half-open",
+        }
+    }
+
+    /// Whether there is nothing to say about it.
+    pub fn is_unknown(&self) -> bool {
+        *self == Self::Unknown
     }
 }
 

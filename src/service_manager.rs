@@ -16,6 +16,14 @@ pub fn status(status: &str) {
     notify(&[NotifyState::Status(status)]);
 }
 
+/// The configuration is being read again. Followed by [`ready`], whatever comes of it.
+pub fn reloading() {
+    // Which reload it is that this belongs to (sd_notify(3)).
+    let now = NotifyState::monotonic_usec_now().ok();
+    let told = [NotifyState::Reloading, NotifyState::Status("reading the configuration again")];
+    notify(&told.into_iter().chain(now).collect::<Vec<_>>());
+}
+
 /// The service has begun to stop.
 pub fn stopping() {
     notify(&[NotifyState::Stopping, NotifyState::Status("taking the firewall rules down")]);

@@ -49,46 +49,65 @@ pub enum Part {
     Link,
     /// The kernel refuses blocks.
     Firewall,
+    /// What blocks are enforced with is not as it should be in the kernel.
+    Enforcement,
+    /// There is no room for more blocks.
+    Capacity,
     /// The spoofing guard holds blocks back.
     SpoofingGuard,
+    /// The kernel does not tell who has an SSH session open.
+    SshSessions,
+    /// The database cannot be written.
+    Memory,
+}
+
+/// What the state follows from.
+struct Reasons {
+    /// The state where all is well.
+    well: State,
+    unwell: BTreeMap<Part, String>,
 }
 
 /// The state, shared by all threads. Taken only when something changes or somebody asks, never for
 /// a packet.
 pub struct StateBoard {
-    well: State,
-    reasons: Mutex<BTreeMap<Part, String>>,
+    reasons: Mutex<Reasons>,
     reporter: Reporter,
 }
 
 impl StateBoard {
     /// A board on which all is well.
     pub fn new(observing: bool, reporter: Reporter) -> Self {
-        let well = if observing { State::Observing } else { State::Enforcing };
+        let well = well(observing);
         reporter.metrics().set_state(well);
-        Self { well, reasons: Mutex::default(), reporter }
+        Self { reasons: Mutex::new(Reasons { well, unwell: BTreeMap::new() }), reporter }
+    }
+
+    /// From now on the service only observes, or does more.
+    pub fn set_observing(&self, observing: bool) {
+        self.change(|reasons| reasons.well = well(observing));
     }
 
     /// The state and, where degraded, why.
     pub fn current(&self) -> (State, Option<String>) {
-        self.judge(&self.reasons())
+        self.reasons().judge()
     }
 
     /// A part is unwell. Told once until it is well again or has another reason.
     pub fn raise(&self, part: Part, reason: String) {
-        self.change(|reasons| reasons.insert(part, reason));
+        self.change(|reasons| drop(reasons.unwell.insert(part, reason)));
     }
 
     /// A part is well again.
     pub fn clear(&self, part: Part) {
-        self.change(|reasons| reasons.remove(&part));
+        self.change(|reasons| drop(reasons.unwell.remove(&part)));
     }
 
-    fn change(&self, change: impl FnOnce(&mut BTreeMap<Part, String>) -> Option<String>) {
+    fn change(&self, change: impl FnOnce(&mut Reasons)) {
         let mut reasons = self.reasons();
-        let before = self.judge(&reasons);
+        let before = reasons.judge();
         change(&mut reasons);
-        let after = self.judge(&reasons);
+        let after = reasons.judge();
         // Told before anybody else can change it, so that what was told last is so. Telling never waits.
         if before != after {
             let (state, reason) = after;
@@ -97,16 +116,22 @@ impl StateBoard {
         }
     }
 
-    fn judge(&self, reasons: &BTreeMap<Part, String>) -> (State, Option<String>) {
-        if reasons.is_empty() {
+    fn reasons(&self) -> MutexGuard<'_, Reasons> {
+        self.reasons.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reasons {
+    fn judge(&self) -> (State, Option<String>) {
+        if self.unwell.is_empty() {
             (self.well, None)
         } else {
-            let all: Vec<&str> = reasons.values().map(String::as_str).collect();
+            let all: Vec<&str> = self.unwell.values().map(String::as_str).collect();
             (State::Degraded, Some(all.join("; ")))
         }
     }
+}
 
-    fn reasons(&self) -> MutexGuard<'_, BTreeMap<Part, String>> {
-        self.reasons.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+const fn well(observing: bool) -> State {
+    if observing { State::Observing } else { State::Enforcing }
 }

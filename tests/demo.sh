@@ -146,7 +146,7 @@ start_service() {
     # The host's own configuration and service manager are none of the demo's business.
     : >"$lab/empty.toml"
     printf '%s%s $ tcptracker run -i eth0%s\n' "$dim" victim "$plain"
-    env -u JOURNAL_STREAM -u NOTIFY_SOCKET -u WATCHDOG_USEC \
+    env -u JOURNAL_STREAM -u NOTIFY_SOCKET -u WATCHDOG_USEC STATE_DIRECTORY="$lab/state" \
         ip netns exec "$tag-victim" "$tcptracker" run -i eth0 --config "$lab/empty.toml" \
         2>"$lab/log" &
     service=$!

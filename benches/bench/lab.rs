@@ -1,7 +1,10 @@
 //! Two network namespaces and a veth between them; traffic never leaves them.
 
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
 
 use crate::TCPTRACKER;
 
@@ -9,12 +12,18 @@ use crate::TCPTRACKER;
 pub(crate) struct Lab {
     attacker: String,
     victim: String,
+    /// What the service remembers, and nobody else.
+    state: TempDir,
 }
+
+/// The unit's `Nice=`.
+const NICE: &str = "-10";
 
 impl Lab {
     pub(crate) fn new() -> Self {
         let id = std::process::id();
-        let lab = Self { attacker: format!("ttb-{id}-a"), victim: format!("ttb-{id}-v") };
+        let (attacker, victim) = (format!("ttb-{id}-a"), format!("ttb-{id}-v"));
+        let lab = Self { attacker, victim, state: TempDir::new().unwrap() };
         let (a, v) = (&lab.attacker, &lab.victim);
         for command in [
             format!("netns add {a}"),
@@ -45,11 +54,31 @@ impl Lab {
         command
     }
 
+    /// A program on the victim.
+    pub(crate) fn on_victim(&self, program: &str, arguments: &[&str]) -> Command {
+        Self::command(&self.victim, program, arguments)
+    }
+
+    /// Where the service keeps what it remembers.
+    pub(crate) fn state(&self) -> &Path {
+        self.state.path()
+    }
+
     /// Runs a part of this bench as the attacker and returns what it prints.
     pub(crate) fn attack(&self, arguments: &[&str]) -> String {
-        let output = Self::command(&self.attacker, &this(), arguments).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
+        output(&mut Self::command(&self.attacker, &this(), arguments))
+    }
+
+    /// The same as the victim.
+    pub(crate) fn defend(&self, arguments: &[&str]) -> String {
+        output(&mut Self::command(&self.victim, &this(), arguments))
+    }
+
+    /// Packets that have come to the victim's first rule in INPUT.
+    pub(crate) fn seen_by_input(&self) -> u64 {
+        let arguments = ["-nvxL", "INPUT", "1"];
+        let listed = output(&mut Self::command(&self.victim, "iptables", &arguments));
+        listed.split_whitespace().next().unwrap().parse().unwrap()
     }
 
     /// Starts counting, on the attacker's or the victim's side.
@@ -65,7 +94,10 @@ impl Lab {
 
     /// Starts the service and waits until it watches.
     pub(crate) fn serve(&self) -> Service {
-        let mut child = Self::command(&self.victim, TCPTRACKER, &["run", "-i", "eth0"])
+        // As the unit does.
+        let niced = ["-n", NICE, TCPTRACKER, "run", "-i", "eth0"];
+        let mut child = Self::command(&self.victim, "nice", &niced)
+            .env("STATE_DIRECTORY", self.state.path())
             .env("TCPTRACKER_BUS__ENABLED", "false")
             .env("TCPTRACKER_LOG__CONNECTIONS", "false")
             .stderr(Stdio::piped())
@@ -157,6 +189,12 @@ fn cpu(process: u32) -> f64 {
     let fields: Vec<&str> = behind_name.split_whitespace().collect();
     let ticks: f64 = fields[11..13].iter().map(|field| field.parse::<f64>().unwrap()).sum();
     ticks * 1e7
+}
+
+fn output(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }
 
 fn this() -> String {

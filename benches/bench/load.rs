@@ -8,6 +8,7 @@ use etherparse::PacketBuilder;
 use pcap::{Active, Capture};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg};
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 /// Frames handed to the kernel in one call.
 const AT_ONCE: usize = 64;
@@ -35,7 +36,7 @@ pub(crate) fn set(frame: &mut [u8], source: u32, port: u16, source_port: u16) {
 }
 
 /// The handle's descriptor is a packet socket bound to the interface: what one can send on.
-fn open(interface: &str) -> Capture<Active> {
+pub(crate) fn open(interface: &str) -> Capture<Active> {
     let inactive = Capture::from_device(interface).unwrap();
     let mut capture = inactive.timeout(1).buffer_size(4 << 20).open().unwrap();
     capture.direction(pcap::Direction::In).unwrap();
@@ -43,10 +44,19 @@ fn open(interface: &str) -> Capture<Active> {
     capture
 }
 
+/// Whoever sends never sleeps: it has one core to itself, and the service the others.
+fn stay_on_one_core() {
+    let last = std::thread::available_parallelism().unwrap().get() - 1;
+    let mut core = CpuSet::new();
+    core.set(last);
+    sched_setaffinity(None, &core).unwrap();
+}
+
 /// Sends `count` SYNs, `rate` a second, of sources that take turns.
 pub(crate) fn send(interface: &str, count: &str, rate: &str, sources: &str) {
     let [count, rate, sources] = [count, rate, sources].map(|word| word.parse::<u32>().unwrap());
     let socket = open(interface);
+    stay_on_one_core();
     let mut frames: Vec<Vec<u8>> = vec![syn(); AT_ONCE];
     let begun = Instant::now();
     let mut sent = 0;

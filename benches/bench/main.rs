@@ -11,11 +11,13 @@
     reason = "a measuring program: it reads clocks, starts programs, and stops where it fails"
 )]
 
+mod blocks;
 mod detector;
 mod lab;
 mod live;
 mod load;
 mod replay;
+mod restore;
 
 /// The binary under test.
 const TCPTRACKER: &str = env!("CARGO_BIN_EXE_tcptracker");
@@ -31,6 +33,9 @@ fn main() {
         ["scan", interface, source, pause] => load::scan(interface, source, pause),
         ["count", interface, filter] => load::count(interface, filter),
         ["count-file", file] => replay::count(file),
+        ["block-costs"] => blocks::costs(),
+        ["put-up", what, count] => blocks::put_up(what, count),
+        ["pass", interface, count] => blocks::pass(interface, count),
         _ => table(&words),
     }
 }
@@ -39,13 +44,16 @@ fn main() {
 fn table(parts: &[&str]) {
     println!("{}\n", machine());
     println!("{:<62} {:>16} {:>10} {:>6}  bar", "what", "tcptracker", "reference", "ratio");
-    let measures: [(&str, fn()); 6] = [
+    let measures: [(&str, fn()); 9] = [
         ("detector", detector::run),
         ("replay", replay::run),
         ("flood", live::flood),
         ("memory", live::memory),
         ("learned", live::learned),
         ("idle", live::idle),
+        ("restore", restore::run),
+        ("block", blocks::make),
+        ("bystander", blocks::bystander),
     ];
     for (name, measure) in measures {
         if parts.is_empty() || parts.contains(&name) {

@@ -9,6 +9,10 @@ use super::frame::LinkLayer;
 /// `{}` stands for the byte that holds the flags.
 const FLAGS: &str = "({}&18=2 or {}&63=0 or {}&63=1 or {}&63=0x29)";
 
+/// Likewise, and what tells of a probe's outcome: whatever has SYN, RST or FIN set. One or two for
+/// each direction of a connection.
+const FLAGS_WITH_OUTCOMES: &str = "({}&7!=0 or {}&63=0)";
+
 /// The extension headers a TCP header may hide behind: BPF cannot walk them.
 const IPV6_EXTENSIONS: [u8; 8] = [0, 43, 44, 51, 60, 135, 139, 140];
 
@@ -19,13 +23,22 @@ const PPPOE_PROTOCOL: usize = 20;
 /// MPLS labels that are looked behind: one for the path, one for the service.
 const MPLS_LABELS: usize = 2;
 
-/// The filter for an interface of this kind, in pcap-filter(7)'s language.
+/// The filter for an interface of this kind, in pcap-filter(7)'s language: of probes.
 pub fn probes_on(link: LinkLayer) -> String {
+    filter(link, FLAGS)
+}
+
+/// Likewise, and of what tells of their outcomes.
+pub fn segments_on(link: LinkLayer) -> String {
+    filter(link, FLAGS_WITH_OUTCOMES)
+}
+
+fn filter(link: LinkLayer, wanted: &str) -> String {
     match link {
         // Each `vlan` moves the offsets of all that follows it by one tag, so that it comes last.
         LinkLayer::Ethernet => {
-            let bare = bare();
-            let tunnelled = format!("{} or {}", pppoe(), mpls());
+            let bare = bare(wanted);
+            let tunnelled = format!("{} or {}", pppoe(wanted), mpls(wanted));
             format!("{bare} or {tunnelled} or (vlan and ({bare} or (vlan and {bare})))")
         }
         // `vlan` does not compile for the others.
@@ -34,68 +47,68 @@ pub fn probes_on(link: LinkLayer) -> String {
         | LinkLayer::RawIp
         | LinkLayer::Loopback
         | LinkLayer::Ppp
-        | LinkLayer::CiscoHdlc => bare(),
+        | LinkLayer::CiscoHdlc => bare(wanted),
     }
 }
 
 /// Probes in IP right behind the link layer's header.
-fn bare() -> String {
+fn bare(wanted: &str) -> String {
     // First fragments come first: `tcp[13]` on a fragment that ends before its flags is a load out
     // of range, which rejects the packet whatever else the filter says.
     format!(
         "((ip and ip[9]=6 and ip[6:2]&0x3fff=0x2000) or (ip and {}) \
          or (ip6 and ({})) or (ip6 and ip6[6]=6 and {}))",
-        flags("tcp[13]"),
+        flags(wanted, "tcp[13]"),
         extensions("ip6[6]"),
-        flags("ip6[53]")
+        flags(wanted, "ip6[53]")
     )
 }
 
 /// Probes in a PPPoE session. The keyword `pppoes` would move the offsets of all that follows.
-fn pppoe() -> String {
+fn pppoe(wanted: &str) -> String {
     let protocol = format!("ether[{PPPOE_PROTOCOL}:2]");
     format!(
         "(ether[12:2]=0x8864 and (({protocol}=0x21 and {}) or ({protocol}=0x57 and {})))",
-        ipv4_at(PPPOE_IP),
-        ipv6_at(PPPOE_IP)
+        ipv4_at(PPPOE_IP, wanted),
+        ipv6_at(PPPOE_IP, wanted)
     )
 }
 
 /// Probes behind MPLS labels; likewise without the keyword.
-fn mpls() -> String {
+fn mpls(wanted: &str) -> String {
     let behind = |labels: usize| {
         let (bottom, ip) = (14 + labels * 4 - 2, 14 + labels * 4);
-        format!("(ether[{bottom}]&1=1 and ({} or {}))", ipv4_at(ip), ipv6_at(ip))
+        format!("(ether[{bottom}]&1=1 and ({} or {}))", ipv4_at(ip, wanted), ipv6_at(ip, wanted))
     };
     let labels: Vec<String> = (1..=MPLS_LABELS).map(behind).collect();
     format!("((ether[12:2]=0x8847 or ether[12:2]=0x8848) and ({}))", labels.join(" or "))
 }
 
 /// Probes in an IPv4 packet that begins at this offset of an Ethernet frame.
-fn ipv4_at(at: usize) -> String {
+fn ipv4_at(at: usize, wanted: &str) -> String {
     let (fragment, protocol) = (at + 6, at + 9);
     // Byte 13 of TCP, behind as many words as the IP header's length field says.
     let tcp_flags = format!("ether[{} + ((ether[{at}]&15)<<2)]", at + 13);
     format!(
         "(ether[{at}]&0xf0=0x40 and ether[{protocol}]=6 and (ether[{fragment}:2]&0x3fff=0x2000 \
          or (ether[{fragment}:2]&0x1fff=0 and {})))",
-        flags(&tcp_flags)
+        flags(wanted, &tcp_flags)
     )
 }
 
 /// Probes in an IPv6 packet that begins at this offset of an Ethernet frame.
-fn ipv6_at(at: usize) -> String {
+fn ipv6_at(at: usize, wanted: &str) -> String {
     let next = format!("ether[{}]", at + 6);
     let tcp_flags = format!("ether[{}]", at + 53);
     format!(
         "(ether[{at}]&0xf0=0x60 and ({} or ({next}=6 and {})))",
         extensions(&next),
-        flags(&tcp_flags)
+        flags(wanted, &tcp_flags)
     )
 }
 
-fn flags(byte: &str) -> String {
-    FLAGS.replace("{}", byte)
+fn flags(wanted: &str, byte: &str) -> String {
+    wanted.replace("{}", byte)
 }
 
 fn extensions(next_header: &str) -> String {
@@ -105,7 +118,7 @@ fn extensions(next_header: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::frame::{probe_in, tests as frames};
+    use crate::capture::frame::{probe_in, segment_in, tests as frames};
     use crate::clock::Moment;
     use pcap::{BpfProgram, Capture, Linktype};
 
@@ -133,6 +146,24 @@ mod tests {
             if linktype == 1 && !name.contains("extension") && !name.contains("fragment") {
                 assert!(!ethernet.filter(&frame), "an ACK passes: {name}");
             }
+        }
+    }
+    #[test]
+    fn every_frame_that_tells_of_an_outcome_passes_the_wider_filter_only() {
+        for (linktype, name, mut frame) in frames::probes() {
+            let Some(flags) = frames::flags_in(&frame) else { continue };
+            let link = LinkLayer::of_linktype(linktype).unwrap();
+            let capture = Capture::dead(Linktype(linktype)).unwrap();
+            let wider = capture.compile(&segments_on(link), true).unwrap();
+            assert!(wider.filter(&frame), "{name}: a probe");
+            for outcome in [0x12, 0x04, 0x14, 0x11] {
+                frame[flags] = outcome;
+                assert!(wider.filter(&frame), "{name}: {outcome:#04x}");
+                assert!(segment_in(link, &frame, Moment::default()).is_some(), "{name}");
+                assert_eq!(probe_in(link, &frame, Moment::default()), None, "{name}");
+            }
+            frame[flags] = 0x10;
+            assert_eq!(segment_in(link, &frame, Moment::default()), None, "{name}");
         }
     }
 }

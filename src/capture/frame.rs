@@ -59,15 +59,31 @@ impl LinkLayer {
 
 /// The probe in a frame, if there is one.
 pub fn probe_in(link: LinkLayer, frame: &[u8], moment: Moment) -> Option<Probe> {
+    tcp_in(link, frame, moment, ProbeKind::of_flags)
+}
+
+/// The probe in a frame, or what tells of a probe's outcome.
+pub fn segment_in(link: LinkLayer, frame: &[u8], moment: Moment) -> Option<Probe> {
+    tcp_in(link, frame, moment, ProbeKind::of_flags_with_outcomes)
+}
+
+#[inline]
+fn tcp_in(
+    link: LinkLayer,
+    frame: &[u8],
+    moment: Moment,
+    of_flags: impl Fn(u8) -> Option<ProbeKind>,
+) -> Option<Probe> {
     let packet = network_layer(link, frame)?;
     let segment = match packet.first()? >> 4 {
         4 => ipv4(packet)?,
         6 => ipv6(packet)?,
         _ => return None,
     };
-    let ports = segment.payload.get(..4)?;
+    // A fragment may end anywhere behind its ports.
+    let start = segment.payload.get(..4)?;
     let kind = match segment.payload.get(TCP_TO_FLAGS - 1) {
-        Some(&flags) => ProbeKind::of_flags(flags)?,
+        Some(&flags) => of_flags(flags)?,
         None if segment.fragmented => ProbeKind::Fragment,
         None => return None,
     };
@@ -75,9 +91,10 @@ pub fn probe_in(link: LinkLayer, frame: &[u8], moment: Moment) -> Option<Probe> 
         moment,
         source: segment.source,
         destination: segment.destination,
-        source_port: Port(u16_at(ports, 0)?),
-        port: Port(u16_at(ports, 2)?),
+        source_port: Port(u16_at(start, 0)?),
+        port: Port(u16_at(start, 2)?),
         kind,
+        sequence: segment.payload.get(7).copied().unwrap_or(0),
     })
 }
 

@@ -113,6 +113,7 @@ mod tests {
             source_port: Port(1),
             port: Port(2),
             kind: ProbeKind::Syn,
+            sequence: 0,
         }
     }
 

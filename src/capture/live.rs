@@ -17,8 +17,7 @@ use crate::interface::InterfaceName;
 const SNAPSHOT: i32 = 256;
 
 /// How long the kernel may hold a packet back to hand over several at once. In the ring mode this
-/// selects, a packet costs a tenth of what it does in immediate mode, and none was lost at
-/// 420,000 a second; the price is this much latency.
+/// selects, a packet costs a tenth of what it does in immediate mode; the price is this much latency.
 const HOLD_MILLISECONDS: i32 = 1;
 
 /// The kernel's ring: 80 ms of a flood of 300,000 SYNs a second. libpcap divides it into blocks of
@@ -30,6 +29,7 @@ const RING_BYTES: i32 = 4 << 20;
 pub struct LiveCapture {
     handle: Capture<Active>,
     link: LinkLayer,
+    outcomes: bool,
 }
 
 /// A frame and the wall-clock time, in nanoseconds since the Unix epoch, at which the kernel saw
@@ -53,10 +53,10 @@ pub struct CaptureCounters {
 }
 
 impl LiveCapture {
-    /// Opens `interface` for reading without waiting.
-    pub fn open(interface: &InterfaceName) -> Result<Self, CaptureError> {
+    /// Opens `interface` for reading without waiting: probes only, or with what tells of their outcomes.
+    pub fn open(interface: &InterfaceName, outcomes: bool) -> Result<Self, CaptureError> {
         let explain = |error: pcap::Error| CaptureError::explain(interface, &text_of(&error));
-        let mut handle = Capture::from_device(interface.as_str())
+        let handle = Capture::from_device(interface.as_str())
             .and_then(|inactive| {
                 inactive
                     .promisc(false)
@@ -74,8 +74,27 @@ impl LiveCapture {
                 interface: interface.clone(),
                 name: linktype.get_name().unwrap_or_else(|_| linktype.0.to_string()),
             })?;
-        handle.filter(&filter::probes_on(link), true).map_err(explain)?;
-        Ok(Self { handle, link })
+        let mut capture = Self { handle, link, outcomes };
+        capture.let_through(interface, outcomes)?;
+        Ok(capture)
+    }
+
+    /// Whether what tells of outcomes is let through.
+    pub fn outcomes(&self) -> bool {
+        self.outcomes
+    }
+
+    /// Lets through probes only from now on, or also what tells of their outcomes.
+    pub fn let_through(
+        &mut self,
+        interface: &InterfaceName,
+        outcomes: bool,
+    ) -> Result<(), CaptureError> {
+        let wanted =
+            if outcomes { filter::segments_on(self.link) } else { filter::probes_on(self.link) };
+        self.outcomes = outcomes;
+        let explain = |error: pcap::Error| CaptureError::explain(interface, &text_of(&error));
+        self.handle.filter(&wanted, true).map_err(explain)
     }
 
     /// How this interface wraps its packets.

@@ -12,6 +12,7 @@ mod saved;
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -115,6 +116,8 @@ pub struct Watch {
     pub metrics: CaptureMetrics,
     /// Where it is said that the interface is gone.
     pub board: Arc<StateBoard>,
+    /// Whether what tells of probes' outcomes is wanted as well.
+    pub outcomes: Arc<AtomicBool>,
     /// Raised to end the thread.
     pub stop: Arc<StopFlag>,
 }
@@ -145,11 +148,20 @@ impl Watch {
             if self.wait(Some(&capture))? == Woken::ToStop {
                 return Ok(());
             }
+            let outcomes = self.outcomes.load(Ordering::Relaxed);
+            if outcomes != capture.outcomes() {
+                capture.let_through(&self.interface, outcomes)?;
+            }
             let clock = WallClock::read();
             for _ in 0..FRAMES_PER_ROUND {
                 let Some(frame) = capture.next_frame(&self.interface)? else { break };
                 let moment = clock.moment_of(frame.unix_nanos);
-                if let Some(probe) = frame::probe_in(link, frame.bytes, moment) {
+                let probe = if outcomes {
+                    frame::segment_in(link, frame.bytes, moment)
+                } else {
+                    frame::probe_in(link, frame.bytes, moment)
+                };
+                if let Some(probe) = probe {
                     self.out.push(probe);
                 }
             }
@@ -168,7 +180,7 @@ impl Watch {
     fn reopen(&mut self, pulse: &Pulse) -> Result<Option<LiveCapture>, CaptureError> {
         loop {
             pulse.beat();
-            match LiveCapture::open(&self.interface) {
+            match LiveCapture::open(&self.interface, self.outcomes.load(Ordering::Relaxed)) {
                 Ok(capture) => return Ok(Some(capture)),
                 Err(
                     CaptureError::NoSuchInterface { .. }

@@ -1,16 +1,30 @@
-//! The client's side of the bus: finds the running instances and turns what can go wrong into
-//! sentences.
+//! The client's side of the bus: finds the running instances, asks all of them at once, and turns what
+//! can go wrong into sentences.
+//!
+//! An instance that does not answer holds nobody up for longer than [`PATIENCE`].
 
 use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::io::IsTerminal;
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::Serialize;
+use zbus::connection::Builder;
 use zbus::fdo::DBusProxy;
-use zbus::proxy::CacheProperties;
-use zbus::{Connection, DBusError, proxy};
+use zbus::proxy::MethodFlags;
+use zbus::wire::DynamicDeserialize;
+use zbus::{Connection, DBusError, DynamicType, OwnedVariant, Proxy};
 
-use crate::dbus::{bus_name, interface_of, object_path};
+use crate::dbus::{INTERFACE, bus_name, interface_of, object_path};
 use crate::interface::InterfaceName;
-use crate::network::{InvalidAddress, show_network};
+use crate::network::show_network;
+
+/// How long an instance may take to answer: it does so in milliseconds, but for a machine that is
+/// busy otherwise.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why the service did not answer as hoped.
 #[derive(Debug, thiserror::Error)]
@@ -18,26 +32,56 @@ pub(super) enum ClientError {
     /// There is no bus.
     #[error("cannot reach the system bus ({0}); is dbus running? systemctl status dbus")]
     NoBus(zbus::Error),
+    /// The bus went away.
+    #[error("the system bus is gone; when it is back: tcptracker watch")]
+    BusGone,
     /// No instance at all.
     #[error("tcptracker is not running; start it: systemctl start tcptracker@INTERFACE")]
     NotRunning,
     /// Not on this interface.
     #[error("tcptracker is not running on {0}; start it: systemctl start tcptracker@{0}")]
     NotRunningOn(InterfaceName),
+    /// There is no such interface either.
+    #[error("there is no interface {interface} on this host; tcptracker is running on: {running}")]
+    NoSuchInterface {
+        /// What was asked for.
+        interface: InterfaceName,
+        /// What there is.
+        running: String,
+    },
     /// The bus or the service does not let this user.
     #[error(
         "permission denied: only root and members of group tcptracker may change blocks; try sudo"
     )]
     Denied,
-    /// What was typed is no address.
-    #[error(transparent)]
-    InvalidAddress(#[from] InvalidAddress),
     /// The service said no; its own sentence.
     #[error("{0}")]
     Refused(String),
+    /// The service's configuration is wrong; its own sentences.
+    #[error("{0}")]
+    Configuration(String),
     /// No instance blocks it.
     #[error("{} is not blocked; `tcptracker list` shows what is", show_network(.0))]
     NotBlocked(IpNet),
+    /// No instance has ever seen it misbehave.
+    #[error(
+        "{} is not blocked, nor was it lately; `tcptracker list` shows what is",
+        show_network(.0)
+    )]
+    NothingKnown(IpNet),
+    /// An instance took too long.
+    #[error(
+        "the service on {0} has not answered for {seconds}s; look at it: \
+         systemctl status tcptracker@{0}",
+        seconds = PATIENCE.as_secs()
+    )]
+    Silent(InterfaceName),
+    /// The service is older than the command line.
+    #[error(
+        "the service on {0} does not know this command, it is an older version; restart it: \
+         systemctl restart tcptracker@{0}"
+    )]
+    Outdated(InterfaceName),
     /// Anything else on the way.
     #[error("the service on {interface} did not answer: {error}")]
     Bus {
@@ -48,32 +92,33 @@ pub(super) enum ClientError {
     },
 }
 
-const NOT_BLOCKED: &str = "org.tcptracker.Tracker1.Error.NotBlocked";
-
 /// A block as the bus tells it: address, since, until, offences, reason.
 pub(super) type Block = (String, u64, u64, u32, String);
-
-#[proxy(interface = "org.tcptracker.Tracker1")]
-trait Tracker {
-    fn block(&self, address: &str, seconds: u64, reason: &str) -> zbus::Result<()>;
-    fn unblock(&self, address: &str) -> zbus::Result<()>;
-    fn list(&self) -> zbus::Result<Vec<Block>>;
-    fn stats(&self) -> zbus::Result<HashMap<String, u64>>;
-}
 
 /// A running instance.
 pub(super) struct Instance {
     pub(super) interface: InterfaceName,
-    proxy: TrackerProxy<'static>,
+    connection: Connection,
+    /// A person may be asked for a password, and takes the time it takes.
+    interactive: bool,
 }
 
 impl Instance {
     pub(super) async fn list(&self) -> Result<Vec<Block>, ClientError> {
-        self.proxy.list().await.map_err(|error| self.explain(error))
+        self.call("List", &()).await.map_err(|error| self.explain(error))
     }
 
     pub(super) async fn stats(&self) -> Result<HashMap<String, u64>, ClientError> {
-        self.proxy.stats().await.map_err(|error| self.explain(error))
+        self.call("Stats", &()).await.map_err(|error| self.explain(error))
+    }
+
+    /// Nothing if it knows nothing of it.
+    pub(super) async fn why(
+        &self,
+        network: IpNet,
+    ) -> Result<Option<HashMap<String, OwnedVariant>>, ClientError> {
+        let told = known(self.call("Why", &show_network(&network)).await);
+        told.map_err(|error| self.explain(error))
     }
 
     pub(super) async fn block(
@@ -82,31 +127,90 @@ impl Instance {
         seconds: u64,
         reason: &str,
     ) -> Result<(), ClientError> {
-        let address = show_network(&network);
-        self.proxy.block(&address, seconds, reason).await.map_err(|error| self.explain(error))
+        let arguments = (show_network(&network), seconds, reason);
+        self.call("Block", &arguments).await.map_err(|error| self.explain(error))
     }
 
     /// False if it was not blocked.
     pub(super) async fn unblock(&self, network: IpNet) -> Result<bool, ClientError> {
-        match self.proxy.unblock(&show_network(&network)).await {
-            Ok(()) => Ok(true),
-            Err(error) if error_name(&error) == Some(NOT_BLOCKED.to_owned()) => Ok(false),
-            Err(error) => Err(self.explain(error)),
+        let done = known(self.call::<_, ()>("Unblock", &show_network(&network)).await);
+        done.map(|done| done.is_some()).map_err(|error| self.explain(error))
+    }
+
+    pub(super) async fn reload(&self) -> Result<(), ClientError> {
+        self.call("Reload", &()).await.map_err(|error| self.explain(error))
+    }
+
+    /// Its state and its version.
+    pub(super) async fn state(&self) -> Result<(String, String), ClientError> {
+        let property = async |name: &str| {
+            let (own, path) = (bus_name(&self.interface), object_path(&self.interface));
+            let properties = Some("org.freedesktop.DBus.Properties");
+            let arguments = (INTERFACE, name);
+            let call = self.connection.call_method(Some(own), path, properties, "Get", &arguments);
+            let value: OwnedVariant = call.await?.body().deserialize()?;
+            String::try_from(value)
+        };
+        let asked = async { Ok((property("State").await?, property("Version").await?)) };
+        asked.await.map_err(|error: zbus::Error| self.explain(error))
+    }
+
+    async fn call<B, R>(&self, member: &'static str, arguments: &B) -> zbus::Result<R>
+    where
+        B: Serialize + DynamicType,
+        R: for<'d> DynamicDeserialize<'d>,
+    {
+        let (own, path) = (bus_name(&self.interface), object_path(&self.interface));
+        if self.interactive {
+            let proxy = Proxy::new(&self.connection, own, path, INTERFACE).await?;
+            let flags = MethodFlags::ALLOW_INTERACTIVE_AUTH;
+            let answer = proxy.call_with_flags(member, flags, arguments).await?;
+            return answer.ok_or(zbus::Error::InvalidReply);
         }
+        let call = self.connection.call_method(Some(own), path, Some(INTERFACE), member, arguments);
+        call.await?.body().deserialize()
     }
 
     fn explain(&self, error: zbus::Error) -> ClientError {
+        let interface = self.interface.clone();
         match error_name(&error).as_deref() {
-            Some("org.freedesktop.DBus.Error.AccessDenied") => ClientError::Denied,
+            Some(
+                "org.freedesktop.DBus.Error.AccessDenied"
+                | "org.freedesktop.DBus.Error.AuthFailed"
+                | "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
+            ) => ClientError::Denied,
             Some(
                 "org.freedesktop.DBus.Error.ServiceUnknown"
-                | "org.freedesktop.DBus.Error.NameHasNoOwner",
-            ) => ClientError::NotRunningOn(self.interface.clone()),
-            _ => match error {
+                | "org.freedesktop.DBus.Error.NameHasNoOwner"
+                // Whoever was asked has left the bus in between.
+                | "org.freedesktop.DBus.Error.NoReply",
+            ) => ClientError::NotRunningOn(interface),
+            Some("org.freedesktop.DBus.Error.UnknownMethod") => ClientError::Outdated(interface),
+            name => match error {
+                zbus::Error::MethodError(_, Some(text), _) if name == Some(INVALID) => {
+                    ClientError::Configuration(text)
+                }
                 zbus::Error::MethodError(_, Some(text), _) => ClientError::Refused(text),
-                error => ClientError::Bus { interface: self.interface.clone(), error },
+                zbus::Error::InputOutput(error)
+                    if error.kind() == std::io::ErrorKind::TimedOut =>
+                {
+                    ClientError::Silent(interface)
+                }
+                error => ClientError::Bus { interface, error },
             },
         }
+    }
+}
+
+const NOT_BLOCKED: &str = "org.tcptracker.Tracker1.Error.NotBlocked";
+const INVALID: &str = "org.tcptracker.Tracker1.Error.InvalidConfiguration";
+
+/// Nothing where the service says that it does not block this.
+fn known<T>(answer: zbus::Result<T>) -> zbus::Result<Option<T>> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error_name(&error).as_deref() == Some(NOT_BLOCKED) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -119,35 +223,105 @@ fn error_name(error: &zbus::Error) -> Option<String> {
     }
 }
 
+/// What is asked for: to look, or to change something, which may take a password.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Look,
+    Change,
+}
+
+/// The system bus.
+pub(super) async fn connect() -> Result<Connection, ClientError> {
+    connect_to(Builder::system()).await
+}
+
+/// A bus.
+pub(super) async fn connect_to(builder: Builder<'_>) -> Result<Connection, ClientError> {
+    builder.method_timeout(PATIENCE).build().await.map_err(ClientError::NoBus)
+}
+
 /// The running instances, or the one on an interface; at least one.
-pub(super) async fn instances(only: Option<&InterfaceName>) -> Result<Vec<Instance>, ClientError> {
-    let connection = Connection::system().await.map_err(ClientError::NoBus)?;
-    let names = async { DBusProxy::new(&connection).await?.list_names().await.map_err(Into::into) };
-    let mut interfaces: Vec<InterfaceName> = names
-        .await
-        .map_err(ClientError::NoBus)?
-        .iter()
-        .filter_map(|name| interface_of(name.as_str()))
-        .filter(|interface| only.is_none_or(|only| only == interface))
-        .collect();
-    interfaces.sort_unstable();
-    if interfaces.is_empty() {
-        return Err(only.cloned().map_or(ClientError::NotRunning, ClientError::NotRunningOn));
+pub(super) async fn instances(
+    only: Option<&InterfaceName>,
+    purpose: Purpose,
+) -> Result<Vec<Instance>, ClientError> {
+    let connection = connect().await?;
+    instances_on(&connection, only, purpose).await
+}
+
+/// The same on a bus that is there.
+pub(super) async fn instances_on(
+    connection: &Connection,
+    only: Option<&InterfaceName>,
+    purpose: Purpose,
+) -> Result<Vec<Instance>, ClientError> {
+    let names = async { DBusProxy::new(connection).await?.list_names().await.map_err(Into::into) };
+    let names = names.await.map_err(ClientError::NoBus)?;
+    let mut running: Vec<InterfaceName> =
+        names.iter().filter_map(|name| interface_of(name.as_str())).collect();
+    running.sort_unstable();
+    let chosen: Vec<&InterfaceName> =
+        running.iter().filter(|interface| only.is_none_or(|only| only == *interface)).collect();
+    if chosen.is_empty() {
+        return Err(only.map_or(ClientError::NotRunning, |only| not_running_on(only, &running)));
     }
-    let mut instances = Vec::with_capacity(interfaces.len());
-    for interface in interfaces {
-        let proxy = async {
-            TrackerProxy::builder(&connection)
-                .destination(bus_name(&interface))
-                .path(object_path(&interface))
-                .cache_properties(CacheProperties::No)
-                .build()
-                .await
-        };
-        match proxy.await {
-            Ok(proxy) => instances.push(Instance { interface, proxy }),
-            Err(error) => return Err(ClientError::Bus { interface, error }),
+    // Polkit asks neither root nor who has no terminal.
+    let person = !rustix::process::geteuid().is_root() && std::io::stdin().is_terminal();
+    let interactive = purpose == Purpose::Change && person;
+    let instance = |interface: &InterfaceName| Instance {
+        interface: interface.clone(),
+        connection: connection.clone(),
+        interactive,
+    };
+    Ok(chosen.into_iter().map(instance).collect())
+}
+
+fn not_running_on(interface: &InterfaceName, running: &[InterfaceName]) -> ClientError {
+    let exists = std::path::Path::new("/sys/class/net").join(interface.as_str()).exists();
+    // An interface that is not there now may be one that comes and goes.
+    if exists || interface.is_any() || running.is_empty() {
+        return ClientError::NotRunningOn(interface.clone());
+    }
+    let running: Vec<&str> = running.iter().map(InterfaceName::as_str).collect();
+    ClientError::NoSuchInterface { interface: interface.clone(), running: running.join(", ") }
+}
+
+/// What several instances answered, and what went wrong with the others.
+pub(super) struct Answers<T> {
+    pub(super) asked: usize,
+    pub(super) told: Vec<(InterfaceName, T)>,
+    pub(super) failures: Vec<ClientError>,
+}
+
+/// Asks all instances at once.
+pub(super) async fn ask_each<T>(
+    instances: &[Instance],
+    ask: impl AsyncFn(&Instance) -> Result<T, ClientError>,
+) -> Answers<T> {
+    let asked = instances.iter().map(|instance| Box::pin(ask(instance))).collect();
+    let mut answers = Answers { asked: instances.len(), told: Vec::new(), failures: Vec::new() };
+    for (instance, answer) in instances.iter().zip(all_of(asked).await) {
+        match answer {
+            Ok(value) => answers.told.push((instance.interface.clone(), value)),
+            Err(error) => answers.failures.push(error),
         }
     }
-    Ok(instances)
+    answers
+}
+
+/// Waits for all, in no order.
+async fn all_of<F: Future>(mut waiting: Vec<Pin<Box<F>>>) -> Vec<F::Output> {
+    let mut done: Vec<Option<F::Output>> = waiting.iter().map(|_| None).collect();
+    poll_fn(|context| {
+        for (future, output) in waiting.iter_mut().zip(&mut done) {
+            if output.is_none()
+                && let Poll::Ready(value) = future.as_mut().poll(context)
+            {
+                *output = Some(value);
+            }
+        }
+        if done.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    done.into_iter().flatten().collect()
 }

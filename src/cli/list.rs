@@ -1,13 +1,13 @@
 //! `tcptracker list`
 
-use std::time::{Duration, SystemTime};
-
 use serde::Serialize;
 
 use super::CliError;
-use super::client::{Block, instances};
-use super::output::{Table, on_terminal, print, print_json};
-use crate::clock::WallClock;
+use super::arguments::Select;
+use super::client::{Block, Purpose, ask_each, instances};
+use super::output::{on_terminal, print, print_json, width};
+use super::table::Table;
+use super::time::{absolute, ago, ahead, now};
 use crate::interface::InterfaceName;
 
 /// A block, as a program reads it. The keys stay as they are.
@@ -24,42 +24,26 @@ struct Row {
     reason: String,
 }
 
-pub(super) fn run(only: Option<&InterfaceName>, json: bool) -> Result<(), CliError> {
-    let (several, rows) = zbus::block_on(async {
-        let instances = instances(only).await?;
-        let mut rows = Vec::new();
-        for instance in &instances {
-            let blocks = instance.list().await?;
-            rows.extend(blocks.into_iter().map(|block| row_of(&instance.interface, block)));
-        }
-        Ok::<_, CliError>((instances.len() > 1, rows))
+pub(super) fn run(select: &Select) -> Result<(), CliError> {
+    let answers = zbus::block_on(async {
+        let instances = instances(select.interface.as_ref(), Purpose::Look).await?;
+        Ok::<_, CliError>(ask_each(&instances, async |instance| instance.list().await).await)
     })?;
-    if json {
-        return print_json(&rows);
+    let rows: Vec<Row> = answers
+        .told
+        .into_iter()
+        .flat_map(|(interface, blocks)| {
+            blocks.into_iter().map(move |block| row_of(&interface, block))
+        })
+        .collect();
+    if select.json {
+        print_json(&rows)?;
+    } else if rows.is_empty() && on_terminal() && answers.failures.is_empty() {
+        print("nothing is blocked\n")?;
+    } else {
+        table(&rows, answers.asked > 1).print()?;
     }
-    if rows.is_empty() && on_terminal() {
-        return print("nothing is blocked\n");
-    }
-    let mut heading = vec!["ADDRESS", "SINCE", "UNTIL", "OFFENCE", "REASON"];
-    if several {
-        heading.insert(0, "INTERFACE");
-    }
-    let now = WallClock::read();
-    let now = now.unix_seconds(now.now());
-    let mut table = Table::new(heading);
-    for row in rows {
-        let offence = match row.offences {
-            0 => "-".to_owned(),
-            count => count.to_string(),
-        };
-        let mut cells =
-            vec![row.address, since(row.since, now), until(row.until, now), offence, row.reason];
-        if several {
-            cells.insert(0, row.interface);
-        }
-        table.row(cells);
-    }
-    table.print()
+    CliError::of_all(answers.failures)
 }
 
 fn row_of(interface: &InterfaceName, block: Block) -> Row {
@@ -68,56 +52,48 @@ fn row_of(interface: &InterfaceName, block: Block) -> Row {
     Row { interface: interface.to_string(), address, since, until, offences, reason }
 }
 
-/// Relative for a person, absolute for a program.
-fn since(time: u64, now: u64) -> String {
-    if on_terminal() {
-        format!("{} ago", roughly(now.saturating_sub(time)))
-    } else {
-        absolute(time)
+/// On a terminal with relative times, and with those of the clock as well where there is room.
+fn table(rows: &[Row], several: bool) -> Table {
+    let now = now();
+    let both = |time: u64, relative: String| format!("{} ({relative})", absolute(time));
+    if !on_terminal() {
+        return table_with(rows, several, absolute, absolute);
     }
-}
-
-fn until(time: Option<u64>, now: u64) -> String {
-    match time {
-        None => "unblocked".to_owned(),
-        Some(time) if on_terminal() => format!("in {}", roughly(time.saturating_sub(now))),
-        Some(time) => absolute(time),
+    let wide = table_with(
+        rows,
+        several,
+        |since| both(since, ago(since, now)),
+        |until| both(until, ahead(until, now)),
+    );
+    if wide.natural_width() <= width() {
+        return wide;
     }
+    table_with(rows, several, |since| ago(since, now), |until| ahead(until, now))
 }
 
-/// UTC, RFC 3339.
-fn absolute(unix_seconds: u64) -> String {
-    let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(unix_seconds));
-    // The year 9999 is the last that can be written.
-    time.filter(|_| unix_seconds < 253_402_300_800).map_or_else(
-        || unix_seconds.to_string(),
-        |time| humantime::format_rfc3339_seconds(time).to_string(),
-    )
-}
-
-/// The two largest units: as exact as anybody wants it in a table.
-fn roughly(seconds: u64) -> String {
-    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds}s"),
-        (0, 0, minutes) => format!("{minutes}m {}s", seconds % 60),
-        (0, hours, minutes) => format!("{hours}h {minutes}m"),
-        (days, hours, _) => format!("{days}d {hours}h"),
+fn table_with(
+    rows: &[Row],
+    several: bool,
+    show_since: impl Fn(u64) -> String,
+    show_until: impl Fn(u64) -> String,
+) -> Table {
+    let mut heading = vec!["ADDRESS", "SINCE", "UNTIL", "OFFENCE", "REASON"];
+    if several {
+        heading.insert(0, "INTERFACE");
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_read_well() {
-        for (seconds, text) in
-            [(0, "0s"), (59, "59s"), (61, "1m 1s"), (3600, "1h 0m"), (90_061, "1d 1h")]
-        {
-            assert_eq!(roughly(seconds), text);
+    let mut table = Table::new(heading);
+    for row in rows {
+        let offence = match row.offences {
+            0 => "-".to_owned(),
+            count => count.to_string(),
+        };
+        let until = row.until.map_or_else(|| "unblocked".to_owned(), &show_until);
+        let mut cells =
+            vec![row.address.clone(), show_since(row.since), until, offence, row.reason.clone()];
+        if several {
+            cells.insert(0, row.interface.clone());
         }
-        assert_eq!(absolute(1_700_000_000), "2023-11-14T22:13:20Z");
-        assert_eq!(absolute(u64::MAX), u64::MAX.to_string());
+        table.row(cells);
     }
+    table
 }

@@ -1,60 +1,71 @@
-//! Printing: a table for a terminal, plain text for a program.
+//! Printing: colours where a person sees them, JSON where a program asks for it, and errors.
 
-use std::fmt::Write as _;
+use std::fmt::Display;
 use std::io::{IsTerminal, Write, stderr, stdout};
 
 use serde::Serialize;
 
 use super::CliError;
 
-/// Rows under a heading. On a terminal the columns are aligned; elsewhere they are separated by a
-/// tab each, without the heading.
-pub(super) struct Table {
-    heading: Vec<String>,
-    rows: Vec<Vec<String>>,
-}
-
-impl Table {
-    pub(super) fn new<T: Into<String>>(heading: impl IntoIterator<Item = T>) -> Self {
-        Self { heading: heading.into_iter().map(Into::into).collect(), rows: Vec::new() }
-    }
-
-    pub(super) fn row(&mut self, row: Vec<String>) {
-        self.rows.push(row);
-    }
-
-    pub(super) fn print(&self) -> Result<(), CliError> {
-        print(&if on_terminal() { self.aligned() } else { self.plain() })
-    }
-
-    fn aligned(&self) -> String {
-        let width = |column: usize| {
-            let cells = std::iter::once(&self.heading).chain(&self.rows);
-            cells.filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
-        };
-        let widths: Vec<usize> =
-            (0..self.heading.len()).map(|column| width(column).unwrap_or(0)).collect();
-        let mut text = String::new();
-        for row in std::iter::once(&self.heading).chain(&self.rows) {
-            let mut line = String::new();
-            for (cell, width) in row.iter().zip(&widths) {
-                // Writing to a string cannot fail.
-                let _ = write!(line, "{cell:<width$}  ");
-            }
-            text.push_str(line.trim_end());
-            text.push('\n');
-        }
-        text
-    }
-
-    fn plain(&self) -> String {
-        self.rows.iter().map(|row| row.join("\t") + "\n").collect()
-    }
-}
+/// Where a terminal does not say how wide it is.
+const USUAL_WIDTH: usize = 80;
 
 /// Whether a person reads the output.
 pub(super) fn on_terminal() -> bool {
     stdout().is_terminal()
+}
+
+/// How many characters fit on a line of the terminal.
+pub(super) fn width() -> usize {
+    let told = rustix::termios::tcgetwinsize(stdout()).ok().map(|size| usize::from(size.ws_col));
+    told.filter(|columns| *columns > 0).unwrap_or(USUAL_WIDTH)
+}
+
+/// How text stands out (ECMA-48, SGR).
+#[derive(Clone, Copy)]
+pub(super) enum Style {
+    Bold,
+    Dim,
+    Red,
+    Green,
+    Yellow,
+}
+
+/// Text that stands out where colours are wanted: on a terminal, unless it is a dumb one or `NO_COLOR`
+/// is set (no-color.org).
+pub(super) fn styled(style: Style, text: &str) -> String {
+    if !on_terminal() || !colours_wanted() || text.is_empty() {
+        return text.to_owned();
+    }
+    let code = match style {
+        Style::Bold => 1,
+        Style::Dim => 2,
+        Style::Red => 31,
+        Style::Green => 32,
+        Style::Yellow => 33,
+    };
+    format!("\x1b[{code}m{text}\x1b[0m")
+}
+
+fn colours_wanted() -> bool {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    set("NO_COLOR").is_none() && set("TERM").is_none_or(|terminal| terminal != "dumb")
+}
+
+/// Text in lines of at most so many characters, broken between words; a longer word stands alone.
+pub(super) fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last().map_or(0, |line| line.chars().count());
+        if line > 0 && line + 1 + word.chars().count() > width {
+            lines.push(String::new());
+        }
+        if let Some(line) = lines.last_mut() {
+            line.push_str(if line.is_empty() { "" } else { " " });
+            line.push_str(word);
+        }
+    }
+    lines
 }
 
 /// Prints text as it is.
@@ -63,9 +74,9 @@ pub(super) fn print(text: &str) -> Result<(), CliError> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(CliError::Output)
 }
 
-/// Says what went wrong, a line each. Where nobody hears it, it is not said.
-pub(super) fn say(error: &dyn std::fmt::Display) {
-    for line in error.to_string().lines() {
+/// Says something beside the output, a line each. Where nobody hears it, it is not said.
+pub(super) fn say(message: &dyn Display) {
+    for line in message.to_string().lines() {
         let _ = writeln!(stderr(), "tcptracker: {line}");
     }
 }
@@ -87,11 +98,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_aligned_for_people_and_separated_for_programs() {
-        let mut table = Table::new(["ADDRESS", "REASON"]);
-        table.row(vec!["192.0.2.1".to_owned(), "by hand".to_owned()]);
-        table.row(vec!["10.0.0.0/8".to_owned(), String::new()]);
-        assert_eq!(table.aligned(), "ADDRESS     REASON\n192.0.2.1   by hand\n10.0.0.0/8\n");
-        assert_eq!(table.plain(), "192.0.2.1\tby hand\n10.0.0.0/8\t\n");
+    fn lines_are_broken_between_words() {
+        assert_eq!(wrapped("ports 1, 22 and 333", 9), ["ports 1,", "22 and", "333"]);
+        assert_eq!(wrapped("no-room-at-all here", 5), ["no-room-at-all", "here"]);
+        assert_eq!(wrapped("", 5), [""]);
     }
 }

@@ -3,30 +3,60 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::CliError;
-use super::client::instances;
-use super::output::{Table, print_json};
-use crate::interface::InterfaceName;
+use super::arguments::Select;
+use super::client::{Purpose, ask_each, instances};
+use super::output::{on_terminal, print, print_json, width};
+use super::table::Table;
 
-pub(super) fn run(only: Option<&InterfaceName>, json: bool) -> Result<(), CliError> {
-    let counted = zbus::block_on(async {
-        let mut counted = BTreeMap::new();
-        for instance in instances(only).await? {
-            let counters: BTreeMap<String, u64> = instance.stats().await?.into_iter().collect();
-            counted.insert(instance.interface.to_string(), counters);
-        }
-        Ok::<_, CliError>(counted)
+type Counters = BTreeMap<String, u64>;
+
+pub(super) fn run(select: &Select) -> Result<(), CliError> {
+    let answers = zbus::block_on(async {
+        let instances = instances(select.interface.as_ref(), Purpose::Look).await?;
+        Ok::<_, CliError>(ask_each(&instances, async |instance| instance.stats().await).await)
     })?;
-    if json {
-        return print_json(&counted);
+    let counted: BTreeMap<String, Counters> = answers
+        .told
+        .into_iter()
+        .map(|(interface, counters)| (interface.to_string(), counters.into_iter().collect()))
+        .collect();
+    if select.json {
+        print_json(&counted)?;
+    } else {
+        print_tables(&counted.iter().collect::<Vec<_>>())?;
     }
-    let heading = std::iter::once("COUNTER").chain(counted.keys().map(String::as_str));
-    let mut table = Table::new(heading);
-    let names: BTreeSet<&String> = counted.values().flat_map(BTreeMap::keys).collect();
+    CliError::of_all(answers.failures)
+}
+
+/// Side by side as many as fit; the others below.
+fn print_tables(counted: &[(&String, &Counters)]) -> Result<(), CliError> {
+    let mut rest = counted;
+    while !rest.is_empty() {
+        let fits = |count: &usize| table(&rest[..*count]).natural_width() <= width();
+        let count = if on_terminal() {
+            (1..=rest.len()).take_while(fits).last().unwrap_or(1)
+        } else {
+            rest.len()
+        };
+        if rest.len() < counted.len() {
+            print("\n")?;
+        }
+        table(&rest[..count]).print()?;
+        rest = &rest[count..];
+    }
+    Ok(())
+}
+
+fn table(counted: &[(&String, &Counters)]) -> Table {
+    let heading = std::iter::once("COUNTER").chain(counted.iter().map(|(name, _)| name.as_str()));
+    let mut table = Table::new(heading).of_numbers();
+    let names: BTreeSet<&String> =
+        counted.iter().flat_map(|(_, counters)| counters.keys()).collect();
     for name in names {
-        let values = counted
-            .values()
-            .map(|counters| counters.get(name).map_or_else(|| "-".to_owned(), ToString::to_string));
+        let values = counted.iter().map(|(_, counters)| {
+            counters.get(name).map_or_else(|| "-".to_owned(), ToString::to_string)
+        });
         table.row(std::iter::once(name.clone()).chain(values).collect());
     }
-    table.print()
+    table
 }

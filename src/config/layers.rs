@@ -13,7 +13,8 @@ use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
-use super::{Config, expected};
+use super::Config;
+use super::reference::{KEYS, expected};
 use crate::interface::InterfaceName;
 
 /// Where the service's files are.
@@ -138,6 +139,16 @@ impl Effective {
         self.settings.iter().map(|(key, (value, origin))| (key.as_str(), value, origin))
     }
 
+    /// What is another than before: a key, its value and the one it had, each.
+    pub fn changes_since(&self, before: &Self) -> Vec<String> {
+        let changed = self.settings.iter().filter_map(|(key, (value, _))| {
+            let former = before.settings.get(key).map(|(former, _)| former);
+            let former = former.filter(|former| *former != value)?;
+            Some(format!("{key} = {value} (was {former})"))
+        });
+        changed.collect()
+    }
+
     fn read_file(&mut self, file: &Path, text: &str, problems: &mut Vec<String>) {
         let place = |offset: usize| Origin::File(file.to_owned(), line_at(text, offset));
         let (places, values) = match (DeTable::parse(text), text.parse::<Table>()) {
@@ -234,7 +245,7 @@ fn table_of(settings: &BTreeMap<String, (Value, Origin)>) -> Table {
 }
 
 fn unknown(key: &str, origin: &Origin) -> String {
-    let names = super::EXPECTED.iter().map(|(name, _)| *name);
+    let names = KEYS.iter().map(|key| key.name);
     let closest = names
         .map(|name| (distance(key, name), name))
         .min()
@@ -265,7 +276,7 @@ fn line_at(text: &str, offset: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{EXPECTED, Listen, Target};
+    use crate::config::{Listen, Target};
     use std::time::Duration;
 
     fn load(
@@ -300,7 +311,7 @@ mod tests {
     fn every_key_says_what_it_takes_and_nothing_else_does() {
         let effective = Effective::default();
         let keys: Vec<&str> = effective.settings().map(|(key, ..)| key).collect();
-        let mut expected: Vec<&str> = EXPECTED.iter().map(|(key, _)| *key).collect();
+        let mut expected: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
         expected.sort_unstable();
         assert_eq!(keys, expected);
     }

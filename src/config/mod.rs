@@ -1,9 +1,10 @@
 //! The configuration: every key, its type, its default and what it means.
 //!
 //! Owns the values. Where they come from and which of several wins is [`layers`]' business; what a
-//! value may be is [`values`]'.
+//! value may be is [`values`]'; what each key is told to mean is [`reference`]'s.
 
 pub mod layers;
+pub mod reference;
 pub mod values;
 
 use ipnet::IpNet;
@@ -177,38 +178,4 @@ impl Default for BusConfig {
     fn default() -> Self {
         Self { enabled: true }
     }
-}
-
-/// What each key takes, for error messages. Complete: a test holds it against [`Config`].
-const EXPECTED: [(&str, &str); 22] = [
-    ("detection.preset", r#""classic""#),
-    ("detection.ports", "a whole number from 1 to 64"),
-    ("detection.window", r#"a length of time from "1s" to "1d", such as "60s""#),
-    ("detection.per", r#""source" or "pair""#),
-    ("detection.stealth", "true or false"),
-    ("detection.max_sources", "a whole number from 1024 to 16777216"),
-    ("detection.ipv6_prefix", "a whole number from 16 to 128"),
-    ("exempt.networks", r#"a list of addresses and networks, such as ["192.0.2.7", "10.0.0.0/8"]"#),
-    ("exempt.automatic", "true or false"),
-    ("block.enabled", "true or false"),
-    (
-        "block.durations",
-        r#"a list of lengths of time of at least "1s", or "forever", such as ["1h", "1d", "forever"]"#,
-    ),
-    ("block.forget_after", r#"a length of time, such as "30d""#),
-    ("block.grace_after_unblock", r#"a length of time, such as "1h""#),
-    ("block.max_per_minute", "a whole number from 1 to 100000"),
-    ("block.established", r#""keep" or "cut""#),
-    ("firewall.backend", r#""auto" or "ipset""#),
-    ("firewall.hooks", r#"a list of "INPUT" and "FORWARD""#),
-    ("firewall.target", r#""DROP" or "REJECT""#),
-    ("log.connections", "true or false"),
-    ("log.rate", "a whole number from 1 to 100000"),
-    ("metrics.listen", r#""off", or an address and port, such as "127.0.0.1:8081""#),
-    ("bus.enabled", "true or false"),
-];
-
-/// What a key takes; nothing if there is no such key.
-fn expected(key: &str) -> Option<&'static str> {
-    EXPECTED.iter().find(|(name, _)| *name == key).map(|(_, what)| *what)
 }

@@ -91,7 +91,7 @@ impl Span {
     }
 
     #[expect(clippy::expect_used, reason = "for the defaults, which a test goes through")]
-    pub(super) fn constant(text: &str) -> Self {
+    pub(crate) fn constant(text: &str) -> Self {
         Self::try_from(text.to_owned()).expect("a default is valid")
     }
 }
@@ -202,6 +202,18 @@ impl From<BlockDuration> for String {
 pub enum Preset {
     /// More than so many distinct ports within the window.
     Classic,
+    /// Only what failed counts.
+    Balanced,
+}
+
+impl Preset {
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Classic => "classic",
+            Self::Balanced => "balanced",
+        }
+    }
 }
 
 /// Whose ports are counted together.
@@ -232,6 +244,8 @@ pub enum Backend {
     Auto,
     /// A kernel set per family and one rule.
     Ipset,
+    /// A rule per address.
+    Iptables,
 }
 
 /// A built-in chain of the filter table.
@@ -245,6 +259,9 @@ pub enum Hook {
 }
 
 impl Hook {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Input, Self::Forward];
+
     /// The chain's name.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -260,18 +277,8 @@ impl Hook {
 pub enum Target {
     /// No answer.
     Drop,
-    /// An ICMP "port unreachable".
+    /// As a closed port answers.
     Reject,
-}
-
-impl Target {
-    /// The target's name.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Drop => "DROP",
-            Self::Reject => "REJECT",
-        }
-    }
 }
 
 /// Where the metrics are served.

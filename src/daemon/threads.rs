@@ -1,20 +1,24 @@
 //! Starting the service's threads, each with what it works with. Where one has to be ready before the
 //! story goes on, its start waits for that.
 
-use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use super::DaemonError;
+use crate::capture::Batches;
 use crate::clock::WallClock;
+use crate::config::Listen;
 use crate::crew::{Crew, StopFlag};
 use crate::dbus::{self, BusError, Task, Tracker};
-use crate::detector::Control;
+use crate::detector::{Control, Worker};
 use crate::events::{Event, Reporter};
 use crate::firewall::{Actor, Firewall, Order};
-use crate::host::{self, Host};
+use crate::host::{self, Host, ListeningFollower};
 use crate::interface::InterfaceName;
 use crate::journal;
+use crate::memory::{Place, flusher};
 use crate::metrics::{Metrics, MetricsServer, MetricsStop};
 use crate::state::{Part, StateBoard};
 
@@ -27,6 +31,18 @@ pub(super) fn start_journal(
     let interface = interface.clone();
     crew.start("journal", move |pulse| {
         journal::run(&interface, &events, || pulse.beat());
+        Ok::<(), DaemonError>(())
+    })
+}
+
+/// Starts the detector.
+pub(super) fn start_detector(
+    crew: &mut Crew,
+    worker: Worker,
+    batches: Batches,
+) -> std::io::Result<()> {
+    crew.start("detector", move |pulse| {
+        worker.run(&batches, || pulse.beat());
         Ok::<(), DaemonError>(())
     })
 }
@@ -48,13 +64,14 @@ pub(super) fn start_bus(
     Ok(())
 }
 
-/// Starts serving metrics, or says why not: a taken port is no reason not to block scanners.
+/// Starts serving metrics where they are to be served, or says why not: a taken port is no reason not to block scanners.
 pub(super) fn start_metrics(
     crew: &mut Crew,
-    address: SocketAddr,
+    listen: Listen,
     reporter: &Reporter,
     board: &Arc<StateBoard>,
 ) -> std::io::Result<Option<MetricsStop>> {
+    let Listen::At(address) = listen else { return Ok(None) };
     let server = match MetricsServer::listen(address) {
         Ok(server) => server,
         Err(error) => {
@@ -68,6 +85,16 @@ pub(super) fn start_metrics(
     let (metrics, board) = (Arc::clone(reporter.metrics()), Arc::clone(board));
     crew.start("metrics", move |pulse| server.run(&metrics, &board, pulse))?;
     Ok(Some(stop))
+}
+
+/// Starts the thread that flushes what is remembered; returns where that is.
+pub(super) fn start_memory(crew: &mut Crew, file: PathBuf) -> std::io::Result<Place> {
+    let (place, flusher) = flusher(file);
+    crew.start("memory", move |pulse| {
+        flusher.run(|| pulse.beat());
+        Ok::<(), DaemonError>(())
+    })?;
+    Ok(place)
 }
 
 /// Starts the firewall's thread and waits until everything is up in the kernel.
@@ -95,10 +122,25 @@ pub(super) struct Followers {
     pub(super) interface: InterfaceName,
     pub(super) firewall: Firewall,
     pub(super) detector: SyncSender<Control>,
+    /// Whether the ports on which this host listens are of interest.
+    pub(super) outcomes: Arc<AtomicBool>,
     pub(super) board: Arc<StateBoard>,
+    /// Where SSH sessions are exempt: who is told what stands in the way of finding them.
+    pub(super) reporter: Option<Reporter>,
 }
 
 impl Followers {
+    fn warn(&self, unreadable: &[String]) {
+        for (reporter, file) in
+            self.reporter.iter().flat_map(|r| unreadable.iter().map(move |u| (r, u)))
+        {
+            reporter.tell(Event::Warning(format!(
+                "cannot read {file}; if sshd listens on a port named there, its sessions are not known: \
+                 let everybody read it, or list in exempt.networks where you come from"
+            )));
+        }
+    }
+
     fn tell(&self, host: Arc<Host>) {
         if host.is_down(&self.interface) {
             let (name, part) = (&self.interface, Part::Link);
@@ -118,5 +160,26 @@ pub(super) fn start_host(
     followers: Followers,
     stop: Arc<StopFlag>,
 ) -> std::io::Result<()> {
-    crew.start("host", move |pulse| host::follow(host, &stop, pulse, |host| followers.tell(host)))
+    followers.warn(&host.ssh.unreadable);
+    let mut told = host.ssh.unreadable.clone();
+    crew.start("host", move |pulse| {
+        let wanted = Arc::clone(&followers.outcomes);
+        let detector = followers.detector.clone();
+        let mut ports = ListeningFollower::default();
+        let mut look = || {
+            if wanted.load(Ordering::Relaxed)
+                && let Some(ports) = ports.look()
+            {
+                // The detector has ended: the process is about to.
+                let _ = detector.send(Control::Listening(ports));
+            }
+        };
+        host::follow(host, &stop, pulse, &mut look, |host| {
+            if host.ssh.unreadable != told {
+                told.clone_from(&host.ssh.unreadable);
+                followers.warn(&told);
+            }
+            followers.tell(host);
+        })
+    })
 }

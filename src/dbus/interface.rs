@@ -1,19 +1,23 @@
 //! The interface `org.tcptracker.Tracker1`.
 //!
-//! Owns its members' names and types, and the errors callers get. Every change names its caller.
+//! Owns its members' names and types. Every change names its caller.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
-use zbus::{Connection, DBusError, interface};
+use zbus::{Connection, fdo, interface};
 
-use crate::firewall::{Firewall, Listed, Order, Refusal, Reply};
+use super::account::{self, Answer};
+use super::authority::Authority;
+use super::error::Error;
+use crate::firewall::{Firewall, Listed, Order, Reply};
 use crate::interface::InterfaceName;
 use crate::metrics::Metrics;
 use crate::network::{parse_network, show_network};
+use crate::reload::Reloader;
 use crate::state::StateBoard;
 
 /// The longest reason, in characters: it is kept as long as the block.
@@ -22,40 +26,16 @@ const LONGEST_REASON: usize = 200;
 /// The longest block with an end, in seconds: a hundred years.
 const LONGEST_BLOCK: u64 = 3_155_760_000;
 
-/// What callers are told when it did not work.
-#[derive(Debug, DBusError)]
-#[zbus(prefix = "org.tcptracker.Tracker1.Error")]
-pub enum Error {
-    /// Anything the bus itself has a name for.
-    #[zbus(error)]
-    Bus(zbus::Error),
-    /// The text is no address or network.
-    InvalidAddress(String),
-    /// The address is never blocked.
-    Exempt(String),
-    /// The address is not blocked.
-    NotBlocked(String),
-    /// The kernel did not accept it.
-    FirewallFailed(String),
-}
-
-impl From<Refusal> for Error {
-    fn from(refusal: Refusal) -> Self {
-        let text = refusal.to_string();
-        match refusal {
-            Refusal::Exempt { .. } => Self::Exempt(text),
-            Refusal::NotBlocked(_) => Self::NotBlocked(text),
-            Refusal::Kernel(_) => Self::FirewallFailed(text),
-        }
-    }
-}
-
 /// One instance of the service, as the bus sees it.
 pub struct Tracker {
     /// The network interface it watches.
     pub interface: InterfaceName,
     /// The firewall backend's name.
-    pub backend: &'static str,
+    pub backend: BackendName,
+    /// Who may change something.
+    pub authority: Authority,
+    /// The way to main, which reloads.
+    pub reloader: Reloader,
     /// Where changes go.
     pub firewall: Firewall,
     /// The service's state.
@@ -64,6 +44,29 @@ pub struct Tracker {
     pub metrics: Arc<Metrics>,
     /// Lets one list at a time be made: anybody may ask for one, and with many blocks it is large.
     pub one_list: OneAtATime,
+    /// Likewise for reloads.
+    pub one_reload: OneAtATime,
+}
+
+/// The name of the firewall backend, which a reload may change.
+#[derive(Clone, Debug)]
+pub struct BackendName(Arc<Mutex<&'static str>>);
+
+impl BackendName {
+    /// A backend of this name.
+    pub fn new(name: &'static str) -> Self {
+        Self(Arc::new(Mutex::new(name)))
+    }
+
+    /// The present one.
+    pub fn get(&self) -> &'static str {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another one from now on.
+    pub fn set(&self, name: &'static str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = name;
+    }
 }
 
 /// Lets one caller pass at a time; the others wait their turn.
@@ -110,6 +113,13 @@ impl Tracker {
     }
 }
 
+impl Tracker {
+    /// The properties that change: state, backend, and how many are blocked.
+    pub(super) fn changing(&self) -> (&'static str, &'static str, u32) {
+        (self.board.current().0.as_str(), self.backend.get(), self.metrics.blocked())
+    }
+}
+
 /// Watches one network interface for TCP port scans and keeps their sources out.
 ///
 /// Addresses are texts: an IPv4 or IPv6 address, or a network in CIDR notation. Times are Unix
@@ -117,7 +127,9 @@ impl Tracker {
 #[interface(name = "org.tcptracker.Tracker1")]
 impl Tracker {
     /// Drops new connections from an address or network for so many seconds; 0: until unblocked. The
-    /// reason is shown wherever the block is. Returns once the kernel drops them.
+    /// reason, one line of at most 200 characters, is shown wherever the block is. Returns once the kernel
+    /// drops them. An exempt address is refused (`Exempt`). Needs authorisation
+    /// (`org.tcptracker.Tracker1.manage`).
     async fn block(
         &self,
         address: &str,
@@ -128,14 +140,16 @@ impl Tracker {
     ) -> Result<(), Error> {
         let network = parse_network(address).map_err(|e| Error::InvalidAddress(e.to_string()))?;
         let reason = checked_reason(reason)?;
-        let uid = caller(connection, &header).await?;
         let duration = checked_duration(seconds)?;
+        let request = || format!("block {}", show_network(&network));
+        let uid = self.authority.authorise(connection, &header, request).await?;
         let order = |reply| Order::Block { network, duration, reason, uid, reply };
         Ok(self.ask(order).await??)
     }
 
-    /// Lets an address or network in again, and leaves it alone for a while (configuration key
-    /// `block.grace_after_unblock`). Returns once the kernel lets it in.
+    /// Lets an address or network in again, with all that holds it or lies in it, and leaves it alone for a
+    /// while (configuration key `block.grace_after_unblock`). Returns once the kernel lets it in. Needs
+    /// authorisation (`org.tcptracker.Tracker1.manage`).
     async fn unblock(
         &self,
         address: &str,
@@ -143,12 +157,13 @@ impl Tracker {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<(), Error> {
         let network = parse_network(address).map_err(|e| Error::InvalidAddress(e.to_string()))?;
-        let uid = caller(connection, &header).await?;
+        let request = || format!("unblock {}", show_network(&network));
+        let uid = self.authority.authorise(connection, &header, request).await?;
         Ok(self.ask(|reply| Order::Unblock { network, uid, reply }).await??)
     }
 
-    /// Everything that is blocked: address, blocked since, until (0: until unblocked), which offence
-    /// it is (0: none), reason.
+    /// Everything that is blocked: address or network; since when and until when, in Unix seconds (until 0:
+    /// until unblocked); which offence it is (0: none, blocked by hand); reason.
     #[zbus(out_args("blocks"))]
     async fn list(&self) -> Result<Vec<(String, u64, u64, u32, String)>, Error> {
         let _turn = self.one_list.turn().await;
@@ -159,7 +174,47 @@ impl Tracker {
         Ok(blocks.into_iter().map(shown).collect())
     }
 
-    /// What was counted since the start, by name.
+    /// What is known of an address or network: whether, why, since and until when it is blocked, by which
+    /// probes, how many packets the kernel has dropped since, and what keeps it from being blocked.
+    /// Times are Unix seconds. A key that does not apply is absent.
+    ///
+    /// - `address` s: as blocked, which may be the network that holds it.
+    /// - `blocked` b, `since` t, `until` t (0: until unblocked), `reason` s.
+    /// - `offences` u: scans it was blocked for that still count, the present one included.
+    /// - `kind` s, `rule` s, `threshold` u (ports), `window` t (seconds): of the scan it is blocked for.
+    /// - `ports` aq, `times` ad, `outcomes` as: of the probes that made it one, in order.
+    /// - `dropped` t: packets.
+    /// - `exempt` s: why it is never blocked.
+    /// - `grace_until` t: it was let in by hand and is left alone until then.
+    /// - `decoy` b: its address may be forged.
+    ///
+    /// Where nothing is known the answer is the error `NotBlocked`.
+    #[zbus(out_args("account"))]
+    async fn why(&self, address: &str) -> Result<Answer, Error> {
+        let network = parse_network(address).map_err(|e| Error::InvalidAddress(e.to_string()))?;
+        // To ask the kernel what it has dropped takes as long as to list.
+        let _turn = self.one_list.turn().await;
+        Ok(account::answer(self.ask(|reply| Order::Why { network, reply }).await??))
+    }
+
+    /// Reads the configuration again and goes on with it, without losing a packet or a block. Returns once
+    /// it holds. A wrong one changes nothing: the error `InvalidConfiguration` says file, line and what
+    /// was expected. Needs authorisation (`org.tcptracker.Tracker1.manage`).
+    async fn reload(
+        &self,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(), Error> {
+        let request = || "reload the configuration".to_owned();
+        let uid = self.authority.authorise(connection, &header, request).await?;
+        self.authority.look_up_group();
+        let _turn = self.one_reload.turn().await;
+        let stopping = || Error::FirewallFailed("the service is stopping".to_owned());
+        Ok(self.reloader.reload(uid).await.ok_or_else(stopping)??)
+    }
+
+    /// What was counted since the start, by name: connections, scans, blocks, packets and so on; and how many
+    /// of a thing there are now (`blocked`, `enforced`, `sources`).
     #[zbus(out_args("counters"))]
     fn stats(&self) -> HashMap<&'static str, u64> {
         self.metrics.summary().into_iter().collect()
@@ -178,26 +233,28 @@ impl Tracker {
         env!("CARGO_PKG_VERSION")
     }
 
-    /// How the kernel holds the blocked: `ipset`.
-    #[zbus(property(emits_changed_signal = "const"))]
+    /// How the kernel holds the blocked: `ipset`, `iptables`, or `none` where nobody is blocked.
+    #[zbus(property)]
     fn backend(&self) -> &'static str {
-        self.backend
+        self.backend.get()
     }
 
-    /// `enforcing`, `observing` or `degraded`. Changes are told by the signal `StateChanged`.
-    #[zbus(property(emits_changed_signal = "false"))]
+    /// `enforcing`: scanners are blocked; `observing`: they are reported only, as configured; `degraded`:
+    /// something does not work as it should, and the journal says what.
+    #[zbus(property)]
     fn state(&self) -> &'static str {
         self.board.current().0.as_str()
     }
 
-    /// How many addresses and networks are blocked. Changes are told by the signals `Blocked` and
-    /// `Unblocked`.
-    #[zbus(property(emits_changed_signal = "false"), name = "Blocked")]
+    /// How many addresses and networks are blocked. Changes are told ten times a second at most.
+    #[zbus(property, name = "Blocked")]
     fn blocked_count(&self) -> u32 {
         self.metrics.blocked()
     }
 
-    /// A source tried more ports than the rule allows. The kind is `vertical` or `stealth`.
+    /// A source (an address, or for IPv6 a network) tried more ports than the rule allows. The ports are
+    /// those that make it a scan, in order; the kind is `vertical`, `stealth`, `sweep` or `distributed`. Of this signal, `Blocked` and `Unblocked` at most 100 a second
+    /// are sent; `Stats` counts the others (`events_lost_bus`).
     #[zbus(signal)]
     pub async fn scan_detected(
         emitter: &SignalEmitter<'_>,
@@ -206,7 +263,8 @@ impl Tracker {
         kind: &str,
     ) -> zbus::Result<()>;
 
-    /// The kernel drops new connections from this address from now on; until 0: until unblocked.
+    /// The kernel drops new connections from this address or network from now on, until then in Unix seconds;
+    /// 0: until unblocked.
     #[zbus(signal)]
     pub async fn blocked(
         emitter: &SignalEmitter<'_>,
@@ -215,7 +273,8 @@ impl Tracker {
         reason: &str,
     ) -> zbus::Result<()>;
 
-    /// The kernel lets this address in again. The cause is `expired`, `manual` or `exempt`.
+    /// The kernel lets this address or network in again: its time was up (`expired`), somebody asked for it
+    /// (`manual`), it may no longer be blocked (`exempt`), or it had to make way for another (`displaced`).
     #[zbus(signal)]
     pub async fn unblocked(
         emitter: &SignalEmitter<'_>,
@@ -223,32 +282,22 @@ impl Tracker {
         cause: &str,
     ) -> zbus::Result<()>;
 
-    /// The property `State` has another value.
-    #[zbus(signal)]
-    pub async fn state_changed(emitter: &SignalEmitter<'_>, state: &str) -> zbus::Result<()>;
-}
-
-/// The user who sent a message, as the bus knows him.
-async fn caller(connection: &Connection, header: &Header<'_>) -> Result<u32, Error> {
-    let sender = header.sender().ok_or(zbus::Error::MissingField)?;
-    let bus = "org.freedesktop.DBus";
-    let reply = connection
-        .call_method(Some(bus), "/org/freedesktop/DBus", Some(bus), "GetConnectionUnixUser", sender)
-        .await?;
-    Ok(reply.body().deserialize()?)
+    /// The property `State` has this value now.
+    #[zbus(signal, name = "StateChanged")]
+    pub async fn state_is_another(emitter: &SignalEmitter<'_>, state: &str) -> zbus::Result<()>;
 }
 
 /// Zero is until unblocked.
 fn checked_duration(seconds: u64) -> Result<Option<Duration>, Error> {
     if seconds > LONGEST_BLOCK {
         let why = format!("a block may last {LONGEST_BLOCK} seconds at most; 0: until unblocked");
-        return Err(Error::Bus(zbus::fdo::Error::InvalidArgs(why).into()));
+        return Err(fdo::Error::InvalidArgs(why).into());
     }
     Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
 }
 
 fn checked_reason(reason: &str) -> Result<String, Error> {
-    let refuse = |why: String| Err(Error::Bus(zbus::fdo::Error::InvalidArgs(why).into()));
+    let refuse = |why: String| Err(fdo::Error::InvalidArgs(why).into());
     if reason.chars().count() > LONGEST_REASON {
         return refuse(format!("a reason may have {LONGEST_REASON} characters at most"));
     }

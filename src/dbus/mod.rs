@@ -4,7 +4,11 @@
 //! order to the firewall's thread, whose answer a caller's task awaits without holding up others.
 //! Tells only what has happened.
 
+mod account;
+mod authority;
+mod error;
 mod interface;
+mod limiter;
 mod names;
 mod signals;
 
@@ -15,14 +19,18 @@ use zbus::Connection;
 use zbus::connection::Builder;
 use zbus::fdo::{RequestNameFlags, RequestNameReply};
 
-pub use interface::{OneAtATime, Tracker};
+#[cfg(test)]
+mod description_tests;
+
+pub use authority::Authority;
+pub use interface::{BackendName, OneAtATime, Tracker};
 pub use names::{COMMON_NAME, INTERFACE, bus_name, interface_of, object_path};
 
 use crate::crew::Pulse;
 use crate::events::Event;
 use crate::interface::InterfaceName;
 use crate::metrics::Metrics;
-use signals::{Limiter, emit};
+use signals::Teller;
 
 /// Tasks that may wait for the bus's thread.
 pub const QUEUE: usize = 1024;
@@ -86,18 +94,21 @@ pub fn run(
             }
         };
         let _ = ready.send(Ok(()));
-        let mut limiter = Limiter::default();
+        let lost = |_| BusError::Lost;
+        let mut teller = Teller::new(&connection, interface).await.map_err(lost)?;
         while let Ok(task) = tasks.recv().await {
             pulse.beat();
             match task {
-                Task::Tell(event) if limiter.permits() => {
-                    emit(&connection, interface, event).await.map_err(|_| BusError::Lost)?;
+                Task::Tell(event) => {
+                    if !teller.tell(event).await.map_err(lost)? {
+                        metrics.events_lost_on_bus.inc();
+                    }
                 }
-                Task::Tell(_) => metrics.events_lost_on_bus.inc(),
                 Task::Beat if connection.is_closed() => return Err(BusError::Lost),
                 Task::Beat => {}
                 Task::Stop => break,
             }
+            teller.tell_properties().await.map_err(lost)?;
         }
         // What was told last still goes out; the names go with the connection.
         let _ = connection.close().await;

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use zbus::Connection;
-use zbus::object_server::SignalEmitter;
+use zbus::object_server::{InterfaceRef, SignalEmitter};
 
 use super::interface::Tracker;
+use super::limiter::Limiter;
 use super::names::object_path;
 use crate::clock::Moment;
 use crate::events::Event;
@@ -16,65 +17,81 @@ use crate::network::show_network;
 /// slow listeners; the journal and the list have all of them.
 const RATE: u32 = 100;
 
-const SECOND: Duration = Duration::from_secs(1);
+/// How often at most it is told that the number of blocks is another.
+const COUNT_PACE: Duration = Duration::from_millis(100);
 
-/// At most [`RATE`] signals in each second.
-#[derive(Default)]
-pub(super) struct Limiter {
-    second: Moment,
-    sent: u32,
+/// Tells what happens.
+pub(super) struct Teller {
+    emitter: SignalEmitter<'static>,
+    tracker: InterfaceRef<Tracker>,
+    limiter: Limiter,
+    /// What was last told of the properties that change.
+    state: &'static str,
+    backend: &'static str,
+    blocked: u32,
+    blocked_told: Moment,
 }
 
-impl Limiter {
-    /// Whether one more may go out now.
-    pub(super) fn permits(&mut self) -> bool {
-        self.permits_at(Moment::now())
+impl Teller {
+    pub(super) async fn new(
+        connection: &Connection,
+        interface: &InterfaceName,
+    ) -> zbus::Result<Self> {
+        let path = object_path(interface);
+        let tracker: InterfaceRef<Tracker> =
+            connection.object_server().interface(path.as_str()).await?;
+        let emitter = SignalEmitter::new(connection, path)?.into_owned();
+        let (state, backend, blocked) = tracker.get().await.changing();
+        let (limiter, blocked_told) = (Limiter::new(RATE), Moment::default());
+        Ok(Self { emitter, tracker, limiter, state, backend, blocked, blocked_told })
     }
 
-    fn permits_at(&mut self, now: Moment) -> bool {
-        if now.since(self.second) >= SECOND {
-            *self = Self { second: now, sent: 0 };
+    /// Tells an event by the signal it has, unless there were too many: then false. A change of state is
+    /// told in any case: it may be what the flood has brought about.
+    pub(super) async fn tell(&mut self, event: Event) -> zbus::Result<bool> {
+        let matters = matches!(event, Event::StateChanged { .. });
+        if !matters && !self.limiter.permits(Moment::now()) {
+            return Ok(false);
         }
-        self.sent += 1;
-        self.sent <= RATE
+        let emitter = &self.emitter;
+        match event {
+            Event::Scan(scan) => {
+                let ports: Vec<u16> = scan.ports().iter().map(|port| port.0).collect();
+                let source = show_network(&scan.source);
+                Tracker::scan_detected(emitter, &source, &ports, scan.kind.as_str()).await?;
+            }
+            Event::Blocked { network, until, reason, .. } => {
+                Tracker::blocked(emitter, &show_network(&network), until, &reason).await?;
+            }
+            Event::Unblocked { network, cause, .. } => {
+                Tracker::unblocked(emitter, &show_network(&network), cause.as_str()).await?;
+            }
+            Event::StateChanged { state, .. } => {
+                Tracker::state_is_another(emitter, state.as_str()).await?;
+            }
+            _ => {}
+        }
+        Ok(true)
     }
-}
 
-/// Emits the signal of an event that has one.
-pub(super) async fn emit(
-    connection: &Connection,
-    interface: &InterfaceName,
-    event: Event,
-) -> zbus::Result<()> {
-    let emitter = SignalEmitter::new(connection, object_path(interface))?;
-    match event {
-        Event::Scan(scan) => {
-            let ports: Vec<u16> = scan.ports().iter().map(|port| port.0).collect();
-            let source = show_network(&scan.source);
-            Tracker::scan_detected(&emitter, &source, &ports, scan.kind.as_str()).await
+    /// Tells which properties have other values than were told last, the number of blocks not too often:
+    /// what is left out now is told by a later call.
+    pub(super) async fn tell_properties(&mut self) -> zbus::Result<()> {
+        let tracker = self.tracker.get().await;
+        let (state, backend, blocked) = tracker.changing();
+        if state != self.state {
+            tracker.state_changed(&self.emitter).await?;
+            self.state = state;
         }
-        Event::Blocked { network, until, reason, .. } => {
-            Tracker::blocked(&emitter, &show_network(&network), until, &reason).await
+        if backend != self.backend {
+            tracker.backend_changed(&self.emitter).await?;
+            self.backend = backend;
         }
-        Event::Unblocked { network, cause, .. } => {
-            Tracker::unblocked(&emitter, &show_network(&network), cause.as_str()).await
+        let now = Moment::now();
+        if blocked != self.blocked && now.since(self.blocked_told) >= COUNT_PACE {
+            tracker.blocked_changed(&self.emitter).await?;
+            (self.blocked, self.blocked_told) = (blocked, now);
         }
-        Event::StateChanged { state, .. } => Tracker::state_changed(&emitter, state.as_str()).await,
-        _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_of_events_is_no_flood_of_signals() {
-        let at = |millis: u64| Moment::from_nanos(millis * 1_000_000);
-        let mut limiter = Limiter::default();
-        let sent = (0..5000).filter(|_| limiter.permits_at(at(10_000))).count();
-        assert_eq!(sent, RATE as usize);
-        assert!(!limiter.permits_at(at(10_999)));
-        assert!(limiter.permits_at(at(11_000)));
+        Ok(())
     }
 }

@@ -36,6 +36,11 @@ impl EntryLimit {
         false
     }
 
+    /// So many more are not listed, whatever the rate.
+    pub fn leave_out(&mut self, count: u64) {
+        self.left_out += count;
+    }
+
     /// Begins a new second when the last is over: how many were left out in it, and its length.
     pub fn summary(&mut self, now: Moment) -> Option<(u64, Duration)> {
         if now.since(self.second) < SECOND { None } else { self.rest(now) }

@@ -78,11 +78,13 @@ pub(super) struct Episodes {
     ongoing: LruCache<Key, Episode>,
     /// Summed up early.
     crowded_out: Vec<Summary>,
+    /// Likewise, but only counted: there were too many at a time.
+    untold: u64,
 }
 
 impl Episodes {
     pub(super) fn new() -> Self {
-        Self { ongoing: LruCache::new(AT_ONCE), crowded_out: Vec::new() }
+        Self { ongoing: LruCache::new(AT_ONCE), crowded_out: Vec::new(), untold: 0 }
     }
 
     /// A scan was recognised by these attempts, after so many probes.
@@ -96,6 +98,8 @@ impl Episodes {
                 if self.crowded_out.len() < AT_ONCE.get() {
                     let goes_on = now.since(episode.last) < SILENCE;
                     self.crowded_out.push(episode.summary(&old, goes_on));
+                } else {
+                    self.untold += 1;
                 }
                 let mut ports = episode.ports;
                 ports.0.fill(0);
@@ -127,8 +131,9 @@ impl Episodes {
         }
     }
 
-    /// Sums up what has fallen silent, or has gone on for long enough.
-    pub(super) fn sum_up(&mut self, now: Moment) -> Vec<Summary> {
+    /// Sums up what has fallen silent, or has gone on for long enough; and says how many scans there were
+    /// beyond, of which nothing is known any more.
+    pub(super) fn sum_up(&mut self, now: Moment) -> (Vec<Summary>, u64) {
         let over: Vec<Key> = self
             .ongoing
             .iter()
@@ -141,7 +146,7 @@ impl Episodes {
                 summaries.push(episode.summary(&key, now.since(episode.last) < SILENCE));
             }
         }
-        summaries
+        (summaries, std::mem::take(&mut self.untold))
     }
 }
 
@@ -158,7 +163,7 @@ mod tests {
     }
 
     fn first_four() -> [Attempt; 4] {
-        [1, 2, 3, 4].map(|port| Attempt { port: Port(port), moment: at(1) })
+        [1, 2, 3, 4].map(|port| Attempt::at(Port(port), at(1)))
     }
 
     #[test]
@@ -169,11 +174,11 @@ mod tests {
             episodes.go_on(&key(1), Port(port), at(3));
         }
         episodes.go_on(&key(2), Port(1), at(3));
-        assert_eq!(episodes.sum_up(at(12)), []);
-        let [summary] = episodes.sum_up(at(13))[..] else { panic!() };
+        assert_eq!(episodes.sum_up(at(12)).0, []);
+        let [summary] = episodes.sum_up(at(13)).0[..] else { panic!() };
         assert_eq!((summary.ports, summary.probes), (1001, 5 + 998));
         assert_eq!((summary.length, summary.goes_on), (Duration::from_secs(2), false));
-        assert_eq!(episodes.sum_up(at(99)), [], "once");
+        assert_eq!(episodes.sum_up(at(99)).0, [], "once");
     }
 
     #[test]
@@ -181,7 +186,7 @@ mod tests {
         let mut episodes = Episodes::new();
         episodes.begin(key(1), &first_four(), 4, at(1));
         episodes.go_on(&key(1), Port(5), at(60));
-        let [summary] = episodes.sum_up(at(61))[..] else { panic!() };
+        let [summary] = episodes.sum_up(at(61)).0[..] else { panic!() };
         assert!(summary.goes_on && summary.ports == 5);
     }
 
@@ -196,6 +201,8 @@ mod tests {
             }
         }
         assert_eq!(episodes.ongoing.len(), AT_ONCE.get());
-        assert_eq!(episodes.sum_up(at(99)).len(), 2 * AT_ONCE.get());
+        let (summaries, untold) = episodes.sum_up(at(99));
+        assert_eq!(summaries.len(), 2 * AT_ONCE.get());
+        assert_eq!(summaries.len() as u64 + untold, 256 * 8, "each is told or counted");
     }
 }

@@ -2,133 +2,103 @@
 //!
 //! Pure. A flood of forged sources, one probe each, must not push out a source that has tried
 //! several, so that newcomers wait here, in a ring of fixed size, first in, first out. An entry is
-//! 24 bytes: instead of the source it keeps a keyed 64-bit hash of it, whose key nobody outside
+//! 24 bytes: instead of the source it keeps its [`Tag`], a keyed 64-bit hash whose key nobody outside
 //! knows. (Two of a ring's sources share one by chance once in many million years of full flood.)
 
-use std::time::Duration;
-
-use hashbrown::HashTable;
-use hashbrown::hash_table::Entry;
-
+use super::index::Tag;
 use crate::clock::Moment;
 use crate::probe::Port;
-
-/// A source's hash, keyed anew in each process.
-pub(super) type Tag = u64;
 
 /// What is known of a source that has tried one port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Contact {
-    tag: Tag,
+    pub(super) tag: Tag,
     /// When it last tried it.
     pub(super) moment: Moment,
-    /// The port.
-    pub(super) port: Port,
     /// How often; stops counting at the top.
     pub(super) probes: u32,
+    /// The port.
+    pub(super) port: Port,
     /// One of its probes was no ordinary connection attempt.
     pub(super) stealthy: bool,
+    /// Not so once it has gone on to a second port; its place is taken until its turn comes.
+    waits: bool,
 }
 
-/// A probe by a source that may be new.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Newcomer {
-    pub(super) tag: Tag,
-    pub(super) port: Port,
-    pub(super) stealthy: bool,
-}
-
-/// What becomes of a probe by a source that is not known to have tried several ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Meeting {
-    /// The source's first port, or the same again.
-    Waits {
-        /// An entry that was still of use had to go.
-        evicted: bool,
-    },
-    /// A second port: the first, no longer kept here.
-    SecondPort(Contact),
+impl Contact {
+    /// The first probe of a source.
+    pub(super) fn new(tag: Tag, port: Port, stealthy: bool, moment: Moment) -> Self {
+        Self { tag, moment, probes: 1, port, stealthy, waits: true }
+    }
 }
 
 /// The ring.
 pub(super) struct FirstContacts {
-    /// Positions in the ring by tag.
-    index: HashTable<u32>,
     ring: Vec<Contact>,
     capacity: usize,
     /// Where the next entry goes, once the ring is full: the oldest's place.
     next: usize,
+    waiting: usize,
 }
 
 impl FirstContacts {
     /// A ring of at most `capacity` sources. The system gives the memory as it fills.
     pub(super) fn new(capacity: usize) -> Self {
-        Self { index: HashTable::new(), ring: Vec::with_capacity(capacity), capacity, next: 0 }
-    }
-
-    /// A source has tried a port. An entry as old as `span` no longer counts for anything.
-    pub(super) fn meet(&mut self, newcomer: Newcomer, now: Moment, span: Duration) -> Meeting {
-        let Newcomer { tag, port, stealthy } = newcomer;
-        let ring = &mut self.ring;
-        let same = |at: &u32| ring[*at as usize].tag == tag;
-        if let Ok(known) = self.index.find_entry(tag, same) {
-            let contact = &mut ring[*known.get() as usize];
-            if contact.port == port {
-                // It keeps its place: whoever only ever tries one port needs no better one.
-                // After a silent window it begins anew, as a source of several ports does.
-                contact.stealthy &= !now.is_past(contact.moment, span);
-                contact.stealthy |= stealthy;
-                contact.moment = now;
-                contact.probes = contact.probes.saturating_add(1);
-                return Meeting::Waits { evicted: false };
-            }
-            let contact = *contact;
-            known.remove();
-            return Meeting::SecondPort(contact);
-        }
-        let contact = Contact { tag, moment: now, port, probes: 1, stealthy };
-        Meeting::Waits { evicted: self.add(contact, now, span) }
-    }
-
-    /// Forgets a source.
-    pub(super) fn forget(&mut self, tag: Tag) {
-        let ring = &self.ring;
-        if let Ok(known) = self.index.find_entry(tag, |at| ring[*at as usize].tag == tag) {
-            known.remove();
-        }
+        Self { ring: Vec::with_capacity(capacity), capacity, next: 0, waiting: 0 }
     }
 
     /// How many sources wait here.
     pub(super) fn len(&self) -> usize {
-        self.index.len()
+        self.waiting
     }
 
-    fn add(&mut self, contact: Contact, now: Moment, span: Duration) -> bool {
-        let mut evicted = false;
+    /// Reads a place, to have it at hand later.
+    pub(super) fn touch(&self, at: u32) -> u64 {
+        self.ring.get(at as usize).map_or(0, |contact| contact.tag)
+    }
+
+    /// Those who have to go for so many new ones.
+    pub(super) fn next_to_go(&self, new: usize) -> impl Iterator<Item = &Contact> {
+        let full = self.ring.len() == self.capacity;
+        let next = if full { self.ring.get(self.next..).unwrap_or_default() } else { &[] };
+        next.iter().take(new)
+    }
+
+    /// Who waits at a place.
+    pub(super) fn get(&self, at: u32) -> Option<&Contact> {
+        self.ring.get(at as usize).filter(|contact| contact.waits)
+    }
+
+    /// Who waits at a place.
+    pub(super) fn get_mut(&mut self, at: u32) -> Option<&mut Contact> {
+        self.ring.get_mut(at as usize).filter(|contact| contact.waits)
+    }
+
+    /// Adds a source. The oldest goes if there is no room; it is returned with its place, which the new
+    /// one takes, unless it has left before.
+    pub(super) fn add(&mut self, contact: Contact) -> (u32, Option<Contact>) {
+        self.waiting += 1;
+        let mut oldest = None;
         let at = if self.ring.len() < self.capacity {
             self.ring.push(contact);
             self.ring.len() - 1
         } else {
             let at = self.next;
-            self.next = (at + 1) % self.capacity;
-            let oldest = std::mem::replace(&mut self.ring[at], contact);
-            let position = |found: &u32| *found as usize == at;
-            // Gone already if it went on to a second port.
-            if let Ok(entry) = self.index.find_entry(oldest.tag, position) {
-                entry.remove();
-                evicted = !now.is_past(oldest.moment, span);
-            }
+            self.next = if at + 1 == self.capacity { 0 } else { at + 1 };
+            oldest = Some(std::mem::replace(&mut self.ring[at], contact)).filter(|old| old.waits);
+            self.waiting -= usize::from(oldest.is_some());
             at
         };
-        let Ok(position) = u32::try_from(at) else { return evicted };
-        let ring = &self.ring;
-        let hash_of = |at: &u32| ring[*at as usize].tag;
-        if let Entry::Vacant(place) =
-            self.index.entry(contact.tag, |found| *found == position, hash_of)
-        {
-            place.insert(position);
+        // The configuration's limit is far below.
+        (u32::try_from(at).unwrap_or(u32::MAX), oldest)
+    }
+
+    /// A source leaves: it has tried a second port, or is to be forgotten.
+    pub(super) fn leave(&mut self, at: u32) {
+        if let Some(contact) = self.get_mut(at) {
+            contact.waits = false;
+            self.waiting -= 1;
         }
-        evicted
     }
 }
 
@@ -138,71 +108,49 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::VecDeque;
 
-    const SPAN: Duration = Duration::from_secs(60);
-
-    fn newcomer(tag: Tag, port: u16) -> Newcomer {
-        Newcomer { tag, port: Port(port), stealthy: false }
-    }
-
-    fn at(seconds: u64) -> Moment {
-        Moment::from_nanos(seconds * 1_000_000_000)
+    fn contact(tag: Tag) -> Contact {
+        Contact::new(tag, Port(80), false, Moment::default())
     }
 
     #[test]
-    fn a_second_port_brings_the_first_back() {
-        let mut contacts = FirstContacts::new(10);
-        assert_eq!(contacts.meet(newcomer(7, 1), at(0), SPAN), Meeting::Waits { evicted: false });
-        assert_eq!(contacts.meet(newcomer(7, 1), at(5), SPAN), Meeting::Waits { evicted: false });
-        let Meeting::SecondPort(first) = contacts.meet(newcomer(7, 2), at(6), SPAN) else {
-            panic!()
-        };
-        assert_eq!((first.port, first.moment, first.probes), (Port(1), at(5), 2));
-        assert_eq!(contacts.len(), 0);
-    }
-
-    #[test]
-    fn the_oldest_goes_and_counts_only_while_it_was_of_use() {
+    fn the_oldest_goes_and_leaves_its_place() {
         let mut contacts = FirstContacts::new(2);
-        contacts.meet(newcomer(1, 1), at(0), SPAN);
-        contacts.meet(newcomer(2, 1), at(30), SPAN);
-        assert_eq!(contacts.meet(newcomer(3, 1), at(60), SPAN), Meeting::Waits { evicted: false });
-        assert_eq!(contacts.meet(newcomer(4, 1), at(61), SPAN), Meeting::Waits { evicted: true });
+        assert_eq!(contacts.add(contact(1)), (0, None));
+        assert_eq!(contacts.add(contact(2)), (1, None));
+        assert_eq!(contacts.add(contact(3)), (0, Some(contact(1))));
+        contacts.leave(1);
+        assert_eq!((contacts.len(), contacts.get(1)), (1, None));
+        assert_eq!(contacts.add(contact(4)), (1, None), "2 has left before");
         assert_eq!(contacts.len(), 2);
-        contacts.forget(3);
-        assert_eq!(contacts.len(), 1);
     }
 
     proptest! {
-        /// Against a queue searched from end to end.
+        /// Against a queue: who is there, and who goes.
         #[test]
         fn equals_a_plain_queue(
             capacity in 1..20usize,
-            steps in proptest::collection::vec((0..40u64, 0..3u16), 1..300),
+            steps in proptest::collection::vec((0..3u8, 0..40usize), 1..300),
         ) {
             let mut contacts = FirstContacts::new(capacity);
-            // Places in the order they were taken; a place stays taken when its source moves on.
-            let mut queue: VecDeque<Option<(u64, u16)>> = VecDeque::new();
-            for (tag, port) in steps {
-                // Equal low bits make the table's slots collide.
-                let spread = (tag << 57) | (tag % 4);
-                let known = queue.iter().position(|place| place.is_some_and(|(t, _)| t == tag));
-                let expected = match known {
-                    Some(place) if queue[place] == Some((tag, port)) => None,
-                    Some(place) => queue[place].take().map(|(_, first)| Port(first)),
-                    None => {
-                        if queue.len() == capacity {
-                            queue.pop_front();
-                        }
-                        queue.push_back(Some((tag, port)));
-                        None
+            // Places in the order they were taken; a place stays taken when its source leaves.
+            let mut queue: VecDeque<(u32, Option<Tag>)> = VecDeque::new();
+            for (tag, (step, which)) in (0..).zip(steps) {
+                if step > 0 {
+                    let expected = (queue.len() == capacity).then(|| queue.pop_front()).flatten();
+                    let (at, gone) = contacts.add(contact(tag));
+                    prop_assert_eq!(gone.map(|gone| gone.tag), expected.and_then(|old| old.1));
+                    if let Some((place, _)) = expected {
+                        prop_assert_eq!(at, place);
                     }
-                };
-                let found = match contacts.meet(newcomer(spread, port), at(1), SPAN) {
-                    Meeting::SecondPort(first) => Some(first.port),
-                    Meeting::Waits { .. } => None,
-                };
-                prop_assert_eq!(found, expected);
-                prop_assert_eq!(contacts.len(), queue.iter().flatten().count());
+                    queue.push_back((at, Some(tag)));
+                } else if let Some((at, waits)) = queue.get_mut(which) {
+                    contacts.leave(*at);
+                    *waits = None;
+                }
+                prop_assert_eq!(contacts.len(), queue.iter().filter(|place| place.1.is_some()).count());
+                for (at, waits) in &queue {
+                    prop_assert_eq!(contacts.get(*at).map(|contact| contact.tag), *waits);
+                }
             }
         }
     }

@@ -4,9 +4,15 @@
 //! decide alike. Owns what is remembered of each source, in fixed memory: the least recently seen
 //! source goes when a new one needs its place, and that is counted.
 
+mod balanced;
+mod decoys;
 mod entry_limit;
 mod episodes;
 mod first_contact;
+mod index;
+mod judge;
+mod rules;
+mod several_ports;
 mod sources;
 mod window;
 mod worker;
@@ -15,37 +21,51 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
+pub use balanced::Balanced;
+pub use decoys::NAMED as DECOYS_NAMED;
 pub use episodes::Summary;
-pub use window::{Attempt, Window};
+pub use judge::{Judge, Work};
+pub use rules::Rule;
+pub use sources::Sought;
+pub use window::Attempt;
 pub use worker::{Control, Worker};
 
 use crate::clock::Moment;
 use crate::config::{DetectionConfig, Per};
 use crate::events::Direction;
 use crate::host::Host;
-use crate::probe::{Port, Probe};
+use crate::probe::{Outcome, Port, Probe};
+use decoys::Decoys;
 use episodes::Episodes;
 use sources::{Key, Sources};
 
 /// What kind of scan it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ScanKind {
     /// Many ports by ordinary connection attempts.
     Vertical,
     /// Many ports, and at least one of them by a segment no honest client sends.
     Stealth,
+    /// One port of many hosts.
+    Sweep,
+    /// Many ports, by many sources with a few each.
+    Distributed,
 }
 
 impl ScanKind {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Self; 2] = [Self::Vertical, Self::Stealth];
+    pub const ALL: [Self; 4] = [Self::Vertical, Self::Stealth, Self::Sweep, Self::Distributed];
 
     /// The word for it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Vertical => "vertical",
             Self::Stealth => "stealth",
+            Self::Sweep => "sweep",
+            Self::Distributed => "distributed",
         }
     }
 }
@@ -67,12 +87,17 @@ pub struct Scan {
     pub moment: Moment,
     /// The source's probes since it was first remembered, this one included.
     pub probes: u64,
+    /// The rule it broke.
+    pub rule: Rule,
     /// The threshold it exceeded.
     pub threshold: usize,
     /// Within this span.
     pub span: Duration,
     /// The same source was reported a window ago and has gone on since.
     pub continued: bool,
+    /// Others that tried the same first ports at the same time: then most of them, and perhaps this
+    /// one, are decoys. At most [`DECOYS_NAMED`].
+    pub others: Vec<IpAddr>,
 }
 
 impl Scan {
@@ -80,24 +105,68 @@ impl Scan {
     pub fn ports(&self) -> Vec<Port> {
         self.attempts.iter().map(|attempt| attempt.port).collect()
     }
+
+    /// Whether what became of its probes is known.
+    pub fn has_outcomes(&self) -> bool {
+        self.attempts.iter().any(|attempt| attempt.outcome != Outcome::Unknown)
+    }
+
+    /// Whether its source may be a decoy, forged by somebody else.
+    pub fn may_be_decoy(&self) -> bool {
+        !self.others.is_empty()
+    }
 }
+
+/// How many sources to look for before the first probe is dealt with: about as many reads of memory as
+/// a processor can wait for at a time.
+pub const SEEK_AT_ONCE: usize = 64;
 
 /// The detector.
 pub struct Detector {
     rule: DetectionConfig,
     sources: Sources,
     episodes: Episodes,
+    decoys: Decoys,
     latest: Moment,
 }
 
 impl Detector {
     /// A detector that has seen nothing.
     pub fn new(rule: DetectionConfig) -> Self {
-        let sources = Sources::new(rule.max_sources.get(), rule.window.get());
-        Self { rule, sources, episodes: Episodes::new(), latest: Moment::default() }
+        let sources = Sources::new(rule.max_sources.get(), rule.ports.get(), rule.window.get());
+        Self {
+            rule,
+            sources,
+            episodes: Episodes::new(),
+            decoys: Decoys::new(),
+            latest: Moment::default(),
+        }
+    }
+
+    /// Goes by another rule from now on. What is remembered of sources is kept where it means the same
+    /// under both; false where it had to be given up.
+    pub fn reconfigure(&mut self, rule: DetectionConfig) -> bool {
+        let same_sources =
+            |rule: &DetectionConfig| (rule.preset, rule.per, rule.max_sources, rule.ipv6_prefix);
+        let kept = same_sources(&rule) == same_sources(&self.rule);
+        if kept {
+            self.sources.follow_rule(rule.ports.get(), rule.window.get());
+            self.rule = rule;
+        } else {
+            let evicted = self.sources.evicted();
+            *self = Self { latest: self.latest, ..Self::new(rule) };
+            self.sources.count_on_from(evicted);
+        }
+        kept
+    }
+
+    /// The rule it goes by.
+    pub fn rule(&self) -> &DetectionConfig {
+        &self.rule
     }
 
     /// Which way a probe goes. Everything sent by the host itself is outbound.
+    #[inline]
     pub fn direction(host: &Host, probe: &Probe) -> Direction {
         if host.owns(probe.source) {
             Direction::Outbound
@@ -108,10 +177,27 @@ impl Detector {
         }
     }
 
-    /// Considers a probe that is not outbound. A scan is reported when it is recognised and, while
-    /// it goes on, once a window.
-    pub fn observe(&mut self, probe: &Probe, host: &Host) -> Option<Scan> {
-        if !probe.kind.opens_connection() && !self.rule.stealth {
+    /// Looks for the sources of several probes, about [`SEEK_AT_ONCE`] of them, and says which way each
+    /// probe goes.
+    pub fn seek(&self, probes: &[Probe], host: &Host, found: &mut Vec<Sought>) {
+        found.clear();
+        found.extend(probes.iter().map(|probe| {
+            let direction = Self::direction(host, probe);
+            match probe.source {
+                IpAddr::V4(source) if self.rule.per == Per::Source => {
+                    self.sources.sought_ipv4(direction, source)
+                }
+                _ => self.sources.sought(direction, &key_of(&self.rule, probe, host)),
+            }
+        }));
+        self.sources.seek(found);
+    }
+
+    /// Considers a probe whose source has been looked for. A scan is reported when it is recognised and,
+    /// while it goes on, once a window; what the host itself sends never is.
+    pub fn observe(&mut self, probe: &Probe, sought: &Sought, host: &Host) -> Option<Scan> {
+        let outbound = sought.direction == Direction::Outbound;
+        if outbound || !(probe.kind.opens_connection() || self.rule.stealth) {
             return None;
         }
         // A clock that runs backwards, as in a capture file put together from several, stands still
@@ -119,52 +205,60 @@ impl Detector {
         let now = self.latest.max(probe.moment);
         self.latest = now;
 
-        let threshold = self.rule.ports.get();
         let span = self.rule.window.get();
-        let source = self.unit_of(probe.source, host);
-        let destination = (self.rule.per == Per::Pair).then_some(probe.destination);
-        let key = Key { source, destination };
-        let episodes = &mut self.episodes;
-        self.sources.on_probe(key, probe, now, threshold, span, |memory| {
-            // A source silent for a whole window begins anew.
-            if memory.window.latest().is_some_and(|latest| now.is_past(latest, span)) {
-                memory.stealthy = false;
-                memory.reported = None;
-            }
-            memory.probes += 1;
-            memory.stealthy |= !probe.kind.opens_connection();
-            if memory.reported.is_some() {
-                episodes.go_on(&key, probe.port, now);
-            }
-            if !memory.window.record(probe.port, now, threshold, span) {
-                return None;
-            }
-            let continued = match memory.reported {
-                Some(reported) if !now.is_past(reported, span) => return None,
-                earlier => earlier.is_some(),
-            };
-            memory.reported = Some(now);
-            let attempts: Vec<Attempt> = memory.window.attempts().collect();
-            if !continued {
-                episodes.begin(key, &attempts, memory.probes, now);
-            }
-            Some(Scan {
-                source,
-                address: probe.source,
-                destination: probe.destination,
-                kind: if memory.stealthy { ScanKind::Stealth } else { ScanKind::Vertical },
-                attempts,
-                moment: probe.moment,
-                probes: memory.probes,
-                threshold,
-                span,
-                continued,
-            })
+        let (rule, sources) = (&self.rule, &mut self.sources);
+        let key = || key_of(rule, probe, host);
+        let mut memory = sources.on_probe(sought, key, probe, now)?;
+        // A source silent for a whole window begins anew.
+        if now.is_past(memory.window().latest(), span) {
+            *memory.stealthy() = false;
+            memory.set_reported(None);
+        }
+        let probes = memory.count(1);
+        *memory.stealthy() |= !probe.kind.opens_connection();
+        let reported = memory.reported();
+        if reported.is_some() {
+            self.episodes.go_on(&key(), probe.port, now);
+        }
+        let tried = memory.window().record(probe.port, now, span);
+        if tried.new_port && reported.is_none() {
+            let latest = Attempt::at(probe.port, now);
+            self.decoys.note(probe.source, latest, memory.window().attempts());
+        }
+        if !tried.too_many || reported.is_some_and(|reported| !now.is_past(reported, span)) {
+            return None;
+        }
+        memory.set_reported(Some(now));
+        let continued = reported.is_some();
+        let attempts: Vec<Attempt> = memory.window().attempts().collect();
+        let mut others = Vec::new();
+        if !continued {
+            others = self.decoys.around(&key().source, &attempts);
+            self.episodes.begin(key(), &attempts, probes, now);
+        }
+        let kind = if *memory.stealthy() { ScanKind::Stealth } else { ScanKind::Vertical };
+        Some(Scan {
+            source: key().source,
+            address: probe.source,
+            destination: probe.destination,
+            kind,
+            attempts,
+            moment: probe.moment,
+            probes,
+            rule: match self.rule.per {
+                Per::Source => Rule::Ports,
+                Per::Pair => Rule::PortsOfHost,
+            },
+            threshold: self.rule.ports.get(),
+            span,
+            continued,
+            others,
         })
     }
 
-    /// Reported scans that have fallen silent by `now`, or have gone on for a minute, in sum: each once.
-    pub fn sum_up(&mut self, now: Moment) -> Vec<Summary> {
+    /// Reported scans that have fallen silent by `now`, or have gone on for a minute, in sum: each once. And
+    /// how many more there were, of which too many came at a time.
+    pub fn sum_up(&mut self, now: Moment) -> (Vec<Summary>, u64) {
         self.episodes.sum_up(now)
     }
 
@@ -194,197 +288,30 @@ impl Detector {
     /// its network at will, so the network is the unit; but hosts on the links this one is itself
     /// connected to are neighbours with an address each.
     pub fn unit_of(&self, address: IpAddr, host: &Host) -> IpNet {
-        let single = IpNet::from(address);
-        let IpAddr::V6(_) = address else { return single };
-        match IpNet::new(address, self.rule.ipv6_prefix.get()) {
-            Ok(network) if !host.is_within(&network.trunc()) => network.trunc(),
-            _ => single,
-        }
+        unit_of(&self.rule, address, host)
     }
+}
+
+#[inline]
+fn unit_of(rule: &DetectionConfig, address: IpAddr, host: &Host) -> IpNet {
+    match address {
+        IpAddr::V4(_) => IpNet::from(address),
+        IpAddr::V6(_) => network_of(rule, address, host),
+    }
+}
+
+fn network_of(rule: &DetectionConfig, address: IpAddr, host: &Host) -> IpNet {
+    match IpNet::new(address, rule.ipv6_prefix.get()) {
+        Ok(network) if !host.is_within(&network.trunc()) => network.trunc(),
+        _ => IpNet::from(address),
+    }
+}
+
+#[inline]
+fn key_of(rule: &DetectionConfig, probe: &Probe, host: &Host) -> Key {
+    let source = unit_of(rule, probe.source, host);
+    Key { source, destination: (rule.per == Per::Pair).then_some(probe.destination) }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::probe::ProbeKind;
-    use proptest::prelude::*;
-
-    const SECOND: u64 = 1_000_000_000;
-
-    fn probe(source: &str, port: u16, seconds: u64) -> Probe {
-        Probe {
-            moment: Moment::from_nanos(seconds * SECOND),
-            source: source.parse().unwrap(),
-            destination: if source.contains(':') { "fd00::2" } else { "10.0.0.2" }.parse().unwrap(),
-            source_port: Port(40_000),
-            port: Port(port),
-            kind: ProbeKind::Syn,
-        }
-    }
-
-    fn rule(edit: impl FnOnce(&mut DetectionConfig)) -> DetectionConfig {
-        let mut rule = DetectionConfig::default();
-        edit(&mut rule);
-        rule
-    }
-
-    fn host() -> Host {
-        Host::with_addresses(["10.0.0.2/24".parse().unwrap(), "fd00::2/64".parse().unwrap()])
-    }
-
-    fn scan(detector: &mut Detector, probes: impl IntoIterator<Item = Probe>) -> Vec<Scan> {
-        let host = host();
-        probes.into_iter().filter_map(|probe| detector.observe(&probe, &host)).collect()
-    }
-
-    #[test]
-    fn a_scan_is_reported_at_the_fourth_port_and_once() {
-        let mut detector = Detector::new(rule(|_| {}));
-        let scans = scan(&mut detector, (1..=50).map(|port| probe("192.0.2.1", port, 1)));
-        assert_eq!(scans.len(), 1);
-        assert_eq!(scans[0].ports(), [Port(1), Port(2), Port(3), Port(4)]);
-        assert_eq!((scans[0].probes, scans[0].kind), (4, ScanKind::Vertical));
-        assert_eq!(scans[0].source, "192.0.2.1/32".parse().unwrap());
-    }
-
-    #[test]
-    fn a_scan_that_goes_on_is_reported_once_a_window() {
-        let mut detector = Detector::new(rule(|_| {}));
-        let scans = scan(&mut detector, (1..=150).map(|n| probe("192.0.2.1", n, n.into())));
-        let reports: Vec<_> =
-            scans.iter().map(|s| (s.moment.as_nanos() / SECOND, s.continued)).collect();
-        assert_eq!(reports, [(4, false), (64, true), (124, true)]);
-    }
-
-    #[test]
-    fn a_source_silent_for_a_window_begins_anew() {
-        let mut detector = Detector::new(rule(|_| {}));
-        let first = (1..=4).map(|port| probe("192.0.2.1", port, 0));
-        let second = (1..=4).map(|port| probe("192.0.2.1", port, 60));
-        let scans = scan(&mut detector, first.chain(second));
-        assert_eq!(scans.iter().map(|s| s.continued).collect::<Vec<_>>(), [false, false]);
-    }
-
-    #[test]
-    fn sources_are_counted_apart() {
-        let mut detector = Detector::new(rule(|_| {}));
-        let probes = (1..=3)
-            .flat_map(|port| [probe("192.0.2.1", port, 1), probe("192.0.2.2", port + 10, 1)]);
-        assert_eq!(scan(&mut detector, probes), []);
-    }
-
-    #[test]
-    fn per_pair_counts_destinations_apart() {
-        let probes = |per| {
-            let mut detector = Detector::new(rule(|r| r.per = per));
-            let to = |last: u8, port| Probe {
-                destination: [10, 0, 0, last].into(),
-                ..probe("192.0.2.1", port, 1)
-            };
-            scan(&mut detector, [to(2, 1), to(2, 2), to(3, 3), to(3, 4)]).len()
-        };
-        assert_eq!(probes(Per::Source), 1);
-        assert_eq!(probes(Per::Pair), 0);
-    }
-
-    #[test]
-    fn stealth_probes_count_unless_switched_off() {
-        for (stealth, kinds) in [(true, vec![ScanKind::Stealth]), (false, vec![])] {
-            let mut detector = Detector::new(rule(|r| r.stealth = stealth));
-            let fin =
-                (1..=4).map(|port| Probe { kind: ProbeKind::Fin, ..probe("192.0.2.1", port, 1) });
-            let found: Vec<_> = scan(&mut detector, fin).iter().map(|s| s.kind).collect();
-            assert_eq!(found, kinds);
-        }
-    }
-
-    #[test]
-    fn an_ipv6_network_is_one_source_but_neighbours_are_not() {
-        let mut detector = Detector::new(rule(|_| {}));
-        let hopping = (1..=4).map(|n| probe(&format!("2001:db8::{n}"), n, 1));
-        let scans = scan(&mut detector, hopping);
-        assert_eq!(scans[0].source, "2001:db8::/64".parse().unwrap());
-
-        let neighbours = (1..=4).map(|n| probe(&format!("fd00::1{n}"), n, 1));
-        assert_eq!(scan(&mut detector, neighbours), []);
-        let neighbour = (1..=4).map(|n| probe("fd00::99", n, 1));
-        assert_eq!(scan(&mut detector, neighbour)[0].source, "fd00::99/128".parse().unwrap());
-    }
-
-    #[test]
-    fn a_clock_that_runs_backwards_does_no_harm() {
-        let mut detector = Detector::new(rule(|_| {}));
-        let times = [100, 90, 80, 70];
-        let probes = times.into_iter().zip(1..).map(|(t, port)| probe("192.0.2.1", port, t));
-        assert_eq!(scan(&mut detector, probes).len(), 1);
-    }
-
-    #[test]
-    fn memory_is_bounded_and_what_goes_is_counted() {
-        let mut detector = Detector::new(rule(|r| r.max_sources = 1024.try_into().unwrap()));
-        let flood = (0..5000u32).map(|n| Probe {
-            source: std::net::Ipv4Addr::from(0x0b00_0000 + n).into(),
-            ..probe("192.0.2.1", 80, 1)
-        });
-        assert_eq!(scan(&mut detector, flood), []);
-        assert_eq!((detector.sources(), detector.evicted()), (3 * 1024, 5000 - 3 * 1024));
-    }
-
-    #[test]
-    fn forgetting_lets_a_source_begin_anew() {
-        let mut detector = Detector::new(rule(|_| {}));
-        scan(&mut detector, (1..=4).map(|port| probe("192.0.2.1", port, 1)));
-        detector.forget("192.0.2.1/32".parse().unwrap());
-        assert_eq!(scan(&mut detector, [probe("192.0.2.1", 5, 2)]), []);
-        assert_eq!(scan(&mut detector, (6..=8).map(|p| probe("192.0.2.1", p, 2))).len(), 1);
-    }
-
-    /// The rule as one would write it down, remembering every probe of every source.
-    fn naive(probes: &[Probe], threshold: usize, span: Duration) -> Vec<(IpAddr, u64)> {
-        let mut fired = Vec::new();
-        for (at, probe) in probes.iter().enumerate() {
-            let own = || probes[..=at].iter().filter(|earlier| earlier.source == probe.source);
-            let recent = own().filter(|earlier| probe.moment.since(earlier.moment) < span);
-            let ports: std::collections::BTreeSet<Port> =
-                recent.map(|recent| recent.port).collect();
-            let first = !fired.iter().any(|(source, _)| *source == probe.source);
-            if ports.len() > threshold && first {
-                fired.push((probe.source, own().count() as u64));
-            }
-        }
-        fired
-    }
-
-    proptest! {
-        /// Through both stages, for several sources at once: who fires, and at which of its probes.
-        #[test]
-        fn equals_the_naive_rule(
-            threshold in 1..=64u64,
-            seconds in 1..=3600u64,
-            steps in proptest::collection::vec((0..6u8, 0..80u16, 0..3u64), 1..250),
-        ) {
-            let unit = seconds * SECOND / (2 * threshold);
-            let mut now = 0;
-            let probes: Vec<Probe> = steps
-                .into_iter()
-                .map(|(source, port, pause)| {
-                    now += pause * unit;
-                    let source = IpAddr::from([198, 51, 100, source]);
-                    Probe { moment: Moment::from_nanos(now), source, ..probe("192.0.2.1", port, 0) }
-                })
-                .collect();
-            let window = crate::config::Span::try_from(format!("{seconds}s")).unwrap();
-            let mut detector = Detector::new(rule(|rule| {
-                rule.ports = threshold.try_into().unwrap();
-                rule.window = window.try_into().unwrap();
-            }));
-            let mut found: Vec<(IpAddr, u64)> = Vec::new();
-            for scan in scan(&mut detector, probes.iter().copied()) {
-                if !found.iter().any(|(source, _)| *source == scan.address) {
-                    found.push((scan.address, scan.probes));
-                }
-            }
-            prop_assert_eq!(found, naive(&probes, usize::try_from(threshold).unwrap(), window.get()));
-        }
-    }
-}
+mod tests;

@@ -7,59 +7,118 @@
 
 use std::time::Duration;
 
-use smallvec::SmallVec;
+use serde::{Deserialize, Serialize};
 
 use crate::clock::Moment;
-use crate::probe::Port;
+use crate::probe::{Outcome, Port};
 
 /// A port and when it was last tried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     /// The port.
     pub port: Port,
     /// When it was last tried.
     pub moment: Moment,
+    /// What became of it, where the rule looks at that.
+    #[serde(default, skip_serializing_if = "Outcome::is_unknown")]
+    pub outcome: Outcome,
 }
 
-/// The most recent distinct ports of a source, latest first. With the default threshold they lie
-/// within the window itself: a source costs one cache line less to look at.
-#[derive(Debug, Default)]
-pub struct Window(SmallVec<[Attempt; 4]>);
+impl Attempt {
+    /// An attempt at a port of whose outcome nothing is known.
+    pub const fn at(port: Port, moment: Moment) -> Self {
+        Self { port, moment, outcome: Outcome::Unknown }
+    }
+}
 
-impl Window {
-    /// An empty window with room for what a threshold of `ports` needs.
-    pub fn for_threshold(ports: usize) -> Self {
-        Self(SmallVec::with_capacity(ports + 1))
+/// What a probe changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tried {
+    /// The port was not tried before within the span.
+    pub(super) new_port: bool,
+    /// As many ports as there is room for were.
+    pub(super) too_many: bool,
+}
+
+/// An attempt in eight bytes: the port above, and below the lower 48 bits of its moment. Those come round
+/// after three days; what is older than a window, a day at the most, is never looked at.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Packed(u64);
+
+const MOMENT_BITS: u32 = 48;
+const MOMENT: u64 = (1 << MOMENT_BITS) - 1;
+
+impl Packed {
+    fn new(port: Port, moment: Moment) -> Self {
+        Self(u64::from(port.0) << MOMENT_BITS | moment.as_nanos() & MOMENT)
     }
 
-    /// Forgets everything and keeps the room.
-    pub fn clear(&mut self) {
-        self.0.clear();
+    /// All of it.
+    pub(super) fn bits(self) -> u64 {
+        self.0
     }
 
-    /// Records that `port` was tried at `now`, which must not be before any earlier call's. True if
-    /// with it more than `ports` distinct ports were tried in the half-open span `(now - span,
-    /// now]`.
-    pub fn record(&mut self, port: Port, now: Moment, ports: usize, span: Duration) -> bool {
-        let attempt = Attempt { port, moment: now };
-        if let Some(at) = self.0.iter().position(|earlier| earlier.port == port) {
-            self.0[..=at].rotate_right(1);
-            self.0[0] = attempt;
-        } else {
-            self.0.truncate(ports);
-            self.0.insert(0, attempt);
+    fn port(self) -> Port {
+        Port((self.0 >> MOMENT_BITS) as u16)
+    }
+
+    /// When it was, seen from a moment less than three days later.
+    fn moment(self, seen_from: Moment) -> Moment {
+        let age = seen_from.as_nanos().wrapping_sub(self.0) & MOMENT;
+        Moment::from_nanos(seen_from.as_nanos().saturating_sub(age))
+    }
+}
+
+/// The most recent distinct ports of a source, latest first, in memory that is somebody else's: room for
+/// one port more than the rule allows.
+pub(super) struct Window<'a> {
+    room: &'a mut [Packed],
+    /// How much of the room is taken, by attempts that were within the span at the latest of them.
+    taken: &'a mut u8,
+    latest: &'a mut Moment,
+}
+
+impl<'a> Window<'a> {
+    /// The window in this room, of which so much is taken.
+    pub(super) fn new(room: &'a mut [Packed], taken: &'a mut u8, latest: &'a mut Moment) -> Self {
+        Self { room, taken, latest }
+    }
+
+    /// Records that `port` was tried at `now`, which must not be before any earlier call's. What counts is
+    /// the half-open span `(now - span, now]`.
+    pub(super) fn record(&mut self, port: Port, now: Moment, span: Duration) -> Tried {
+        let silent = now.is_past(*self.latest, span);
+        let mut taken = if silent { 0 } else { usize::from(*self.taken) };
+        while taken > 0 && now.is_past(self.room[taken - 1].moment(now), span) {
+            taken -= 1;
         }
-        self.0.get(ports).is_some_and(|oldest| !now.is_past(oldest.moment, span))
+        let known = self.room[..taken].iter().position(|earlier| earlier.port() == port);
+        let last = known.unwrap_or_else(|| {
+            taken = self.room.len().min(taken + 1);
+            taken - 1
+        });
+        // A handful at the most: to call for their move would take longer.
+        for at in (0..last).rev() {
+            self.room[at + 1] = self.room[at];
+        }
+        self.room[0] = Packed::new(port, now);
+        *self.latest = now;
+        // The configuration allows 64 ports at the most.
+        *self.taken = u8::try_from(taken).unwrap_or(u8::MAX);
+        Tried { new_port: known.is_none(), too_many: taken == self.room.len() }
     }
 
     /// When the latest probe came.
-    pub fn latest(&self) -> Option<Moment> {
-        self.0.first().map(|attempt| attempt.moment)
+    pub(super) fn latest(&self) -> Moment {
+        *self.latest
     }
 
-    /// The ports remembered, in the order they were tried.
-    pub fn attempts(&self) -> impl Iterator<Item = Attempt> {
-        self.0.iter().rev().copied()
+    /// The ports tried within the span before the latest, in the order they were tried.
+    pub(super) fn attempts(&self) -> impl Iterator<Item = Attempt> {
+        self.room[..usize::from(*self.taken)]
+            .iter()
+            .rev()
+            .map(|packed| Attempt::at(packed.port(), packed.moment(*self.latest)))
     }
 }
 
@@ -74,26 +133,43 @@ mod tests {
         Moment::from_nanos(seconds * SECOND)
     }
 
-    fn record(window: &mut Window, port: u16, now: Moment) -> bool {
-        window.record(Port(port), now, 3, Duration::from_secs(60))
+    /// Room for a threshold, as somebody else keeps it.
+    struct Room {
+        attempts: Vec<Packed>,
+        taken: u8,
+        latest: Moment,
+    }
+
+    impl Room {
+        fn for_threshold(ports: usize) -> Self {
+            Self { attempts: vec![Packed::default(); ports + 1], taken: 0, latest: at(0) }
+        }
+
+        fn window(&mut self) -> Window<'_> {
+            Window::new(&mut self.attempts, &mut self.taken, &mut self.latest)
+        }
+    }
+
+    fn record(room: &mut Room, port: u16, now: Moment) -> bool {
+        room.window().record(Port(port), now, Duration::from_secs(60)).too_many
     }
 
     #[test]
     fn the_fourth_distinct_port_fires_and_the_third_does_not() {
-        let mut window = Window::default();
+        let mut window = Room::for_threshold(3);
         assert!(!record(&mut window, 1, at(0)));
         assert!(!record(&mut window, 2, at(1)));
         assert!(!record(&mut window, 3, at(2)));
         assert!(!record(&mut window, 3, at(3)), "a repeated port counts once");
         assert!(record(&mut window, 4, at(4)));
-        let ports: Vec<u16> = window.attempts().map(|attempt| attempt.port.0).collect();
+        let ports: Vec<u16> = window.window().attempts().map(|attempt| attempt.port.0).collect();
         assert_eq!(ports, [1, 2, 3, 4]);
     }
 
     #[test]
     fn a_probe_exactly_as_old_as_the_window_no_longer_counts() {
         for (fourth, fires) in [(60 * SECOND, false), (60 * SECOND - 1, true)] {
-            let mut window = Window::default();
+            let mut window = Room::for_threshold(3);
             for port in 1..=3 {
                 record(&mut window, port, at(0));
             }
@@ -103,12 +179,22 @@ mod tests {
 
     #[test]
     fn a_repeated_port_is_refreshed() {
-        let mut window = Window::default();
+        let mut window = Room::for_threshold(3);
         record(&mut window, 1, at(0));
         record(&mut window, 2, at(10));
         record(&mut window, 3, at(20));
         record(&mut window, 1, at(50));
         assert!(record(&mut window, 4, at(65)), "port 1 was last tried 15 s ago, not 65 s");
+    }
+
+    #[test]
+    fn what_is_older_than_all_bits_of_a_moment_is_not_taken_for_new() {
+        let mut window = Room::for_threshold(3);
+        for port in 1..=3 {
+            record(&mut window, port, at(0));
+        }
+        // 2^48 ns later the lower bits are the same again.
+        assert!(!record(&mut window, 4, Moment::from_nanos(1 << MOMENT_BITS)));
     }
 
     /// The rule as one would write it down, remembering everything.
@@ -134,14 +220,14 @@ mod tests {
             let span = Duration::from_secs(span);
             // Steps of a quarter of what makes `ports` of them fill the window: the edge is met often.
             let unit = u64::try_from(span.as_nanos() / (2 * ports as u128)).unwrap().max(1);
-            let mut window = Window::for_threshold(ports);
+            let mut room = Room::for_threshold(ports);
             let mut history = Vec::new();
             let mut now = 0;
             for (port, pause) in steps {
                 now += pause * unit;
                 history.push((port, now));
                 prop_assert_eq!(
-                    window.record(Port(port), Moment::from_nanos(now), ports, span),
+                    room.window().record(Port(port), Moment::from_nanos(now), span).too_many,
                     naive(&history, ports, span)
                 );
             }

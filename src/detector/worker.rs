@@ -4,23 +4,35 @@
 //! the firewall. Never waits for anybody but capture.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::Detector;
 use super::entry_limit::EntryLimit;
+use super::{Judge, Scan, Work};
 use crate::capture::Batches;
 use crate::clock::Moment;
-use crate::config::LogConfig;
+use crate::config::{DetectionConfig, LogConfig};
 use crate::events::{Direction, Event, Reporter};
 use crate::firewall::{Firewall, Order};
-use crate::host::Host;
+use crate::host::{Host, Listening};
 use crate::probe::Probe;
 
 /// How long the thread waits at most before it shows that it is alive.
 const TICK: Duration = Duration::from_millis(500);
+
+/// The same while connections wait for what becomes of them.
+const SHORT_TICK: Duration = Duration::from_millis(50);
+
+/// How far behind the clock capture may be on an idle interface, with a wide margin: a hundred times as
+/// long as the kernel holds a packet back.
+const CAPTURE_LAG: Duration = Duration::from_millis(100);
+
+/// How long it takes capture to let through what another preset wants, and connections from before that
+/// to be of no interest.
+const CHANGE_OVER: Duration = Duration::from_secs(3);
 
 /// Requests carried out between two batches of probes: those must not wait for long.
 const REQUESTS_AT_ONCE: usize = 1024;
@@ -32,12 +44,17 @@ pub enum Control {
     Host(Arc<Host>),
     /// This network was let in again: its past is forgotten.
     Forget(IpNet),
+    /// The host listens on other ports.
+    Listening(Arc<Listening>),
+    /// Another configuration holds from now on. True comes back once it does, unless what was remembered
+    /// of sources had to be given up.
+    Reconfigure(DetectionConfig, LogConfig, SyncSender<bool>),
 }
 
 /// Everything the thread works with.
 pub struct Worker {
     /// The detector.
-    pub detector: Detector,
+    pub judge: Judge,
     /// The host whose probes are outbound.
     pub host: Arc<Host>,
     /// What is said about connections and scans.
@@ -50,6 +67,8 @@ pub struct Worker {
     pub reporter: Reporter,
     /// When scans were last summed up.
     pub summed_up: Moment,
+    /// Tells capture whether to let through what became of probes.
+    pub outcomes: Arc<AtomicBool>,
 }
 
 /// How much is listed one by one.
@@ -59,19 +78,34 @@ struct Limits {
     summaries: EntryLimit,
 }
 
+impl Limits {
+    fn new(log: &LogConfig) -> Self {
+        let rate = log.rate.0;
+        Self {
+            connections: EntryLimit::new(log.connections.then_some(rate)),
+            scans: EntryLimit::new(Some(rate)),
+            summaries: EntryLimit::new(Some(rate)),
+        }
+    }
+}
+
 impl Worker {
     /// Works until capture ends.
     pub fn run(mut self, batches: &Batches, beat: impl Fn()) {
-        let rate = self.log.rate.0;
-        let mut limits = Limits {
-            connections: EntryLimit::new(self.log.connections.then_some(rate)),
-            scans: EntryLimit::new(Some(rate)),
-            summaries: EntryLimit::new(Some(rate)),
-        };
+        let mut limits = Limits::new(&self.log);
         let mut more_requests = false;
+        let mut work = Work::default();
+        let mut found = Vec::new();
+        let mut ports: Option<Arc<Listening>> = None;
+        let mut sight = Sight { changed: None, lost: 0, one_sided: false };
         loop {
             beat();
-            let batch = match batches.next(if more_requests { Duration::ZERO } else { TICK }) {
+            let tick = match (more_requests, self.judge.is_waiting()) {
+                (true, _) => Duration::ZERO,
+                (false, true) => SHORT_TICK,
+                (false, false) => TICK,
+            };
+            let batch = match batches.next(tick) {
                 Ok(batch) => Some(batch),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => {
@@ -80,24 +114,64 @@ impl Worker {
                 }
             };
             // Before the probes: a source let in again must not be judged by its past.
-            let mut taken = 0;
+            let (mut taken, mut another) = (0, None);
             for request in self.control.try_iter().take(REQUESTS_AT_ONCE) {
                 taken += 1;
                 match request {
                     Control::Host(host) => self.host = host,
-                    Control::Forget(network) => self.detector.forget(network),
+                    Control::Forget(network) => self.judge.forget(network),
+                    Control::Listening(other) => {
+                        self.judge.listens_on(&other);
+                        ports = Some(other);
+                    }
+                    Control::Reconfigure(detection, log, reply) => {
+                        another = Some((detection, log, reply));
+                    }
                 }
+            }
+            if let Some((detection, log, reply)) = another {
+                let wanted = self.judge.wants_outcomes();
+                let kept = self.judge.reconfigure(detection);
+                if wanted != self.judge.wants_outcomes() {
+                    self.outcomes.store(!wanted, Ordering::Relaxed);
+                    sight.changed = Some(Moment::now());
+                    if let Some(ports) = &ports {
+                        self.judge.listens_on(ports);
+                    }
+                }
+                if log != self.log {
+                    // What was left out until now is told; then the new limits begin.
+                    self.sum_up(&mut limits, true);
+                    limits = Limits::new(&log);
+                    self.log = log;
+                }
+                let _ = reply.try_send(kept);
             }
             more_requests = taken == REQUESTS_AT_ONCE;
             self.sum_up(&mut limits, false);
-            if let Some(batch) = batch {
-                for probe in &batch {
-                    self.consider(probe, &mut limits);
+            sight.look(&mut self.judge, &self.reporter);
+            if let Some(mut batch) = batch {
+                if sight.changed.is_some() && !self.judge.wants_outcomes() {
+                    batch.retain(|segment| segment.kind.asks());
                 }
+                let Self { judge, host, reporter, firewall, .. } = &mut self;
+                judge.consider(&batch, host, &mut work, |judge, segment, direction, found| {
+                    list(segment, direction, reporter, &mut limits);
+                    for scan in found.drain(..) {
+                        hand_on(scan, judge, reporter, firewall, &mut limits);
+                    }
+                });
                 batches.give_back(batch);
                 let metrics = self.reporter.metrics();
-                metrics.sources.set(i64::try_from(self.detector.sources()).unwrap_or(i64::MAX));
-                metrics.set_evicted(self.detector.evicted());
+                metrics.sources.set(i64::try_from(self.judge.sources()).unwrap_or(i64::MAX));
+                metrics.set_evicted(self.judge.evicted());
+            } else if self.judge.is_waiting() {
+                let Self { judge, host, reporter, firewall, .. } = &mut self;
+                let captured_until = Moment::now().before(CAPTURE_LAG);
+                judge.pass_time(captured_until, host, &mut found);
+                for scan in found.drain(..) {
+                    hand_on(scan, judge, reporter, firewall, &mut limits);
+                }
             }
         }
     }
@@ -108,7 +182,9 @@ impl Worker {
         let now = Moment::now();
         if now.since(self.summed_up) >= TICK {
             self.summed_up = now;
-            for summary in self.detector.sum_up(now) {
+            let (summaries, untold) = self.judge.sum_up(now);
+            limits.summaries.leave_out(untold);
+            for summary in summaries {
                 if limits.summaries.lists() {
                     self.reporter.tell(Event::ScanSummary(summary));
                 }
@@ -126,37 +202,76 @@ impl Worker {
             }
         }
     }
+}
 
-    fn consider(&mut self, probe: &Probe, limits: &mut Limits) {
-        let direction = Detector::direction(&self.host, probe);
-        let metrics = self.reporter.metrics();
-        if probe.kind.opens_connection() {
-            metrics.new_connection(direction, probe.source.is_ipv4());
-            if limits.connections.lists() {
-                self.reporter.tell(Event::Connection {
-                    direction,
-                    source: probe.source,
-                    source_port: probe.source_port,
-                    destination: probe.destination,
-                    port: probe.port,
-                    kind: probe.kind,
-                });
-            }
-        }
-        if direction == Direction::Outbound {
+/// Counts a connection that begins, and lists it.
+#[inline]
+fn list(probe: &Probe, direction: Direction, reporter: &Reporter, limits: &mut Limits) {
+    if !probe.kind.opens_connection() {
+        return;
+    }
+    reporter.metrics().new_connection(direction, probe.source.is_ipv4());
+    if limits.connections.lists() {
+        reporter.tell(Event::Connection {
+            direction,
+            source: probe.source,
+            source_port: probe.source_port,
+            destination: probe.destination,
+            port: probe.port,
+            kind: probe.kind,
+        });
+    }
+}
+
+/// Tells of a scan, and hands it to the firewall unless it is only reported.
+fn hand_on(
+    scan: Scan,
+    judge: &mut Judge,
+    reporter: &Reporter,
+    firewall: &Firewall,
+    limits: &mut Limits,
+) {
+    let scan = Arc::new(scan);
+    let listed = !scan.continued && limits.scans.lists();
+    if listed {
+        reporter.tell(Event::Scan(Arc::clone(&scan)));
+    } else if !scan.continued {
+        reporter.metrics().scan(scan.kind);
+    }
+    if scan.rule.blocks() && !firewall.try_order(Order::Scan { scan: Arc::clone(&scan), listed }) {
+        reporter.metrics().scans_lost.inc();
+        judge.not_delivered(&scan);
+    }
+}
+
+/// What stands in the way of seeing what becomes of probes.
+struct Sight {
+    /// Capture is about to let through more, or less.
+    changed: Option<Moment>,
+    /// Packets capture has lost, ever.
+    lost: u64,
+    one_sided: bool,
+}
+
+impl Sight {
+    fn look(&mut self, judge: &mut Judge, reporter: &Reporter) {
+        if !judge.wants_outcomes() && self.changed.is_none() {
             return;
         }
-        let Some(scan) = self.detector.observe(probe, &self.host) else { return };
-        let scan = Arc::new(scan);
-        let listed = !scan.continued && limits.scans.lists();
-        if listed {
-            self.reporter.tell(Event::Scan(Arc::clone(&scan)));
-        } else if !scan.continued {
-            self.reporter.metrics().scan(scan.kind);
+        let lost = reporter.metrics().capture_lost();
+        if std::mem::replace(&mut self.lost, lost) != lost || self.changed.is_some() {
+            judge.has_lost();
         }
-        if !self.firewall.try_order(Order::Scan { scan: Arc::clone(&scan), listed }) {
-            self.reporter.metrics().scans_lost.inc();
-            self.detector.not_delivered(&scan);
+        self.changed = self.changed.filter(|since| Moment::now().since(*since) < CHANGE_OVER);
+        let one_sided = judge.is_one_sided();
+        if std::mem::replace(&mut self.one_sided, one_sided) != one_sided {
+            let what = if one_sided {
+                "answers to probes are not seen here, or not all (a mirror port of one direction, an \
+                 asymmetric route): what seems unanswered is judged by the classic rule until they are"
+            } else {
+                "answers to probes are seen again: what fails is judged by the balanced rules"
+            };
+            reporter.tell(Event::Warning(what.to_owned()));
         }
     }
 }

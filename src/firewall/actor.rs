@@ -9,20 +9,27 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::conntrack::Conntrack;
+use super::enforce::IfFull;
+use super::exemptions::{AskSessions, Exemptions};
 use super::guard::Guard;
-use super::ledger::{Due, Ledger};
-use super::verdict::{Exemptions, Verdict, judge};
+use super::healing::Healer;
+use super::keeper::Keeper;
+use super::ledger::Ledger;
+use super::verdict::{Verdict, judge};
 use super::{Backend, Family, FirewallError, Listed, Order, Refusal};
 use crate::clock::{Moment, WallClock};
 use crate::config::{BlockConfig, ExemptConfig};
 use crate::detector::{Control, Scan};
-use crate::events::{BlockCause, Event, Reporter, Spared, UnblockCause};
+use crate::events::{BlockCause, Event, Reporter, Spared};
 use crate::host::Host;
+use crate::memory::{Block, Evidence, Place};
 use crate::network::show_network;
 use crate::state::{Part, StateBoard};
 
-/// How often at least the thread looks round: shows that it is alive, counts what is enforced.
-const TICK: Duration = Duration::from_millis(500);
+/// How often at least the thread looks round: shows that it is alive, and whether all is in the kernel
+/// that ought to be, often enough to mend within a second what is not.
+pub(super) const TICK: Duration = Duration::from_millis(400);
 
 /// How long the spoofing guard must not have held anything back until all is well again.
 const GUARD_RESTS: Duration = Duration::from_secs(60);
@@ -38,22 +45,27 @@ pub struct Blocking {
     pub exempt: ExemptConfig,
     /// The host at the start.
     pub host: Arc<Host>,
+    /// How to ask for SSH sessions.
+    pub ask_sessions: AskSessions,
 }
 
 /// The firewall's thread.
 pub struct Actor {
-    backend: Box<dyn Backend + Send>,
-    config: BlockConfig,
-    exemptions: Exemptions,
-    ledger: Ledger,
-    guard: Guard,
-    reporter: Reporter,
-    board: Arc<StateBoard>,
-    detector: SyncSender<Control>,
+    pub(super) backend: Box<dyn Backend + Send>,
+    pub(super) config: BlockConfig,
+    pub(super) exemptions: Exemptions,
+    pub(super) ledger: Ledger,
+    pub(super) keeper: Keeper,
+    pub(super) guard: Guard,
+    pub(super) healer: Healer,
+    pub(super) conntrack: Conntrack,
+    pub(super) reporter: Reporter,
+    pub(super) board: Arc<StateBoard>,
+    pub(super) detector: SyncSender<Control>,
     /// When the guard last held a block back.
     throttled: Option<Moment>,
     /// Something asked of the kernel has to be asked again.
-    unfinished: bool,
+    pub(super) unfinished: bool,
 }
 
 impl Actor {
@@ -61,14 +73,17 @@ impl Actor {
     pub fn new(
         backend: Box<dyn Backend + Send>,
         blocking: Blocking,
-        reporter: Reporter,
-        board: Arc<StateBoard>,
+        place: Option<Place>,
+        (reporter, board): (Reporter, Arc<StateBoard>),
         detector: SyncSender<Control>,
     ) -> Self {
         Self {
             ledger: Ledger::new(backend.longest()),
+            keeper: Keeper::new(place, reporter.clone(), Arc::clone(&board)),
             guard: Guard::new(blocking.block.max_per_minute.0),
-            exemptions: Exemptions::new(blocking.exempt, blocking.host),
+            healer: Healer::default(),
+            conntrack: Conntrack::default(),
+            exemptions: Exemptions::new(blocking.exempt, blocking.host, blocking.ask_sessions),
             config: blocking.block,
             backend,
             reporter,
@@ -77,26 +92,6 @@ impl Actor {
             throttled: None,
             unfinished: false,
         }
-    }
-
-    /// Puts everything up, and takes over what an instance that was killed has left in the kernel.
-    /// If that fails, nothing is left half-done.
-    pub fn install(&mut self, clock: &WallClock) -> Result<(), FirewallError> {
-        let found = self.backend.install().inspect_err(|_| {
-            // The first error is the one to tell.
-            let _ = self.backend.remove();
-        })?;
-        for element in found {
-            let reason = "left in the kernel by an instance that did not stop in order".to_owned();
-            let endless = self.ledger.is_endless(element.remaining);
-            let duration = (!endless).then_some(element.remaining);
-            let (network, cause) = (element.network, BlockCause::Found);
-            self.ledger.enter(network, clock.now(), duration, 0, reason.clone());
-            self.tell_blocked(network, clock, duration, reason, cause, None);
-        }
-        self.release_exempt();
-        self.look_round(clock);
-        Ok(())
     }
 
     /// Works until told to stop; then takes everything down.
@@ -140,9 +135,15 @@ impl Actor {
             Order::List { reply } => {
                 let _ = reply.try_send(self.list(clock));
             }
+            Order::Why { network, reply } => {
+                let _ = reply.try_send(self.account_of(network, clock));
+            }
+            Order::Reconfigure { new, reply } => {
+                let _ = reply.try_send(self.reconfigure(*new, clock));
+            }
             Order::Host(host) => {
                 self.exemptions.follow(host);
-                self.release_exempt();
+                self.release_exempt(clock);
             }
             // Handled by the loop, which ends with it.
             Order::Stop => {}
@@ -151,22 +152,27 @@ impl Actor {
 
     fn on_scan(&mut self, scan: &Arc<Scan>, listed: bool, clock: &WallClock) {
         let (network, now) = (scan.source, clock.now());
-        let verdict =
-            judge(&network, now, &self.config, &self.exemptions, &self.ledger, &mut self.guard);
-        let why = match verdict {
+        let why = match self.verdict(scan, now) {
             Verdict::AlreadyBlocked => return,
             Verdict::Spare(why) => why,
             Verdict::Block { duration, offence } => {
-                match self.backend.block(network, self.ledger.kernel_time(duration)) {
+                match self.enforce(network, duration, IfFull::Displace, clock) {
                     Ok(()) => {
                         let latency = Moment::now().since(scan.moment);
                         self.reporter.metrics().block_latency.observe(latency.as_secs_f64());
                         self.guard.count(now);
-                        self.ledger.enter(network, now, duration, offence, reason_of(scan));
-                        self.ledger.remember_offence(network, now, offence);
-                        self.count();
-                        let cause = BlockCause::Scan;
-                        self.tell_blocked(network, clock, duration, reason_of(scan), cause, None);
+                        let block = Block {
+                            since: now,
+                            until: duration.map(|duration| now + duration),
+                            offences: offence,
+                            reason: reason_of(scan),
+                            evidence: Some(Box::new(Evidence::from(&**scan))),
+                        };
+                        // What an innocent decoy is blocked for is no offence of his.
+                        if !scan.may_be_decoy() {
+                            self.ledger.remember_offence(network, now, offence);
+                        }
+                        self.enter(network, clock, block, BlockCause::Scan, None);
                         return;
                     }
                     Err(error) => Spared::Failed(self.kernel_failed(&error)),
@@ -182,6 +188,39 @@ impl Actor {
         }
     }
 
+    fn verdict(&mut self, scan: &Scan, now: Moment) -> Verdict {
+        let (network, may_be_decoy) = (&scan.source, scan.may_be_decoy());
+        let (config, exemptions, ledger) = (&self.config, &self.exemptions, &self.ledger);
+        let guard = &mut self.guard;
+        match judge(network, may_be_decoy, now, config, exemptions, ledger, guard) {
+            // Asked only for who would be blocked: a flood of forged scans must not become a flood
+            // of questions.
+            block @ Verdict::Block { .. } => self
+                .forbid_for_session(network, now)
+                .map_or(block, |why| Verdict::Spare(Spared::Exempt(why))),
+            verdict => verdict,
+        }
+    }
+
+    /// Why a network must not be blocked: somebody in it has an SSH session open, at this moment.
+    pub(super) fn forbid_for_session(&mut self, network: &IpNet, now: Moment) -> Option<String> {
+        self.ask_for_sessions(now);
+        self.exemptions.forbid_for_session(network)
+    }
+
+    pub(super) fn ask_for_sessions(&mut self, now: Moment) {
+        match self.exemptions.ask_for_sessions(now) {
+            Ok(()) => self.board.clear(Part::SshSessions),
+            Err(error) => self.board.raise(
+                Part::SshSessions,
+                format!(
+                    "cannot see who has an SSH session open: {error}; load the kernel module \
+                     tcp_diag, or set exempt.automatic = false and list them in exempt.networks"
+                ),
+            ),
+        }
+    }
+
     fn block_by_hand(
         &mut self,
         network: IpNet,
@@ -190,11 +229,14 @@ impl Actor {
         uid: u32,
         clock: &WallClock,
     ) -> Result<(), Refusal> {
-        let result = match self.exemptions.forbid(&network) {
+        let why = self
+            .exemptions
+            .forbid(&network)
+            .or_else(|| self.forbid_for_session(&network, clock.now()));
+        let result = match why {
             Some(why) => Err(Refusal::Exempt { network: show_network(&network), why }),
             None => self
-                .backend
-                .block(network, self.ledger.kernel_time(duration))
+                .enforce(network, duration, IfFull::Refuse, clock)
                 .map_err(|error| Refusal::Kernel(self.kernel_failed(&error))),
         };
         if let Err(refusal) = result {
@@ -202,37 +244,26 @@ impl Actor {
             return Err(refusal);
         }
         self.ledger.end_grace(&network);
-        self.ledger.enter(network, clock.now(), duration, 0, reason.clone());
-        self.count();
-        self.tell_blocked(network, clock, duration, reason, BlockCause::Manual, Some(uid));
+        let since = clock.now();
+        let until = duration.map(|duration| since + duration);
+        let block = Block { since, until, offences: 0, reason, evidence: None };
+        self.enter(network, clock, block, BlockCause::Manual, Some(uid));
         Ok(())
     }
 
-    fn unblock_by_hand(
+    /// Enters a block the kernel has accepted; keeps it, and then tells it.
+    fn enter(
         &mut self,
         network: IpNet,
-        uid: u32,
         clock: &WallClock,
-    ) -> Result<(), Refusal> {
-        let meant = self.ledger.meant_by(&network);
-        let result = if meant.is_empty() {
-            Err(Refusal::NotBlocked(show_network(&network)))
-        } else {
-            meant
-                .iter()
-                .try_for_each(|blocked| self.release(*blocked, UnblockCause::Manual, Some(uid)))
-                .map_err(|error| Refusal::Kernel(self.kernel_failed(&error)))
-        };
-        if let Err(refusal) = result {
-            self.tell_refused(format!("unblock {}", show_network(&network)), &refusal, uid);
-            return Err(refusal);
-        }
-        // What was asked for, and what it was counted as: an IPv6 address scans as its network.
-        let until = clock.now() + self.config.grace_after_unblock.get();
-        for graced in meant.into_iter().chain([network]) {
-            self.ledger.grant_grace(graced, until);
-        }
-        Ok(())
+        block: Block,
+        cause: BlockCause,
+        uid: Option<u32>,
+    ) {
+        self.ledger.enter(network, clock.now(), block);
+        self.keeper.keep(&mut self.ledger, clock.now());
+        self.count();
+        self.tell_blocked(network, clock, cause, uid);
     }
 
     fn list(&self, clock: &WallClock) -> Vec<Listed> {
@@ -246,55 +277,6 @@ impl Actor {
         listed.collect()
     }
 
-    /// Lets a network in: first the kernel, then the ledger; and the detector forgets it.
-    fn release(
-        &mut self,
-        network: IpNet,
-        cause: UnblockCause,
-        uid: Option<u32>,
-    ) -> Result<(), FirewallError> {
-        self.backend.unblock(network)?;
-        self.ledger.remove(&network);
-        // The detector drains this before it looks at another probe; it cannot wait for us, so we may
-        // wait for it.
-        let _ = self.detector.send(Control::Forget(network));
-        self.count();
-        self.reporter.tell(Event::Unblocked { network, cause, uid });
-        Ok(())
-    }
-
-    fn release_exempt(&mut self) {
-        let exempt: Vec<IpNet> = self
-            .ledger
-            .blocks()
-            .map(|(network, _)| *network)
-            .filter(|network| self.exemptions.forbid(network).is_some())
-            .collect();
-        for network in exempt {
-            if let Err(error) = self.release(network, UnblockCause::Exempt, None) {
-                self.kernel_failed(&error);
-                self.unfinished = true;
-            }
-        }
-    }
-
-    /// Ends what is over, and prolongs what the kernel cannot hold long enough at once. What the kernel
-    /// refuses is tried again a tick later.
-    pub(super) fn follow_time(&mut self, clock: &WallClock) {
-        while let Some((network, due)) = self.ledger.take_due(clock.now()) {
-            let result = match due {
-                // The kernel rounds up to whole seconds: it may need to be told.
-                Due::Expired => self.release(network, UnblockCause::Expired, None),
-                Due::Prolong(more) => self.backend.block(network, more),
-            };
-            if let Err(error) = result {
-                self.kernel_failed(&error);
-                self.ledger.put_off(network, clock.now() + TICK);
-                self.unfinished = true;
-            }
-        }
-    }
-
     pub(super) fn look_round(&mut self, clock: &WallClock) {
         if self.throttled.is_some_and(|last| clock.now().since(last) >= GUARD_RESTS) {
             self.throttled = None;
@@ -302,64 +284,69 @@ impl Actor {
         }
         let unfinished = std::mem::take(&mut self.unfinished);
         if unfinished {
-            self.release_exempt();
+            self.release_exempt(clock);
         }
+        self.release_peers(clock);
+        self.ledger.forget(clock.now(), self.config.forget_after.get());
+        self.keeper.keep(&mut self.ledger, clock.now());
+        self.keeper.look_round(&mut self.ledger, clock);
         self.count();
-        let mut well = true;
-        for family in Family::ALL {
-            match self.backend.enforced(family) {
-                Ok(enforced) => self.reporter.metrics().set_enforced(family, enforced),
-                Err(error) => {
-                    self.kernel_failed(&error);
-                    well = false;
-                }
+        let looked = self.look_after(clock);
+        let cut = self.cut_connections();
+        let well = [looked, cut].into_iter().all(|result| match result {
+            Ok(()) => true,
+            Err(error) => {
+                self.kernel_failed(&error);
+                false
             }
-        }
+        });
         if well && !unfinished {
             self.board.clear(Part::Firewall);
         }
     }
 
-    /// Shows how many are blocked. What the kernel says of it is asked once a tick only: with many
-    /// elements the answer takes milliseconds.
-    fn count(&self) {
+    /// Shows how many are to be blocked.
+    pub(super) fn count(&self) {
         for family in Family::ALL {
             self.reporter.metrics().set_blocked(family, self.ledger.count(family));
         }
     }
 
-    fn kernel_failed(&self, error: &FirewallError) -> String {
+    pub(super) fn kernel_failed(&self, error: &FirewallError) -> String {
         let text = error.to_string();
-        // Not to block is what an observer is for, and what is not spoken needs no blocking.
-        if !matches!(error, FirewallError::Observing | FirewallError::NoIpv6) {
+        // Not to block is what an observer is for, what is not spoken needs no blocking, and want of room
+        // is told as such.
+        let is_told =
+            matches!(error, FirewallError::Observing | FirewallError::NoIpv6) || error.is_full();
+        if !is_told {
             self.board.raise(Part::Firewall, text.clone());
         }
         text
     }
 
-    fn tell_blocked(
+    /// Tells a block that is in the ledger.
+    pub(super) fn tell_blocked(
         &self,
         network: IpNet,
         clock: &WallClock,
-        duration: Option<Duration>,
-        reason: String,
         cause: BlockCause,
         uid: Option<u32>,
     ) {
-        let until = duration.map_or(0, |duration| clock.unix_seconds(clock.now() + duration));
-        let offences = self.ledger.get(&network).map_or(0, |block| block.offences);
+        let Some(block) = self.ledger.get(&network) else { return };
+        let attempts = block.evidence.iter().flat_map(|evidence| &evidence.attempts);
         self.reporter.tell(Event::Blocked {
             network,
-            until,
-            duration,
-            reason,
+            until: block.until.map_or(0, |until| clock.unix_seconds(until)),
+            duration: block.until.map(|until| until.since(clock.now())),
+            reason: block.reason.clone(),
             cause,
-            offences,
+            ports: attempts.map(|attempt| attempt.port).collect(),
+            offences: block.offences,
             uid,
         });
     }
 
-    fn tell_refused(&self, request: String, refusal: &Refusal, uid: u32) {
+    pub(super) fn tell_refused(&self, request: String, refusal: &Refusal, uid: u32) {
         self.reporter.tell(Event::Refused { request, why: refusal.to_string(), uid });
     }
 }
@@ -372,5 +359,6 @@ fn reason_of(scan: &Scan) -> String {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    format!("{} scan: ports {}{more}", scan.kind.as_str(), named.join(", "))
+    let decoy = if scan.may_be_decoy() { ", as others did at the same time (decoys?)" } else { "" };
+    format!("{} scan: ports {}{more}{decoy}", scan.kind.as_str(), named.join(", "))
 }

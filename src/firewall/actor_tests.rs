@@ -1,111 +1,18 @@
 //! The actor against the fake kernel: what users are promised of a block's life.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
-use super::actor::{Actor, Blocking};
 use super::fake::FakeKernel;
-use super::{Listed, Order, Refusal, Reply};
+use super::test_bench::{EPOCH, HOUR, bench, bench_on, clock};
+use super::{Listed, Order, Refusal};
 use crate::clock::{Moment, WallClock};
-use crate::config::Config;
-use crate::detector::{Attempt, Control, Scan, ScanKind};
-use crate::events::{BlockCause, Event, Reporter, Spared, UnblockCause};
+use crate::detector::Control;
+use crate::events::{BlockCause, Event, Spared, UnblockCause};
 use crate::host::Host;
-use crate::metrics::Metrics;
-use crate::probe::Port;
-use crate::state::{State, StateBoard};
-
-const HOUR: u64 = 3600;
-/// Unix time at moment zero.
-const EPOCH: u64 = 1_700_000_000;
-
-struct Bench {
-    actor: Actor,
-    kernel: FakeKernel,
-    events: Receiver<Event>,
-    control: Receiver<Control>,
-    board: Arc<StateBoard>,
-}
-
-fn clock(seconds: u64) -> WallClock {
-    WallClock::at(Moment::from_nanos(seconds * 1_000_000_000), EPOCH + seconds)
-}
-
-fn bench(edit: impl FnOnce(&mut Config)) -> Bench {
-    let mut bench = bench_on(FakeKernel::default(), edit);
-    bench.actor.install(&clock(0)).unwrap();
-    bench
-}
-
-fn bench_on(kernel: FakeKernel, edit: impl FnOnce(&mut Config)) -> Bench {
-    let mut config = Config::default();
-    edit(&mut config);
-    let (events_in, events) = sync_channel(100);
-    let (control_in, control) = sync_channel(100);
-    let metrics = Arc::new(Metrics::new().unwrap());
-    let reporter = Reporter::new(events_in, None, metrics);
-    let board = Arc::new(StateBoard::new(!config.block.enabled, reporter.clone()));
-    let host = Arc::new(Host::with_addresses(["192.0.2.5/24".parse().unwrap()]));
-    let blocking = Blocking { block: config.block, exempt: config.exempt, host };
-    let backend = Box::new(kernel.clone());
-    let actor = Actor::new(backend, blocking, reporter, Arc::clone(&board), control_in);
-    Bench { actor, kernel, events, control, board }
-}
-
-impl Bench {
-    fn scan(&mut self, source: &str, seconds: u64) {
-        let moment = Moment::from_nanos(seconds * 1_000_000_000);
-        let scan = Scan {
-            source: source.parse().unwrap(),
-            address: source.split('/').next().unwrap().parse().unwrap(),
-            destination: [192, 0, 2, 5].into(),
-            kind: ScanKind::Vertical,
-            attempts: (1..=4).map(|port| Attempt { port: Port(port), moment }).collect(),
-            moment,
-            probes: 4,
-            threshold: 3,
-            span: Duration::from_secs(60),
-            continued: false,
-        };
-        let order = Order::Scan { scan: Arc::new(scan), listed: true };
-        self.actor.carry_out(order, &clock(seconds));
-    }
-
-    fn ask<T>(&mut self, seconds: u64, order: impl FnOnce(Reply<T>) -> Order) -> T {
-        let (reply, answer) = async_channel::bounded(1);
-        self.actor.carry_out(order(reply), &clock(seconds));
-        answer.try_recv().expect("every request is answered at once")
-    }
-
-    fn block(&mut self, address: &str, length: u64, seconds: u64) -> Result<(), Refusal> {
-        let network = crate::network::parse_network(address).unwrap();
-        let duration = (length > 0).then(|| Duration::from_secs(length));
-        let reason = "test".to_owned();
-        self.ask(seconds, |reply| Order::Block { network, duration, reason, uid: 1000, reply })
-    }
-
-    fn unblock(&mut self, address: &str, seconds: u64) -> Result<(), Refusal> {
-        let network = crate::network::parse_network(address).unwrap();
-        self.ask(seconds, |reply| Order::Unblock { network, uid: 1000, reply })
-    }
-
-    fn list(&mut self, seconds: u64) -> Vec<Listed> {
-        self.ask(seconds, |reply| Order::List { reply })
-    }
-
-    fn events(&self) -> Vec<Event> {
-        self.events.try_iter().collect()
-    }
-
-    fn spared(&self) -> Option<Spared> {
-        self.events().into_iter().find_map(|event| match event {
-            Event::Spared { why, .. } => Some(why),
-            _ => None,
-        })
-    }
-}
+use crate::state::State;
 
 #[test]
 fn a_scanner_is_blocked_in_the_kernel_listed_and_told() {
@@ -124,14 +31,14 @@ fn a_scanner_is_blocked_in_the_kernel_listed_and_told() {
 #[test]
 fn nothing_is_said_to_be_blocked_that_the_kernel_did_not_take() {
     let mut bench = bench(|_| {});
-    bench.kernel.inner().full = true;
+    bench.kernel.inner().out_of_order = true;
     bench.scan("198.51.100.1/32", 0);
     assert!(matches!(bench.spared(), Some(Spared::Failed(_))));
     assert_eq!(bench.list(0), []);
     assert_eq!(bench.board.current().0, State::Degraded);
     assert!(matches!(bench.block("198.51.100.2", 0, 0), Err(Refusal::Kernel(_))));
 
-    bench.kernel.inner().full = false;
+    bench.kernel.inner().out_of_order = false;
     bench.scan("198.51.100.1/32", 1);
     bench.actor.look_round(&clock(1));
     assert_eq!(bench.board.current(), (State::Enforcing, None));
@@ -153,6 +60,24 @@ fn a_block_ends_when_its_time_is_up_and_the_next_is_longer() {
     bench.scan("198.51.100.1/32", HOUR + 1);
     let block = &bench.list(HOUR + 1)[0];
     assert_eq!((block.offences, block.until - block.since), (2, 4 * HOUR));
+}
+
+/// Whoever forges somebody's address again and again keeps him out for an hour at a time, not for a week.
+#[test]
+fn a_decoy_is_blocked_as_for_a_first_offence_and_it_counts_for_nothing() {
+    let mut bench = bench(|_| {});
+    let others = vec![IpAddr::from([198, 51, 100, 2])];
+    for round in 0..3 {
+        let now = round * 2 * HOUR;
+        bench.scan_as("198.51.100.1/32", now, |scan| scan.others = others.clone());
+        let block = &bench.list(now)[0];
+        assert_eq!((block.offences, block.until - block.since), (1, HOUR));
+        let reason = "vertical scan: ports 1, 2, 3, 4, as others did at the same time (decoys?)";
+        assert_eq!(block.reason, reason);
+        bench.actor.follow_time(&clock(now + HOUR));
+    }
+    bench.scan("198.51.100.1/32", 7 * HOUR);
+    assert_eq!(bench.list(7 * HOUR)[0].offences, 1, "the first of his own");
 }
 
 #[test]
@@ -207,6 +132,50 @@ fn an_address_that_becomes_exempt_is_released() {
 }
 
 #[test]
+fn who_has_an_ssh_session_is_not_blocked_as_long_as_it_lasts() {
+    let mut bench = bench(|_| {});
+    bench.sessions(Some(&["198.51.100.1"]));
+    bench.scan("198.51.100.1/32", 0);
+    let why = "198.51.100.1 has an SSH session open to this host";
+    assert_eq!(bench.spared(), Some(Spared::Exempt(why.to_owned())));
+    let refused = bench.block("198.51.100.0/24", 0, 0).unwrap_err().to_string();
+    assert_eq!(refused, format!("198.51.100.0/24 is never blocked: {why}"));
+
+    bench.sessions(Some(&[]));
+    bench.scan("198.51.100.1/32", 1);
+    assert_eq!(bench.list(1).len(), 1, "it is over");
+}
+
+#[test]
+fn who_gets_an_ssh_session_although_blocked_is_released() {
+    let mut bench = bench(|_| {});
+    for network in ["198.51.100.1", "198.51.100.0/24", "198.51.100.2", "2001:db8::/64"] {
+        bench.block(network, 0, 0).unwrap();
+    }
+    bench.sessions(Some(&["198.51.100.1", "2001:db8::7", "203.0.113.1"]));
+    bench.actor.look_round(&clock(1));
+    let left: Vec<_> = bench.list(1).iter().map(|block| block.network.to_string()).collect();
+    assert_eq!(left, ["198.51.100.2/32"]);
+    assert_eq!(bench.kernel.inner().elements.as_ref().map(BTreeMap::len), Some(1));
+}
+
+#[test]
+fn sessions_nobody_tells_of_are_no_secret() {
+    let mut bench = bench(|_| {});
+    bench.sessions(Some(&["198.51.100.1"]));
+    bench.scan("198.51.100.1/32", 0);
+    bench.sessions(None);
+    bench.scan("198.51.100.1/32", 1);
+    assert_eq!(bench.list(1), [], "those of before still count");
+    let (state, reason) = bench.board.current();
+    assert_eq!(state, State::Degraded);
+    assert!(reason.unwrap().contains("tcp_diag"));
+    bench.sessions(Some(&[]));
+    bench.scan("198.51.100.1/32", 2);
+    assert_eq!((bench.list(2).len(), bench.board.current()), (1, (State::Enforcing, None)));
+}
+
+#[test]
 fn observing_reports_and_leaves_the_kernel_alone() {
     let mut bench = bench(|c| c.block.enabled = false);
     bench.scan("198.51.100.1/32", 0);
@@ -233,16 +202,35 @@ fn a_flood_of_scans_buys_no_more_blocks_than_the_guard_permits() {
 }
 
 #[test]
+fn who_was_held_back_is_blocked_when_the_guard_permits() {
+    let mut bench = bench(|c| c.block.max_per_minute = crate::config::Rate(1));
+    for source in ["198.51.100.1/32", "198.51.100.2/32"] {
+        bench.scan(source, 0);
+    }
+    assert_eq!(bench.list(0).len(), 1);
+    // It goes on, and is handed over again a window later.
+    bench.scan_as("198.51.100.2/32", 60, |scan| scan.continued = true);
+    assert_eq!(bench.list(60).len(), 2);
+    bench.actor.look_round(&clock(60));
+    assert_eq!(bench.board.current(), (State::Enforcing, None));
+    let changes = bench.events().into_iter().filter_map(|event| match event {
+        Event::StateChanged { state, .. } => Some(state),
+        _ => None,
+    });
+    assert_eq!(changes.collect::<Vec<_>>(), [State::Degraded, State::Enforcing]);
+}
+
+#[test]
 fn what_the_kernel_refuses_to_end_is_ended_later() {
     let mut bench = bench(|_| {});
     bench.scan("198.51.100.1/32", 0);
-    let elements = bench.kernel.inner().elements.take();
+    bench.kernel.inner().out_of_order = true;
     bench.actor.follow_time(&clock(HOUR));
     assert_eq!(bench.list(HOUR).len(), 1, "the kernel did not say that it is over");
     bench.actor.look_round(&clock(HOUR));
     assert_eq!(bench.board.current().0, State::Degraded);
 
-    bench.kernel.inner().elements = elements;
+    bench.kernel.inner().out_of_order = false;
     bench.actor.follow_time(&clock(HOUR + 1));
     assert_eq!(bench.list(HOUR + 1), []);
     bench.actor.look_round(&clock(HOUR + 1));
@@ -268,7 +256,7 @@ fn what_a_killed_instance_left_is_taken_over_with_its_remaining_time() {
     let left = [("198.51.100.1/32", 600), ("192.0.2.5/32", 600), ("198.51.100.2/32", 1_999_000)];
     let left = left.map(|(network, s)| (network.parse().unwrap(), Duration::from_secs(s)));
     kernel.inner().elements = Some(left.into());
-    let mut bench = bench_on(kernel, |_| {});
+    let mut bench = bench_on(kernel, None, |_| {});
     bench.actor.install(&clock(0)).unwrap();
     let listed = bench.list(0);
     let shown: Vec<_> = listed.iter().map(|b| (b.network.to_string(), b.until)).collect();

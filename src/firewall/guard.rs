@@ -22,6 +22,11 @@ impl Guard {
         Self { limit, recent: VecDeque::new() }
     }
 
+    /// Another limit from now on. The blocks of the last minute count as before.
+    pub const fn set_limit(&mut self, limit: u32) {
+        self.limit = limit;
+    }
+
     /// The limit.
     pub const fn limit(&self) -> u32 {
         self.limit

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use rustix::io::Errno;
 use rustix::net::netlink::NETFILTER;
 
 use super::Family;
@@ -20,6 +21,7 @@ const DESTROY: u16 = SUBSYSTEM | 0x3;
 const LIST: u16 = SUBSYSTEM | 0x7;
 const ADD: u16 = SUBSYSTEM | 0x9;
 const DEL: u16 = SUBSYSTEM | 0xa;
+const TEST: u16 = SUBSYSTEM | 0xb;
 const TYPE: u16 = SUBSYSTEM | 0xd;
 
 const ATTR_PROTOCOL: u16 = 1;
@@ -45,6 +47,8 @@ const IPADDR_V6: u16 = 2;
 
 const FLAG_WITH_COUNTERS: u32 = 8;
 const FLAG_LIST_HEADER: u32 = 4;
+/// Of an element: an exception, which is not matched.
+const FLAG_NOMATCH: u32 = 4;
 
 /// `IPSET_ERR_BUSY`: the set is used by a rule.
 const BUSY: i32 = 4100;
@@ -69,6 +73,9 @@ pub const LONGEST_TIMEOUT: Duration = Duration::from_secs(2_147_483);
 /// over; the kernel takes memory as it fills, some 100 bytes each.
 pub const CAPACITY: u32 = 524_288;
 
+/// Elements added by one message: an attribute holds 64 KiB, an element takes at most 52 bytes of it.
+pub const AT_ONCE: usize = 1000;
+
 /// Why the kernel did not do as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum IpsetError {
@@ -82,7 +89,7 @@ pub enum IpsetError {
     #[error("the set {0} is still used by a firewall rule")]
     InUse(String),
     /// The set is full.
-    #[error("the set {0} is full ({CAPACITY} elements)")]
+    #[error("the set {0} is full ({CAPACITY} elements); unblock others first")]
     Full(String),
     /// The process lacks the privilege.
     #[error("changing kernel sets needs the capability CAP_NET_ADMIN")]
@@ -121,7 +128,13 @@ impl Ipset {
     /// Connects, and asks what the kernel can do.
     pub fn connect() -> Result<Self, IpsetError> {
         let at = |error| IpsetError::from_kernel(TYPE_NAME, error);
-        let mut socket = NetlinkSocket::open(Some(NETFILTER), 0).map_err(at)?;
+        let mut socket = match NetlinkSocket::open(Some(NETFILTER), 0) {
+            // Netfilter itself is not there.
+            Err(NetlinkError::Socket(Errno::PROTONOSUPPORT)) => {
+                return Err(IpsetError::Unsupported);
+            }
+            result => result.map_err(at)?,
+        };
         let body = header(Family::V4)
             .text(ATTR_TYPENAME, TYPE_NAME)
             .attribute(ATTR_FAMILY, &[Family::V4.number()]);
@@ -163,50 +176,74 @@ impl Ipset {
 
     /// Adds an element, or gives one that is there a new timeout.
     pub fn add(&mut self, name: &str, network: IpNet, timeout: Duration) -> Result<(), IpsetError> {
-        let timeout = seconds(timeout.min(LONGEST_TIMEOUT)).max(1);
-        let data =
-            element(network).big_endian_u32(DATA_TIMEOUT, timeout).big_endian_u32(ATTR_LINENO, 0);
-        let body = set(name, Family::of(network)).nested(ATTR_DATA, &data);
-        self.ask(name, ADD, 0, &body)
+        self.ask(name, ADD, 0, &member(name, network, Some(timeout)))
     }
 
-    /// Removes an element. False if it was not there.
-    pub fn delete(&mut self, name: &str, network: IpNet) -> Result<bool, IpsetError> {
-        let data = element(network).big_endian_u32(ATTR_LINENO, 0);
-        let body = set(name, Family::of(network)).nested(ATTR_DATA, &data);
-        match self.socket.request(DEL, EXCL, &body) {
+    /// Whether a set holds an element, or a larger network it lies in.
+    pub fn holds(&mut self, name: &str, network: IpNet) -> Result<bool, IpsetError> {
+        match self.socket.request(TEST, 0, &member(name, network, None)) {
             Ok(()) => Ok(true),
             Err(NetlinkError::Refused(EXIST)) => Ok(false),
             Err(error) => Err(IpsetError::from_kernel(name, error)),
         }
     }
 
-    /// All elements of a set.
-    pub fn elements(&mut self, name: &str, family: Family) -> Result<Vec<Element>, IpsetError> {
-        let mut found = Vec::new();
+    /// Adds at most [`AT_ONCE`] elements of one family, likewise, in one message. If that fails, some of
+    /// them may have been added.
+    pub fn add_all(
+        &mut self,
+        name: &str,
+        elements: &[(IpNet, Duration)],
+    ) -> Result<(), IpsetError> {
+        let Some((first, _)) = elements.first() else { return Ok(()) };
+        let all = elements.iter().fold(Body::default(), |all, (network, timeout)| {
+            all.nested(ATTR_DATA, &element(*network, Some(*timeout)))
+        });
+        // The kernel wants a number to count the elements from, to tell which it did not take.
+        let body =
+            set(name, Family::of(*first)).big_endian_u32(ATTR_LINENO, 0).nested(ATTR_ADT, &all);
+        self.ask(name, ADD, 0, &body)
+    }
+
+    /// Removes an element. False if it was not there.
+    pub fn delete(&mut self, name: &str, network: IpNet) -> Result<bool, IpsetError> {
+        match self.socket.request(DEL, EXCL, &member(name, network, None)) {
+            Ok(()) => Ok(true),
+            Err(NetlinkError::Refused(EXIST)) => Ok(false),
+            Err(error) => Err(IpsetError::from_kernel(name, error)),
+        }
+    }
+
+    /// Shows each element of a set. Exceptions (`nomatch`), which nobody makes here, are left out.
+    pub fn each_element(
+        &mut self,
+        name: &str,
+        family: Family,
+        mut each: impl FnMut(Element),
+    ) -> Result<(), IpsetError> {
         self.socket
             .dump(LIST, &set(name, family), |_, answer| {
                 if let Some(elements) = attributes(answer).find(ATTR_ADT) {
-                    found.extend(Attributes(elements).filter_map(|(_, value)| read_element(value)));
+                    Attributes(elements).filter_map(|(_, e)| read_element(e)).for_each(&mut each);
                 }
             })
-            .map_err(|error| IpsetError::from_kernel(name, error))?;
-        Ok(found)
+            .map_err(|error| IpsetError::from_kernel(name, error))
     }
 
-    /// The number of elements in a set.
+    /// The number of elements in a set, which must be as it is made here.
     pub fn count(&mut self, name: &str, family: Family) -> Result<u32, IpsetError> {
         let body = set(name, family).big_endian_u32(ATTR_FLAGS, FLAG_LIST_HEADER);
-        let mut elements = None;
+        let mut shown = None;
         self.socket
-            .dump(LIST, &body, |_, answer| {
-                let data = attributes(answer).find(ATTR_DATA);
-                elements = elements.or(data.and_then(|data| {
-                    Some(u32::from_be_bytes(Attributes(data).find(DATA_ELEMENTS)?.try_into().ok()?))
-                }));
-            })
+            .dump(LIST, &body, |_, answer| shown = shown.or(read_header(answer, family)))
             .map_err(|error| IpsetError::from_kernel(name, error))?;
-        elements.ok_or(IpsetError::Netlink { name: name.to_owned(), error: NetlinkError::Garbled })
+        match shown {
+            Some((true, elements)) => Ok(elements),
+            Some((false, _)) => Err(IpsetError::Foreign(name.to_owned())),
+            None => {
+                Err(IpsetError::Netlink { name: name.to_owned(), error: NetlinkError::Garbled })
+            }
+        }
     }
 
     fn ask(&mut self, name: &str, command: u16, flags: u16, body: &Body) -> Result<(), IpsetError> {
@@ -239,17 +276,44 @@ fn set(name: &str, family: Family) -> Body {
     header(family).text(ATTR_SETNAME, name)
 }
 
-fn element(network: IpNet) -> Body {
+/// A request about an element of a set.
+fn member(name: &str, network: IpNet, timeout: Option<Duration>) -> Body {
+    let data = element(network, timeout).big_endian_u32(ATTR_LINENO, 0);
+    set(name, Family::of(network)).nested(ATTR_DATA, &data)
+}
+
+fn element(network: IpNet, timeout: Option<Duration>) -> Body {
     let address = match network.addr() {
         IpAddr::V4(address) => Body::default().network_order(IPADDR_V4, &address.octets()),
         IpAddr::V6(address) => Body::default().network_order(IPADDR_V6, &address.octets()),
     };
-    Body::default().nested(DATA_IP, &address).attribute(DATA_CIDR, &[network.prefix_len()])
+    let data =
+        Body::default().nested(DATA_IP, &address).attribute(DATA_CIDR, &[network.prefix_len()]);
+    match timeout {
+        // Zero would be for ever.
+        Some(timeout) => {
+            data.big_endian_u32(DATA_TIMEOUT, seconds(timeout.min(LONGEST_TIMEOUT)).max(1))
+        }
+        None => data,
+    }
 }
 
 /// The attributes behind an answer's `struct nfgenmsg`.
 fn attributes(answer: &[u8]) -> Attributes<'_> {
     Attributes(answer.get(4..).unwrap_or_default())
+}
+
+/// Whether a set is as it is made here, and how many elements it has.
+fn read_header(answer: &[u8], family: Family) -> Option<(bool, u32)> {
+    let data = attributes(answer).find(ATTR_DATA)?;
+    let number =
+        |kind| Attributes(data).find(kind).and_then(|v| v.try_into().ok()).map(u32::from_be_bytes);
+    let is_ours = attributes(answer).find(ATTR_TYPENAME) == Some(b"hash:net\0")
+        && attributes(answer).find(ATTR_FAMILY) == Some(&[family.number()])
+        && number(DATA_TIMEOUT) == Some(seconds(LONGEST_TIMEOUT))
+        && number(DATA_MAXELEM) == Some(CAPACITY)
+        && number(DATA_FLAGS).is_some_and(|flags| flags & FLAG_WITH_COUNTERS != 0);
+    Some((is_ours, number(DATA_ELEMENTS)?))
 }
 
 fn read_element(data: &[u8]) -> Option<Element> {
@@ -259,6 +323,10 @@ fn read_element(data: &[u8]) -> Option<Element> {
         IPADDR_V6 => (IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(address).ok()?)), 128),
         _ => return None,
     };
+    let flags = Attributes(data).find(DATA_FLAGS).and_then(|v| v.try_into().ok());
+    if flags.map_or(0, u32::from_be_bytes) & FLAG_NOMATCH != 0 {
+        return None;
+    }
     let prefix = Attributes(data).find(DATA_CIDR).and_then(|v| v.first().copied());
     let timeout = Attributes(data).find(DATA_TIMEOUT)?;
     let packets = Attributes(data).find(DATA_PACKETS);

@@ -4,29 +4,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
+use std::ops::Bound;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lru::LruCache;
 
 use super::Family;
 use crate::clock::Moment;
+use crate::memory::{Block, Offences, Record};
 use crate::network::overlap;
 
 /// Past offences and grace periods remembered, each: as many as sources by default.
 const MEMORY: NonZeroUsize = NonZeroUsize::new(131_072).unwrap();
 
-/// A block.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Block {
-    /// Since when.
-    pub since: Moment,
-    /// Until when; none: until unblocked.
-    pub until: Option<Moment>,
-    /// Which offence this is; zero if none.
-    pub offences: u32,
-    /// Why, in words.
-    pub reason: String,
+struct Entry {
+    block: Block,
     /// When the kernel's side of it has to be looked at: to end it, or to prolong it where the kernel
     /// cannot hold it long enough at once.
     due: Moment,
@@ -41,19 +34,22 @@ pub enum Due {
     Prolong(Duration),
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Offences {
-    count: u32,
-    latest: Moment,
+/// Of whom something has changed since it was last kept.
+#[derive(Default)]
+struct Changes {
+    blocks: BTreeSet<IpNet>,
+    offences: BTreeSet<IpNet>,
+    graces: BTreeSet<IpNet>,
 }
 
 /// The ledger.
 pub struct Ledger {
-    blocks: BTreeMap<IpNet, Block>,
+    blocks: BTreeMap<IpNet, Entry>,
     counts: [u32; 2],
     due: BTreeSet<(Moment, IpNet)>,
     offences: LruCache<IpNet, Offences>,
     graces: LruCache<IpNet, Moment>,
+    changes: Changes,
     /// The longest the kernel can hold a block without being told again.
     longest: Duration,
 }
@@ -67,7 +63,17 @@ impl Ledger {
             due: BTreeSet::new(),
             offences: LruCache::new(MEMORY),
             graces: LruCache::new(MEMORY),
+            changes: Changes::default(),
             longest,
+        }
+    }
+
+    /// Another kernel's side holds the blocks from now on, for `longest` at most.
+    pub fn set_longest(&mut self, longest: Duration, now: Moment) {
+        self.longest = longest;
+        let ends = self.blocks.iter().map(|(network, entry)| (*network, entry.block.until));
+        for (network, until) in ends.collect::<Vec<_>>() {
+            self.put_off(network, self.due_time(now, until));
         }
     }
 
@@ -84,41 +90,44 @@ impl Ledger {
 
     /// What was due could not be done: it is due again then.
     pub fn put_off(&mut self, network: IpNet, until: Moment) {
-        if let Some(block) = self.blocks.get_mut(&network) {
-            self.due.remove(&(block.due, network));
-            block.due = until;
+        if let Some(entry) = self.blocks.get_mut(&network) {
+            self.due.remove(&(entry.due, network));
+            entry.due = until;
             self.due.insert((until, network));
         }
     }
 
     /// Enters a block, or replaces it.
-    pub fn enter(
-        &mut self,
-        network: IpNet,
-        now: Moment,
-        duration: Option<Duration>,
-        offences: u32,
-        reason: String,
-    ) {
-        self.remove(&network);
-        let until = duration.map(|duration| now + duration);
-        let due = self.due_time(now, until);
-        self.due.insert((due, network));
-        self.counts[Family::of(network) as usize] += 1;
-        self.blocks.insert(network, Block { since: now, until, offences, reason, due });
+    pub fn enter(&mut self, network: IpNet, now: Moment, block: Block) {
+        self.changes.blocks.insert(network);
+        self.recall(network, now, block);
     }
 
-    /// Removes a block.
+    /// Enters a block that is kept already.
+    pub fn recall(&mut self, network: IpNet, now: Moment, block: Block) {
+        self.take_out(&network);
+        let due = self.due_time(now, block.until);
+        self.due.insert((due, network));
+        self.counts[Family::of(network) as usize] += 1;
+        self.blocks.insert(network, Entry { block, due });
+    }
+
+    /// Removes a block. One that is not here may still be kept: that ends as well.
     pub fn remove(&mut self, network: &IpNet) -> Option<Block> {
-        let block = self.blocks.remove(network)?;
+        self.changes.blocks.insert(*network);
+        self.take_out(network)
+    }
+
+    fn take_out(&mut self, network: &IpNet) -> Option<Block> {
+        let Entry { block, due } = self.blocks.remove(network)?;
         self.counts[Family::of(*network) as usize] -= 1;
-        self.due.remove(&(block.due, *network));
+        self.due.remove(&(due, *network));
         Some(block)
     }
 
     /// The block of exactly this network.
     pub fn get(&self, network: &IpNet) -> Option<&Block> {
-        self.blocks.get(network)
+        self.blocks.get(network).map(|entry| &entry.block)
     }
 
     /// Whether all of this network is blocked, by itself or within a larger one.
@@ -126,14 +135,33 @@ impl Ledger {
         self.around(network).next().is_some()
     }
 
-    /// What has to go so that this network is let in: its own block and those it lies in; or, where
-    /// there is none, those that lie in it.
+    /// What has to go so that all of this network is let in: its own block, those it lies in, and those
+    /// that lie in it.
     pub fn meant_by(&self, network: &IpNet) -> Vec<IpNet> {
-        let around: Vec<IpNet> = self.around(network).collect();
-        if !around.is_empty() {
-            return around;
-        }
-        self.blocks.keys().filter(|blocked| network.contains(*blocked)).copied().collect()
+        // In order, networks follow those they lie in.
+        let within = self.blocks.range(network..).map(|(blocked, _)| *blocked);
+        let within =
+            within.take_while(|blocked| network.contains(blocked)).filter(|n| n != network);
+        self.around(network).chain(within).collect()
+    }
+
+    /// The smallest blocked network that holds all of this one, and its block.
+    pub fn block_around(&self, network: &IpNet) -> Option<(IpNet, &Block)> {
+        let blocked = self.around(network).next()?;
+        Some((blocked, self.get(&blocked)?))
+    }
+
+    /// The past offences that still count, of this network or the smallest around it that has any.
+    pub fn past_around(
+        &self,
+        network: &IpNet,
+        now: Moment,
+        forget_after: Duration,
+    ) -> Option<(IpNet, Offences)> {
+        let past = |larger: IpNet| Some((larger, *self.offences.peek(&larger)?));
+        networks_around(network)
+            .filter_map(past)
+            .find(|(_, past)| now.since(past.latest) < forget_after)
     }
 
     fn around(&self, network: &IpNet) -> impl Iterator<Item = IpNet> {
@@ -147,7 +175,38 @@ impl Ledger {
 
     /// All blocks.
     pub fn blocks(&self) -> impl ExactSizeIterator<Item = (&IpNet, &Block)> {
-        self.blocks.iter()
+        self.blocks.iter().map(|(network, entry)| (network, &entry.block))
+    }
+
+    /// The blocks of a family, in order, from somewhere on.
+    pub fn blocks_of(
+        &self,
+        family: Family,
+        from: Bound<IpNet>,
+    ) -> impl Iterator<Item = (&IpNet, &Block)> {
+        let (first, last) = match family {
+            Family::V4 => {
+                (IpNet::V4(Ipv4Net::default()), Bound::Excluded(IpNet::V6(Ipv6Net::default())))
+            }
+            Family::V6 => (IpNet::V6(Ipv6Net::default()), Bound::Unbounded),
+        };
+        let from = if from == Bound::Unbounded { Bound::Included(first) } else { from };
+        self.blocks.range((from, last)).map(|(network, entry)| (network, &entry.block))
+    }
+
+    /// When the kernel's side of a network's block has to be looked at next.
+    pub fn due(&self, network: &IpNet) -> Option<Moment> {
+        self.blocks.get(network).map(|entry| entry.due)
+    }
+
+    /// Of the blocks of scanners the one that ends first: what makes way where there is no room.
+    pub fn nearest_end(&self, family: Family) -> Option<IpNet> {
+        let ends = |(due, network): &&(Moment, IpNet)| {
+            let block = self.get(network);
+            Family::of(*network) == family
+                && block.is_some_and(|block| block.evidence.is_some() && block.until == Some(*due))
+        };
+        self.due.iter().find(ends).map(|(_, network)| *network)
     }
 
     /// When the next block is due.
@@ -163,14 +222,14 @@ impl Ledger {
             return None;
         }
         self.due.pop_first();
-        let until = self.blocks.get(&network)?.until;
+        let until = self.blocks.get(&network)?.block.until;
         if until.is_some_and(|until| until <= now) {
             return Some((network, Due::Expired));
         }
         let next = self.due_time(now, until);
         self.due.insert((next, network));
-        if let Some(block) = self.blocks.get_mut(&network) {
-            block.due = next;
+        if let Some(entry) = self.blocks.get_mut(&network) {
+            entry.due = next;
         }
         let remaining = until.map(|until| until.since(now));
         Some((network, Due::Prolong(self.kernel_time(remaining))))
@@ -186,12 +245,77 @@ impl Ledger {
 
     /// Remembers an offence.
     pub fn remember_offence(&mut self, network: IpNet, now: Moment, count: u32) {
-        self.offences.put(network, Offences { count, latest: now });
+        self.changes.offences.insert(network);
+        if let Some((evicted, _)) = self.offences.push(network, Offences { count, latest: now }) {
+            self.changes.offences.insert(evicted);
+        }
     }
 
     /// Leaves a network alone until then.
     pub fn grant_grace(&mut self, network: IpNet, until: Moment) {
-        self.graces.put(network, until);
+        self.changes.graces.insert(network);
+        if let Some((evicted, _)) = self.graces.push(network, until) {
+            self.changes.graces.insert(evicted);
+        }
+    }
+
+    /// Offences and graces that are kept already, the oldest of each first.
+    pub fn recall_past(
+        &mut self,
+        offences: impl IntoIterator<Item = (IpNet, Offences)>,
+        graces: impl IntoIterator<Item = (IpNet, Moment)>,
+    ) {
+        for (network, offences) in offences {
+            self.offences.put(network, offences);
+        }
+        for (network, until) in graces {
+            self.graces.put(network, until);
+        }
+    }
+
+    /// Forgets offences that no longer count and graces that are over, as long as they are the oldest.
+    pub fn forget(&mut self, now: Moment, forget_after: Duration) {
+        while let Some((network, past)) = self.offences.peek_lru()
+            && now.is_past(past.latest, forget_after)
+        {
+            self.changes.offences.insert(*network);
+            self.offences.pop_lru();
+        }
+        while let Some((network, until)) = self.graces.peek_lru()
+            && *until <= now
+        {
+            self.changes.graces.insert(*network);
+            self.graces.pop_lru();
+        }
+    }
+
+    /// What has changed since it was last kept.
+    pub fn changes(&self) -> impl Iterator<Item = Record<'_>> {
+        let Changes { blocks, offences, graces } = &self.changes;
+        let blocks = blocks.iter().map(|network| Record::Block(*network, self.get(network)));
+        let offences = offences
+            .iter()
+            .map(|network| Record::Offences(*network, self.offences.peek(network).copied()));
+        let graces = graces
+            .iter()
+            .map(|network| Record::Grace(*network, self.graces.peek(network).copied()));
+        blocks.chain(offences).chain(graces)
+    }
+
+    /// Everything there is to keep.
+    pub fn records(&self) -> impl Iterator<Item = Record<'_>> {
+        let blocks = self.blocks().map(|(network, block)| Record::Block(*network, Some(block)));
+        // From the least recent on, as they are recalled.
+        let offences = self.offences.iter().rev();
+        let offences = offences.map(|(network, past)| Record::Offences(*network, Some(*past)));
+        let graces = self.graces.iter().rev();
+        let graces = graces.map(|(network, until)| Record::Grace(*network, Some(*until)));
+        blocks.chain(offences).chain(graces)
+    }
+
+    /// What has changed is kept now, or will be with everything else.
+    pub fn settle(&mut self) {
+        self.changes = Changes::default();
     }
 
     /// Ends the grace of a network, and of what lies in it.
@@ -200,6 +324,7 @@ impl Ledger {
             self.graces.iter().map(|(n, _)| *n).filter(|graced| overlap(graced, network)).collect();
         for graced in ended {
             self.graces.pop(&graced);
+            self.changes.graces.insert(graced);
         }
     }
 
@@ -234,173 +359,4 @@ fn networks_around(network: &IpNet) -> impl Iterator<Item = IpNet> + use<> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const LONGEST: Duration = Duration::from_secs(1000);
-
-    fn at(seconds: u64) -> Moment {
-        Moment::from_nanos(seconds * 1_000_000_000)
-    }
-
-    fn net(text: &str) -> IpNet {
-        text.parse().unwrap()
-    }
-
-    #[expect(clippy::unnecessary_wraps, reason = "as the ledger takes it")]
-    fn seconds(seconds: u64) -> Option<Duration> {
-        Some(Duration::from_secs(seconds))
-    }
-
-    #[test]
-    fn blocks_are_due_when_they_end() {
-        let mut ledger = Ledger::new(LONGEST);
-        ledger.enter(net("192.0.2.1/32"), at(0), seconds(60), 1, String::new());
-        ledger.enter(net("192.0.2.2/32"), at(0), seconds(30), 1, String::new());
-        assert_eq!(ledger.next_due(), Some(at(30)));
-        assert_eq!(ledger.take_due(at(29)), None);
-        assert_eq!(ledger.take_due(at(30)), Some((net("192.0.2.2/32"), Due::Expired)));
-        assert_eq!(ledger.take_due(at(30)), None);
-    }
-
-    #[test]
-    fn what_the_kernel_cannot_hold_is_prolonged() {
-        let mut ledger = Ledger::new(LONGEST);
-        ledger.enter(net("192.0.2.1/32"), at(0), None, 0, String::new());
-        ledger.enter(net("192.0.2.2/32"), at(0), seconds(700), 0, String::new());
-        assert_eq!(ledger.kernel_time(None), LONGEST);
-        assert_eq!(ledger.kernel_time(seconds(700)), LONGEST / 2);
-        let (endless, long) = (net("192.0.2.1/32"), net("192.0.2.2/32"));
-        assert_eq!(ledger.take_due(at(249)), None);
-        assert_eq!(ledger.take_due(at(250)), Some((long, Due::Prolong(Duration::from_secs(450)))));
-        assert_eq!(ledger.take_due(at(500)), Some((endless, Due::Prolong(LONGEST))));
-        assert_eq!(ledger.take_due(at(699)), None);
-        assert_eq!(ledger.take_due(at(700)), Some((long, Due::Expired)));
-    }
-
-    #[test]
-    fn what_could_not_be_done_is_due_again() {
-        let mut ledger = Ledger::new(LONGEST);
-        let network = net("192.0.2.1/32");
-        ledger.enter(network, at(0), seconds(60), 1, String::new());
-        assert_eq!(ledger.take_due(at(60)), Some((network, Due::Expired)));
-        ledger.put_off(network, at(61));
-        assert_eq!(ledger.take_due(at(60)), None);
-        assert_eq!(ledger.take_due(at(61)), Some((network, Due::Expired)));
-    }
-
-    #[test]
-    fn a_replaced_block_is_due_once() {
-        let mut ledger = Ledger::new(LONGEST);
-        ledger.enter(net("192.0.2.1/32"), at(0), seconds(10), 1, String::new());
-        ledger.enter(net("192.0.2.1/32"), at(5), seconds(60), 2, String::new());
-        assert_eq!(ledger.take_due(at(60)), None);
-        assert_eq!(ledger.take_due(at(65)), Some((net("192.0.2.1/32"), Due::Expired)));
-        assert_eq!(ledger.blocks().len(), 1);
-    }
-
-    #[test]
-    fn unblocking_means_the_block_itself_and_those_around_it_or_else_those_in_it() {
-        let mut ledger = Ledger::new(LONGEST);
-        for text in ["10.0.0.0/8", "10.1.0.0/16", "2001:db8::/64", "192.0.2.1/32", "192.0.2.2/32"] {
-            ledger.enter(net(text), at(0), None, 0, String::new());
-        }
-        assert_eq!(ledger.meant_by(&net("10.1.0.0/16")), [net("10.1.0.0/16"), net("10.0.0.0/8")]);
-        assert_eq!(ledger.meant_by(&net("10.1.2.3/32")), [net("10.1.0.0/16"), net("10.0.0.0/8")]);
-        assert_eq!(ledger.meant_by(&net("2001:db8::5/128")), [net("2001:db8::/64")]);
-        assert_eq!(ledger.meant_by(&net("192.0.2.0/24")).len(), 2);
-        assert_eq!(ledger.meant_by(&net("198.51.100.1/32")), []);
-        assert!(ledger.covers(&net("10.9.9.9/32")));
-        assert!(!ledger.covers(&net("192.0.2.0/24")));
-    }
-
-    #[test]
-    fn offences_count_until_they_are_forgotten() {
-        let mut ledger = Ledger::new(LONGEST);
-        let source = net("192.0.2.1/32");
-        let month = Duration::from_secs(100);
-        assert_eq!(ledger.next_offence(&source, at(0), month), 1);
-        ledger.remember_offence(source, at(0), 1);
-        assert_eq!(ledger.next_offence(&source, at(99), month), 2);
-        assert_eq!(ledger.next_offence(&source, at(100), month), 1);
-    }
-
-    #[test]
-    fn grace_covers_what_lies_in_it_until_it_ends() {
-        let mut ledger = Ledger::new(LONGEST);
-        ledger.grant_grace(net("192.0.2.0/24"), at(10));
-        assert_eq!(ledger.grace(&net("192.0.2.1/32"), at(4)), seconds(6));
-        assert_eq!(ledger.grace(&net("192.0.2.1/32"), at(10)), None);
-        ledger.end_grace(&net("192.0.2.1/32"));
-        assert_eq!(ledger.grace(&net("192.0.2.1/32"), at(4)), None);
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Enter(u8, Option<u64>),
-        Remove(u8),
-        Pass(u64),
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            (0..6u8, proptest::option::of(1..3000u64)).prop_map(|(n, d)| Step::Enter(n, d)),
-            (0..6u8).prop_map(Step::Remove),
-            (1..900u64).prop_map(Step::Pass),
-        ]
-    }
-
-    proptest! {
-        /// Against a map of end times: the same blocks at every step, and the kernel, which forgets
-        /// after what it was told, never lets go early.
-        #[test]
-        fn equals_a_map_of_end_times(steps in proptest::collection::vec(step(), 1..60)) {
-            let mut ledger = Ledger::new(LONGEST);
-            let mut model: BTreeMap<IpNet, Option<u64>> = BTreeMap::new();
-            let mut kernel: BTreeMap<IpNet, u64> = BTreeMap::new();
-            let mut now = 0;
-            let network = |n: u8| IpNet::from(std::net::IpAddr::from([192, 0, 2, n]));
-            for step in steps {
-                match step {
-                    Step::Enter(n, duration) => {
-                        let duration = duration.map(Duration::from_secs);
-                        kernel.insert(network(n), now + ledger.kernel_time(duration).as_secs());
-                        ledger.enter(network(n), at(now), duration, 0, String::new());
-                        model.insert(network(n), duration.map(|d| now + d.as_secs()));
-                    }
-                    Step::Remove(n) => {
-                        prop_assert_eq!(
-                            ledger.remove(&network(n)).is_some(),
-                            model.remove(&network(n)).is_some()
-                        );
-                    }
-                    Step::Pass(time) => {
-                        // The actor wakes whenever something is due.
-                        let end = now + time;
-                        while let Some(due) = ledger.next_due().filter(|due| *due <= at(end)) {
-                            now = now.max(due.as_nanos() / 1_000_000_000);
-                            while let Some((network, due)) = ledger.take_due(at(now)) {
-                                match due {
-                                    Due::Expired => { ledger.remove(&network); }
-                                    Due::Prolong(more) => {
-                                        prop_assert!(kernel[&network] >= now, "let go early");
-                                        kernel.insert(network, now + more.as_secs());
-                                    }
-                                }
-                            }
-                        }
-                        now = end;
-                        model.retain(|_, until| until.is_none_or(|until| until > now));
-                    }
-                }
-                let blocked: Vec<IpNet> = ledger.blocks().map(|(network, _)| *network).collect();
-                prop_assert_eq!(&blocked, &model.keys().copied().collect::<Vec<_>>());
-                prop_assert_eq!(ledger.count(Family::V4) as usize, blocked.len());
-                for network in blocked {
-                    prop_assert!(kernel[&network] > now, "let go early");
-                }
-            }
-        }
-    }
-}
+mod tests;

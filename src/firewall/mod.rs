@@ -3,19 +3,41 @@
 //! It is the only place that starts a process or speaks to netfilter. It says that something is
 //! blocked, or is no longer, only after the kernel has accepted it.
 
+mod account;
 mod actor;
+mod address_rules;
+mod choice;
+mod conntrack;
+mod enforce;
+mod exemptions;
 mod guard;
+mod healing;
 mod ipset;
+mod iptables;
+mod keeper;
 mod kernel;
 mod ledger;
+mod listing;
+mod members;
+mod nftables;
 mod observe;
+mod reconfigure;
+mod release;
+mod restore;
 mod rules;
+mod tally;
 mod verdict;
 
 #[cfg(test)]
 mod actor_tests;
 #[cfg(test)]
+mod enforcement_tests;
+#[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod restart_tests;
+#[cfg(test)]
+mod test_bench;
 
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
@@ -23,14 +45,21 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+pub use account::{Account, BlockAccount};
 pub use actor::{Actor, Blocking};
+pub use address_rules::AddressRules;
+pub use choice::connect;
+pub use exemptions::AskSessions;
+pub use healing::{Fault, Wanted};
 pub use ipset::{Element, IpsetError};
+pub use iptables::{Program, RulesError};
 pub use kernel::KernelSets;
 pub use observe::Observer;
-pub use rules::RulesError;
+pub use reconfigure::NewBlocking;
 
 use crate::detector::Scan;
 use crate::host::Host;
+use crate::netlink::NetlinkError;
 
 /// Requests that may wait for the firewall's thread.
 pub const QUEUE: usize = 1024;
@@ -82,12 +111,38 @@ pub enum FirewallError {
     /// A rule, chain or hook.
     #[error(transparent)]
     Rules(#[from] RulesError),
+    /// What the kernel tells of its rules or connections.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// There is no room for another block of its family.
+    #[error("there is room for {0} blocks of a family and no more; unblock others first")]
+    Full(u32),
     /// The host speaks no IPv6.
     #[error("this host does not speak IPv6: there is nothing to block")]
     NoIpv6,
+    /// Another backend would have no room for all that is blocked.
+    #[error(
+        "{blocked} are blocked, and backend {backend} has room for {room} of a family; unblock others \
+         first, or leave firewall.backend as it is"
+    )]
+    TooManyFor {
+        /// The backend.
+        backend: &'static str,
+        /// How many are blocked.
+        blocked: u32,
+        /// How many it could hold.
+        room: u32,
+    },
     /// Nothing is blocked here.
     #[error("this instance only observes; set block.enabled = true to let it block")]
     Observing,
+}
+
+impl FirewallError {
+    /// Whether there is merely no room for another block.
+    pub const fn is_full(&self) -> bool {
+        matches!(self, Self::Set(IpsetError::Full(_)) | Self::Full(_))
+    }
 }
 
 /// The kernel's side: what can hold a block. Every operation is idempotent; what is already so is
@@ -97,17 +152,47 @@ pub trait Backend {
     fn name(&self) -> &'static str;
 
     /// Puts up everything that blocks need, and finds what an instance that did not stop in order
-    /// has left behind.
-    fn install(&mut self) -> Result<Vec<Element>, FirewallError>;
+    /// has left behind; none if there was none.
+    fn install(&mut self) -> Result<Option<Vec<Element>>, FirewallError>;
 
     /// Drops a network's packets for so long, or for so long from now on.
     fn block(&mut self, network: IpNet, duration: Duration) -> Result<(), FirewallError>;
 
+    /// Drops many networks' packets, each for so long. Returns those it could not.
+    fn block_all(&mut self, networks: &[(IpNet, Duration)]) -> Vec<(IpNet, FirewallError)> {
+        let block = |(network, duration): &(IpNet, Duration)| {
+            self.block(*network, *duration).err().map(|error| (*network, error))
+        };
+        networks.iter().filter_map(block).collect()
+    }
+
     /// Lets a network in again.
     fn unblock(&mut self, network: IpNet) -> Result<(), FirewallError>;
 
-    /// How many networks of a family are blocked in fact.
-    fn enforced(&mut self, family: Family) -> Result<u32, FirewallError>;
+    /// Lets many networks in again. Returns those it could not.
+    fn unblock_all(&mut self, networks: &[IpNet]) -> Vec<(IpNet, FirewallError)> {
+        let unblock = |network: &IpNet| self.unblock(*network).err().map(|error| (*network, error));
+        networks.iter().filter_map(unblock).collect()
+    }
+
+    /// Looks for what is not as it should be, as thoroughly as it costs next to nothing; after a mend
+    /// thoroughly.
+    fn check(&mut self, wanted: &Wanted<'_>) -> Result<Vec<Fault>, FirewallError>;
+
+    /// Puts right what is not as it should be.
+    fn mend(&mut self, wanted: &Wanted<'_>) -> Result<(), FirewallError>;
+
+    /// How many networks of a family are blocked in fact, as of the last check.
+    fn enforced(&self, family: Family) -> u32;
+
+    /// Packets of a family dropped since the start, as of the last check.
+    fn dropped(&self, family: Family) -> u64;
+
+    /// Packets of one blocked network the kernel has dropped since it was put where it is.
+    fn dropped_from(&mut self, network: IpNet) -> Result<u64, FirewallError>;
+
+    /// How many networks of a family it can hold.
+    fn capacity(&self) -> u32;
 
     /// The longest block it can hold without being told again.
     fn longest(&self) -> Duration;
@@ -152,8 +237,22 @@ pub enum Order {
         /// Where the answer goes.
         reply: Reply<Vec<Listed>>,
     },
+    /// Tell all that is known of an address or network.
+    Why {
+        /// Of whom.
+        network: IpNet,
+        /// Where the answer goes.
+        reply: Reply<Result<Account, Refusal>>,
+    },
     /// The host has other addresses.
     Host(Arc<Host>),
+    /// Go on with another configuration.
+    Reconfigure {
+        /// With this one.
+        new: Box<NewBlocking>,
+        /// Where the answer goes; main waits for it.
+        reply: SyncSender<Result<(), FirewallError>>,
+    },
     /// Take everything down and end.
     Stop,
 }
@@ -175,6 +274,12 @@ pub enum Refusal {
     /// There is no such block.
     #[error("{0} is not blocked")]
     NotBlocked(String),
+    /// Nothing is known of it.
+    #[error(
+        "{0} is not blocked, and nothing else is known of it: it is not exempt, was not let in by hand \
+         of late, and has no past offence"
+    )]
+    Unknown(String),
     /// The kernel did not accept it.
     #[error("{0}")]
     Kernel(String),

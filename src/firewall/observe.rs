@@ -7,31 +7,31 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{Backend, Element, Family, FirewallError};
+use super::{Backend, Element, Family, Fault, FirewallError, Wanted};
 
 /// Blocks nothing.
-pub struct Observer<B> {
+pub struct Observer {
     /// What may have been left by an instance that blocked.
-    left_over: Option<B>,
+    left_over: Option<Box<dyn Backend + Send>>,
 }
 
-impl<B> Observer<B> {
+impl Observer {
     /// An observer that cleans up what it finds of `left_over` first.
-    pub fn new(left_over: Option<B>) -> Self {
+    pub fn new(left_over: Option<Box<dyn Backend + Send>>) -> Self {
         Self { left_over }
     }
 }
 
-impl<B: Backend> Backend for Observer<B> {
+impl Backend for Observer {
     fn name(&self) -> &'static str {
         "none"
     }
 
-    fn install(&mut self) -> Result<Vec<Element>, FirewallError> {
+    fn install(&mut self) -> Result<Option<Vec<Element>>, FirewallError> {
         if let Some(mut left_over) = self.left_over.take() {
             left_over.remove()?;
         }
-        Ok(Vec::new())
+        Ok(None)
     }
 
     fn block(&mut self, _: IpNet, _: Duration) -> Result<(), FirewallError> {
@@ -42,8 +42,28 @@ impl<B: Backend> Backend for Observer<B> {
         Ok(())
     }
 
-    fn enforced(&mut self, _: Family) -> Result<u32, FirewallError> {
+    fn check(&mut self, _: &Wanted<'_>) -> Result<Vec<Fault>, FirewallError> {
+        Ok(Vec::new())
+    }
+
+    fn mend(&mut self, _: &Wanted<'_>) -> Result<(), FirewallError> {
+        Ok(())
+    }
+
+    fn enforced(&self, _: Family) -> u32 {
+        0
+    }
+
+    fn dropped(&self, _: Family) -> u64 {
+        0
+    }
+
+    fn dropped_from(&mut self, _: IpNet) -> Result<u64, FirewallError> {
         Ok(0)
+    }
+
+    fn capacity(&self) -> u32 {
+        u32::MAX
     }
 
     fn longest(&self) -> Duration {

@@ -1,26 +1,26 @@
-//! Hook, chain and rule in table `filter`, for both families.
+//! Hook, chain and rules in table `filter`, for both families.
 //!
-//! Owns the chain `tcptracker`, the jumps to it from the built-in chains (hooks), and in it this
-//! instance's own rule, known by the set it matches. Other instances' rules are never touched. Every
-//! operation is idempotent: what is already so is success.
+//! Owns when the table is looked at and how it is changed: the chain `tcptracker`, the jumps to it from
+//! the built-in chains (hooks), and in it this instance's own rules, known by their comment. Other
+//! instances' rules are never touched. Every operation is idempotent: what is already so is success.
 
-use std::error::Error;
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::process::Output;
 use std::time::Duration;
 
-use iptables::IPTables;
+use ipnet::IpNet;
 use rustix::fs::{FlockOperation, flock};
 
-use super::Family;
+use super::healing::Fault;
+use super::iptables::{Program, RulesError};
+use super::listing::{Form, Listing, Source};
+use super::nftables::Nftables;
+use super::tally::Tally;
+use super::{Family, FirewallError};
+use crate::clock::Moment;
 use crate::config::FirewallConfig;
 use crate::config::values::{Established, Hook, Target};
 use crate::interface::InterfaceName;
-
-const TABLE: &str = "filter";
-
-/// The chain all instances share.
-pub const CHAIN: &str = "tcptracker";
 
 /// Where the kernel says that it speaks IPv6. (`/proc/net` is not there under `ProcSubset=pid`.)
 const IPV6_PRESENT: &str = "/proc/self/net/if_inet6";
@@ -28,200 +28,285 @@ const IPV6_PRESENT: &str = "/proc/self/net/if_inet6";
 /// What stands for the network namespace whose rules these are.
 const NAMESPACE: &str = "/proc/self/ns/net";
 
-/// Why the rules are not as they should be.
-#[derive(Debug, thiserror::Error)]
-pub enum RulesError {
-    /// The program is not installed.
-    #[error("{0} is not installed; install the package iptables")]
-    NotInstalled(&'static str),
-    /// The process lacks the privilege.
-    #[error(
-        "changing firewall rules needs the capability CAP_NET_ADMIN; run it as root or as the service"
-    )]
-    NotPermitted,
-    /// The program said no.
-    #[error("`{command}` failed: {said}")]
-    Failed {
-        /// As one would type it.
-        command: String,
-        /// What it printed.
-        said: String,
-    },
-}
+/// ip_tables does not number its changes: all there is to do is to look, which takes two processes.
+/// As seldom as something may be noticed and mended within a second.
+const LEGACY_PACE: Duration = Duration::from_millis(700);
+
+/// Another program may change the table between the look and the change, which then fails as a whole.
+const ATTEMPTS: u32 = 3;
 
 /// The rules of one instance.
 pub struct Rules {
-    tables: Vec<(Family, IPTables)>,
+    sides: Vec<Side>,
     hooks: Vec<Hook>,
-    target: Target,
-    established: Established,
     comment: String,
+    /// Where rules are kept by nf_tables.
+    nftables: Option<Nftables>,
+}
+
+/// The rules of one family.
+struct Side {
+    program: Program,
+    form: Form,
+    seen: Seen,
+    tally: Tally<RuleKey>,
+    /// Packets are counted since the start: what a killed instance's rules have counted is not ours.
+    tally_begun: bool,
+}
+
+/// Up to which change of the table it was looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    Never,
+    Generation(u32),
+    At(Moment),
+}
+
+/// What a rule's counter is known by.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum RuleKey {
+    /// nf_tables numbers its rules and uses no number twice.
+    Handle(u64),
+    /// ip_tables does not; there is one rule for each source.
+    Source(Source),
+}
+
+/// Table `filter` as it is.
+#[derive(Default)]
+pub struct Look {
+    /// What of chain and hooks is not as it should be.
+    pub faults: Vec<Fault>,
+    /// The sources of this instance's rules that are as they should be, each as often as it is there.
+    pub fitting: Vec<Source>,
+    /// How many of this instance's rules are otherwise.
+    pub misfits: usize,
 }
 
 impl Rules {
-    /// Finds iptables and ip6tables; changes nothing.
+    /// Finds iptables and ip6tables; changes nothing. The rules' form for a family, but for target and
+    /// comment, is `matching`.
     pub fn find(
         interface: &InterfaceName,
         config: &FirewallConfig,
         established: Established,
-    ) -> Result<Self, RulesError> {
-        let mut tables = vec![(Family::V4, find_program(Family::V4)?)];
-        if std::path::Path::new(IPV6_PRESENT).exists() {
-            tables.push((Family::V6, find_program(Family::V6)?));
+        matching: impl Fn(Family) -> String,
+    ) -> Result<Self, FirewallError> {
+        let comment = format!("tcptracker@{interface}");
+        let mut sides = Vec::new();
+        for family in Family::ALL {
+            if family == Family::V6 && !std::path::Path::new(IPV6_PRESENT).exists() {
+                continue;
+            }
+            let form = form(&matching(family), &comment, established, config.target, family);
+            sides.push(Side {
+                program: Program::find(family)?,
+                form: Form::new(form),
+                seen: Seen::Never,
+                tally: Tally::starting_at([]),
+                tally_begun: false,
+            });
         }
-        Ok(Self {
-            tables,
-            hooks: config.hooks.clone(),
-            target: config.target,
-            established,
-            comment: format!("tcptracker@{interface}"),
-        })
+        let nftables = if sides.iter().any(|side| side.program.is_nft) {
+            Some(Nftables::connect()?)
+        } else {
+            None
+        };
+        Ok(Self { sides, hooks: config.hooks.clone(), comment, nftables })
     }
 
     /// The families this host speaks.
     pub fn families(&self) -> Vec<Family> {
-        self.tables.iter().map(|(family, _)| *family).collect()
+        self.sides.iter().map(|side| side.program.family).collect()
     }
 
-    /// Puts up chain, rule and hooks, in this order: packets come only when all stands.
-    pub fn enter(&self, family: Family, set: &str) -> Result<(), RulesError> {
-        let Some(table) = self.table(family) else { return Ok(()) };
-        let _alone = RulesLock::take();
-        if table.list(CHAIN)?.is_none() {
-            table.run(&format!("-N {CHAIN}"))?;
-        }
-        let rule = self.rule(set);
-        let is_own = |line: &str| tokens(line).any(|token| token == self.comment);
-        if table.rules(CHAIN, is_own)?.len() != 1
-            || !table.succeeds(&format!("-C {CHAIN} {rule}"))?
-        {
-            table.run(&format!("-A {CHAIN} {rule}"))?;
-            // What an earlier start with other options has left goes when the new rule is there: the last.
-            let mut own = table.rules(CHAIN, is_own)?;
-            own.pop();
-            table.delete(&own)?;
-        }
-        for hook in &self.hooks {
-            table.put_hook_first(hook.as_str())?;
-        }
-        Ok(())
+    /// Looks at the table.
+    pub fn look(&mut self, family: Family) -> Result<Look, FirewallError> {
+        let listing = self.list(family)?;
+        let hooks = self.hooks.clone();
+        let Some((side, _)) = self.side(family) else { return Ok(Look::default()) };
+        let own = listing.own.iter().flatten();
+        let fitting: Vec<Source> =
+            own.filter(|rule| side.form.fits(rule)).map(|rule| rule.source).collect();
+        let misfits = listing.own.iter().flatten().count() - fitting.len();
+        Ok(Look { faults: listing.faults(family, &hooks), fitting, misfits })
     }
 
-    /// Takes down this instance's rule and, if it was the last, hooks and chain.
-    pub fn leave(&self, family: Family) -> Result<(), RulesError> {
-        let Some(table) = self.table(family) else { return Ok(()) };
-        let _alone = RulesLock::take();
-        let own = table.rules(CHAIN, |line| tokens(line).any(|token| token == self.comment))?;
-        table.delete(&own)?;
-        if table.list(CHAIN)?.is_none() || !table.rules(CHAIN, |_| true)?.is_empty() {
-            return Ok(());
-        }
-        for chain in table.built_in_chains()? {
-            let hooks = table.rules(&chain, jumps_to_ours)?;
-            table.delete(&hooks)?;
-        }
-        table.run(&format!("-X {CHAIN}")).map(drop)
-    }
-
-    /// The rule that drops what comes from the set.
-    fn rule(&self, set: &str) -> String {
-        // A segment with neither ACK nor RST is the first of a connection, or a stealth probe (SYN,
-        // FIN, NULL, XMAS); every later one has ACK or RST. This needs no connection tracking, which
-        // a flood could fill and which some hosts do without.
-        let scope = match self.established {
-            Established::Keep => "-p tcp -m tcp --tcp-flags RST,ACK NONE ",
-            Established::Cut => "",
+    /// Looks at the table if it may have changed since the last time.
+    pub fn look_if_changed(
+        &mut self,
+        family: Family,
+        now: Moment,
+    ) -> Result<Option<Look>, FirewallError> {
+        let Some((side, nftables)) = self.side(family) else { return Ok(None) };
+        // Asked before the look: what changes meanwhile is seen at the next one.
+        let seen = match nftables {
+            Some(nftables) => Seen::Generation(nftables.generation()?),
+            None => Seen::At(now),
         };
-        format!(
-            "{scope}-m set --match-set {set} src -m comment --comment {} -j {}",
-            self.comment,
-            self.target.as_str()
-        )
-    }
-
-    fn table(&self, family: Family) -> Option<Table<'_>> {
-        let (_, program) = self.tables.iter().find(|(found, _)| *found == family)?;
-        Some(Table { family, program })
-    }
-}
-
-/// Table `filter` of one family.
-#[derive(Clone, Copy)]
-struct Table<'a> {
-    family: Family,
-    program: &'a IPTables,
-}
-
-impl Table<'_> {
-    fn execute(self, command: &str) -> Result<Output, RulesError> {
-        self.program
-            .execute(TABLE, command)
-            .map_err(|error| self.failed(command, &error.to_string()))
-    }
-
-    fn run(self, command: &str) -> Result<String, RulesError> {
-        let output = self.execute(command)?;
-        if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        let unchanged = match (side.seen, seen) {
+            (Seen::At(before), Seen::At(now)) => now.since(before) < LEGACY_PACE,
+            (before, now) => before == now,
+        };
+        if unchanged {
+            return Ok(None);
         }
-        Err(self.failed(command, String::from_utf8_lossy(&output.stderr).trim()))
+        let look = self.look(family)?;
+        if let Some((side, _)) = self.side(family) {
+            side.seen = seen;
+        }
+        Ok(Some(look))
     }
 
-    fn succeeds(self, command: &str) -> Result<bool, RulesError> {
-        Ok(self.execute(command)?.status.success())
+    /// Puts up chain, these rules and hooks, whatever of them is not there, and removes what else there
+    /// is of this instance's.
+    pub fn put_up(
+        &mut self,
+        family: Family,
+        wanted: &BTreeSet<Source>,
+    ) -> Result<(), FirewallError> {
+        let _alone = RulesLock::take();
+        let hooks = self.hooks.clone();
+        self.change(family, |listing, form| listing.to_put_up(wanted, form, &hooks))?;
+        self.learn(family)
     }
 
-    /// The lines of a chain as `-S` prints them, or nothing where there is no such chain. (The
-    /// program's own listing of a missing chain cannot be told from other failures.)
-    fn list(self, chain: &str) -> Result<Option<Vec<String>>, RulesError> {
-        let all = self.run("-S")?;
-        let own = |line: &&str| tokens(line).nth(1) == Some(chain);
-        let lines: Vec<String> = all.lines().filter(own).map(str::to_owned).collect();
-        Ok((!lines.is_empty()).then_some(lines))
+    /// Takes down this instance's rules and, if they were the last, hooks and chain.
+    pub fn take_down(&mut self, family: Family) -> Result<(), FirewallError> {
+        let _alone = RulesLock::take();
+        self.change(family, |listing, _| listing.to_take_down())
     }
 
-    fn built_in_chains(self) -> Result<Vec<String>, RulesError> {
-        let all = self.run("-S")?;
-        let policies = all.lines().filter(|line| line.starts_with("-P "));
-        Ok(policies.filter_map(|line| tokens(line).nth(1)).map(str::to_owned).collect())
+    /// Adds rules to the chain, all or none.
+    pub fn append(&mut self, family: Family, sources: &[Source]) -> Result<(), FirewallError> {
+        let Some((side, _)) = self.side(family) else { return Ok(()) };
+        let commands: Vec<String> =
+            sources.iter().map(|source| side.form.append(*source)).collect();
+        side.program.restore(&commands)?;
+        if side.form.is_unseen() { self.learn(family) } else { Ok(()) }
     }
 
-    /// The rules of a chain for which `which` holds, as `-S` prints them.
-    fn rules(self, chain: &str, which: impl Fn(&str) -> bool) -> Result<Vec<String>, RulesError> {
-        let lines = self.list(chain)?.unwrap_or_default();
-        let rules = lines.into_iter().filter(|line| line.starts_with("-A "));
-        Ok(rules.filter(|line| which(line)).collect())
+    /// Removes rules from the chain that are in it.
+    pub fn delete(
+        &mut self,
+        family: Family,
+        sources: impl IntoIterator<Item = Source>,
+    ) -> Result<(), FirewallError> {
+        // With a rule goes its counter.
+        self.count(family)?;
+        let Some((side, _)) = self.side(family) else { return Ok(()) };
+        let commands: Vec<String> =
+            sources.into_iter().map(|source| side.form.delete(source)).collect();
+        Ok(side.program.restore(&commands)?)
     }
 
-    /// Deletes rules by what they say. By their positions it could hit those of other programs, which
-    /// may insert and delete at any moment.
-    fn delete(self, rules: &[String]) -> Result<(), RulesError> {
-        for rule in rules {
-            self.run(&rule.replacen("-A ", "-D ", 1))?;
+    /// Reads the counters where that takes no process; elsewhere every look reads them.
+    pub fn count(&mut self, family: Family) -> Result<(), FirewallError> {
+        let comment = self.comment.clone();
+        let Some((side, Some(nftables))) = self.side(family) else { return Ok(()) };
+        let counters = nftables.counters(family, &comment)?;
+        side.read(counters.into_iter().map(|(handle, packets)| (RuleKey::Handle(handle), packets)));
+        Ok(())
+    }
+
+    /// Packets the rule for a source has matched; none where there is no such rule.
+    pub fn matched_by(&mut self, source: IpNet) -> Result<Option<u64>, FirewallError> {
+        let listing = self.list(Family::of(source))?;
+        let mut own = listing.own.iter().flatten();
+        Ok(own.find(|rule| rule.source == Some(source)).map(|rule| rule.packets))
+    }
+
+    /// Packets the rules have matched since the start, as far as counted.
+    pub fn matched(&self, family: Family) -> u64 {
+        let side = self.sides.iter().find(|side| side.program.family == family);
+        side.map_or(0, |side| side.tally.total())
+    }
+
+    fn learn(&mut self, family: Family) -> Result<(), FirewallError> {
+        let listing = self.list(family)?;
+        if let Some((side, _)) = self.side(family) {
+            side.form.learn(&listing);
         }
         Ok(())
     }
 
-    /// Makes the jump to our chain the first rule of a built-in chain, and the only jump in it.
-    fn put_hook_first(self, hook: &str) -> Result<(), RulesError> {
-        let all = self.rules(hook, |_| true)?;
-        let jumps = self.rules(hook, jumps_to_ours)?;
-        if jumps.len() == 1 && all.first() == jumps.first() {
-            return Ok(());
+    fn list(&mut self, family: Family) -> Result<Listing, FirewallError> {
+        let comment = self.comment.clone();
+        let Some((side, _)) = self.side(family) else { return Ok(Listing::default()) };
+        let listing = Listing::parse(&side.program.save()?, &comment);
+        if !side.program.is_nft {
+            let own = listing.own.iter().flatten();
+            side.read(own.map(|rule| (RuleKey::Source(rule.source), rule.packets)));
         }
-        self.delete(&jumps)?;
-        self.run(&format!("-I {hook} 1 -j {CHAIN}")).map(drop)
+        Ok(listing)
     }
 
-    fn failed(self, command: &str, said: &str) -> RulesError {
-        if said.contains("Permission denied") || said.contains("Operation not permitted") {
-            return RulesError::NotPermitted;
-        }
-        RulesError::Failed {
-            command: format!("{} -t {TABLE} {command}", program_name(self.family)),
-            said: said.to_owned(),
+    /// Looks at the table and carries out what follows from it.
+    fn change(
+        &mut self,
+        family: Family,
+        commands: impl Fn(&Listing, &Form) -> Vec<String>,
+    ) -> Result<(), FirewallError> {
+        let mut attempt = 1;
+        loop {
+            let listing = self.list(family)?;
+            let Some((side, _)) = self.side(family) else { return Ok(()) };
+            let commands = commands(&listing, &side.form);
+            if commands.is_empty() {
+                return Ok(());
+            }
+            side.seen = Seen::Never;
+            match side.program.restore(&commands) {
+                Err(RulesError::Failed { .. }) if attempt < ATTEMPTS => attempt += 1,
+                result => return Ok(result?),
+            }
         }
     }
+
+    /// A family's side, with nf_tables where its rules are kept there.
+    fn side(&mut self, family: Family) -> Option<(&mut Side, Option<&mut Nftables>)> {
+        let side = self.sides.iter_mut().find(|side| side.program.family == family)?;
+        let nftables = self.nftables.as_mut().filter(|_| side.program.is_nft);
+        Some((side, nftables))
+    }
+}
+
+impl Side {
+    fn read(&mut self, readings: impl Iterator<Item = (RuleKey, u64)>) {
+        if std::mem::replace(&mut self.tally_begun, true) {
+            self.tally.read(readings);
+        } else {
+            self.tally = Tally::starting_at(readings);
+        }
+    }
+}
+
+/// What every rule says, but for the source it asks for.
+fn form(
+    matching: &str,
+    comment: &str,
+    established: Established,
+    target: Target,
+    family: Family,
+) -> String {
+    // A segment with neither ACK nor RST is the first of a connection, or a stealth probe (SYN, FIN,
+    // NULL, XMAS); every later one has ACK or RST. This needs no connection tracking, which a flood
+    // could fill and which some hosts do without.
+    let scope = match established {
+        Established::Keep => "-p tcp -m tcp --tcp-flags RST,ACK NONE ",
+        Established::Cut => "",
+    };
+    let target = match (target, established, family) {
+        (Target::Drop, _, _) => "DROP",
+        // As a closed port answers. Only TCP can be answered so.
+        (Target::Reject, Established::Keep, _) => "REJECT --reject-with tcp-reset",
+        (Target::Reject, Established::Cut, Family::V4) => {
+            "REJECT --reject-with icmp-port-unreachable"
+        }
+        (Target::Reject, Established::Cut, Family::V6) => {
+            "REJECT --reject-with icmp6-port-unreachable"
+        }
+    };
+    format!("{scope}{matching}-m comment --comment {comment} -j {target}")
 }
 
 /// Held while rules come and go in several steps, so that one instance does not take down what another
@@ -248,51 +333,5 @@ impl RulesLock {
             }
         }
         Self { _namespace: Some(namespace) }
-    }
-}
-
-fn find_program(family: Family) -> Result<IPTables, RulesError> {
-    let name = program_name(family);
-    iptables::new(family == Family::V6).map_err(|error: Box<dyn Error>| {
-        match error.downcast_ref::<std::io::Error>() {
-            Some(io) if io.kind() == std::io::ErrorKind::NotFound => RulesError::NotInstalled(name),
-            _ => {
-                RulesError::Failed { command: format!("{name} --version"), said: error.to_string() }
-            }
-        }
-    })
-}
-
-const fn program_name(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "iptables",
-        Family::V6 => "ip6tables",
-    }
-}
-
-/// The words of a line of `iptables -S`, without the quotes it puts around some.
-fn tokens(line: &str) -> impl Iterator<Item = &str> {
-    line.split_whitespace().map(|token| token.trim_matches('"'))
-}
-
-fn jumps_to_ours(line: &str) -> bool {
-    tokens(line).zip(tokens(line).skip(1)).any(|pair| pair == ("-j", CHAIN))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn our_jump_is_told_from_others() {
-        assert!(jumps_to_ours("-A INPUT -j tcptracker"));
-        assert!(!jumps_to_ours("-A INPUT -j tcptracker2"));
-        assert!(!jumps_to_ours("-A INPUT -m comment --comment tcptracker -j ACCEPT"));
-    }
-
-    #[test]
-    fn quoted_words_are_read_without_their_quotes() {
-        let line = r#"-A tcptracker -m comment --comment "tcptracker@eth0" -j DROP"#;
-        assert!(tokens(line).any(|token| token == "tcptracker@eth0"));
     }
 }

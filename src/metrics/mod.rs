@@ -28,11 +28,12 @@ pub struct Metrics {
     registry: Registry,
     new_connections: IntCounter,
     connections: [[IntCounter; 2]; 3],
-    scans: [IntCounter; 2],
+    scans: [IntCounter; ScanKind::ALL.len()],
     blocks: [IntCounter; 3],
-    unblocks: [IntCounter; 3],
+    unblocks: [IntCounter; 4],
     blocked: [IntGauge; 2],
     enforced: [IntGauge; 2],
+    dropped_packets: [IntCounter; 2],
     states: [IntGauge; 3],
     /// Sources the detector remembers.
     pub sources: IntGauge,
@@ -81,6 +82,12 @@ impl Metrics {
         let unblocks = counters(&r, "unblocks_total", "Blocks ended.", &["cause"])?;
         let blocked = gauges(&r, "blocked", "Networks that ought to be blocked.", "family")?;
         let enforced = gauges(&r, "enforced", "Networks the kernel blocks in fact.", "family")?;
+        let dropped_packets = counters(
+            &r,
+            "dropped_packets_total",
+            "Packets of blocked sources the kernel has dropped.",
+            &["family"],
+        )?;
         let states = gauges(&r, "state", "1 for the state the service is in.", "state")?;
         let dropped = counters(
             &r,
@@ -107,10 +114,11 @@ impl Metrics {
             scans: ScanKind::ALL.map(|kind| scans.with_label_values(&[kind.as_str()])),
             blocks: [BlockCause::Scan, BlockCause::Manual, BlockCause::Found]
                 .map(|cause| blocks.with_label_values(&[cause.as_str()])),
-            unblocks: [UnblockCause::Expired, UnblockCause::Manual, UnblockCause::Exempt]
-                .map(|cause| unblocks.with_label_values(&[cause.as_str()])),
+            unblocks: UnblockCause::ALL.map(|cause| unblocks.with_label_values(&[cause.as_str()])),
             blocked: Family::ALL.map(|family| blocked.with_label_values(&[family.as_str()])),
             enforced: Family::ALL.map(|family| enforced.with_label_values(&[family.as_str()])),
+            dropped_packets: Family::ALL
+                .map(|family| dropped_packets.with_label_values(&[family.as_str()])),
             states: State::ALL.map(|state| states.with_label_values(&[state.as_str()])),
             sources: gauge(&r, "sources", "Sources the detector remembers.")?,
             sources_evicted: counter(
@@ -138,6 +146,15 @@ impl Metrics {
             },
             registry: r,
         })
+    }
+
+    /// Packets capture has lost, wherever.
+    pub fn capture_lost(&self) -> u64 {
+        let capture = &self.capture;
+        [&capture.dropped_by_kernel, &capture.dropped_by_interface, &capture.dropped_by_queue]
+            .map(IntCounter::get)
+            .iter()
+            .sum()
     }
 
     /// What the capture thread counts.
@@ -183,6 +200,12 @@ impl Metrics {
         self.enforced[family as usize].set(count.into());
     }
 
+    /// Shows how many packets the kernel has dropped, ever.
+    pub fn set_dropped_packets(&self, family: Family, ever: u64) {
+        let counter = &self.dropped_packets[family as usize];
+        counter.inc_by(ever.saturating_sub(counter.get()));
+    }
+
     /// Networks that ought to be blocked, of both families.
     pub fn blocked(&self) -> u32 {
         let both: i64 = self.blocked.iter().map(IntGauge::get).sum();
@@ -209,6 +232,7 @@ impl Metrics {
             ("unblocks", sum(&self.unblocks)),
             ("blocked", self.blocked.iter().map(gauge).sum()),
             ("enforced", self.enforced.iter().map(gauge).sum()),
+            ("dropped_packets", sum(&self.dropped_packets)),
             ("sources", gauge(&self.sources)),
             ("sources_evicted", self.sources_evicted.get()),
             ("capture_packets", self.capture.packets.get()),
@@ -293,6 +317,7 @@ mod tests {
             r#"tcptracker_unblocks_total{cause="expired"} 0"#,
             r#"tcptracker_blocked{family="ipv4"} 0"#,
             r#"tcptracker_enforced{family="ipv6"} 0"#,
+            r#"tcptracker_dropped_packets_total{family="ipv4"} 0"#,
             "tcptracker_sources 0",
             "tcptracker_sources_evicted_total 0",
             "tcptracker_capture_packets_total 0",

@@ -12,6 +12,19 @@ use crate::tools::{Outcome, PATIENCE, run};
 
 const POLICY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/dbus/org.tcptracker.Tracker1.conf");
 
+/// Starts the other bus, which `make firewalls` has unpacked.
+const BROKER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/start-dbus-broker");
+const UNPACKED: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/firewalls");
+
+/// Which bus.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// dbus-daemon
+    Daemon,
+    /// dbus-broker
+    Broker,
+}
+
 /// A block as `List` tells it: address, since, until, offences, reason.
 pub type Block = (String, u64, u64, u64, String);
 
@@ -24,16 +37,30 @@ pub struct Bus {
 impl Bus {
     /// Starts it in the victim's namespace, so that it goes with it; its socket is a file.
     pub fn start(directory: &Path, victim: &Namespace) -> Self {
+        Self::start_as(Kind::Daemon, directory, victim)
+    }
+
+    /// Starts one or the other.
+    pub fn start_as(kind: Kind, directory: &Path, victim: &Namespace) -> Self {
         let address = format!("unix:path={}", directory.join("bus").display());
         let file = directory.join("bus.conf");
         // The frame is that of Debian's system.conf: nothing is allowed unless a policy says so.
         std::fs::write(&file, configuration(&address)).unwrap();
-        let mut daemon = victim
-            .command("dbus-daemon")
-            .args(["--nofork", "--print-address=1", "--config-file"])
-            .arg(&file)
+        let mut command = match kind {
+            Kind::Daemon => {
+                let mut command = victim.command("dbus-daemon");
+                command.args(["--nofork", "--print-address=1", "--config-file"]).arg(&file);
+                command
+            }
+            Kind::Broker => {
+                let mut command = victim.command(BROKER);
+                command.arg(UNPACKED).arg(directory);
+                command
+            }
+        };
+        let mut daemon = command
             .stdout(Stdio::piped())
-            // It does not know user tcptracker, who is not made on a machine for tests.
+            // It may not know user tcptracker, who is not made on a machine for tests.
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
@@ -52,6 +79,11 @@ impl Bus {
             }
         }
         command.env("DBUS_SYSTEM_BUS_ADDRESS", &self.address)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     fn busctl(&self) -> Command {
@@ -84,16 +116,32 @@ impl Bus {
     /// The name of the error a member answers with; arguments as dbus-send(1) takes them.
     #[track_caller]
     pub fn error_of(&self, member: &str, arguments: &str) -> String {
+        self.error_of_call(member, &arguments.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// The same for arguments with blanks in them.
+    #[track_caller]
+    pub fn error_of_call(&self, member: &str, arguments: &[&str]) -> String {
         let [name, object, interface] = target("eth0");
         let answer = run(Command::new("dbus-send")
             .arg(format!("--bus={}", self.address))
             .args(["--print-reply", &format!("--dest={name}"), &object])
             .arg(format!("{interface}.{member}"))
-            .args(arguments.split(' ')));
+            .args(arguments));
         assert_eq!(answer.code, Some(1), "{answer:?}");
         // "Error NAME: text"
         let said = answer.err.strip_prefix("Error ").and_then(|rest| rest.split(':').next());
         said.unwrap_or_else(|| panic!("{answer:?}")).to_owned()
+    }
+
+    /// What is known of an address: each key with its type and its value.
+    #[track_caller]
+    pub fn why(&self, address: &str) -> Value {
+        let mut command = self.busctl();
+        command.args(["--json=short", "call"]).args(target("eth0")).args(["Why", "s", address]);
+        let answer: Value = serde_json::from_str(&run(&mut command).ok()).unwrap();
+        assert_eq!(answer["type"], "a{sv}");
+        answer["data"][0].clone()
     }
 
     /// A property: its type and its value.
@@ -132,12 +180,23 @@ impl Bus {
         run(self.busctl().args(["status", name])).code == Some(0)
     }
 
+    /// Kills it.
+    pub fn die(&mut self) {
+        self.daemon.kill().unwrap();
+        self.daemon.wait().unwrap();
+    }
+
     /// Listens to the signals of our interface from now on.
     pub fn listen(&self) -> Signals {
+        self.listen_to("org.tcptracker.Tracker1")
+    }
+
+    /// Listens to the signals of an interface from now on.
+    pub fn listen_to(&self, interface: &str) -> Signals {
         let mut monitor = self
             .busctl()
             .args(["--json=short", "monitor"])
-            .args(["--match", "type='signal',interface='org.tcptracker.Tracker1'"])
+            .args(["--match", &format!("type='signal',interface='{interface}'")])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -181,6 +240,17 @@ impl Signals {
             text(&signal["payload"]["type"]),
             signal["payload"]["data"].clone(),
         )
+    }
+
+    /// The next signal of this name.
+    #[track_caller]
+    pub fn next_named(&self, name: &str) -> (String, Value) {
+        loop {
+            let (found, types, data) = self.next();
+            if found == name {
+                return (types, data);
+            }
+        }
     }
 }
 
@@ -231,6 +301,9 @@ fn configuration(address: &str) -> String {
           send_interface="org.freedesktop.DBus" send_member="UpdateActivationEnvironment"/>
     <allow send_destination="org.freedesktop.DBus"
            send_interface="org.freedesktop.DBus.Introspectable"/>
+    <!-- As polkit's own policy has it. -->
+    <allow own="org.freedesktop.PolicyKit1"/>
+    <allow send_destination="org.freedesktop.PolicyKit1"/>
   </policy>
   <policy user="root">
     <allow send_destination="org.freedesktop.DBus"

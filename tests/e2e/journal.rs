@@ -3,6 +3,10 @@
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::{self, JoinHandle};
 
 use crate::lab::Lab;
 use crate::tools::PATIENCE;
@@ -10,10 +14,13 @@ use crate::tools::PATIENCE;
 /// An entry's fields.
 pub type Entry = BTreeMap<String, String>;
 
-/// The journal.
+/// The journal. As the real one it takes entries whether somebody looks at them or not.
 pub struct Journal {
     directory: PathBuf,
     socket: UnixDatagram,
+    closed: Arc<AtomicBool>,
+    entries: Receiver<Entry>,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Journal {
@@ -21,8 +28,20 @@ impl Journal {
         let directory = lab.path("journal");
         std::fs::create_dir(&directory).unwrap();
         let socket = UnixDatagram::bind(directory.join("socket")).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        Self { directory, socket }
+        let closed = Arc::new(AtomicBool::new(false));
+        let over = Arc::clone(&closed);
+        let (found, entries) = channel();
+        let reading = socket.try_clone().unwrap();
+        let reader = thread::spawn(move || {
+            let mut buffer = vec![0; 65_536];
+            // A service that finds the journal sends an empty entry first.
+            while let Ok(length) = reading.recv(&mut buffer)
+                && !over.load(Ordering::SeqCst)
+            {
+                let _ = found.send(parse(&buffer[..length]));
+            }
+        });
+        Self { directory, socket, closed, entries, reader: Some(reader) }
     }
 
     /// What to start the service through, so that it finds this journal at the fixed path, and is told
@@ -47,11 +66,35 @@ impl Journal {
         }
     }
 
+    /// So many entries of each of two kinds, in whatever order they come.
+    #[track_caller]
+    pub fn next_of_both(&self, kinds: [&str; 2], count: usize) -> [Vec<Entry>; 2] {
+        let kind_of = |entry: &Entry| {
+            let id = entry.get("MESSAGE_ID")?;
+            kinds.iter().position(|kind| kind == id)
+        };
+        let mut found = [Vec::new(), Vec::new()];
+        while found.iter().any(|entries| entries.len() < count) {
+            let entry = self.next();
+            if let Some(kind) = kind_of(&entry) {
+                found[kind].push(entry);
+            }
+        }
+        found
+    }
+
     #[track_caller]
     fn next(&self) -> Entry {
-        let mut buffer = vec![0; 65_536];
-        let length = self.socket.recv(&mut buffer).expect("an entry in the journal");
-        parse(&buffer[..length])
+        self.entries.recv_timeout(PATIENCE).expect("an entry in the journal")
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.closed.store(true, Ordering::SeqCst);
+        // A test may be failing: nothing to say here.
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+        let _ = self.reader.take().map(JoinHandle::join);
     }
 }
 

@@ -16,11 +16,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tempfile::TempDir;
 
-use crate::bus::Bus;
+use crate::bus::{Bus, Kind};
 use crate::kernel::Rules;
 use crate::namespace::{self, Namespace};
 use crate::service::{Service, Start};
 use crate::tools::{Outcome, require_what_is_needed, run};
+use crate::users::{View, remove_view, views};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_tcptracker");
 
@@ -43,6 +44,7 @@ pub struct Lab {
     pub attacker: Namespace,
     pub bystander: Namespace,
     switch: Namespace,
+    _view: Option<View>,
     _listener: TcpListener,
     /// The firewall as its owner has set it up.
     pub rules_before: Rules,
@@ -51,6 +53,32 @@ pub struct Lab {
 
 impl Lab {
     pub fn new() -> Self {
+        Self::make(Kind::Daemon, |_| None)
+    }
+
+    /// A laboratory with users of its own, see `users.rs`.
+    pub fn with_users() -> Self {
+        Self::make(Kind::Daemon, |victim| Some(View::make(victim)))
+    }
+
+    /// The same with the other bus.
+    pub fn on_broker() -> Self {
+        Self::make(Kind::Broker, |victim| Some(View::make(victim)))
+    }
+
+    /// Starts the bus anew that has died.
+    pub fn bus_again(&mut self) {
+        let _ = std::fs::remove_file(self.path("bus"));
+        self.bus = Bus::start(self.directory.path(), &self.victim);
+    }
+
+    /// Somebody blocks an address for good.
+    #[track_caller]
+    pub fn bus_caller_blocks(&self, address: &str) {
+        self.bus.call("eth0", &["Block", "sts", address, "0", "one of many"]).ok();
+    }
+
+    fn make(kind: Kind, view: impl FnOnce(&Namespace) -> Option<View>) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         static CLEAN: Once = Once::new();
         require_what_is_needed();
@@ -70,6 +98,7 @@ impl Lab {
                 connect(&switch, &host, number);
                 host
             });
+        let view = view(&victim);
         // What the owner has set up must be there afterwards as it was.
         for program in ["iptables", "ip6tables"] {
             let own_rule = ["-A", "INPUT", "-p", "udp", "--dport", "9", "-j", "ACCEPT"];
@@ -78,8 +107,9 @@ impl Lab {
         }
         std::fs::write(directory.path().join("tcptracker.toml"), "").unwrap();
         Self {
-            bus: Bus::start(directory.path(), &victim),
+            bus: Bus::start_as(kind, directory.path(), &victim),
             rules_before: Rules::of(&victim),
+            _view: view,
             _listener: victim.listen(OPEN_PORT),
             victim,
             attacker,
@@ -96,8 +126,14 @@ impl Lab {
 
     /// A second interface, `eth1`, of victim and attacker.
     pub fn second_link(&self) {
-        plug_in(&self.attacker, "eth1", &self.victim, "eth1", 78, 2);
-        self.attacker.ip("addr add 10.78.0.1/24 dev eth1");
+        self.link(1);
+    }
+
+    /// One more interface of victim and attacker, `eth1` or another: 10.78.0.0/24, fd78::/64 and so on.
+    pub fn link(&self, number: u8) {
+        let (name, net) = (format!("eth{number}"), 77 + number);
+        plug_in(&self.attacker, &name, &self.victim, &name, net, 2);
+        self.attacker.ip(&format!("addr add 10.{net}.0.1/24 dev {name}"));
     }
 
     /// A host behind the victim, `.3` on the victim's `eth1`, which the others reach through it.
@@ -112,17 +148,34 @@ impl Lab {
             host.ip("route add 10.78.0.0/24 via 10.77.0.2");
             host.ip("route add fd78::/64 via fd77::2");
         }
+        self.let_victim_forward();
+        behind
+    }
+
+    /// Makes the victim a router.
+    pub fn let_victim_forward(&self) {
         self.victim.inside(|| {
             for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
                 std::fs::write(Path::new("/proc/sys/net").join(setting), "1").unwrap();
             }
         });
-        behind
     }
 
     /// A file's place in the laboratory's own directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    /// Where the instance on an interface keeps what it remembers.
+    pub fn state_directory(&self, interface: &str) -> PathBuf {
+        self.path("state").join(interface)
+    }
+
+    /// Lets a user keep what the service remembers.
+    pub fn let_state_belong_to(&self, user: u32) {
+        let directory = self.state_directory("eth0");
+        std::fs::create_dir_all(&directory).unwrap();
+        std::os::unix::fs::chown(&directory, Some(user), Some(user)).unwrap();
     }
 
     /// Writes the service's configuration file; empty without this.
@@ -142,9 +195,9 @@ impl Lab {
         run(&mut start.command(self))
     }
 
-    /// A command of the command line, on this bus.
+    /// A command of the command line, on the victim and its bus.
     pub fn client(&self, words: &str) -> Command {
-        let mut command = Command::new(BINARY);
+        let mut command = self.victim.command(BINARY);
         self.bus.environment(&mut command).args(words.split_whitespace());
         command
     }
@@ -155,7 +208,7 @@ impl Lab {
         let binary = self.path("tcptracker");
         // Not copied here: a process another test starts meanwhile would hold the new file open.
         run(Command::new("cp").arg(BINARY).arg(&binary)).ok();
-        let mut command = Command::new("setpriv");
+        let mut command = self.victim.command("setpriv");
         command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups"]).arg(binary);
         self.bus.environment(&mut command).args(words.split_whitespace());
         command
@@ -166,10 +219,17 @@ impl Lab {
         run(&mut self.client(words))
     }
 
-    /// What a command prints to a terminal.
+    /// What a command prints to a terminal of the usual width, without colours.
     pub fn on_terminal(&self, words: &str) -> String {
-        let mut command = Command::new("script");
-        command.args(["-qec", &format!("{BINARY} {words}"), "/dev/null"]);
+        self.on_terminal_of(80, "NO_COLOR=1", words)
+    }
+
+    /// What a command prints to a terminal so many columns wide.
+    pub fn on_terminal_of(&self, columns: u16, environment: &str, words: &str) -> String {
+        let line =
+            format!("stty cols {columns} -onlcr; TZ=UTC TERM=xterm {environment} {BINARY} {words}");
+        let mut command = self.victim.command("script");
+        command.args(["-qec", &line, "/dev/null"]);
         run(self.bus.environment(&mut command)).ok()
     }
 
@@ -180,6 +240,11 @@ impl Lab {
         assert_eq!(code, 200, "{text}");
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.unwrap_or_else(|| panic!("no metric {name} in:\n{text}")).parse().unwrap()
+    }
+
+    /// The victim's IPv4 rules, as iptables-save prints them.
+    pub fn victim_rules(&self) -> String {
+        run(self.victim.command("iptables-save").args(["-t", "filter"])).ok()
     }
 
     /// Nothing of the service is left in the kernel, and all that was there before is.
@@ -227,10 +292,17 @@ fn remove_what_dead_runs_left() {
             namespace::remove(&namespace);
         }
     }
+    for view in names_in(views()) {
+        if dead(&view).is_some() {
+            remove_view(&views().join(view));
+        }
+    }
     let temporary = std::env::temp_dir();
     for directory in names_in(&temporary) {
         if dead(&directory).is_some() {
-            let _ = std::fs::remove_dir_all(temporary.join(directory));
+            let directory = temporary.join(directory);
+            crate::disk::unmount(&directory.join("state/eth0"));
+            let _ = std::fs::remove_dir_all(directory);
         }
     }
 }

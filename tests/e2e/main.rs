@@ -12,6 +12,9 @@
 )]
 
 mod bus;
+mod caller;
+mod disk;
+mod files;
 mod flood;
 mod frames;
 mod journal;
@@ -22,4 +25,6 @@ mod oracle;
 mod recorder;
 mod scenarios;
 mod service;
+mod silent;
 mod tools;
+mod users;

@@ -6,6 +6,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Command;
+use std::sync::mpsc::{Sender, TryRecvError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -17,7 +19,7 @@ pub const DIRECTORY: &str = "/run/netns";
 
 /// An answer comes over a veth pair in microseconds, and the first SYN is repeated after a second:
 /// who has heard nothing for so long gets no answer.
-const SILENCE: Duration = Duration::from_millis(1500);
+pub const SILENCE: Duration = Duration::from_millis(1500);
 
 /// A network namespace. Dropped, it is removed with everything that runs in it.
 pub struct Namespace {
@@ -86,6 +88,25 @@ impl Namespace {
         }
     }
 
+    /// Knocks at a port all the time until told to stop, without waiting for answers.
+    pub fn inside_knocking(&self, to: IpAddr, port: u16) -> Knocking {
+        let (name, to) = (self.name.clone(), SocketAddr::new(to, port));
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let namespace = std::mem::ManuallyDrop::new(Namespace { name });
+            namespace.inside(move || {
+                let is_to_go_on = || matches!(stopped.try_recv(), Err(TryRecvError::Empty));
+                let mut let_in = false;
+                while is_to_go_on() {
+                    let within = Duration::from_millis(2);
+                    let_in |= TcpStream::connect_timeout(&to, within).is_ok();
+                }
+                let_in
+            })
+        });
+        Knocking { stop, thread }
+    }
+
     #[track_caller]
     pub fn assert_let_in(&self, to: IpAddr, port: u16) {
         let to = SocketAddr::new(to, port);
@@ -134,6 +155,20 @@ impl Namespace {
         );
         let arguments = arguments.split_whitespace().filter(|word| *word != "-4");
         crate::tools::run(self.command("nmap").args(arguments)).ok();
+    }
+}
+
+/// Somebody who knocks.
+pub struct Knocking {
+    stop: Sender<()>,
+    thread: JoinHandle<bool>,
+}
+
+impl Knocking {
+    /// Ends it; whether he was ever let in.
+    pub fn stop(self) -> bool {
+        drop(self.stop);
+        self.thread.join().unwrap()
     }
 }
 

@@ -1,6 +1,8 @@
 //! The running service: started as a service manager would, and everything it tells heard.
 
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -72,6 +74,7 @@ impl Start {
             .args(&self.flags);
         lab.bus.environment(&mut command);
         command.env_remove("JOURNAL_STREAM").env_remove("NOTIFY_SOCKET");
+        command.env("STATE_DIRECTORY", lab.state_directory(&self.interface));
         // As a terminal's Ctrl-C must not reach it while the tests clean up.
         command.process_group(0);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
@@ -83,6 +86,8 @@ impl Start {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let socket_path = lab.path(&format!("notify-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
         let socket = UnixDatagram::bind(&socket_path).unwrap();
+        // Whoever the service runs as.
+        std::fs::set_permissions(&socket_path, Permissions::from_mode(0o777)).unwrap();
         let (tell, told) = channel();
         let mut child = self
             .command(lab)
@@ -206,6 +211,12 @@ impl Service {
             self.note(told);
         }
         self.log.iter().filter(|line| line.contains(words)).cloned().collect()
+    }
+
+    /// Forgets what was logged until now: what is awaited next has to come anew.
+    pub fn forget(&mut self) {
+        self.lines_with("");
+        self.log.clear();
     }
 
     /// What it has told the service manager until now.

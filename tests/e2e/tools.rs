@@ -2,18 +2,21 @@
 
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How long anything may take that ought to happen at once. Generous: machines are noisy.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-const PROGRAMS: [&str; 14] = [
+const PROGRAMS: [&str; 17] = [
+    "gdbus",
     "ip",
     "iptables",
     "ip6tables",
     "iptables-save",
     "ip6tables-save",
     "ipset",
+    "nft",
+    "conntrack",
     "nmap",
     "dbus-daemon",
     "busctl",
@@ -82,6 +85,15 @@ pub fn require_what_is_needed() {
     });
     if let Some(problem) = problem {
         panic!("{problem}");
+    }
+}
+
+/// Looks again and again whether something is so that nobody tells.
+#[track_caller]
+pub fn await_that(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE, "not so: {what}");
     }
 }
 

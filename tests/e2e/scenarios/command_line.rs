@@ -80,8 +80,10 @@ fn what_fails_says_why_and_how() {
         assert_failed(&lab.cli(command), 1, &nothing_runs);
     }
     let mut service = lab.start();
-    let elsewhere = format!("tcptracker is not running on eth1; {start_it}eth1");
-    assert_failed(&lab.cli("list -i eth1"), 1, &elsewhere);
+    let elsewhere = format!("tcptracker is not running on lo; {start_it}lo");
+    assert_failed(&lab.cli("list -i lo"), 1, &elsewhere);
+    let nowhere = "there is no interface eth9 on this host; tcptracker is running on: eth0";
+    assert_failed(&lab.cli("list -i eth9"), 1, nowhere);
     let sentence = "192.0.2.9 is not blocked; `tcptracker list` shows what is";
     assert_failed(&lab.cli("unblock 192.0.2.9"), 1, sentence);
     let sentence = "10.77.0.2 is never blocked: 10.77.0.2 is an address of this host";

@@ -37,6 +37,15 @@ fn what_cannot_be_done_is_refused_by_name() {
     ] {
         assert_eq!(lab.bus.error_of("Block", arguments), error(name));
     }
+    for arguments in
+        ["string:10.77.0.9 uint64:3155760001 string:x", "string:10.77.0.9 uint64:6 string:a\nb"]
+    {
+        let invalid = "org.freedesktop.DBus.Error.InvalidArgs";
+        assert_eq!(
+            lab.bus.error_of_call("Block", &arguments.split(' ').collect::<Vec<_>>()),
+            invalid
+        );
+    }
     assert_eq!(lab.bus.error_of("Unblock", "string:10.77.0.9"), error("NotBlocked"));
     assert_eq!(lab.bus.error_of("Unblock", "string:10.77"), error("InvalidAddress"));
 
@@ -95,7 +104,7 @@ fn properties_and_counters_are_those_of_the_contract() {
     assert!(!lab.bus.has("org.tcptracker.Tracker1.eth0"));
 }
 
-/// The policy file that is shipped: everyone may look, root may steer.
+/// The policy file that is shipped: everyone may ask, and the service says who may steer.
 #[test]
 fn ordinary_users_may_look_and_not_touch() {
     let lab = Lab::new();

@@ -87,6 +87,7 @@ fn forged_scanners_buy_only_so_many_blocks() {
     let lab = Lab::new();
     let start = Start::on("eth0").env("TCPTRACKER_BLOCK__MAX_PER_MINUTE", "50");
     let mut service = start.begin(&lab).await_ready();
+    let signals = lab.bus.listen();
     let mut flood = Flood::on(&lab);
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| {
@@ -103,6 +104,8 @@ fn forged_scanners_buy_only_so_many_blocks() {
     let reason = "more than 50 new blocks in a minute (block.max_per_minute); \
                   the sources may be forged";
     service.await_line(&format!("degraded: {reason}"));
+    let told = signals.next_named("StateChanged");
+    assert_eq!(told, ("s".to_owned(), serde_json::json!(["degraded"])));
     assert_eq!(lab.bus.property("State"), ("s".to_owned(), "degraded".into()));
     let (code, health) = lab.victim.http_get(8081, "/health");
     assert!(code == 503 && health.contains(reason), "{code}: {health}");

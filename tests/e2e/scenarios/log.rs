@@ -113,7 +113,14 @@ fn the_journal_gets_fields_a_program_can_filter_by() {
     assert!(scan["MESSAGE"].starts_with("vertical port scan by 10.77.0.1"), "{scan:?}");
     let blocked = entry("b39b4bac17384f029bb82ffb3b2b31d1");
     let reason = "vertical scan: ports 1, 2, 3, 4";
-    fields(&blocked, &[("TCPTRACKER_SOURCE", "10.77.0.1"), ("TCPTRACKER_REASON", reason)]);
+    fields(
+        &blocked,
+        &[
+            ("TCPTRACKER_SOURCE", "10.77.0.1"),
+            ("TCPTRACKER_PORTS", "1,2,3,4"),
+            ("TCPTRACKER_REASON", reason),
+        ],
+    );
     assert_eq!(blocked.get("TCPTRACKER_UID"), None, "nobody asked for it");
     let until: u64 = blocked["TCPTRACKER_UNTIL"].parse().unwrap();
     assert!(until.abs_diff(unix_now() + 3600) <= 30, "{until}");

@@ -1,18 +1,36 @@
 //! What is asserted, by subject.
 
+mod authorisation;
+mod balanced;
+mod bus_life;
 mod capture;
 mod command_line;
 mod control;
+mod crashes;
+mod decoys;
+mod doctor;
+mod enforcement;
+mod exemptions;
+mod firewalls;
 mod floods;
+mod healing;
 mod instances;
 mod log;
+mod memory;
 mod no_bus;
 mod observe;
 mod own_captures;
+mod random_order;
+mod reach;
+mod reload;
 mod restart;
 mod scan;
 mod service_manager;
 mod start_errors;
 mod stop;
+mod terminal;
+mod transcripts;
+mod watch;
 mod web;
+mod why;
 mod wrappings;

@@ -9,7 +9,7 @@ fn blocks_survive_a_crash_with_their_remaining_time() {
     let mut service = lab.start();
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER}"));
-    let (.., until, _, _) = lab.bus.block_of(&ATTACKER);
+    let scanner = lab.bus.block_of(&ATTACKER);
     lab.bus.call("eth0", &["Block", "sts", "198.51.100.0/24", "0", "for good"]).ok();
     lab.bus.call("eth0", &["Block", "sts", "2001:db8::/32", "7200", "for two hours"]).ok();
     let left_behind = Rules::of(&lab.victim);
@@ -19,18 +19,25 @@ fn blocks_survive_a_crash_with_their_remaining_time() {
     assert_eq!(Rules::of(&lab.victim).chain("INPUT"), left_behind.chain("INPUT"));
     lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
 
-    for _ in 1..=2 {
+    for memory_is_lost in [false, true, true] {
+        if memory_is_lost {
+            std::fs::remove_dir_all(lab.state_directory("eth0")).unwrap();
+        }
         let mut service = lab.start();
         lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
         lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
         Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
-        let (.., again_until, _, _) = lab.bus.block_of(&ATTACKER);
-        assert!(again_until.abs_diff(until) <= 2, "{until} became {again_until}");
+        let again = lab.bus.block_of(&ATTACKER);
+        assert!(again.2.abs_diff(scanner.2) <= 2, "{scanner:?} became {again:?}");
+        if !memory_is_lost {
+            assert_eq!(again, scanner);
+        }
         let left = remaining(&lab.victim, "tcptracker-eth0-v4", "10.77.0.1");
         assert!((3000..3600).contains(&left), "{left}");
         assert_eq!(lab.bus.block_of(&"198.51.100.0/24").2, 0);
         assert_eq!(lab.bus.list().len(), 3);
-        assert_eq!(lab.metric(r#"tcptracker_blocks_total{cause="found"}"#), 3);
+        let found = if memory_is_lost { 3 } else { 0 };
+        assert_eq!(lab.metric(r#"tcptracker_blocks_total{cause="found"}"#), found);
         service.crash();
     }
 

@@ -87,7 +87,9 @@ fn tunnels_and_extension_headers_do_not_hide_a_scan() {
         assert_eq!(lab.bus.list().len(), number, "blocked too early: {name}");
         send(4);
         service.await_line(&format!("WARN blocked {shown} for 1h"));
-        assert_eq!(lab.bus.block_of(&shown).4, "vertical scan: ports 1, 2, 3, 4", "{name}");
+        // As others did at the same time, on the whole.
+        let reason = lab.bus.block_of(&shown).4;
+        assert!(reason.starts_with("vertical scan: ports 1, 2, 3, 4"), "{name}: {reason}");
     }
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();

@@ -1,0 +1,96 @@
+//! What the bus has for the service, and the instances that are on it.
+
+use std::path::Path;
+
+use zbus::Connection;
+use zbus::fdo::DBusProxy;
+
+use super::system::first_of;
+use super::{Finding, Verdict};
+use crate::cli::client::{ClientError, Purpose, ask_each, connect, instances_on};
+use crate::config::Config;
+
+const POLICY: &str = "org.tcptracker.Tracker1.conf";
+const POLICY_DIRECTORIES: [&str; 2] = ["/etc/dbus-1/system.d", "/usr/share/dbus-1/system.d"];
+
+const ACTIONS: &str = "/usr/share/polkit-1/actions/org.tcptracker.Tracker1.policy";
+const POLKIT: &str = "org.freedesktop.PolicyKit1";
+
+pub(super) fn examine(config: &Config) -> Vec<Finding> {
+    // Without the bus the service runs on if it is told to.
+    let serious = if config.bus.enabled { Verdict::Failed } else { Verdict::Warning };
+    zbus::block_on(async {
+        let connection = match connect().await {
+            Ok(connection) => connection,
+            Err(error) => {
+                let mend = "systemctl start dbus; where there is none, bus.enabled = false";
+                return vec![Finding::bad("bus", serious, error.to_string(), mend)];
+            }
+        };
+        let mut findings =
+            vec![Finding::ok("bus", "answers"), policy(serious), polkit(&connection).await];
+        findings.extend(instances(&connection).await);
+        findings
+    })
+}
+
+fn policy(serious: Verdict) -> Finding {
+    const CHECK: &str = "bus policy";
+    if let Some(file) = first_of(&POLICY_DIRECTORIES, POLICY) {
+        return Finding::ok(CHECK, file.display().to_string());
+    }
+    let mend = format!("copy it to {}, and: systemctl reload dbus", POLICY_DIRECTORIES[0]);
+    Finding::bad(CHECK, serious, format!("{POLICY} is not installed"), mend)
+}
+
+async fn polkit(connection: &Connection) -> Finding {
+    const CHECK: &str = "polkit";
+    let can_start = async {
+        let names = DBusProxy::new(connection).await?.list_activatable_names().await?;
+        Ok::<_, zbus::Error>(names.iter().any(|name| name.as_str() == POLKIT))
+    };
+    let (there, known) = (can_start.await.unwrap_or(false), Path::new(ACTIONS).exists());
+    match (there, known) {
+        (true, true) => Finding::ok(CHECK, "there, and knows who may change"),
+        (true, false) => {
+            let mend = format!("install {ACTIONS}, to let it authorise others");
+            Finding::warning(CHECK, "does not know tcptracker: root and the group may change", mend)
+        }
+        (false, _) => Finding::ok(CHECK, "not there: root and group tcptracker may change"),
+    }
+}
+
+async fn instances(connection: &Connection) -> Vec<Finding> {
+    const CHECK: &str = "instance";
+    let instances = match instances_on(connection, None, Purpose::Look).await {
+        Ok(instances) => instances,
+        Err(ClientError::NotRunning) => {
+            let mend = "systemctl enable --now tcptracker@INTERFACE";
+            return vec![Finding::warning(CHECK, "none is running", mend)];
+        }
+        Err(error) => {
+            return vec![Finding::failed(CHECK, error.to_string(), "systemctl status dbus")];
+        }
+    };
+    let answers = ask_each(&instances, async |instance| instance.state().await).await;
+    let told = answers.told.into_iter().map(|(interface, (state, version))| {
+        let found = format!("{interface}: {state}");
+        if state == "degraded" {
+            let mend = "journalctl -t tcptracker -p warning says why, and so does /health";
+            return Finding::failed(CHECK, found, mend);
+        }
+        if version != env!("CARGO_PKG_VERSION") {
+            let found = format!("{found}, version {version}, which is not this one");
+            return Finding::warning(
+                CHECK,
+                found,
+                format!("systemctl restart tcptracker@{interface}"),
+            );
+        }
+        Finding::ok(CHECK, found)
+    });
+    let silent = answers.failures.into_iter().map(|error| {
+        Finding::failed(CHECK, error.to_string(), "systemctl restart it if it does not recover")
+    });
+    told.chain(silent).collect()
+}

@@ -1,0 +1,237 @@
+//! Where the self-test runs: namespaces of its own for network, mounts and processes.
+//!
+//! This process is the first one in its process namespace: however it ends, the kernel ends all others
+//! in it and removes the rest. Nothing of the host is touched, so nothing has to be put back.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "it starts ip, mount, dbus-daemon and this very program, and waits for what nobody tells"
+)]
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write, stdout};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::clock::Moment;
+
+/// Says to this program that it is inside.
+const INSIDE: &str = "TCPTRACKER_SELF_TEST";
+
+/// How long anything may take that takes milliseconds on a machine with time to spare.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often what nobody tells is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
+/// Private, as /run is there.
+const DIRECTORY: &str = "/run/self-test";
+
+const BUS_CONFIGURATION: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <listen>unix:path=/run/self-test/bus</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow user="*"/>
+    <allow own="*"/>
+    <allow send_destination="*" eavesdrop="true"/>
+    <allow eavesdrop="true"/>
+  </policy>
+</busconfig>
+"#;
+
+/// On the bus of the laboratory.
+pub(super) const BUS: &str = "unix:path=/run/self-test/bus";
+
+/// Whether this process is inside already.
+pub(super) fn is_inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
+/// Becomes the same program inside. Returns only if that is not possible.
+pub(super) fn enter(json: bool) -> String {
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => return format!("cannot find this program: {error}"),
+    };
+    let _ = stdout().flush();
+    let mut command = Command::new("unshare");
+    command
+        .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"])
+        .arg(program)
+        .args(["doctor", "--self-test"])
+        .args(json.then_some("--json"))
+        .env(INSIDE, "inside");
+    let error = command.exec();
+    format!("cannot run unshare ({error}); install the package util-linux")
+}
+
+/// The laboratory; dropped with this process.
+pub(super) struct Lab {
+    bus: Child,
+}
+
+impl Lab {
+    pub(super) fn make() -> Result<Self, String> {
+        // The first process of a namespace is not ended by a signal it does not ask for.
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            let always = Arc::new(AtomicBool::new(true));
+            signal_hook::flag::register_conditional_shutdown(signal, 130, always)
+                .map_err(|error| format!("cannot hear signals: {error}"))?;
+        }
+        run("mount -t tmpfs -o mode=755 tmpfs /run")?;
+        std::fs::create_dir(DIRECTORY).map_err(|error| format!("{DIRECTORY}: {error}"))?;
+        for words in [
+            "ip link set lo up",
+            "ip netns add scanner",
+            "ip link add eth0 type veth peer name eth0 netns scanner",
+            "ip addr add 192.0.2.1/24 dev eth0",
+            "ip link set eth0 up",
+            "ip -n scanner addr add 192.0.2.2/24 dev eth0",
+            "ip -n scanner link set eth0 up",
+        ] {
+            run(words)?;
+        }
+        Ok(Self { bus: start_bus()? })
+    }
+
+    /// Starts the service and waits until it is ready.
+    pub(super) fn start_service(&self) -> Result<Child, String> {
+        let place = |name: &str| Path::new(DIRECTORY).join(name);
+        let explain = |what: &str, error: std::io::Error| format!("{what}: {error}");
+        let configuration = place("tcptracker.toml");
+        std::fs::write(&configuration, "[metrics]\nlisten = \"off\"\n")
+            .map_err(|error| explain("cannot write the configuration", error))?;
+        let socket = UnixDatagram::bind(place("notify"))
+            .and_then(|socket| socket.set_read_timeout(Some(LOOK_AGAIN)).map(|()| socket))
+            .map_err(|error| explain("cannot hear the service", error))?;
+        let log =
+            File::create(place("log")).map_err(|error| explain("cannot make a log", error))?;
+        let program = std::env::current_exe().map_err(|error| explain("this program", error))?;
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let mut service = Command::new(program)
+            .args(["run", "-i", "eth0", "--config"])
+            .arg(configuration)
+            .env_clear()
+            .env("PATH", path)
+            .env("STATE_DIRECTORY", place("state/eth0"))
+            .env("NOTIFY_SOCKET", place("notify"))
+            .env("DBUS_SYSTEM_BUS_ADDRESS", BUS)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .map_err(|error| explain("cannot start the service", error))?;
+        let mut ended = false;
+        let ready = wait_for(|| {
+            let mut buffer = [0; 1024];
+            let length = socket.recv(&mut buffer).unwrap_or(0);
+            ended = service.try_wait().is_ok_and(|status| status.is_some());
+            ended || String::from_utf8_lossy(&buffer[..length]).contains("READY=1")
+        });
+        if ready.is_none() || ended {
+            return Err(format!("the service did not start: {}", self.last_words()));
+        }
+        Ok(service)
+    }
+
+    /// The last line the service has logged.
+    pub(super) fn last_words(&self) -> String {
+        let _ = &self.bus;
+        let log = std::fs::read_to_string(PathBuf::from(DIRECTORY).join("log")).unwrap_or_default();
+        log.lines().last().unwrap_or("it said nothing").to_owned()
+    }
+}
+
+/// Ends the service in order, and waits for it.
+pub(super) fn stop(mut service: Child) -> Result<(), String> {
+    let pid = Pid::from_child(&service);
+    kill_process(pid, Signal::TERM).map_err(|error| format!("cannot stop the service: {error}"))?;
+    let mut status = None;
+    wait_for(|| {
+        status = service.try_wait().ok().flatten();
+        status.is_some()
+    })
+    .ok_or("the service does not stop")?;
+    match status {
+        Some(status) if status.success() => Ok(()),
+        _ => Err("the service stopped with an error".to_owned()),
+    }
+}
+
+/// From the scanner's side: whether a connection attempt is answered, by yes or no.
+pub(super) fn is_answered(to: SocketAddr, within: Duration) -> Result<bool, String> {
+    let attempt = || {
+        let namespace = File::open("/run/netns/scanner")?;
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+        TcpStream::connect_timeout(&to, within)
+    };
+    let outcome = std::thread::scope(|scope| scope.spawn(attempt).join());
+    match outcome {
+        Ok(Ok(_)) => Ok(true),
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Ok(true),
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::TimedOut => Ok(false),
+        Ok(Err(error)) => Err(format!("cannot connect to {to}: {error}")),
+        Err(_) => Err(format!("cannot connect to {to}")),
+    }
+}
+
+/// Looks again and again whether something is so; how long that took, or nothing.
+pub(super) fn wait_for(mut is_so: impl FnMut() -> bool) -> Option<Duration> {
+    let begun = Moment::now();
+    loop {
+        if is_so() {
+            return Some(Moment::now().since(begun));
+        }
+        if Moment::now().is_past(begun, PATIENCE) {
+            return None;
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+fn start_bus() -> Result<Child, String> {
+    let missing = |error| format!("cannot run dbus-daemon ({error}); install the package dbus");
+    let file = Path::new(DIRECTORY).join("bus.conf");
+    std::fs::write(&file, BUS_CONFIGURATION).map_err(|error| format!("the bus: {error}"))?;
+    let mut bus = Command::new("dbus-daemon")
+        .args(["--nofork", "--print-address=1", "--config-file"])
+        .arg(file)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(missing)?;
+    // It prints its address when it listens.
+    let mut address = String::new();
+    let said = bus.stdout.take().map(|out| BufReader::new(out).read_line(&mut address));
+    match said {
+        Some(Ok(length)) if length > 0 => Ok(bus),
+        _ => Err("dbus-daemon does not start".to_owned()),
+    }
+}
+
+fn run(words: &str) -> Result<(), String> {
+    let mut parts = words.split(' ');
+    let program = parts.next().unwrap_or_default();
+    let output = Command::new(program).args(parts).stdin(Stdio::null()).output();
+    match output {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            Err(format!("`{words}` failed: {}", said.trim()))
+        }
+        Err(error) => Err(format!("cannot run {program} ({error}); install the package iproute2")),
+    }
+}

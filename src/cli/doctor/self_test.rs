@@ -1,0 +1,218 @@
+//! `tcptracker doctor --self-test`: the service started, scanned and stopped where it can do no harm.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use zbus::connection::Builder;
+
+use super::lab::{self, Lab, is_answered, wait_for};
+use super::{Finding, Verdict, line};
+use crate::cli::CliError;
+use crate::cli::client::{Instance, Purpose, connect_to, instances_on};
+use crate::cli::output::{Style, on_terminal, print, print_json, styled};
+use crate::clock::Moment;
+use crate::firewall::{Family, Program};
+
+const SERVICE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const SCANNER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+
+/// Somebody listens there.
+const OPEN: u16 = 7000;
+
+/// Nobody listens on those; with the first one they are four.
+const CLOSED: [u16; 3] = [7001, 7002, 7003];
+
+/// Answers come within microseconds, and a first SYN is repeated after a second.
+const SILENCE: Duration = Duration::from_millis(1300);
+
+/// The block that is left to end by itself.
+const SHORT_BLOCK: u64 = 2;
+
+/// A step's name, and what came of it or why it failed.
+type Outcome = Result<String, String>;
+
+pub(super) fn run(json: bool) -> Result<(), CliError> {
+    if !lab::is_inside() {
+        if !rustix::process::geteuid().is_root() {
+            let sentence = "the self-test makes namespaces; run it as root: \
+                            sudo tcptracker doctor --self-test";
+            return Err(CliError::SelfTest(sentence.to_owned()));
+        }
+        return Err(CliError::SelfTest(lab::enter(json)));
+    }
+    let mut report = Report { json, findings: Vec::new() };
+    let outcome = zbus::block_on(story(&mut report));
+    if json {
+        print_json(&report.findings)?;
+    }
+    match outcome {
+        Ok(()) if json || !on_terminal() => Ok(()),
+        Ok(()) => {
+            print(&format!("\n{}\n", styled(Style::Green, "The service works on this machine.")))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Tells each step as soon as it is done.
+struct Report {
+    json: bool,
+    findings: Vec<Finding>,
+}
+
+impl Report {
+    fn step(&mut self, check: &'static str, outcome: Outcome) -> Result<(), CliError> {
+        let finding = match outcome {
+            Ok(found) => Finding::ok(check, found),
+            Err(found) => {
+                let mend = "`tcptracker doctor` shows what may be missing";
+                Finding::failed(check, found, mend)
+            }
+        };
+        if !self.json {
+            print(&line(&finding))?;
+        }
+        let failed = finding.result == Verdict::Failed;
+        self.findings.push(finding);
+        if failed { Err(CliError::Shown) } else { Ok(()) }
+    }
+}
+
+async fn story(report: &mut Report) -> Result<(), CliError> {
+    let begun = Moment::now();
+    let lab = match Lab::make() {
+        Ok(lab) => lab,
+        Err(error) => return report.step("namespaces", Err(error)),
+    };
+    report.step("namespaces", Ok(format!("a service and a scanner, after {}", since(begun))))?;
+    let begun = Moment::now();
+    let service = match lab.start_service() {
+        Ok(service) => service,
+        Err(error) => return report.step("start", Err(error)),
+    };
+    report.step("start", Ok(format!("ready after {}", since(begun))))?;
+    let Ok(_listener) = TcpListener::bind((SERVICE, OPEN)) else {
+        return report.step("connect", Err(format!("cannot listen on {SERVICE}")));
+    };
+    let instance = match instance().await {
+        Ok(instance) => instance,
+        Err(error) => return report.step("bus", Err(error)),
+    };
+    report.step("connect", connect())?;
+    report.step("detection", detection(&instance).await)?;
+    report.step("drop", drops(&instance).await)?;
+    report.step("release", release(&instance).await)?;
+    report.step("expiry", expiry(&instance).await)?;
+    let begun = Moment::now();
+    let stopped = lab::stop(service).and_then(|()| nothing_left());
+    report.step(
+        "stop",
+        stopped
+            .map(|()| format!("stopped after {}; no rule and no chain is left", since(begun)))
+            .map_err(|error| format!("{error}; {}", lab.last_words())),
+    )
+}
+
+async fn instance() -> Result<Instance, String> {
+    let explain = |error: crate::cli::client::ClientError| error.to_string();
+    let builder = Builder::address(lab::BUS);
+    let connection = connect_to(builder).await.map_err(explain)?;
+    let mut instances = instances_on(&connection, None, Purpose::Look).await.map_err(explain)?;
+    instances.pop().ok_or_else(|| "the service is not on the bus".to_owned())
+}
+
+fn to(port: u16) -> SocketAddr {
+    SocketAddr::from((SERVICE, port))
+}
+
+fn connect() -> Outcome {
+    if is_answered(to(OPEN), lab::PATIENCE)? {
+        Ok(format!("{SCANNER} gets an answer from port {OPEN}"))
+    } else {
+        Err(format!("{SCANNER} gets no answer from port {OPEN} before it has done anything"))
+    }
+}
+
+async fn detection(instance: &Instance) -> Outcome {
+    let [before @ .., last] = CLOSED;
+    for port in before {
+        is_answered(to(port), lab::PATIENCE)?;
+    }
+    let begun = Moment::now();
+    is_answered(to(last), SILENCE)?;
+    await_blocked(instance, true).await?;
+    Ok(format!("{SCANNER} is blocked {} after its fourth port", since(begun)))
+}
+
+/// Asks again and again, until it is so.
+async fn await_blocked(instance: &Instance, wanted: bool) -> Result<(), String> {
+    let begun = Moment::now();
+    while !Moment::now().is_past(begun, lab::PATIENCE) {
+        let blocks = instance.list().await.map_err(|error| error.to_string())?;
+        let is_blocked = blocks.iter().any(|(address, ..)| *address == SCANNER.to_string());
+        if is_blocked == wanted {
+            return Ok(());
+        }
+    }
+    let not = if wanted { "not blocked" } else { "still blocked" };
+    Err(format!("{SCANNER} is {not} after {}", since(begun)))
+}
+
+async fn drops(instance: &Instance) -> Outcome {
+    if is_answered(to(OPEN), SILENCE)? {
+        return Err(format!("{SCANNER} is blocked, and gets an answer all the same"));
+    }
+    let begun = Moment::now();
+    let mut dropped = 0;
+    while dropped == 0 && !Moment::now().is_past(begun, lab::PATIENCE) {
+        let counters = instance.stats().await.map_err(|error| error.to_string())?;
+        dropped = counters.get("dropped_packets").copied().unwrap_or(0);
+    }
+    match dropped {
+        0 => Err("the kernel has counted no dropped packet".to_owned()),
+        1 => Ok("no answer any more; the kernel has dropped 1 packet".to_owned()),
+        count => Ok(format!("no answer any more; the kernel has dropped {count} packets")),
+    }
+}
+
+async fn release(instance: &Instance) -> Outcome {
+    let begun = Moment::now();
+    let unblocked = instance.unblock(IpNet::from(std::net::IpAddr::V4(SCANNER))).await;
+    if !unblocked.map_err(|error| error.to_string())? {
+        return Err(format!("{SCANNER} was not blocked any more"));
+    }
+    let taken = since(begun);
+    if is_answered(to(OPEN), lab::PATIENCE)? {
+        Ok(format!("unblocked after {taken}, and gets an answer again"))
+    } else {
+        Err(format!("{SCANNER} is unblocked, and gets no answer"))
+    }
+}
+
+async fn expiry(instance: &Instance) -> Outcome {
+    let network = IpNet::from(std::net::IpAddr::V4(SCANNER));
+    let begun = Moment::now();
+    let blocked = instance.block(network, SHORT_BLOCK, "self-test").await;
+    blocked.map_err(|error| error.to_string())?;
+    let let_in = wait_for(|| is_answered(to(OPEN), Duration::from_millis(100)).unwrap_or(false));
+    let_in.ok_or_else(|| format!("a block of {SHORT_BLOCK} s has not ended"))?;
+    let taken = since(begun);
+    await_blocked(instance, false).await?;
+    Ok(format!("a block of {SHORT_BLOCK} s has ended by itself after {taken}"))
+}
+
+fn nothing_left() -> Result<(), String> {
+    let rules =
+        Program::find(Family::V4).and_then(Program::save).map_err(|error| error.to_string())?;
+    if rules.contains("tcptracker") { Err("rules were left".to_owned()) } else { Ok(()) }
+}
+
+fn since(begun: Moment) -> String {
+    let span = Moment::now().since(begun);
+    match span.as_millis() {
+        0..10 => format!("{:.1} ms", span.as_secs_f64() * 1e3),
+        10..1000 => format!("{} ms", span.as_millis()),
+        _ => format!("{:.1} s", span.as_secs_f64()),
+    }
+}

@@ -1,0 +1,134 @@
+//! Tables: aligned and as wide as the terminal for people, tabs between the columns for programs.
+
+use super::CliError;
+use super::output::{Style, on_terminal, print, styled, width, wrapped};
+
+/// Between two columns.
+const GAP: usize = 2;
+
+/// The last column gets this much, however narrow the terminal is.
+const NARROWEST: usize = 16;
+
+/// Rows under a heading. On a terminal the columns are aligned, and the last one is broken into lines
+/// where it does not fit; elsewhere they are separated by a tab each, without the heading.
+pub(super) struct Table {
+    heading: Vec<String>,
+    rows: Vec<Vec<String>>,
+    numbers: bool,
+}
+
+impl Table {
+    pub(super) fn new<T: Into<String>>(heading: impl IntoIterator<Item = T>) -> Self {
+        let heading = heading.into_iter().map(Into::into).collect();
+        Self { heading, rows: Vec::new(), numbers: false }
+    }
+
+    /// All columns but the first hold numbers.
+    pub(super) fn of_numbers(mut self) -> Self {
+        self.numbers = true;
+        self
+    }
+
+    pub(super) fn row(&mut self, row: Vec<String>) {
+        self.rows.push(row);
+    }
+
+    pub(super) fn print(&self) -> Result<(), CliError> {
+        print(&if on_terminal() { self.aligned(width()) } else { self.plain() })
+    }
+
+    /// How wide it is if nothing is broken.
+    pub(super) fn natural_width(&self) -> usize {
+        let widths = self.widths();
+        widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1)
+    }
+
+    fn widths(&self) -> Vec<usize> {
+        let width = |column: usize| {
+            let cells = std::iter::once(&self.heading).chain(&self.rows);
+            cells.filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
+        };
+        (0..self.heading.len()).map(|column| width(column).unwrap_or(0)).collect()
+    }
+
+    fn aligned(&self, width: usize) -> String {
+        let mut widths = self.widths();
+        if let Some((last, others)) = widths.split_last_mut() {
+            let before: usize = others.iter().map(|width| width + GAP).sum();
+            *last = (*last).min(width.saturating_sub(before).max(NARROWEST));
+        }
+        let mut text = styled(Style::Bold, &self.line(&self.heading, &widths)) + "\n";
+        for row in &self.rows {
+            let Some((last, others)) = row.split_last() else { continue };
+            let room = widths.last().copied().unwrap_or(NARROWEST);
+            for (at, part) in wrapped(last, room).into_iter().enumerate() {
+                let mut cells: Vec<String> = match at {
+                    0 => others.to_vec(),
+                    _ => vec![String::new(); others.len()],
+                };
+                cells.push(part);
+                text.push_str(&self.line(&cells, &widths));
+                text.push('\n');
+            }
+        }
+        text
+    }
+
+    fn line(&self, cells: &[String], widths: &[usize]) -> String {
+        let padded: Vec<String> = cells
+            .iter()
+            .zip(widths)
+            .enumerate()
+            .map(|(column, (cell, width))| {
+                if self.numbers && column > 0 {
+                    format!("{cell:>width$}")
+                } else {
+                    format!("{cell:<width$}")
+                }
+            })
+            .collect();
+        padded.join(&" ".repeat(GAP)).trim_end().to_owned()
+    }
+
+    fn plain(&self) -> String {
+        self.rows.iter().map(|row| row.join("\t") + "\n").collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> Table {
+        let mut table = Table::new(["ADDRESS", "REASON"]);
+        table.row(vec!["192.0.2.1".to_owned(), "by hand, because of the mail log".to_owned()]);
+        table.row(vec!["10.0.0.0/8".to_owned(), String::new()]);
+        table
+    }
+
+    #[test]
+    fn columns_are_aligned_for_people_and_separated_for_programs() {
+        assert_eq!(
+            table().aligned(80),
+            "ADDRESS     REASON\n192.0.2.1   by hand, because of the mail log\n10.0.0.0/8\n"
+        );
+        assert_eq!(table().plain(), "192.0.2.1\tby hand, because of the mail log\n10.0.0.0/8\t\n");
+        assert_eq!(table().natural_width(), 44);
+    }
+
+    #[test]
+    fn what_does_not_fit_goes_on_below() {
+        assert_eq!(
+            table().aligned(30),
+            "ADDRESS     REASON\n192.0.2.1   by hand, because\n            of the mail log\n10.0.0.0/8\n"
+        );
+    }
+
+    #[test]
+    fn numbers_stand_below_each_other() {
+        let mut table = Table::new(["COUNTER", "eth0"]).of_numbers();
+        table.row(vec!["blocks".to_owned(), "12345".to_owned()]);
+        table.row(vec!["scans".to_owned(), "7".to_owned()]);
+        assert_eq!(table.aligned(80), "COUNTER   eth0\nblocks   12345\nscans        7\n");
+    }
+}

@@ -1,0 +1,87 @@
+//! What `Why` answers, as a program reads it.
+
+use std::collections::HashMap;
+
+use ipnet::IpNet;
+use serde::Serialize;
+use zbus::OwnedVariant;
+
+use crate::interface::InterfaceName;
+use crate::network::show_network;
+
+/// The evidence one instance has. The keys stay as they are; times are Unix seconds.
+#[derive(Serialize)]
+pub(super) struct Evidence {
+    pub(super) interface: String,
+    /// As blocked: it may be the network that holds what was asked for.
+    pub(super) address: String,
+    pub(super) blocked: bool,
+    pub(super) since: Option<u64>,
+    /// Null: until unblocked, or not blocked.
+    pub(super) until: Option<u64>,
+    pub(super) offences: u32,
+    pub(super) reason: Option<String>,
+    pub(super) kind: Option<String>,
+    pub(super) rule: Option<String>,
+    pub(super) threshold: Option<u32>,
+    pub(super) window: Option<u64>,
+    pub(super) probes: Vec<Probe>,
+    /// Packets the kernel has dropped from it since.
+    pub(super) dropped: Option<u64>,
+    /// Why it is never blocked.
+    pub(super) exempt: Option<String>,
+    pub(super) grace_until: Option<u64>,
+    pub(super) decoy: bool,
+}
+
+/// A probe that counted.
+#[derive(Serialize)]
+pub(super) struct Probe {
+    pub(super) port: u16,
+    pub(super) time: f64,
+    pub(super) outcome: Option<String>,
+}
+
+impl Evidence {
+    pub(super) fn from_bus(
+        interface: &InterfaceName,
+        asked: IpNet,
+        told: HashMap<String, OwnedVariant>,
+    ) -> Self {
+        let mut told = Told(told);
+        let ports: Vec<u16> = told.take("ports").unwrap_or_default();
+        let times: Vec<f64> = told.take("times").unwrap_or_default();
+        let outcomes: Vec<String> = told.take("outcomes").unwrap_or_default();
+        let probes = ports.into_iter().zip(times).enumerate().map(|(at, (port, time))| {
+            let outcome = outcomes.get(at).filter(|outcome| *outcome != "unknown").cloned();
+            Probe { port, time, outcome }
+        });
+        Self {
+            interface: interface.to_string(),
+            probes: probes.collect(),
+            address: told.take("address").unwrap_or_else(|| show_network(&asked)),
+            blocked: told.take("blocked").unwrap_or_default(),
+            since: told.take("since"),
+            until: told.take("until").filter(|until| *until > 0),
+            offences: told.take("offences").unwrap_or_default(),
+            reason: told.take("reason"),
+            kind: told.take("kind"),
+            rule: told.take("rule"),
+            threshold: told.take("threshold"),
+            window: told.take("window"),
+            dropped: told.take("dropped"),
+            exempt: told.take("exempt"),
+            grace_until: told.take("grace_until"),
+            decoy: told.take("decoy").unwrap_or_default(),
+        }
+    }
+}
+
+struct Told(HashMap<String, OwnedVariant>);
+
+impl Told {
+    /// Nothing where it is not there, or is something else than agreed.
+    fn take<T: TryFrom<OwnedVariant>>(&mut self, key: &str) -> Option<T> {
+        self.0.remove(key).and_then(|value| T::try_from(value).ok())
+    }
+}

@@ -1,0 +1,135 @@
+//! Another configuration while running: read as a whole or not at all, then put in force part by part.
+//!
+//! Owns the order: what can fail comes first, so that a reload that fails has changed nothing.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+
+use super::Service;
+use super::threads::{start_memory, start_metrics};
+use crate::config::{Config, Effective};
+use crate::detector::Control;
+use crate::events::Event;
+use crate::firewall::{self, FirewallError, NewBlocking, Order};
+use crate::reload::ReloadError;
+use crate::{memory, service_manager};
+
+impl Service {
+    /// Reads all sources again and goes on with what they say. Tells what has come of it.
+    pub(super) fn reload(&mut self, uid: Option<u32>) -> Result<(), ReloadError> {
+        service_manager::reloading();
+        let result = self.load_and_apply(uid);
+        if let Err(error) = &result {
+            let why = error.to_string().replace('\n', "; ");
+            let why = format!("{why}; the running configuration stays in force");
+            self.reporter.tell(match uid {
+                Some(uid) => {
+                    Event::Refused { request: "reload the configuration".into(), why, uid }
+                }
+                None => Event::Warning(format!("SIGHUP did not reload the configuration: {why}")),
+            });
+        }
+        service_manager::ready(&self.status());
+        result
+    }
+
+    fn load_and_apply(&mut self, uid: Option<u32>) -> Result<(), ReloadError> {
+        let effective = Effective::load(&self.sources)?;
+        let (new, old) = (effective.config.clone(), self.effective.config.clone());
+        let mut notes = Vec::new();
+
+        if (&new.block, &new.exempt, &new.firewall) != (&old.block, &old.exempt, &old.firewall) {
+            self.apply_to_firewall(&new, &old, &mut notes)
+                .map_err(|error| ReloadError::Firewall(error.to_string()))?;
+            self.board.set_observing(!new.block.enabled);
+        }
+        if (&new.detection, &new.log) != (&old.detection, &old.log) && !self.apply_to_detector(&new)
+        {
+            notes.push("what was remembered of sources begins anew".to_owned());
+        }
+        if new.metrics != old.metrics {
+            self.apply_to_metrics(&new, &old);
+        }
+        if new.bus != old.bus {
+            notes.push("bus.enabled holds from the next start on".to_owned());
+        }
+        let changes = effective.changes_since(&self.effective);
+        self.effective = effective;
+        self.reporter.tell(Event::Reloaded { changes, notes, uid });
+        Ok(())
+    }
+
+    fn apply_to_firewall(
+        &mut self,
+        new: &Config,
+        old: &Config,
+        notes: &mut Vec<String>,
+    ) -> Result<(), FirewallError> {
+        let holds_otherwise = !old.block.enabled
+            || new.firewall != old.firewall
+            || new.block.established != old.block.established;
+        let (mut backend, mut place) = (None, None);
+        if new.block.enabled && holds_otherwise {
+            let (chosen, note) = firewall::connect(&self.interface, new)?;
+            backend = Some(chosen);
+            notes.extend(note);
+        }
+        let name = match &backend {
+            Some(backend) => backend.name(),
+            None if new.block.enabled => self.backend_name.get(),
+            None => "none",
+        };
+        if new.block.enabled && !self.remembers {
+            let file = memory::file_of(&self.interface, std::env::var_os("STATE_DIRECTORY"));
+            place = start_memory(&mut self.crew, file).ok();
+            self.remembers = place.is_some();
+        }
+        let (reply, answer) = sync_channel(1);
+        let (block, exempt) = (new.block.clone(), new.exempt.clone());
+        let new = Box::new(NewBlocking { block, exempt, backend, place });
+        self.firewall.order(Order::Reconfigure { new, reply });
+        // Without an answer the thread has ended, and so will the service.
+        self.await_answer(&answer).unwrap_or(Ok(()))?;
+        self.backend_name.set(name);
+        Ok(())
+    }
+
+    /// False if what was remembered had to be given up.
+    fn apply_to_detector(&mut self, new: &Config) -> bool {
+        let (reply, answer) = sync_channel(1);
+        let (detection, log) = (new.detection.clone(), new.log.clone());
+        let _ = self.detector.send(Control::Reconfigure(detection, log, reply));
+        self.await_answer(&answer).unwrap_or(true)
+    }
+
+    fn apply_to_metrics(&mut self, new: &Config, old: &Config) {
+        self.stop_metrics();
+        let (reporter, board) = (&self.reporter, &self.board);
+        let started = start_metrics(&mut self.crew, new.metrics.listen, reporter, board);
+        // Where the new address cannot be had, the old one is better than none.
+        self.stop_metrics = match started {
+            Ok(None) if new.metrics.listen != crate::config::Listen::Off => {
+                start_metrics(&mut self.crew, old.metrics.listen, reporter, board).ok().flatten()
+            }
+            started => started.ok().flatten(),
+        };
+    }
+
+    fn stop_metrics(&mut self) {
+        if let Some(stop) = self.stop_metrics.take() {
+            stop.raise();
+            self.crew.join("metrics");
+            self.dismissed.push("metrics");
+        }
+    }
+
+    /// Waits for a thread's answer; none if the thread has ended. The service is alive meanwhile.
+    fn await_answer<T>(&mut self, answer: &Receiver<T>) -> Option<T> {
+        loop {
+            match answer.recv_timeout(Self::round()) {
+                Ok(answer) => return Some(answer),
+                Err(RecvTimeoutError::Timeout) => self.look_for_signs_of_life(),
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+    }
+}

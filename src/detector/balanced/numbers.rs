@@ -1,0 +1,100 @@
+//! Every number of the balanced rules, once, with its reason.
+
+use std::time::Duration;
+
+/// A rule's threshold, "more than so many", and the span it holds for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limit {
+    pub(super) more_than: usize,
+    pub(super) within: Duration,
+}
+
+const fn limit(more_than: usize, seconds: u64) -> Limit {
+    Limit { more_than, within: Duration::from_secs(seconds) }
+}
+
+/// How long a host may take to answer. Networks answer within a third of a second, and a client tries
+/// again after one (RFC 6298, 2.1): who has not answered until then does not.
+pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
+
+/// The same where this host itself would answer, and nothing listens on the port: its own kernel
+/// answers within microseconds, also for a service that has begun to listen just now, or for a container
+/// the port is redirected to.
+pub(super) const ANSWERS_ITSELF_WITHIN: Duration = Duration::from_millis(5);
+
+/// After so long an answered connection of which nothing bad was seen is taken to be an honest one. A
+/// host repeats its answer after a second if the client says no more (RFC 6298, 2.1).
+pub(super) const SETTLED_AFTER: Duration = Duration::from_secs(3);
+
+/// An answer that comes again this long after the first was not heard; copies of one packet, as on a
+/// bridge, come within milliseconds.
+pub(super) const REPEATED_AFTER: Duration = Duration::from_millis(900);
+
+/// Connections followed at a time: at 20,000 new ones a second, all that are not settled. 56 bytes each.
+pub(super) const FOLLOWED: usize = 1 << 16;
+
+/// Failed ports remembered of a source on a host: as many as the longest rule asks for.
+pub(super) const PORTS_KEPT: usize = 8;
+
+/// A fourth failed port within a minute: nobody mistypes that often, and an honest program's two or three
+/// dead ports (a stopped service, an old bookmark) are tried again, which counts once. The classic
+/// threshold, so that a fast scan is recognised at the same probe.
+pub(super) const A_MINUTE: Limit = limit(3, 60);
+
+/// A fifth within an hour: `nmap -T1` (a port in 15 s, 30 s if nothing answers) and `-T0` (5 minutes).
+pub(super) const AN_HOUR: Limit = limit(4, 3600);
+
+/// An eighth within a day: slower than any tool by default.
+pub(super) const A_DAY: Limit = limit(7, 86_400);
+
+/// A connect scan of a host with many open ports: it drops each connection at once, and some fail. An
+/// honest client has something to say on the ports it connects to; a load balancer that looks whether
+/// seven of them are open has no failures beside.
+pub(super) const SOUNDED: Limit = limit(7, 60);
+/// Of the ports of [`SOUNDED`], at least so many must have failed.
+pub(super) const SOUNDED_FAILED: usize = 2;
+
+/// Segments of no connection (ACK, FIN and ACK) that a host refuses. After a restart it refuses those of
+/// the connections it has forgotten: as many ports as one client uses services. A mail client uses
+/// six.
+pub(super) const STRAY: Limit = limit(7, 60);
+/// Above are the ports of a host's own connections, whose other end sends to as many of them as there
+/// are connections.
+pub(super) const STRAY_PORTS_BELOW: u16 = 1024;
+
+/// Failed hosts on one port. A mail server or a file-sharing program finds a dozen dead in that time.
+pub(super) const SWEEP: Limit = limit(29, 300);
+
+/// A failure is forgiven for so many connections of the same source that came about: twice as many as
+/// the three in a hundred of a large network's users who err.
+pub(super) const CONNECTIONS_FOR_A_FAILURE: u32 = 16;
+/// So many at the most in a minute: a scanner that makes connections to be forgiven, or hides among
+/// others behind one address, gets no further.
+pub(super) const FORGIVEN_A_MINUTE: u32 = 24;
+/// So many at the most in an hour: it has to be patient in vain.
+pub(super) const FORGIVEN_AN_HOUR: u32 = 256;
+
+/// A port that has answered anybody within this time is no secret: that it does not answer now is the
+/// service's fault, and after its restart all its clients try it in vain.
+pub(super) const KNOWN_OPEN_FOR: Duration = Duration::from_secs(3600);
+/// Open ports remembered: 16 bytes each.
+pub(super) const OPEN_PORTS: usize = 1 << 13;
+
+/// So many ports of one host by one source, whatever came of it: no program needs them, but a host that
+/// answers on all its ports (a tarpit, a front end with SYN cookies) hides what fails.
+pub(super) const MANY_PORTS: Limit = limit(100, 60);
+
+/// Failed ports of one host, each source below the other thresholds.
+pub(super) const MANY_SOURCES: Limit = limit(40, 600);
+/// By so many sources at least.
+pub(super) const MANY_SOURCES_AT_LEAST: u32 = 10;
+
+/// Probes in a row that nobody was seen to answer make a capture one-sided ...
+pub(super) const UNANSWERED_IN_A_ROW: u32 = 128;
+/// ... if so many sources sent them: a single scanner of a silent network makes none.
+pub(super) const UNANSWERED_SOURCES: u32 = 16;
+/// Connections that went on though they seemed unanswered, of so many sources in an hour, show the same
+/// of a part of the traffic (an asymmetric route). One source alone could feign them.
+pub(super) const UNSEEN_SOURCES: u32 = 8;
+/// How long that holds without being shown again.
+pub(super) const UNSEEN_FOR: Duration = Duration::from_secs(3600);

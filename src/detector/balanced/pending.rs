@@ -1,0 +1,253 @@
+//! Connections that have begun: what became of them is not known yet, or may still change.
+//!
+//! Pure. A ring in the order in which they began, so that who is due is always at a known place, and an
+//! index by addresses and ports. When it is full the oldest goes, and is counted if nobody knows yet what
+//! became of it.
+
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "hashes are cut to the bits that are needed, places fit by construction"
+)]
+
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use super::numbers::{ANSWERS_ITSELF_WITHIN, ANSWERS_WITHIN, SETTLED_AFTER};
+use crate::clock::Moment;
+use crate::probe::{Port, Probe};
+
+/// A connection by its ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Flow {
+    pub(super) client: IpAddr,
+    pub(super) server: IpAddr,
+    pub(super) client_port: Port,
+    pub(super) port: Port,
+}
+
+impl Flow {
+    /// The flow of which the sender of this segment is the client.
+    pub(super) fn from_client(segment: &Probe) -> Self {
+        Self {
+            client: segment.source,
+            server: segment.destination,
+            client_port: segment.source_port,
+            port: segment.port,
+        }
+    }
+
+    /// The flow of which the sender of this segment is the server.
+    pub(super) fn from_server(segment: &Probe) -> Self {
+        Self {
+            client: segment.destination,
+            server: segment.source,
+            client_port: segment.port,
+            port: segment.source_port,
+        }
+    }
+}
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Nothing was heard.
+    Begun,
+    /// Nothing was heard in time: it has been counted as failed.
+    GivenUp,
+    /// The server has answered.
+    Answered,
+    /// There is no more to learn.
+    Over,
+}
+
+/// A connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Begun {
+    pub(super) flow: Flow,
+    pub(super) moment: Moment,
+    /// When it was answered, in milliseconds after its begin.
+    pub(super) answered_after: u16,
+    pub(super) stage: Stage,
+    /// The lowest byte of the client's sequence number.
+    pub(super) sequence: u8,
+    /// Nothing listens on the port, as far as is known.
+    pub(super) closed: bool,
+    /// The client has asked again.
+    pub(super) repeated: bool,
+    next: u32,
+}
+
+/// Something is due.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Due {
+    /// Nothing was heard in time.
+    Unanswered(Begun),
+    /// It was answered, and nothing bad was seen since.
+    Settled(Begun),
+}
+
+/// The connections.
+pub(super) struct Pending {
+    ring: Vec<Begun>,
+    heads: Vec<u32>,
+    /// Numbers of the oldest; of the next; and of the next to be looked at for each time.
+    first: u64,
+    end: u64,
+    itself: u64,
+    others: u64,
+    hasher: RandomState,
+    evicted: u64,
+}
+
+impl Pending {
+    /// Room for so many: a power of two.
+    pub(super) fn new(capacity: usize) -> Self {
+        let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let none = Begun {
+            flow: Flow { client: nobody, server: nobody, client_port: Port(0), port: Port(0) },
+            moment: Moment::default(),
+            answered_after: 0,
+            stage: Stage::Over,
+            sequence: 0,
+            closed: false,
+            repeated: false,
+            next: 0,
+        };
+        let capacity = capacity.next_power_of_two();
+        Self {
+            ring: vec![none; capacity],
+            heads: vec![0; capacity * 2],
+            first: 0,
+            end: 0,
+            itself: 0,
+            others: 0,
+            hasher: RandomState::new(),
+            evicted: 0,
+        }
+    }
+
+    /// Connections that had to go before it was known what became of them.
+    pub(super) fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// A connection begins, or its client asks again.
+    pub(super) fn begin(&mut self, probe: &Probe, now: Moment, closed: bool) {
+        let flow = Flow::from_client(probe);
+        if let Some(known) = self.find(&flow)
+            && (known.stage != Stage::Over || known.sequence == probe.sequence)
+        {
+            known.repeated = true;
+            return;
+        }
+        if self.end - self.first == self.ring.len() as u64 {
+            let oldest = self.slot(self.first);
+            self.evicted += u64::from(self.ring[oldest].stage == Stage::Begun);
+            self.drop_first();
+        }
+        let (slot, home) = (self.slot(self.end), self.home(&flow));
+        self.ring[slot] = Begun {
+            flow,
+            moment: now,
+            answered_after: 0,
+            stage: Stage::Begun,
+            sequence: probe.sequence,
+            closed,
+            repeated: false,
+            next: self.heads[home],
+        };
+        self.heads[home] = slot as u32 + 1;
+        self.end += 1;
+    }
+
+    /// The latest connection between these ends.
+    pub(super) fn find(&mut self, flow: &Flow) -> Option<&mut Begun> {
+        let mut at = self.heads[self.home(flow)];
+        while let Some(slot) = at.checked_sub(1) {
+            if self.ring[slot as usize].flow == *flow {
+                return Some(&mut self.ring[slot as usize]);
+            }
+            at = self.ring[slot as usize].next;
+        }
+        None
+    }
+
+    /// What is due by now, one after the other.
+    pub(super) fn due(&mut self, now: Moment) -> Option<Due> {
+        while self.reached(self.itself, now, ANSWERS_ITSELF_WITHIN) {
+            let slot = self.slot(self.itself);
+            self.itself += 1;
+            let begun = &mut self.ring[slot];
+            if begun.closed && begun.stage == Stage::Begun {
+                begun.stage = Stage::GivenUp;
+                return Some(Due::Unanswered(*begun));
+            }
+        }
+        while self.reached(self.others, now, ANSWERS_WITHIN) {
+            let slot = self.slot(self.others);
+            self.others += 1;
+            let begun = &mut self.ring[slot];
+            if begun.stage == Stage::Begun {
+                begun.stage = Stage::GivenUp;
+                return Some(Due::Unanswered(*begun));
+            }
+        }
+        while self.reached(self.first, now, SETTLED_AFTER) {
+            let begun = self.ring[self.slot(self.first)];
+            self.drop_first();
+            if begun.stage == Stage::Answered {
+                return Some(Due::Settled(begun));
+            }
+        }
+        None
+    }
+
+    /// Whether anything waits for its time.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.first < self.end
+    }
+
+    /// Forgets all that have begun and not been heard of: what was lost may have been their answers.
+    pub(super) fn give_nobody_up(&mut self) {
+        for number in self.first..self.end {
+            let slot = self.slot(number);
+            if self.ring[slot].stage == Stage::Begun {
+                self.ring[slot].stage = Stage::Over;
+            }
+        }
+    }
+
+    fn reached(&self, number: u64, now: Moment, after: Duration) -> bool {
+        number < self.end && now.is_past(self.ring[self.slot(number)].moment, after)
+    }
+
+    fn drop_first(&mut self) {
+        let slot = self.slot(self.first);
+        let (home, next) = (self.home(&self.ring[slot].flow), self.ring[slot].next);
+        let wanted = slot as u32 + 1;
+        if self.heads[home] == wanted {
+            self.heads[home] = next;
+        } else {
+            let mut at = self.heads[home];
+            while let Some(before) = at.checked_sub(1) {
+                at = self.ring[before as usize].next;
+                if at == wanted {
+                    self.ring[before as usize].next = next;
+                    break;
+                }
+            }
+        }
+        self.first += 1;
+        self.itself = self.itself.max(self.first);
+        self.others = self.others.max(self.first);
+    }
+
+    fn slot(&self, number: u64) -> usize {
+        number as usize & (self.ring.len() - 1)
+    }
+
+    fn home(&self, flow: &Flow) -> usize {
+        self.hasher.hash_one(flow) as usize & (self.heads.len() - 1)
+    }
+}

@@ -1,0 +1,228 @@
+//! Which ports of a host a source has tried in vain, and whether they are too many.
+//!
+//! Pure. The most recent distinct ports and their times are all there is to remember, as in the classic
+//! rule: more than N within a span holds precisely when the N+1 most recent ones lie within it.
+
+use std::time::Duration;
+
+use super::numbers::{
+    A_DAY, A_MINUTE, AN_HOUR, CONNECTIONS_FOR_A_FAILURE, FORGIVEN_A_MINUTE, FORGIVEN_AN_HOUR,
+    Limit, PORTS_KEPT, SOUNDED, SOUNDED_FAILED,
+};
+use crate::clock::Moment;
+use crate::detector::{Attempt, Rule};
+use crate::probe::{Outcome, Port};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A rule that was broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Broken {
+    pub(super) rule: Rule,
+    pub(super) threshold: usize,
+    pub(super) span: Duration,
+}
+
+impl Broken {
+    pub(super) fn new(rule: Rule, limit: Limit) -> Self {
+        Self { rule, threshold: limit.more_than, span: limit.within }
+    }
+}
+
+/// Distinct ports, in the order in which they were last tried.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RecentPorts {
+    recent: [Attempt; PORTS_KEPT],
+    kept: u8,
+}
+
+impl RecentPorts {
+    pub(super) const fn new() -> Self {
+        let none = Attempt::at(Port(0), Moment::from_nanos(0));
+        Self { recent: [none; PORTS_KEPT], kept: 0 }
+    }
+
+    pub(super) fn attempts(&self) -> &[Attempt] {
+        &self.recent[..usize::from(self.kept)]
+    }
+
+    /// Adds a port, or moves it to the end; true if it was not there.
+    pub(super) fn add(&mut self, attempt: Attempt) -> bool {
+        let known = self.attempts().iter().position(|known| known.port == attempt.port);
+        if let Some(at) = known {
+            // A port that has failed once is no open one.
+            let failed = self.recent[at].outcome != Outcome::Answered;
+            if attempt.outcome == Outcome::Answered && failed {
+                return false;
+            }
+            self.remove_at(at);
+        } else if usize::from(self.kept) == PORTS_KEPT {
+            // Whoever connects to open ports in between does not push out what failed.
+            let open = self.recent.iter().position(|a| a.outcome == Outcome::Answered);
+            if open.is_none() && attempt.outcome == Outcome::Answered {
+                return false;
+            }
+            self.remove_at(open.unwrap_or(0));
+        }
+        // What stayed unanswered is known later than what was refused.
+        let mut at = usize::from(self.kept);
+        while at > 0 && self.recent[at - 1].moment > attempt.moment {
+            self.recent[at] = self.recent[at - 1];
+            at -= 1;
+        }
+        self.recent[at] = attempt;
+        self.kept += 1;
+        known.is_none()
+    }
+
+    /// Takes a port out: it was answered after all.
+    pub(super) fn take_back(&mut self, port: Port) -> bool {
+        let known = self.attempts().iter().position(|known| known.port == port);
+        known.map(|at| self.remove_at(at)).is_some()
+    }
+
+    fn remove_at(&mut self, at: usize) {
+        self.recent.copy_within(at + 1..usize::from(self.kept), at);
+        self.kept -= 1;
+    }
+
+    /// How many lie within a span before now: of all, and of those that failed.
+    pub(super) fn within(&self, span: Duration, now: Moment) -> (usize, usize) {
+        let lie_within = self.attempts().iter().filter(|a| !now.is_past(a.moment, span));
+        lie_within.fold((0, 0), |(all, failed), attempt| {
+            (all + 1, failed + usize::from(attempt.outcome != Outcome::Answered))
+        })
+    }
+
+    /// The rule that is broken, if one is: the one of the shortest span.
+    pub(super) fn broken(&self, now: Moment) -> Option<Broken> {
+        let failed = |limit: Limit| self.within(limit.within, now).1 > limit.more_than;
+        for limit in [A_MINUTE, AN_HOUR, A_DAY] {
+            if failed(limit) {
+                return Some(Broken::new(Rule::FailedPorts, limit));
+            }
+        }
+        let (all, failed) = self.within(SOUNDED.within, now);
+        (all > SOUNDED.more_than && failed >= SOUNDED_FAILED)
+            .then(|| Broken::new(Rule::SoundedPorts, SOUNDED))
+    }
+
+    /// The evidence for a broken rule.
+    pub(super) fn evidence(&self, broken: &Broken, now: Moment) -> Vec<Attempt> {
+        let only_failed = broken.rule == Rule::FailedPorts;
+        let lie_within = self.attempts().iter().filter(|a| !now.is_past(a.moment, broken.span));
+        lie_within.filter(|a| !only_failed || a.outcome != Outcome::Answered).copied().collect()
+    }
+}
+
+/// What connections that came about are good for: one failure in so many is forgiven.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Credit {
+    minute: Moment,
+    connections: u32,
+    forgiven: u32,
+    hour: Moment,
+    forgiven_in_hour: u32,
+}
+
+impl Credit {
+    /// A connection came about.
+    pub(super) fn earn(&mut self, now: Moment) {
+        self.turn(now);
+        self.connections = self.connections.saturating_add(1);
+    }
+
+    /// Whether a failure is forgiven.
+    pub(super) fn forgives(&mut self, now: Moment) -> bool {
+        self.turn(now);
+        let allowed = (self.connections / CONNECTIONS_FOR_A_FAILURE).min(FORGIVEN_A_MINUTE);
+        if self.forgiven >= allowed || self.forgiven_in_hour >= FORGIVEN_AN_HOUR {
+            return false;
+        }
+        self.forgiven += 1;
+        self.forgiven_in_hour += 1;
+        true
+    }
+
+    fn turn(&mut self, now: Moment) {
+        if now.is_past(self.minute, MINUTE) {
+            (self.minute, self.connections, self.forgiven) = (now, 0, 0);
+        }
+        if now.is_past(self.hour, HOUR) {
+            (self.hour, self.forgiven_in_hour) = (now, 0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(seconds: u64) -> Moment {
+        Moment::from_nanos(seconds * 1_000_000_000)
+    }
+
+    fn refused(port: u16, seconds: u64) -> Attempt {
+        Attempt { outcome: Outcome::Refused, ..Attempt::at(Port(port), at(seconds)) }
+    }
+
+    /// The rules as one would write them down, remembering everything.
+    fn naive(history: &[(u16, u64)], now: u64) -> bool {
+        [(3, 60), (4, 3600), (7, 86_400)].into_iter().any(|(more_than, span)| {
+            let recent = history.iter().filter(|(_, t)| now - t < span);
+            let mut ports: Vec<u16> = recent.map(|(port, _)| *port).collect();
+            ports.sort_unstable();
+            ports.dedup();
+            ports.len() > more_than
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn equals_the_naive_model(
+            steps in proptest::collection::vec(
+                (0..14u16, prop_oneof![0..3u64, 15..61u64, 600..4000u64, 20_000..50_000u64]),
+                1..60,
+            ),
+        ) {
+            let (mut ports, mut history, mut now) = (RecentPorts::new(), Vec::new(), 100_000);
+            for (port, pause) in steps {
+                now += pause;
+                history.push((port, now));
+                ports.add(refused(port, now));
+                prop_assert_eq!(ports.broken(at(now)).is_some(), naive(&history, now));
+            }
+        }
+    }
+
+    #[test]
+    fn open_ports_in_between_hide_nothing() {
+        let mut ports = RecentPorts::new();
+        for number in 0..4 {
+            for open in 0..20 {
+                let answered = Outcome::Answered;
+                ports.add(Attempt {
+                    outcome: answered,
+                    ..refused(1000 + open, 100 * u64::from(number))
+                });
+            }
+            ports.add(refused(number, 100 * u64::from(number) + 1));
+        }
+        assert_eq!(ports.broken(at(302)).map(|broken| broken.rule), None);
+        ports.add(refused(9, 400));
+        assert_eq!(ports.broken(at(400)).map(|broken| broken.span), Some(HOUR));
+    }
+
+    #[test]
+    fn credit_is_bounded() {
+        let mut credit = Credit::default();
+        for _ in 0..100_000 {
+            credit.earn(at(1000));
+        }
+        let forgiven = (0..1000).filter(|_| credit.forgives(at(1001))).count();
+        assert_eq!(forgiven, FORGIVEN_A_MINUTE as usize);
+        assert!(!credit.forgives(at(1100)), "what was not used is gone");
+    }
+}

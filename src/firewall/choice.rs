@@ -1,0 +1,43 @@
+//! Which backend holds the blocks: what is configured, or the best this kernel has.
+
+use super::{AddressRules, Backend, FirewallError, IpsetError, KernelSets, Observer};
+use crate::config::{self, Config};
+use crate::interface::InterfaceName;
+
+/// What holds the blocks, and what an operator should know of the choice. Changes nothing yet.
+pub fn connect(
+    interface: &InterfaceName,
+    config: &Config,
+) -> Result<(Box<dyn Backend + Send>, Option<String>), FirewallError> {
+    let chosen = choose(interface, config);
+    if config.block.enabled {
+        return chosen;
+    }
+    // Without the privilege to look there is nothing that could have been left either.
+    let left_over = chosen.ok().map(|(backend, _)| backend);
+    Ok((Box::new(Observer::new(left_over)), None))
+}
+
+fn choose(
+    interface: &InterfaceName,
+    config: &Config,
+) -> Result<(Box<dyn Backend + Send>, Option<String>), FirewallError> {
+    let (firewall, established) = (&config.firewall, config.block.established);
+    let sets = match firewall.backend {
+        config::Backend::Iptables => None,
+        config::Backend::Auto | config::Backend::Ipset => {
+            Some(KernelSets::connect(interface, firewall, established))
+        }
+    };
+    let note = match sets {
+        None => None,
+        Some(Err(FirewallError::Set(error @ IpsetError::Unsupported)))
+            if firewall.backend == config::Backend::Auto =>
+        {
+            let most = super::address_rules::CAPACITY;
+            Some(format!("{error}: going on with a rule per address, {most} at most"))
+        }
+        Some(sets) => return Ok((Box::new(sets?), None)),
+    };
+    Ok((Box::new(AddressRules::find(interface, firewall, established)?), note))
+}

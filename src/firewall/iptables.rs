@@ -1,0 +1,130 @@
+//! The programs of iptables: found, run, and what they say understood.
+//!
+//! Owns starting them, the only processes the service starts: iptables itself, by the crate of that name,
+//! to know what there is; `iptables-save` to see table `filter`; `iptables-restore`, which the crate does
+//! not know, to change it, all changes at once or none. Knows no chain or rule.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use super::Family;
+
+/// The table all of it is about.
+const TABLE: &str = "filter";
+
+/// Seconds to wait for another program that is changing rules (iptables-legacy has a lock).
+const PATIENCE: &str = "5";
+
+/// Why the rules are not as they should be.
+#[derive(Debug, thiserror::Error)]
+pub enum RulesError {
+    /// The program is not installed.
+    #[error("{0} is not installed; install the package iptables")]
+    NotInstalled(&'static str),
+    /// The process lacks the privilege.
+    #[error(
+        "changing firewall rules needs the capability CAP_NET_ADMIN; run it as root or as the service"
+    )]
+    NotPermitted,
+    /// The program said no.
+    #[error("`{command}` failed: {said}")]
+    Failed {
+        /// As one would type it.
+        command: String,
+        /// What it printed.
+        said: String,
+    },
+}
+
+/// iptables of one family.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    /// The family.
+    pub family: Family,
+    /// Its rules are kept by nf_tables, which numbers every change; not by the older ip_tables.
+    pub is_nft: bool,
+}
+
+impl Program {
+    /// Finds it; changes nothing.
+    pub fn find(family: Family) -> Result<Self, RulesError> {
+        let found = ::iptables::new(family == Family::V6)
+            .and_then(|iptables| iptables.execute(TABLE, "--version"));
+        let name = name_of(family);
+        match found {
+            Ok(version) => {
+                let is_nft = String::from_utf8_lossy(&version.stdout).contains("nf_tables");
+                Ok(Self { family, is_nft })
+            }
+            Err(error) => Err(match error.downcast_ref::<std::io::Error>() {
+                Some(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    RulesError::NotInstalled(name)
+                }
+                _ => RulesError::Failed {
+                    command: format!("{name} --version"),
+                    said: error.to_string(),
+                },
+            }),
+        }
+    }
+
+    /// The table, as `iptables-save` prints it with counters.
+    pub fn save(self) -> Result<String, RulesError> {
+        self.run("-save", &["-c", "-t", TABLE], None)
+    }
+
+    /// Carries out these commands of `iptables-restore`, all or none, and leaves the rest as it is.
+    pub fn restore(self, commands: &[String]) -> Result<(), RulesError> {
+        let script = format!("*{TABLE}\n{}\nCOMMIT\n", commands.join("\n"));
+        self.run("-restore", &["-w", PATIENCE, "--noflush"], Some(&script)).map(drop)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this file starts the processes of the firewall")]
+    fn run(
+        self,
+        suffix: &str,
+        arguments: &[&str],
+        input: Option<&str>,
+    ) -> Result<String, RulesError> {
+        let name = name_of(self.family);
+        let failed = |said: &str| RulesError::Failed {
+            command: format!("{name}{suffix} {}", arguments.join(" ")),
+            said: said.trim().to_owned(),
+        };
+        let outcome = start(Command::new(format!("{name}{suffix}")).args(arguments), input);
+        let output = match outcome {
+            Ok(output) => output,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(RulesError::NotInstalled(name));
+            }
+            Err(error) => return Err(failed(&error.to_string())),
+        };
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        if said.contains("Permission denied") || said.contains("Operation not permitted") {
+            return Err(RulesError::NotPermitted);
+        }
+        Err(failed(&said))
+    }
+}
+
+fn name_of(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "iptables",
+        Family::V6 => "ip6tables",
+    }
+}
+
+fn start(command: &mut Command, input: Option<&str>) -> std::io::Result<Output> {
+    // It is none of the service manager's business what becomes of a child.
+    command.env_remove("NOTIFY_SOCKET");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn()?;
+    if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
+        // Who ends before having read everything has said why.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    child.wait_with_output()
+}

@@ -1,0 +1,137 @@
+//! Keeps the database in step with the ledger.
+//!
+//! Owns what becomes of a database that cannot be written: blocks go on in the kernel, the state says
+//! what is wrong, and every few seconds everything is tried anew.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::ledger::Ledger;
+use crate::clock::{Moment, WallClock};
+use crate::events::{Event, Reporter};
+use crate::memory::{Found, Memory, MemoryError, Place, Remembered};
+use crate::state::{Part, StateBoard};
+
+/// How long a database that failed is left alone.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// What the database remembers at the start.
+#[derive(Default)]
+pub(super) struct Recalled {
+    pub(super) remembered: Remembered,
+    /// It was written until the last instance's end: what is not in it was not so.
+    pub(super) is_current: bool,
+    /// Everything has to be written anew.
+    pub(super) is_outdated: bool,
+}
+
+/// Who keeps the ledger's records.
+pub(super) struct Keeper {
+    /// None where nothing is to be kept.
+    place: Option<Place>,
+    /// None while it cannot be written.
+    memory: Option<Memory>,
+    /// Nothing is to be kept for now: nobody is blocked.
+    rests: bool,
+    /// When it last could not.
+    failed: Moment,
+    reporter: Reporter,
+    board: Arc<StateBoard>,
+}
+
+impl Keeper {
+    pub(super) fn new(place: Option<Place>, reporter: Reporter, board: Arc<StateBoard>) -> Self {
+        Self { place, memory: None, rests: false, failed: Moment::default(), reporter, board }
+    }
+
+    /// Leaves the database as it is until it is recalled: whoever only observes has nothing to remember.
+    /// It stays open: were it closed, its log would be gone, and the flusher would miss it.
+    pub(super) fn rest(&mut self) {
+        self.rests = true;
+        self.board.clear(Part::Memory);
+    }
+
+    /// Where it is to be, where there was no place before.
+    pub(super) fn settle_at(&mut self, place: Place) {
+        self.place.get_or_insert(place);
+    }
+
+    /// Opens the database and reads what is in it.
+    pub(super) fn recall(&mut self, clock: &WallClock) -> Recalled {
+        self.rests = false;
+        let Some(place) = &self.place else { return Recalled::default() };
+        let Found { remembered, memory, is_current, is_outdated, set_aside } = place.recall(clock);
+        if let Some(sentence) = set_aside {
+            let instead = "starting with what the kernel still holds";
+            self.reporter.tell(Event::Warning(format!("{sentence}; {instead}")));
+        }
+        match memory {
+            Ok(memory) => self.memory = Some(memory),
+            Err(error) => self.give_up(&error, clock.now()),
+        }
+        Recalled { remembered, is_current, is_outdated }
+    }
+
+    /// Keeps what has changed in the ledger. When this returns, it survives the process, or the state
+    /// says that it does not.
+    pub(super) fn keep(&mut self, ledger: &mut Ledger, now: Moment) {
+        if let Some(memory) = self.memory.as_mut().filter(|_| !self.rests) {
+            let mut changes = ledger.changes().peekable();
+            if changes.peek().is_some()
+                && let Err(error) = memory.write(changes)
+            {
+                self.give_up(&error, now);
+            }
+        }
+        // What could not be kept will be with everything else.
+        ledger.settle();
+    }
+
+    /// Keeps all there is in the ledger, and nothing else.
+    pub(super) fn keep_all(&mut self, ledger: &mut Ledger, clock: &WallClock) {
+        if let Some((memory, place)) = self.memory.as_mut().zip(self.place.as_ref()) {
+            match memory.write_anew(clock, ledger.records()) {
+                Ok(()) => place.note_behind(false),
+                Err(error) => self.give_up(&error, clock.now()),
+            }
+        }
+        ledger.settle();
+    }
+
+    /// Hears what the flusher has to say, and tries again what has failed.
+    pub(super) fn look_round(&mut self, ledger: &mut Ledger, clock: &WallClock) {
+        let Some(place) = self.place.as_ref().filter(|_| !self.rests) else { return };
+        if self.memory.is_some() {
+            if let Some(error) = place.failure() {
+                self.give_up(&error, clock.now());
+            }
+        } else if clock.now().since(self.failed) >= RETRY {
+            let mut set_aside = None;
+            let opened = place.open_anew(&mut set_aside);
+            if let Some(sentence) = set_aside {
+                self.reporter
+                    .tell(Event::Warning(format!("{sentence}; a new one takes its place")));
+            }
+            match opened {
+                Ok(memory) => {
+                    self.memory = Some(memory);
+                    self.keep_all(ledger, clock);
+                }
+                Err(error) => self.give_up(&error, clock.now()),
+            }
+            if self.memory.is_some() {
+                self.board.clear(Part::Memory);
+            }
+        }
+    }
+
+    fn give_up(&mut self, error: &MemoryError, now: Moment) {
+        self.memory = None;
+        self.failed = now;
+        let Some(place) = &self.place else { return };
+        place.note_behind(true);
+        let file = place.file.display();
+        let reason = format!("a restart would forget what is new: {file}: {error}");
+        self.board.raise(Part::Memory, reason);
+    }
+}

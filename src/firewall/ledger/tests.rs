@@ -1,0 +1,176 @@
+//! The ledger, and against a naive one whatever happens.
+
+use super::*;
+use proptest::prelude::*;
+
+const LONGEST: Duration = Duration::from_secs(1000);
+
+fn at(seconds: u64) -> Moment {
+    Moment::from_nanos(seconds * 1_000_000_000)
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "as the ledger takes it")]
+fn seconds(seconds: u64) -> Option<Duration> {
+    Some(Duration::from_secs(seconds))
+}
+
+fn block(since: u64, duration: Option<Duration>) -> Block {
+    let until = duration.map(|duration| at(since) + duration);
+    Block { since: at(since), until, offences: 0, reason: String::new(), evidence: None }
+}
+
+#[test]
+fn blocks_are_due_when_they_end() {
+    let mut ledger = Ledger::new(LONGEST);
+    ledger.enter(net("192.0.2.1/32"), at(0), block(0, seconds(60)));
+    ledger.enter(net("192.0.2.2/32"), at(0), block(0, seconds(30)));
+    assert_eq!(ledger.next_due(), Some(at(30)));
+    assert_eq!(ledger.take_due(at(29)), None);
+    assert_eq!(ledger.take_due(at(30)), Some((net("192.0.2.2/32"), Due::Expired)));
+    assert_eq!(ledger.take_due(at(30)), None);
+}
+
+#[test]
+fn what_the_kernel_cannot_hold_is_prolonged() {
+    let mut ledger = Ledger::new(LONGEST);
+    ledger.enter(net("192.0.2.1/32"), at(0), block(0, None));
+    ledger.enter(net("192.0.2.2/32"), at(0), block(0, seconds(700)));
+    assert_eq!(ledger.kernel_time(None), LONGEST);
+    assert_eq!(ledger.kernel_time(seconds(700)), LONGEST / 2);
+    let (endless, long) = (net("192.0.2.1/32"), net("192.0.2.2/32"));
+    assert_eq!(ledger.take_due(at(249)), None);
+    assert_eq!(ledger.take_due(at(250)), Some((long, Due::Prolong(Duration::from_secs(450)))));
+    assert_eq!(ledger.take_due(at(500)), Some((endless, Due::Prolong(LONGEST))));
+    assert_eq!(ledger.take_due(at(699)), None);
+    assert_eq!(ledger.take_due(at(700)), Some((long, Due::Expired)));
+}
+
+#[test]
+fn what_could_not_be_done_is_due_again() {
+    let mut ledger = Ledger::new(LONGEST);
+    let network = net("192.0.2.1/32");
+    ledger.enter(network, at(0), block(0, seconds(60)));
+    assert_eq!(ledger.take_due(at(60)), Some((network, Due::Expired)));
+    ledger.put_off(network, at(61));
+    assert_eq!(ledger.take_due(at(60)), None);
+    assert_eq!(ledger.take_due(at(61)), Some((network, Due::Expired)));
+}
+
+#[test]
+fn a_replaced_block_is_due_once() {
+    let mut ledger = Ledger::new(LONGEST);
+    ledger.enter(net("192.0.2.1/32"), at(0), block(0, seconds(10)));
+    ledger.enter(net("192.0.2.1/32"), at(5), block(5, seconds(60)));
+    assert_eq!(ledger.take_due(at(60)), None);
+    assert_eq!(ledger.take_due(at(65)), Some((net("192.0.2.1/32"), Due::Expired)));
+    assert_eq!(ledger.blocks().len(), 1);
+}
+
+#[test]
+fn unblocking_means_the_block_itself_those_around_it_and_those_in_it() {
+    let mut ledger = Ledger::new(LONGEST);
+    for text in ["10.0.0.0/8", "10.1.0.0/16", "2001:db8::/64", "192.0.2.1/32", "192.0.2.2/32"] {
+        ledger.enter(net(text), at(0), block(0, None));
+    }
+    assert_eq!(ledger.meant_by(&net("10.1.0.0/16")), [net("10.1.0.0/16"), net("10.0.0.0/8")]);
+    assert_eq!(ledger.meant_by(&net("10.0.0.0/8")), [net("10.0.0.0/8"), net("10.1.0.0/16")]);
+    assert_eq!(ledger.meant_by(&net("10.1.2.3/32")), [net("10.1.0.0/16"), net("10.0.0.0/8")]);
+    assert_eq!(ledger.meant_by(&net("2001:db8::5/128")), [net("2001:db8::/64")]);
+    assert_eq!(ledger.meant_by(&net("192.0.2.0/24")).len(), 2);
+    assert_eq!(ledger.meant_by(&net("198.51.100.1/32")), []);
+    assert!(ledger.covers(&net("10.9.9.9/32")));
+    assert!(!ledger.covers(&net("192.0.2.0/24")));
+}
+
+#[test]
+fn offences_count_until_they_are_forgotten() {
+    let mut ledger = Ledger::new(LONGEST);
+    let source = net("192.0.2.1/32");
+    let month = Duration::from_secs(100);
+    assert_eq!(ledger.next_offence(&source, at(0), month), 1);
+    ledger.remember_offence(source, at(0), 1);
+    assert_eq!(ledger.next_offence(&source, at(99), month), 2);
+    assert_eq!(ledger.next_offence(&source, at(100), month), 1);
+}
+
+#[test]
+fn grace_covers_what_lies_in_it_until_it_ends() {
+    let mut ledger = Ledger::new(LONGEST);
+    ledger.grant_grace(net("192.0.2.0/24"), at(10));
+    assert_eq!(ledger.grace(&net("192.0.2.1/32"), at(4)), seconds(6));
+    assert_eq!(ledger.grace(&net("192.0.2.1/32"), at(10)), None);
+    ledger.end_grace(&net("192.0.2.1/32"));
+    assert_eq!(ledger.grace(&net("192.0.2.1/32"), at(4)), None);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Enter(u8, Option<u64>),
+    Remove(u8),
+    Pass(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (0..6u8, proptest::option::of(1..3000u64)).prop_map(|(n, d)| Step::Enter(n, d)),
+        (0..6u8).prop_map(Step::Remove),
+        (1..900u64).prop_map(Step::Pass),
+    ]
+}
+
+proptest! {
+    /// Against a map of end times: the same blocks at every step, and the kernel, which forgets
+    /// after what it was told, never lets go early.
+    #[test]
+    fn equals_a_map_of_end_times(steps in proptest::collection::vec(step(), 1..60)) {
+        let mut ledger = Ledger::new(LONGEST);
+        let mut model: BTreeMap<IpNet, Option<u64>> = BTreeMap::new();
+        let mut kernel: BTreeMap<IpNet, u64> = BTreeMap::new();
+        let mut now = 0;
+        let network = |n: u8| IpNet::from(std::net::IpAddr::from([192, 0, 2, n]));
+        for step in steps {
+            match step {
+                Step::Enter(n, duration) => {
+                    let duration = duration.map(Duration::from_secs);
+                    kernel.insert(network(n), now + ledger.kernel_time(duration).as_secs());
+                    ledger.enter(network(n), at(now), block(now, duration));
+                    model.insert(network(n), duration.map(|d| now + d.as_secs()));
+                }
+                Step::Remove(n) => {
+                    prop_assert_eq!(
+                        ledger.remove(&network(n)).is_some(),
+                        model.remove(&network(n)).is_some()
+                    );
+                }
+                Step::Pass(time) => {
+                    // The actor wakes whenever something is due.
+                    let end = now + time;
+                    while let Some(due) = ledger.next_due().filter(|due| *due <= at(end)) {
+                        now = now.max(due.as_nanos() / 1_000_000_000);
+                        while let Some((network, due)) = ledger.take_due(at(now)) {
+                            match due {
+                                Due::Expired => { ledger.remove(&network); }
+                                Due::Prolong(more) => {
+                                    prop_assert!(kernel[&network] >= now, "let go early");
+                                    kernel.insert(network, now + more.as_secs());
+                                }
+                            }
+                        }
+                    }
+                    now = end;
+                    model.retain(|_, until| until.is_none_or(|until| until > now));
+                }
+            }
+            let blocked: Vec<IpNet> = ledger.blocks().map(|(network, _)| *network).collect();
+            prop_assert_eq!(&blocked, &model.keys().copied().collect::<Vec<_>>());
+            prop_assert_eq!(ledger.count(Family::V4) as usize, blocked.len());
+            for network in blocked {
+                prop_assert!(kernel[&network] > now, "let go early");
+            }
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Another configuration while running: nobody blocked is let in by it for a moment, unless it says so.
+//!
+//! Owns how one backend takes the place of another: the new one puts up all that is blocked before it
+//! replaces the rule of the old one, in one step of the kernel's.
+
+use super::actor::Actor;
+use super::healing::Wanted;
+use super::ledger::Ledger;
+use super::{Backend, Family, FirewallError, Observer};
+use crate::clock::WallClock;
+use crate::config::{BlockConfig, ExemptConfig};
+use crate::events::Event;
+use crate::memory::Place;
+
+/// What the firewall's thread goes on with.
+pub struct NewBlocking {
+    /// Whether and how long.
+    pub block: BlockConfig,
+    /// Who never.
+    pub exempt: ExemptConfig,
+    /// What is to hold the blocks, where that is to be another or to hold them otherwise.
+    pub backend: Option<Box<dyn Backend + Send>>,
+    /// Where to keep what is remembered, where nothing was before.
+    pub place: Option<Place>,
+}
+
+impl Actor {
+    /// Goes on with another configuration, or, if the kernel refuses, with the present one.
+    pub(super) fn reconfigure(
+        &mut self,
+        new: NewBlocking,
+        clock: &WallClock,
+    ) -> Result<(), FirewallError> {
+        let NewBlocking { block, exempt, backend, place } = new;
+        if let Some(place) = place {
+            self.keeper.settle_at(place);
+        }
+        let before = std::mem::replace(&mut self.config, block);
+        let changed = match (before.enabled, self.config.enabled, backend) {
+            (true, false, _) => self.begin_to_observe(),
+            (false, true, Some(backend)) => {
+                // Whom it may no longer block is known before anybody is blocked again.
+                self.exemptions.configure(exempt.clone());
+                self.begin_to_block(backend, clock)
+            }
+            (true, true, Some(backend)) => self.replace_backend(backend, clock),
+            _ => Ok(()),
+        };
+        if let Err(error) = changed {
+            self.config = before;
+            self.kernel_failed(&error);
+            return Err(error);
+        }
+        self.guard.set_limit(self.config.max_per_minute.0);
+        self.exemptions.configure(exempt);
+        self.release_exempt(clock);
+        self.release_peers(clock);
+        self.count();
+        Ok(())
+    }
+
+    /// Puts another backend in the present one's place, with all that is blocked.
+    fn replace_backend(
+        &mut self,
+        mut new: Box<dyn Backend + Send>,
+        clock: &WallClock,
+    ) -> Result<(), FirewallError> {
+        let blocked = Family::ALL.map(|family| self.ledger.count(family));
+        let (room, most) = (new.capacity(), blocked[0].max(blocked[1]));
+        if most > room {
+            return Err(FirewallError::TooManyFor { backend: new.name(), blocked: most, room });
+        }
+        let former_longest = self.backend.longest();
+        self.ledger.set_longest(new.longest(), clock.now());
+        let wanted = Wanted::of(&self.ledger, clock.now());
+        // Its last count; that something is wrong with it does not matter any more.
+        let _ = self.backend.check(&wanted);
+        if let Err(error) = new.mend(&wanted) {
+            self.ledger.set_longest(former_longest, clock.now());
+            // What it may have changed already.
+            let wanted = Wanted::of(&self.ledger, clock.now());
+            let _ = self.backend.mend(&wanted);
+            return Err(error);
+        }
+        // From here on it counts.
+        let _ = new.check(&wanted);
+        self.healer.take_over_count(&*self.backend);
+        self.backend = new;
+        Ok(())
+    }
+
+    /// Takes everything down. Who is blocked stays in the database, as when the service is stopped, and is
+    /// blocked again should the service block again.
+    fn begin_to_observe(&mut self) -> Result<(), FirewallError> {
+        if let Err(error) = self.backend.remove() {
+            self.unfinished = true;
+            return Err(error);
+        }
+        self.healer.take_over_count(&*self.backend);
+        self.backend = Box::new(Observer::new(None));
+        self.keeper.rest();
+        let count = self.ledger.blocks().len();
+        self.ledger = Ledger::new(self.backend.longest());
+        self.reporter.tell(Event::Warning(format!(
+            "observing: the {count} blocked are let in until block.enabled is true again, or their time is up"
+        )));
+        Ok(())
+    }
+
+    fn begin_to_block(
+        &mut self,
+        backend: Box<dyn Backend + Send>,
+        clock: &WallClock,
+    ) -> Result<(), FirewallError> {
+        let observer = std::mem::replace(&mut self.backend, backend);
+        self.ledger = Ledger::new(self.backend.longest());
+        self.install(clock).inspect_err(|_| {
+            self.backend = observer;
+            self.keeper.rest();
+            self.ledger = Ledger::new(self.backend.longest());
+        })
+    }
+}

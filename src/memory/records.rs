@@ -1,0 +1,97 @@
+//! What is remembered of a network: the ledger holds it, the database keeps it.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Moment;
+use crate::detector::{Attempt, Rule, Scan, ScanKind};
+
+/// A block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Since when.
+    pub since: Moment,
+    /// Until when; none: until unblocked.
+    pub until: Option<Moment>,
+    /// Which offence this is; zero if none.
+    pub offences: u32,
+    /// Why, in words.
+    pub reason: String,
+    /// The scan it is for; none for a block by hand. At most one attempt more than the threshold.
+    pub evidence: Option<Box<Evidence>>,
+}
+
+/// What makes a source a scanner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// What kind of scan.
+    pub kind: ScanKind,
+    /// The address the last probe came from.
+    pub address: IpAddr,
+    /// The host the last probe was for.
+    pub destination: IpAddr,
+    /// The ports that make it one, in the order they were tried, and when.
+    pub attempts: Vec<Attempt>,
+    /// The source's probes since it was first remembered.
+    pub probes: u64,
+    /// The rule it broke.
+    #[serde(default)]
+    pub rule: Rule,
+    /// The threshold it exceeded ...
+    pub threshold: usize,
+    /// ... within this span.
+    pub span: Duration,
+    /// Others tried the same ports at the same time: this one may be a decoy, its address forged.
+    #[serde(default)]
+    pub decoy: bool,
+}
+
+impl From<&Scan> for Evidence {
+    fn from(scan: &Scan) -> Self {
+        Self {
+            kind: scan.kind,
+            address: scan.address,
+            destination: scan.destination,
+            attempts: scan.attempts.clone(),
+            probes: scan.probes,
+            rule: scan.rule,
+            threshold: scan.threshold,
+            span: scan.span,
+            decoy: scan.may_be_decoy(),
+        }
+    }
+}
+
+/// How often a network has been blocked for a scan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offences {
+    /// How often.
+    pub count: u32,
+    /// The last time.
+    pub latest: Moment,
+}
+
+/// One thing to be kept; none: no longer.
+#[derive(Clone, Copy, Debug)]
+pub enum Record<'a> {
+    /// Who is blocked.
+    Block(IpNet, Option<&'a Block>),
+    /// Who has offended before.
+    Offences(IpNet, Option<Offences>),
+    /// Who is left alone until when, having been unblocked by hand.
+    Grace(IpNet, Option<Moment>),
+}
+
+/// Everything that was kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remembered {
+    /// Who is blocked.
+    pub blocks: Vec<(IpNet, Block)>,
+    /// Who has offended before, the longest ago first.
+    pub offences: Vec<(IpNet, Offences)>,
+    /// Who is left alone until when, the first to end first.
+    pub graces: Vec<(IpNet, Moment)>,
+}

@@ -1,0 +1,101 @@
+//! The configuration's keys, as a man page, as a commented file and as a table.
+
+use std::collections::BTreeMap;
+
+use tcptracker::config::Effective;
+use tcptracker::config::reference::{KEYS, Key, SECTIONS};
+
+use crate::roff::{bold, broken, italic, marked, plain, title};
+
+pub(crate) const README_HEADING: &str = "| key | default | meaning |\n";
+
+/// Comments are wrapped here.
+const WIDTH: usize = 80;
+
+fn defaults() -> BTreeMap<String, String> {
+    let effective = Effective::default();
+    effective.settings().map(|(key, value, _)| (key.to_owned(), value.to_string())).collect()
+}
+
+fn keys_of(section: &str) -> impl Iterator<Item = (&'static Key, &'static str)> {
+    let of_section = move |key: &'static Key| {
+        let (found, name) = key.name.split_once('.')?;
+        (found == section).then_some((key, name))
+    };
+    KEYS.iter().filter_map(of_section)
+}
+
+pub(crate) fn readme_table() -> String {
+    let defaults = defaults();
+    let rows = KEYS
+        .iter()
+        .map(|key| format!("| `{}` | `{}` | {} |\n", key.name, defaults[key.name], key.meaning));
+    format!("{README_HEADING}|---|---|---|\n{}", rows.collect::<String>())
+}
+
+pub(crate) fn default_file() -> String {
+    let defaults = defaults();
+    let mut text = comment(
+        "Configuration of tcptracker, for all interfaces: /etc/tcptracker/tcptracker.toml. What \
+         /etc/tcptracker/eth0.toml says holds for eth0, and goes before what is said here. Each key \
+         stands here with its default; to change one, remove the # in front of it. \
+         `tcptracker config` shows what is in force and where it comes from; \
+         `systemctl reload tcptracker@eth0` puts a change into force. tcptracker.toml(5) says more.",
+    );
+    for (section, about) in SECTIONS {
+        text.push_str(&format!("\n# {about}\n[{section}]\n"));
+        for (key, name) in keys_of(section) {
+            text.push_str(&format!("\n{}", comment(&sentence(key))));
+            text.push_str(&format!("#{name} = {}\n", defaults[key.name]));
+        }
+    }
+    text
+}
+
+/// The meaning, and what the key takes, without marks.
+fn sentence(key: &Key) -> String {
+    format!("{} Takes {}.", stopped(&capital(key.meaning)).replace('`', ""), key.expected)
+}
+
+fn stopped(text: &str) -> String {
+    // Dots at the end say that the sentence goes on.
+    if text.ends_with('.') { text.to_owned() } else { format!("{text}.") }
+}
+
+fn capital(text: &str) -> String {
+    let mut rest = text.chars();
+    rest.next().map(|first| first.to_uppercase().chain(rest).collect()).unwrap_or_default()
+}
+
+fn comment(text: &str) -> String {
+    let mut lines = vec![String::from("#")];
+    for word in text.split_whitespace() {
+        if lines.last().is_some_and(|line| line.len() + 1 + word.len() > WIDTH) {
+            lines.push(String::from("#"));
+        }
+        let line = lines.last_mut().unwrap();
+        line.push(' ');
+        line.push_str(word);
+    }
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+pub(crate) fn page() -> String {
+    let defaults = defaults();
+    let mut page = title("TCPTRACKER.TOML", 5, "Configuration of tcptracker");
+    page.push_str(include_str!("keys.head.roff"));
+    for (section, about) in SECTIONS {
+        page.push_str(&format!(".SS {}\n{}\n", plain(&format!("[{section}]")), plain(about)));
+        for (key, _) in keys_of(section) {
+            page.push_str(&format!(
+                ".TP\n{} = {}\n{}\n.br\nTakes {}.\n",
+                bold(key.name),
+                italic(&defaults[key.name]),
+                marked(&stopped(&capital(key.meaning))),
+                plain(key.expected),
+            ));
+        }
+    }
+    page.push_str(include_str!("keys.tail.roff"));
+    broken(&page)
+}

@@ -1,0 +1,97 @@
+//! What is generated and checked in: completions, man pages, the commented default configuration, and
+//! the table of keys in README.md. Each is held against the code it is made from.
+//!
+//! `make docs` (`WRITE_DOCS=1`) writes them anew instead.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod keys;
+mod manual;
+mod roff;
+
+use std::path::Path;
+
+use clap_complete::Shell;
+use tcptracker::config::{Effective, Flags, Origin, Sources};
+
+/// Holds a file of the tree against its text, or writes it.
+#[track_caller]
+fn check(name: &str, text: &str) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    if std::env::var_os("WRITE_DOCS").is_some() {
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, text).unwrap();
+        return;
+    }
+    let found = std::fs::read_to_string(&file).unwrap_or_default();
+    let differing = || {
+        let mut lines = found.lines().zip(text.lines()).enumerate();
+        lines.find(|(_, (found, wanted))| found != wanted)
+    };
+    assert!(
+        found == text,
+        "{name} is not what the code says: make docs; first difference: {:?}",
+        differing()
+    );
+}
+
+#[test]
+fn completions_know_every_command() {
+    let shells = [
+        (Shell::Bash, "tcptracker.bash"),
+        (Shell::Zsh, "_tcptracker"),
+        (Shell::Fish, "tcptracker.fish"),
+    ];
+    for (shell, name) in shells {
+        let mut text = Vec::new();
+        clap_complete::generate(shell, &mut tcptracker::cli::command(), "tcptracker", &mut text);
+        let text = String::from_utf8(text).unwrap();
+        // Some generators leave blanks at the ends of lines.
+        let text: String = text.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+        check(&format!("packaging/completions/{name}"), &text);
+    }
+}
+
+#[test]
+fn the_manual_knows_every_command() {
+    check("packaging/man/tcptracker.1", &manual::page());
+}
+
+#[test]
+fn the_manual_knows_every_key() {
+    check("packaging/man/tcptracker.toml.5", &keys::page());
+}
+
+#[test]
+fn the_readme_knows_every_key() {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let text = std::fs::read_to_string(readme).unwrap();
+    let start = text.find(keys::README_HEADING).unwrap();
+    let end = start + text[start..].find("\n\n").unwrap() + 1;
+    check("README.md", &format!("{}{}{}", &text[..start], keys::readme_table(), &text[end..]));
+}
+
+/// As it is shipped it changes nothing; with every key switched on, neither.
+#[test]
+fn the_default_configuration_says_what_is_so_without_it() {
+    let shipped = keys::default_file();
+    check("packaging/tcptracker.toml", &shipped);
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("tcptracker.toml");
+    let switched_on: String = shipped
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(key) if !key.starts_with(' ') => format!("{key}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let defaults = Effective::default();
+    for (text, every_key_is_there) in [(&shipped, false), (&switched_on, true)] {
+        std::fs::write(&file, text).unwrap();
+        let sources = Sources::new(None, Some(&file), [], Flags::default());
+        let read = Effective::load(&sources).unwrap();
+        assert_eq!(read.config, defaults.config);
+        for (key, _, origin) in read.settings() {
+            assert_eq!(matches!(origin, Origin::File(..)), every_key_is_there, "{key}");
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Text as man pages take it (man(7)).
+
+/// The longest line of text.
+const LINE: usize = 78;
+
+/// Plain text: nothing in it is a command.
+pub(crate) fn plain(text: &str) -> String {
+    let mut escaped = String::new();
+    for character in text.chars() {
+        match character {
+            '\\' => escaped.push_str("\\(rs"),
+            '-' => escaped.push_str("\\-"),
+            '\'' => escaped.push_str("\\(aq"),
+            '`' => escaped.push_str("\\(ga"),
+            '^' => escaped.push_str("\\(ha"),
+            '~' => escaped.push_str("\\(ti"),
+            _ => escaped.push(character),
+        }
+    }
+    if escaped.starts_with('.') { format!("\\&{escaped}") } else { escaped }
+}
+
+pub(crate) fn bold(text: &str) -> String {
+    format!("\\fB{}\\fR", plain(text))
+}
+
+pub(crate) fn italic(text: &str) -> String {
+    format!("\\fI{}\\fR", plain(text))
+}
+
+/// Text in which what stands between backticks is to be typed.
+pub(crate) fn marked(text: &str) -> String {
+    let typed = text.split('`').enumerate();
+    typed.map(|(at, part)| if at % 2 == 1 { bold(part) } else { plain(part) }).collect()
+}
+
+/// The first line of a page.
+pub(crate) fn title(name: &str, section: u8, about: &str) -> String {
+    // The date is that of the last change a reader would notice.
+    format!(
+        ".\\\" Made by `make docs`: change src/, and make it again.\n\
+         .TH {} {section} 2026-11-23 \"tcptracker {}\" \"{about}\"\n",
+        plain(name),
+        env!("CARGO_PKG_VERSION"),
+    )
+}
+
+/// Long lines of text are broken, as readers of the source and `mandoc -Tlint` want it.
+pub(crate) fn broken(page: &str) -> String {
+    let mut text = String::new();
+    for line in page.lines() {
+        let mut length = 0;
+        for (at, word) in line.split(' ').enumerate() {
+            let is_text = !line.starts_with('.');
+            let begins_a_line = is_text && at > 0 && length + 1 + word.len() > LINE;
+            if begins_a_line {
+                text.push('\n');
+                // A dot would begin a command.
+                text.push_str(if word.starts_with('.') { "\\&" } else { "" });
+                length = 0;
+            } else if at > 0 {
+                text.push(' ');
+                length += 1;
+            }
+            text.push_str(word);
+            length += word.len();
+        }
+        text.push('\n');
+    }
+    text
+}

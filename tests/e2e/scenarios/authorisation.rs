@@ -1,0 +1,150 @@
+//! Who may change something: root, group `tcptracker`, whom polkit authorises. Real users, a real bus with
+//! the shipped policy, a real polkit with the shipped action.
+
+use std::process::Stdio;
+
+use crate::lab::{BINARY, Lab};
+use crate::service::Start;
+use crate::tools::run;
+use crate::users::{MEMBER, Polkit, SERVICE, STRANGER, TRUSTED, as_user, busctl, gdbus, python};
+
+const BLOCK: [&str; 5] = ["Block", "sts", "198.51.100.1", "0", "seen by all"];
+const UNBLOCK: [&str; 3] = ["Unblock", "s", "198.51.100.1"];
+
+/// What everybody may.
+fn assert_may_look(lab: &Lab, user: u32) {
+    for read in [&["List"][..], &["Stats"], &["Why", "s", "10.77.0.2"]] {
+        busctl(lab, user, &[], read).ok();
+    }
+    gdbus(lab, user, &[], "List", &[]).ok();
+    python(lab, user, &[], "Why('10.77.0.2')['exempt']").ok();
+}
+
+#[test]
+fn without_polkit_root_and_the_group_may() {
+    let lab = Lab::with_users();
+    let mut service = lab.start();
+    assert_may_look(&lab, STRANGER);
+    for user in [STRANGER, TRUSTED] {
+        for change in [&BLOCK[..], &["Block", "sts", "10.77.0.2", "0", ""], &UNBLOCK, &["Reload"]] {
+            let denied = busctl(&lab, user, &[], change);
+            assert_eq!(denied.code, Some(1), "{denied:?}");
+            assert!(denied.err.contains("Access denied"), "{denied:?}");
+        }
+        let denied = gdbus(&lab, user, &[], "Unblock", &["198.51.100.1"]);
+        let told =
+            "org.freedesktop.DBus.Error.AccessDenied: only root and members of group tcptracker";
+        assert!(denied.err.contains(told), "{denied:?}");
+        let denied = python(&lab, user, &[], "Reload()");
+        assert_eq!(denied.err.trim(), "org.freedesktop.DBus.Error.AccessDenied");
+    }
+    service.await_line(&format!("refused to block 198.51.100.1 (by uid {STRANGER}): only root"));
+    service.await_line(&format!("refused to reload the configuration (by uid {TRUSTED})"));
+    assert_eq!(lab.bus.list(), []);
+
+    // By his groups when he connected, whatever the group's list says.
+    busctl(&lab, MEMBER, &[SERVICE], &BLOCK).ok();
+    service.await_line(&format!(
+        "blocked 198.51.100.1 until unblocked (by uid {MEMBER}): seen by all"
+    ));
+    gdbus(&lab, MEMBER, &[SERVICE], "Unblock", &["198.51.100.1"]).ok();
+    service.await_line(&format!("unblocked 198.51.100.1: by uid {MEMBER}"));
+    python(&lab, MEMBER, &[SERVICE], "Reload()").ok();
+    service.await_line(&format!("configuration reloaded (by uid {MEMBER})"));
+    lab.bus.call("eth0", &BLOCK).ok();
+    service.await_line("(by uid 0): seen by all");
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+#[test]
+fn polkit_is_asked_about_the_others() {
+    let lab = Lab::with_users();
+    let _polkit = Polkit::start(&lab);
+    let mut service = lab.start();
+    assert_may_look(&lab, STRANGER);
+    busctl(&lab, TRUSTED, &[], &BLOCK).ok();
+    service.await_line(&format!(
+        "blocked 198.51.100.1 until unblocked (by uid {TRUSTED}): seen by all"
+    ));
+    gdbus(&lab, TRUSTED, &[], "Unblock", &["198.51.100.1"]).ok();
+    python(&lab, TRUSTED, &[], "Reload()").ok();
+
+    for change in [&BLOCK[..], &UNBLOCK, &["Reload"]] {
+        let denied = busctl(&lab, STRANGER, &[], change);
+        assert!(denied.err.contains("Access denied"), "{denied:?}");
+    }
+    let denied = gdbus(&lab, STRANGER, &[], "Reload", &[]);
+    let told = "org.freedesktop.DBus.Error.AccessDenied: polkit does not authorise you";
+    assert!(denied.err.contains(told), "{denied:?}");
+    // Of whom no rule says anything polkit would ask for a password, where the caller lets it.
+    let nobody = 65_534;
+    let denied = python(&lab, nobody, &[], "Reload()");
+    assert_eq!(denied.err.trim(), "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired");
+    let denied = busctl(&lab, nobody, &[], &["Reload"]);
+    assert!(denied.err.contains("Access denied"), "{denied:?}");
+    // Root and group need no polkit.
+    busctl(&lab, MEMBER, &[SERVICE], &BLOCK).ok();
+    lab.bus.call("eth0", &UNBLOCK).ok();
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// As the unit starts it: polkit answers who is not root only if the action is his.
+#[test]
+fn polkit_answers_the_service_that_is_not_root() {
+    let lab = Lab::with_users();
+    let _polkit = Polkit::start(&lab);
+    let binary = lab.path("tcptracker");
+    run(std::process::Command::new("cp").arg(BINARY).arg(&binary)).ok();
+    lab.let_state_belong_to(SERVICE);
+    let unprivileged = [
+        "setpriv".to_owned(),
+        format!("--reuid={SERVICE}"),
+        format!("--regid={SERVICE}"),
+        "--clear-groups".to_owned(),
+        "--inh-caps=-all,+net_admin,+net_raw".to_owned(),
+        "--ambient-caps=-all,+net_admin,+net_raw".to_owned(),
+        "--bounding-set=-all,+net_admin,+net_raw".to_owned(),
+        "--no-new-privs".to_owned(),
+    ];
+    let mut service =
+        Start::on("eth0").binary(binary).through(unprivileged).begin(&lab).await_ready();
+    busctl(&lab, TRUSTED, &[], &BLOCK).ok();
+    let denied = busctl(&lab, STRANGER, &[], &UNBLOCK);
+    assert!(denied.err.contains("Access denied"), "{denied:?}");
+    busctl(&lab, MEMBER, &[SERVICE], &UNBLOCK).ok();
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// A polkit that has asked somebody for a password and waits: whoever else calls is answered.
+#[test]
+fn a_dialog_holds_up_nobody_else() {
+    let lab = Lab::with_users();
+    let silent = crate::silent::SilentPolkit::on(&lab.bus);
+    let mut service = lab.start();
+    let mut waiting: Vec<_> = (0..20)
+        .map(|_| {
+            let mut command = as_user(STRANGER, &[], "busctl");
+            command
+                .arg(format!("--address={}", lab.bus.address()))
+                .arg("--timeout=3600")
+                .arg("call");
+            command.args(crate::bus::target("eth0")).args(BLOCK);
+            command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        })
+        .collect();
+    silent.await_questions(20);
+    lab.bus.call("eth0", &["Block", "sts", "203.0.113.5", "0", "meanwhile"]).ok();
+    busctl(&lab, MEMBER, &[SERVICE], &["Reload"]).ok();
+    busctl(&lab, STRANGER, &[], &["Stats"]).ok();
+    assert_eq!(lab.bus.list().len(), 1);
+    for caller in &mut waiting {
+        assert_eq!(caller.try_wait().unwrap(), None, "answered");
+        caller.kill().unwrap();
+        caller.wait().unwrap();
+    }
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}

@@ -1,0 +1,153 @@
+//! The bus itself: how it is used, overused, lost, and that it may be either of two.
+
+use std::sync::mpsc::channel;
+
+use serde_json::json;
+
+use crate::caller::{Answer, Caller};
+use crate::kernel::Rules;
+use crate::lab::{Lab, OPEN_PORT, VICTIM};
+use crate::tools::await_that;
+
+/// Memory may be given to the process in larger pieces than a call needs; ten thousand leaks of a
+/// message each would be many times as much.
+const GROWTH: u64 = 4 << 20;
+
+#[test]
+fn ten_thousand_calls_leave_nothing_behind() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    let caller = Caller::on(&lab.bus);
+    let calls = |count: u32| {
+        for number in 0..count {
+            let address = format!("198.51.100.{}", number % 200);
+            match number % 4 {
+                0 => assert_eq!(caller.block(&address, 3600, "calls"), Answer::Told(())),
+                1 => assert!(matches!(caller.list(), Answer::Told(_))),
+                // Half of them are refused, which is logged.
+                _ => drop(caller.unblock(&address)),
+            }
+        }
+    };
+    // What is needed once is there after some.
+    calls(2000);
+    let before = service.resident_bytes();
+    calls(10_000);
+    let after = service.resident_bytes();
+    assert!(after < before + GROWTH, "{before} bytes before, {after} after");
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+#[test]
+fn properties_that_change_are_told() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    let changes = lab.bus.listen_to("org.freedesktop.DBus.Properties");
+    lab.bus.call("eth0", &["Block", "sts", "198.51.100.1", "0", ""]).ok();
+    let (types, data) = changes.next_named("PropertiesChanged");
+    assert_eq!(types, "sa{sv}as");
+    assert_eq!(data[0], "org.tcptracker.Tracker1");
+    assert_eq!(data[1], json!({"Blocked": {"type": "u", "data": 1}}));
+    // The last of many is told as well, if not each.
+    for number in 2..40 {
+        let address = format!("198.51.100.{number}");
+        lab.bus.call("eth0", &["Block", "sts", &address, "0", ""]).ok();
+    }
+    while changes.next_named("PropertiesChanged").1[1]["Blocked"]["data"] != 39 {}
+    lab.configure("[block]\nenabled = false\n");
+    lab.bus.call("eth0", &["Reload"]).ok();
+    let mut told = Vec::new();
+    while !["State", "Backend", "Blocked"].iter().all(|name| told.contains(&(*name).to_owned())) {
+        let (_, data) = changes.next_named("PropertiesChanged");
+        told.extend(data[1].as_object().unwrap().keys().cloned());
+    }
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// The service ends, for the service manager to start it again; the kernel goes on blocking meanwhile.
+#[test]
+fn a_lost_bus_ends_the_process_and_frees_nobody() {
+    let mut lab = Lab::new();
+    let mut service = lab.start();
+    lab.attacker.nmap("-sS -p 1-10", VICTIM);
+    service.await_line("WARN blocked 10.77.0.1");
+    lab.bus.die();
+    assert_eq!(service.await_end().code(), Some(1));
+    let said = service.lines_with("failed: ");
+    assert!(said.iter().any(|line| line.contains("the connection to the system bus was lost")));
+    Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
+    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+
+    lab.bus_again();
+    let mut service = lab.start();
+    assert_eq!(lab.bus.list().len(), 1);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// Many at once, one of whom does not take his answers: the others are answered.
+#[test]
+fn callers_do_not_wait_for_each_other() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    for number in 0..200 {
+        lab.bus_caller_blocks(&format!("203.0.113.{number}"));
+    }
+    let deaf = crate::caller::Deaf::on(&lab.bus);
+    deaf.ask_often("List", 2000);
+    let (tell, told) = channel();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            let (lab, tell) = (&lab, tell.clone());
+            scope.spawn(move || {
+                let caller = Caller::on(&lab.bus);
+                for _ in 0..50 {
+                    assert!(matches!(caller.list(), Answer::Told(blocks) if blocks.len() == 200));
+                }
+                tell.send(()).unwrap();
+            });
+        }
+    });
+    assert_eq!(told.try_iter().count(), 8);
+    drop(deaf);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// The other bus there is: its policy is read by other code, and its errors and names are its own.
+#[test]
+fn dbus_broker_does_as_well() {
+    let lab = Lab::on_broker();
+    let mut service = lab.start();
+    let signals = lab.bus.listen();
+    lab.attacker.nmap("-sS -p 1-10", VICTIM);
+    assert_eq!(signals.next_named("ScanDetected").0, "saqs");
+    signals.next_named("Blocked");
+    assert_eq!(lab.bus.list().len(), 1);
+    assert_eq!(lab.bus.why("10.77.0.1")["blocked"]["data"], true);
+    let [name, object, interface] = &crate::bus::target("eth0");
+    lab.bus.as_nobody(&["call", name, object, interface, "List"]).ok();
+    let denied = lab.bus.as_nobody(&["call", name, object, interface, "Unblock", "s", "10.77.0.1"]);
+    assert!(denied.err.contains("Access denied"), "{denied:?}");
+    service.await_line("refused to unblock 10.77.0.1 (by uid 65534): only root");
+    crate::users::busctl(&lab, crate::users::MEMBER, &[crate::users::SERVICE], &["Reload"]).ok();
+    lab.bus.call("eth0", &["Unblock", "s", "10.77.0.1"]).ok();
+    signals.next_named("Unblocked");
+    let taken = lab.bus.as_nobody(&[
+        "call",
+        "org.freedesktop.DBus",
+        "/org/freedesktop/DBus",
+        "org.freedesktop.DBus",
+        "RequestName",
+        "su",
+        "org.tcptracker.Tracker1.eth9",
+        "0",
+    ]);
+    assert_eq!(taken.code, Some(1), "{taken:?}");
+    await_that("the name is there", || lab.bus.has("org.tcptracker.Tracker1.eth0"));
+    assert_eq!(service.stop().code(), Some(0));
+    assert!(!lab.bus.has("org.tcptracker.Tracker1.eth0"));
+    lab.assert_untouched();
+}

@@ -1,0 +1,222 @@
+//! `kill -9` at any moment: what callers were told is so at the next start, and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+use rusqlite::Connection;
+use rusqlite::OpenFlags;
+
+use crate::bus::Block;
+use crate::caller::{Answer, Caller};
+use crate::kernel::{members, wipe};
+use crate::lab::Lab;
+use crate::service::Start;
+use crate::tools::{Random, unix_now};
+
+/// How often the service is killed.
+const ROUNDS: u32 = 40;
+
+/// How long it lives at the most, in milliseconds: in one of four rounds counted from its start, which
+/// takes about as long, in the others from when it answers, for some dozens of changes.
+const LIFE: usize = 200;
+
+/// Few enough to be blocked, unblocked and blocked again all the time.
+const ADDRESSES: usize = 12;
+
+/// Clocks are read at other moments, times rounded to seconds.
+const SLACK: u64 = 2;
+
+/// A block, by what its caller knows: when it began and ends, as earliest and latest; no end: until
+/// unblocked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Known {
+    since: (u64, u64),
+    length: Option<u64>,
+}
+
+impl Known {
+    fn is_over(&self, now: u64) -> bool {
+        self.length.is_some_and(|length| now > self.since.1 + length + SLACK)
+    }
+
+    fn may_be_over(&self, now: u64) -> bool {
+        self.length.is_some_and(|length| now + SLACK >= self.since.0 + length)
+    }
+
+    fn is(&self, (_, since, until, ..): &Block) -> bool {
+        let (earliest, latest) = (self.since.0 - SLACK, self.since.1 + SLACK);
+        let ends = |length| earliest + length..=latest + length;
+        (earliest..=latest).contains(since)
+            && self.length.map_or(*until == 0, |length| ends(length).contains(until))
+    }
+}
+
+/// What may be true of each address: one thing, or two for whom the service was killed over.
+struct World(BTreeMap<String, Vec<Option<Known>>>);
+
+impl World {
+    fn new() -> Self {
+        let free = |last| (format!("198.51.100.{last}"), vec![None]);
+        Self((0..ADDRESSES).map(free).collect())
+    }
+
+    /// Makes a random call, and remembers what follows from its answer. False if there was none.
+    fn change(&mut self, caller: &Caller, random: &mut Random) -> bool {
+        let at = random.below(ADDRESSES);
+        let (address, fates) = self.0.iter_mut().nth(at).unwrap();
+        let before = unix_now();
+        let (wanted, answer) = if random.below(5) < 2 {
+            (None, caller.unblock(address))
+        } else {
+            let length = [0, 1, 2, 3600][random.below(4)];
+            let answer = caller.block(address, length, "a test");
+            (Some((length > 0).then_some(length)), answer)
+        };
+        let since = (before, unix_now());
+        let fate = wanted.map(|length| Known { since, length });
+        match answer {
+            Answer::Told(()) => {
+                if fate.is_none() {
+                    assert!(fates.iter().any(Option::is_some), "{address} was not blocked");
+                }
+                *fates = vec![fate];
+            }
+            Answer::Refused(name) => {
+                assert_eq!(
+                    (fate, name.rsplit('.').next()),
+                    (None, Some("NotBlocked")),
+                    "{address}"
+                );
+                let may_be_free =
+                    |fate: &Option<Known>| fate.is_none_or(|known| known.may_be_over(since.1));
+                assert!(
+                    fates.iter().any(may_be_free),
+                    "{address}: {fates:?}, refused at {since:?}"
+                );
+                *fates = vec![None];
+            }
+            Answer::Unknown => {
+                fates.push(fate);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Holds a list against what may be true; from then on that is what is true.
+    fn compare(&mut self, list: &[Block], now: u64) {
+        for (address, fates) in &mut self.0 {
+            let listed = list.iter().find(|block| block.0 == *address);
+            let fits = |fate: &Option<Known>| match (fate, listed) {
+                (None, None) => true,
+                (None, Some(_)) => false,
+                (Some(known), None) => known.may_be_over(now),
+                (Some(known), Some(block)) => known.is(block) && !known.is_over(now),
+            };
+            let true_one = fates.iter().copied().find(fits);
+            let Some(fate) = true_one else {
+                panic!("{address}: callers know {fates:?}, listed is {listed:?} at {now}");
+            };
+            *fates = vec![fate.filter(|_| listed.is_some())];
+        }
+        let strangers = list.iter().find(|block| !self.0.contains_key(&block.0));
+        assert_eq!(strangers, None);
+    }
+}
+
+#[test]
+fn what_callers_were_told_is_so_after_any_crash() {
+    let seed = std::env::var("TCPTRACKER_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) ^ unix_now());
+    println!("to see the same again: TCPTRACKER_SEED={seed}");
+    let mut random = Random::seeded(seed);
+    let lab = Lab::new();
+    let caller = Caller::on(&lab.bus);
+    let mut world = World::new();
+    let (mut calls, mut unready) = (0, 0);
+    for round in 0..ROUNDS {
+        let mut service = Start::on("eth0").begin(&lab);
+        let life = Duration::from_millis(random.below(LIFE).try_into().unwrap());
+        let in_the_start = random.below(4) == 0;
+        let mut calls_random = Random::seeded(random.next());
+        let (ready, await_ready) = channel();
+        let (end, ended) = channel::<()>();
+        std::thread::scope(|scope| {
+            let (world, caller) = (&mut world, &caller);
+            let calling = scope.spawn(move || {
+                while !matches!(caller.list(), Answer::Told(_)) {
+                    if ended.try_recv().is_ok() {
+                        return None;
+                    }
+                }
+                ready.send(()).unwrap();
+                let mut made = 0;
+                while world.change(caller, &mut calls_random) {
+                    made += 1;
+                }
+                Some(made)
+            });
+            if !in_the_start {
+                await_ready.recv().unwrap();
+            }
+            // A moment of its own choice: it does not come after anything.
+            let (_silent, nothing) = channel::<()>();
+            assert_eq!(nothing.recv_timeout(life), Err(RecvTimeoutError::Timeout));
+            service.crash();
+            // Nobody listens who has begun.
+            let _ = end.send(());
+            match calling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
+                Some(made) => calls += made,
+                None => unready += 1,
+            }
+        });
+        if round % 4 == 3 {
+            // The machine went down with it: the kernel remembers nothing.
+            wipe(&lab.victim);
+        }
+        if round % 2 == 0 {
+            continue;
+        }
+        let mut service = lab.start();
+        assert_all_agree(&lab, &caller, &mut world);
+        if round % 8 == 7 {
+            assert_eq!(service.stop().code(), Some(0));
+            lab.assert_untouched();
+        } else {
+            service.crash();
+        }
+    }
+    println!("{ROUNDS} kills, {unready} of them before it was ready; {calls} calls were answered");
+    assert!(calls > 300, "{calls} calls only");
+}
+
+/// Kernel, database, and what callers were told.
+fn assert_all_agree(lab: &Lab, caller: &Caller, world: &mut World) {
+    let kept = || {
+        let file = lab.state_directory("eth0").join("tcptracker.db");
+        let file = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+        let mut statement = file.prepare("SELECT network FROM block").unwrap();
+        let rows = statement.query_map((), |row| row.get::<_, String>(0)).unwrap();
+        rows.map(|row| row.unwrap().trim_end_matches("/32").to_owned()).collect::<BTreeSet<_>>()
+    };
+    let held = || members(&lab.victim, "tcptracker-eth0-v4").into_iter().collect::<BTreeSet<_>>();
+    loop {
+        let list = || match caller.list() {
+            Answer::Told(list) => list,
+            other => panic!("{other:?}"),
+        };
+        let before = list();
+        let (kept, held, now) = (kept(), held(), unix_now());
+        let after = list();
+        if before != after {
+            // Something was over just now.
+            continue;
+        }
+        let listed: BTreeSet<String> = after.iter().map(|block| block.0.clone()).collect();
+        assert_eq!(kept, listed, "in the database, and listed");
+        assert_eq!(held, listed, "in the kernel, and listed");
+        world.compare(&after, now);
+        return;
+    }
+}

@@ -1,0 +1,85 @@
+//! Scans among decoys, as nmap forges them.
+
+use std::collections::BTreeSet;
+
+use serde_json::json;
+
+use crate::journal::Journal;
+use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
+use crate::service::Start;
+
+const SCAN: &str = "5d0741d35f104cf2bc625c85c40f2775";
+const BLOCKED: &str = "b39b4bac17384f029bb82ffb3b2b31d1";
+
+/// Whoever is recognised first is known to be one of several, too. All are blocked, the real one among
+/// them, and the reason says what to think of it.
+#[test]
+fn decoys_are_marked_wherever_the_real_one_stands() {
+    for (decoys, attacker, victim) in [
+        ("10.77.0.91,10.77.0.92,ME,10.77.0.93", ATTACKER, VICTIM),
+        ("ME,198.51.100.7", ATTACKER, VICTIM),
+        ("fd77::91,ME,fd77::92", ATTACKER_V6, VICTIM_V6),
+    ] {
+        let lab = Lab::new();
+        let journal = Journal::new(&lab);
+        let mut service = Start::on("eth0").through(journal.wrapper()).begin(&lab).await_ready();
+        let signals = lab.bus.listen();
+        lab.attacker.nmap(&format!("-sS -p 1-10 -D {decoys}"), victim);
+
+        let all = decoys.replace("ME", &attacker.to_string());
+        let all: BTreeSet<String> = all.split(',').map(str::to_owned).collect();
+        let mut told = BTreeSet::new();
+        let [scans, blocks] = journal.next_of_both([SCAN, BLOCKED], all.len());
+        for scan in scans {
+            let source = scan["TCPTRACKER_SOURCE"].clone();
+            assert_eq!(scan["TCPTRACKER_KIND"], "vertical", "{scan:?}");
+            let others = scan["TCPTRACKER_DECOYS"].split(',').map(str::to_owned);
+            let mut group: BTreeSet<String> = others.collect();
+            assert!(group.insert(source.clone()), "{scan:?}");
+            assert_eq!(group, all, "{scan:?}");
+            let words =
+                format!("; at the same time by {}", scan["TCPTRACKER_DECOYS"].replace(',', ", "));
+            assert!(scan["MESSAGE"].contains(&words), "{scan:?}");
+            assert!(told.insert(source), "{scan:?}");
+            let (types, data) = signals.next_named("ScanDetected");
+            assert_eq!((types.as_str(), &data[2]), ("saqs", &json!("vertical")));
+        }
+        for blocked in blocks {
+            let reason = "as others did at the same time (decoys?)";
+            assert!(blocked["TCPTRACKER_REASON"].contains(reason), "{blocked:?}");
+        }
+        assert_eq!(told, all);
+        assert_eq!(
+            lab.bus.list().iter().map(|block| block.0.clone()).collect::<BTreeSet<_>>(),
+            all
+        );
+        lab.attacker.assert_shut_out(victim, OPEN_PORT);
+        lab.bystander.assert_let_in(victim, OPEN_PORT);
+        assert_eq!(service.stop().code(), Some(0));
+        lab.assert_untouched();
+    }
+}
+
+/// Addresses nmap makes up: some of them may be anybody's.
+#[test]
+fn made_up_decoys_are_blocked_for_the_shortest_time() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    lab.attacker.nmap("-sS -p 1-10 -D RND:7", VICTIM);
+    service.await_lines("WARN blocked ", 8);
+    let marked = service.lines_with(": all but one may be decoys");
+    assert_eq!(marked.len(), 8, "{marked:?}");
+    for (_, since, until, offences, reason) in lab.bus.list() {
+        assert_eq!((until - since, offences), (3600, 1));
+        assert!(reason.ends_with(", as others did at the same time (decoys?)"), "{reason}");
+    }
+    assert_eq!(lab.bus.list().len(), 8);
+    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+
+    // Who scans alone is no decoy.
+    lab.bystander.nmap("-sS -p 11-20", VICTIM);
+    let alone = service.await_line("port scan by 10.77.0.3 on");
+    assert!(alone.ends_with("more than 3 within 60s"), "{alone}");
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}

@@ -1,0 +1,120 @@
+//! `tcptracker doctor`, and its self-test.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde_json::{Value, json};
+
+use crate::lab::{BINARY, Lab};
+use crate::tools::{Outcome, await_that, require_what_is_needed, run};
+
+fn findings(outcome: &Outcome) -> Vec<Value> {
+    serde_json::from_str(&outcome.out).unwrap_or_else(|error| panic!("{error} in {outcome:?}"))
+}
+
+#[track_caller]
+fn finding(outcome: &Outcome, check: &str) -> Value {
+    let findings = findings(outcome);
+    let found = findings.iter().find(|finding| finding["check"] == check).cloned();
+    found.unwrap_or_else(|| panic!("nothing on {check} in {findings:?}"))
+}
+
+/// What the laboratory has is found, and what it lacks comes with what to do.
+#[test]
+fn what_is_there_is_found_and_what_fails_says_how_to_mend_it() {
+    let lab = Lab::new();
+    let empty = lab.configure("");
+    let examine = |user: &str| {
+        let words = format!("doctor --json --config {}", empty.display());
+        let mut command =
+            if user == "root" { lab.client(&words) } else { lab.client_as_nobody(&words) };
+        run(&mut command)
+    };
+    let outcome = examine("root");
+    let sound =
+        ["configuration", "privileges", "capture", "iptables", "ip6tables", "kernel sets", "bus"];
+    for check in sound {
+        assert_eq!(finding(&outcome, check)["result"], "ok", "{outcome:?}");
+    }
+    let instance = finding(&outcome, "instance");
+    assert_eq!(instance["result"], "warning", "{instance}");
+    assert_eq!(instance["mend"], "systemctl enable --now tcptracker@INTERFACE");
+    for finding in findings(&outcome) {
+        assert_eq!(finding["mend"].is_null(), finding["result"] == "ok", "{finding}");
+    }
+    let failed = findings(&outcome).iter().any(|finding| finding["result"] == "failed");
+    assert_eq!(outcome.code, Some(i32::from(failed)), "{outcome:?}");
+
+    let mut service = lab.start();
+    let instance = finding(&examine("root"), "instance");
+    assert_eq!(
+        (&instance["result"], &instance["found"]),
+        (&json!("ok"), &json!("eth0: enforcing"))
+    );
+    // Others see less, and are told so.
+    let outcome = examine("nobody");
+    assert_eq!(finding(&outcome, "instance")["result"], "ok", "{outcome:?}");
+    assert_eq!(finding(&outcome, "privileges")["result"], "unknown", "{outcome:?}");
+    assert_eq!(finding(&outcome, "iptables")["mend"], "sudo tcptracker doctor", "{outcome:?}");
+    assert_eq!(service.stop().code(), Some(0));
+
+    lab.configure("[detection]\nports = 0\n");
+    let outcome = examine("root");
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    let wrong = finding(&outcome, "configuration");
+    assert!(
+        wrong["found"].as_str().unwrap().contains("tcptracker.toml:2: detection.ports"),
+        "{wrong}"
+    );
+    lab.assert_untouched();
+}
+
+#[test]
+fn the_self_test_shows_that_it_works_and_leaves_nothing() {
+    let lab = Lab::new();
+    let before = lab.victim.ip("-brief link");
+    let outcome = lab.cli("doctor --self-test --json");
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    let findings = findings(&outcome);
+    let steps: Vec<&str> = findings.iter().map(|step| step["check"].as_str().unwrap()).collect();
+    assert_eq!(
+        steps,
+        ["namespaces", "start", "connect", "detection", "drop", "release", "expiry", "stop"]
+    );
+    assert!(findings.iter().all(|step| step["result"] == "ok"), "{findings:?}");
+    assert_eq!(lab.victim.ip("-brief link"), before);
+    lab.assert_untouched();
+
+    let outcome = run(&mut lab.client_as_nobody("doctor --self-test"));
+    let sentence = "tcptracker: the self-test makes namespaces; run it as root: \
+                    sudo tcptracker doctor --self-test\n";
+    assert_eq!((outcome.code, outcome.err.as_str()), (Some(1), sentence));
+}
+
+/// Ctrl-C goes to all of a terminal's foreground.
+#[test]
+fn an_interrupted_self_test_leaves_nothing() {
+    require_what_is_needed();
+    let mut child = Command::new(BINARY)
+        .args(["doctor", "--self-test"])
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let started = lines.find(|line| line.as_ref().unwrap().starts_with("ok\tstart\t"));
+    assert!(started.is_some());
+    let inside = format!("/proc/{}/ns/pid_for_children", child.id());
+    let inside = std::fs::read_link(inside).unwrap();
+    kill_process_group(Pid::from_child(&child), Signal::INT).unwrap();
+    assert!(!child.wait().unwrap().success());
+    await_that("nothing runs inside any more", || {
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let mut namespaces =
+            processes.filter_map(|entry| std::fs::read_link(entry.path().join("ns/pid")).ok());
+        !namespaces.any(|namespace| namespace == inside)
+    });
+}

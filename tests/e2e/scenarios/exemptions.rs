@@ -1,0 +1,285 @@
+//! Whom nobody may block, by whatever path: kept current while the host changes.
+
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::time::Instant;
+
+use crate::files::Files;
+use crate::lab::{ATTACKER, ATTACKER_V6, BINARY, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
+use crate::service::{Service, Start};
+use crate::tools::{PATIENCE, run};
+
+const SSH: u16 = 22;
+
+/// An SSH session as far as the kernel knows: a connection sshd has accepted.
+struct Session {
+    _ends: (TcpStream, TcpStream),
+}
+
+impl Session {
+    fn open(lab: &Lab, sshd: &TcpListener, victim: IpAddr) -> Self {
+        let port = sshd.local_addr().unwrap().port();
+        let client = lab.attacker.inside(|| TcpStream::connect((victim, port)).unwrap());
+        Self { _ends: (client, sshd.accept().unwrap().0) }
+    }
+}
+
+/// Blocks over the bus, as long as it is allowed.
+#[track_caller]
+fn block(lab: &Lab, address: &str) {
+    lab.bus.call("eth0", &["Block", "sts", address, "0", "until it is exempt"]).ok();
+}
+
+/// Waits until an address is let in because it is exempt now, and may not be blocked again for this
+/// reason.
+#[track_caller]
+fn await_release(lab: &Lab, service: &mut Service, address: &str, why: &str) {
+    service.await_line(&format!("unblocked {address}: it is exempt now"));
+    assert_refused(lab, address, why);
+    assert_eq!(lab.bus.list(), []);
+}
+
+#[track_caller]
+fn assert_refused(lab: &Lab, network: &str, why: &str) {
+    let refused = lab.bus.call("eth0", &["Block", "sts", network, "0", ""]);
+    assert!(refused.code != Some(0) && refused.err.contains(why), "{network}: {refused:?}");
+}
+
+/// Scans until the service says this.
+#[track_caller]
+fn scan_until(lab: &Lab, service: &mut Service, victim: IpAddr, words: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    while service.lines_with(words).is_empty() {
+        assert!(Instant::now() < deadline, "never {words:?}");
+        lab.attacker.nmap("-sS -p 1-10", victim);
+    }
+}
+
+#[test]
+fn who_has_an_ssh_session_is_not_blocked_until_it_ends() {
+    for (attacker, victim, around) in
+        [(ATTACKER, VICTIM, "10.77.0.0/31"), (ATTACKER_V6, VICTIM_V6, "fd77::/127")]
+    {
+        let lab = Lab::new();
+        // So short that each scan is one of its own.
+        let start = Start::on("eth0").env("TCPTRACKER_DETECTION__WINDOW", "1s");
+        let mut service = start.begin(&lab).await_ready();
+        let sshd = lab.victim.listen(SSH);
+        let session = Session::open(&lab, &sshd, victim);
+
+        lab.attacker.nmap("-sS -p 1-10", victim);
+        let why = format!("{attacker} has an SSH session open to this host");
+        service.await_line(&format!("vertical port scan by {attacker}"));
+        service.await_line(&format!("did not block {attacker}: exempt: {why}"));
+        lab.attacker.assert_let_in(victim, OPEN_PORT);
+        for network in [attacker.to_string().as_str(), around] {
+            assert_refused(&lab, network, &format!("{network} is never blocked: {why}"));
+        }
+        assert_eq!(lab.bus.error_of("Block", &format!("string:{around} uint64:0 string:")), EXEMPT);
+        assert_eq!(lab.bus.list(), []);
+
+        drop(session);
+        scan_until(&lab, &mut service, victim, &format!("WARN blocked {attacker} for 1h"));
+        lab.attacker.assert_shut_out(victim, OPEN_PORT);
+        assert_eq!(service.stop().code(), Some(0));
+        lab.assert_untouched();
+    }
+}
+
+const EXEMPT: &str = "org.tcptracker.Tracker1.Error.Exempt";
+
+/// A session on a port nobody knew of is found as soon as sshd's configuration names it.
+#[test]
+fn sshd_may_listen_elsewhere() {
+    let lab = Lab::new();
+    let files = Files::new(&lab);
+    files.write("/etc/ssh/sshd_config", "Include /etc/ssh/sshd_config.d/*.conf\n");
+    let mut service = Start::on("eth0").through(files.wrapper()).begin(&lab).await_ready();
+    let why = format!("{ATTACKER} has an SSH session open to this host");
+    for (port, file, contents) in [
+        (2201, "/etc/ssh/sshd_config", "Include sshd_config.d/*.conf\nPort 2201\n"),
+        (2202, "/etc/ssh/sshd_config.d/ours.conf", "ListenAddress 0.0.0.0:2202\n"),
+        (2203, "/etc/systemd/system/ssh.socket.d/ours.conf", "[Socket]\nListenStream=2203\n"),
+    ] {
+        let sshd = lab.victim.listen(port);
+        let session = Session::open(&lab, &sshd, VICTIM);
+        block(&lab, &ATTACKER.to_string());
+        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+        files.replace(file, contents);
+        await_release(&lab, &mut service, &ATTACKER.to_string(), &why);
+        lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+        drop(session);
+        service.forget();
+    }
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// With the powers the unit gives, and no more: what the service cannot know it says.
+#[test]
+fn sessions_are_seen_without_roots_powers() {
+    let lab = Lab::new();
+    let files = Files::new(&lab);
+    files.write("/etc/ssh/sshd_config", "Include sshd_config.d/*.conf ours.d/*\nPort 2201\n");
+    files.write("/etc/ssh/ours.d/one", "Port 2202\n");
+    files.set_mode("/etc/ssh/ours.d", 0o700);
+    // As cloud-init leaves it.
+    let secret = "/etc/ssh/sshd_config.d/50-cloud-init.conf";
+    files.write(secret, "PasswordAuthentication no\n");
+    files.set_mode(secret, 0o600);
+    let binary = lab.path("tcptracker");
+    run(Command::new("cp").arg(BINARY).arg(&binary)).ok();
+    let wrapper = files.wrapper().into_iter().chain(AS_SERVICE.map(str::to_owned));
+    let start = Start::on("eth0").through(wrapper).binary(binary);
+    // The policy lets root and user tcptracker have the name, who is not made on a machine for tests.
+    let start = start.env("TCPTRACKER_BUS__ENABLED", "false");
+    let state = lab.state_directory("eth0");
+    std::fs::create_dir_all(&state).unwrap();
+    run(Command::new("chown").arg("nobody").arg(&state)).ok();
+    let mut service = start.begin(&lab).await_ready();
+    for secret in [secret, "/etc/ssh/ours.d"] {
+        service.await_line(&format!("WARN cannot read {secret}: Permission denied"));
+    }
+    let sshd = lab.victim.listen(2201);
+    let session = Session::open(&lab, &sshd, VICTIM);
+    lab.attacker.nmap("-sS -p 1-10", VICTIM);
+    let why = format!("{ATTACKER} has an SSH session open to this host");
+    service.await_line(&format!("did not block {ATTACKER}: exempt: {why}"));
+    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    assert_eq!(service.lines_with("degraded"), Vec::<String>::new());
+    drop(session);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+const AS_SERVICE: [&str; 6] = [
+    "setpriv",
+    "--reuid=nobody",
+    "--regid=nogroup",
+    "--clear-groups",
+    "--inh-caps=-all,+net_admin,+net_raw",
+    "--ambient-caps=-all,+net_admin,+net_raw",
+];
+
+#[test]
+fn a_gateway_that_scans_is_reported_only() {
+    let lab = Lab::new();
+    lab.victim.ip(&format!("route add default via {ATTACKER}"));
+    let mut service = lab.start();
+    lab.attacker.nmap("-sS -p 1-10", VICTIM);
+    let why = format!("{ATTACKER} is a gateway of this host");
+    service.await_line(&format!("did not block {ATTACKER}: exempt: {why}"));
+    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    assert_refused(&lab, "10.77.0.0/31", &why);
+    assert_eq!(lab.metric(r#"tcptracker_scans_total{kind="vertical"}"#), 1);
+    assert_eq!(lab.bus.list(), []);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// However a route names its router.
+#[test]
+fn a_gateway_of_any_route_is_let_in() {
+    let lab = Lab::new();
+    // Else routes would tell the router of a nexthop object as well.
+    lab.victim.inside(|| std::fs::write("/proc/sys/net/ipv4/nexthop_compat_mode", "0").unwrap());
+    let mut service = lab.start();
+    for (command, gateway) in [
+        ("route add default via 10.77.0.31", "10.77.0.31"),
+        ("route add 198.51.100.0/24 via 10.77.0.32 table 77", "10.77.0.32"),
+        ("route add 198.51.101.0/24 nexthop via 10.77.0.4 nexthop via 10.77.0.33", "10.77.0.33"),
+        ("nexthop add id 7 via 10.77.0.34 dev eth0", "10.77.0.34"),
+        ("route add 198.51.102.0/24 via inet6 fd77::35 dev eth0", "fd77::35"),
+        (
+            "route add 198.51.103.0/24 nexthop via 10.77.0.4 nexthop via inet6 fd77::36 dev eth0",
+            "fd77::36",
+        ),
+        ("-6 route add default via fd77::37", "fd77::37"),
+        ("-6 route add 2001:db8::/32 nexthop via fd77::4 nexthop via fd77::38", "fd77::38"),
+    ] {
+        block(&lab, gateway);
+        lab.victim.ip(command);
+        let why = format!("{gateway} is a gateway of this host");
+        await_release(&lab, &mut service, gateway, &why);
+    }
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+#[test]
+fn resolvers_are_followed_however_their_file_changes() {
+    let lab = Lab::new();
+    let files = Files::new(&lab);
+    files.replace("/etc/resolv.conf", "nameserver 192.0.2.1\n");
+    let mut service = Start::on("eth0").through(files.wrapper()).begin(&lab).await_ready();
+    assert_refused(&lab, "192.0.2.0/24", "192.0.2.1 is a resolver of this host");
+
+    let stub = "/run/systemd/resolve/stub-resolv.conf";
+    let steps: [(&str, &dyn Fn()); 6] = [
+        ("192.0.2.2", &|| files.write("/etc/resolv.conf", "nameserver 192.0.2.2\n")),
+        ("192.0.2.3", &|| files.replace("/etc/resolv.conf", "nameserver 192.0.2.3\n")),
+        // systemd-resolved comes: what programs ask is itself, and whom it asks stands elsewhere.
+        ("2001:db8::4", &|| {
+            files.write(stub, "nameserver 127.0.0.53\n");
+            files.link("/etc/resolv.conf", &format!("..{stub}"));
+            files.write("/run/systemd/resolve/resolv.conf", "nameserver 2001:db8::4\n");
+        }),
+        ("192.0.2.5", &|| {
+            files.replace("/run/systemd/resolve/resolv.conf", "nameserver 192.0.2.5\n");
+        }),
+        ("192.0.2.6", &|| files.replace(stub, "nameserver 192.0.2.6\n")),
+        ("192.0.2.7", &|| {
+            files.write("/etc/another", "nameserver 192.0.2.7\n");
+            files.link("/etc/resolv.conf", "another");
+        }),
+    ];
+    for (address, change) in steps {
+        block(&lab, address);
+        change();
+        let why = format!("{address} is a resolver of this host");
+        await_release(&lab, &mut service, address, &why);
+    }
+    // Nobody asks it any more.
+    block(&lab, "192.0.2.2");
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// More changes at once than the kernel can tell of: it says that some were lost.
+#[test]
+fn an_address_among_thousands_is_not_overlooked() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    let last = "10.99.15.255";
+    block(&lab, last);
+    let all = (0..16).flat_map(|third| (0..=255).map(move |fourth| (third, fourth)));
+    let batch: String = all
+        .map(|(third, fourth)| format!("addr add 10.99.{third}.{fourth}/32 dev eth0\n"))
+        .collect();
+    let file = lab.path("batch");
+    std::fs::write(&file, batch).unwrap();
+    run(lab.victim.command("ip").arg("-batch").arg(file)).ok();
+    await_release(&lab, &mut service, last, &format!("{last} is an address of this host"));
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// Listed networks are exempt and nothing else, where the automatic ones are not wanted.
+#[test]
+fn only_the_listed_ones_where_the_automatic_ones_are_not_wanted() {
+    let lab = Lab::new();
+    lab.configure("[exempt]\nautomatic = false\nnetworks = [\"10.77.0.3\"]\n");
+    lab.victim.ip(&format!("route add default via {ATTACKER}"));
+    let mut service = lab.start();
+    let sshd = lab.victim.listen(SSH);
+    let session = Session::open(&lab, &sshd, VICTIM);
+    lab.bystander.nmap("-sS -p 1-10", VICTIM);
+    service.await_line("did not block 10.77.0.3: exempt: 10.77.0.3 is listed in exempt.networks");
+    assert_refused(&lab, &VICTIM.to_string(), "10.77.0.2 is an address of this host");
+    lab.attacker.nmap("-sS -p 1-10", VICTIM);
+    service.await_line(&format!("WARN blocked {ATTACKER} for 1h"));
+    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    drop(session);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}

@@ -1,0 +1,232 @@
+//! How far a block reaches: containers behind a bridge, whole networks, every family, other links.
+
+use std::net::IpAddr;
+
+use crate::kernel::Rules;
+use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
+use crate::namespace::Namespace;
+use crate::service::Start;
+use crate::tools::run;
+
+/// The ports of the container that are published.
+const PUBLISHED: std::ops::RangeInclusive<u16> = 8080..=8089;
+
+impl Lab {
+    /// A container on the victim, as Docker makes one: behind a bridge, with published ports.
+    fn container(&mut self) -> Namespace {
+        let victim = &self.victim;
+        let container = Namespace::new(victim.name().replace("victim", "container"));
+        let name = container.name();
+        victim.ip("link add docker0 type bridge");
+        victim.ip(&format!("link add veth7 type veth peer name eth0 netns {name}"));
+        victim.ip("link set veth7 master docker0 up");
+        victim.ip("addr add 172.17.0.1/16 dev docker0");
+        victim.ip("addr add fd17::1/64 dev docker0 nodad");
+        victim.ip("link set docker0 up");
+        container.ip("link set eth0 up");
+        container.ip("addr add 172.17.0.2/16 dev eth0");
+        container.ip("addr add fd17::2/64 dev eth0 nodad");
+        container.ip("route add default via 172.17.0.1");
+        container.ip("route add default via fd17::1");
+        self.let_victim_forward();
+        let ports = format!("{}:{}", PUBLISHED.start(), PUBLISHED.end());
+        for (program, address, net) in
+            [("iptables", "172.17.0.2", "172.17.0.0/16"), ("ip6tables", "fd17::2", "fd17::/64")]
+        {
+            for rule in [
+                format!(
+                    "-t nat -A PREROUTING ! -i docker0 -p tcp --dport {ports} \
+                     -j DNAT --to-destination {address}"
+                ),
+                format!("-t nat -A POSTROUTING -s {net} ! -o docker0 -j MASQUERADE"),
+                "-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+                    .to_owned(),
+                format!("-A FORWARD -d {address} -o docker0 -p tcp --dport {ports} -j ACCEPT"),
+                "-A FORWARD -i docker0 -j ACCEPT".to_owned(),
+            ] {
+                run(self.victim.command(program).args(rule.split_whitespace())).ok();
+            }
+        }
+        self.rules_before = Rules::of(&self.victim);
+        container
+    }
+}
+
+/// Whoever scans the published ports is shut out of container and host, whether the host's interface is
+/// watched or the container's bridge.
+#[test]
+fn a_container_behind_published_ports_is_protected() {
+    for (watched, direction) in [("eth0", "inbound"), ("docker0", "forwarded")] {
+        let mut lab = Lab::new();
+        let container = lab.container();
+        let _listener = container.listen(8080);
+        let mut service = Start::on(watched).begin(&lab).await_ready();
+        for (attacker, victim, inner) in
+            [(ATTACKER, VICTIM, "172.17.0.2"), (ATTACKER_V6, VICTIM_V6, "fd17::2")]
+        {
+            for port in [OPEN_PORT, 8080] {
+                lab.attacker.assert_let_in(victim, port);
+            }
+            lab.attacker.nmap("-sS -p 8080-8089", victim);
+            let seen = if watched == "eth0" { victim } else { inner.parse().unwrap() };
+            service.await_line(&format!("vertical port scan by {attacker} on {seen}: ports "));
+            service.await_line(&format!("WARN blocked {attacker} for 1h (offence 1)"));
+            for port in [8080, OPEN_PORT] {
+                lab.attacker.assert_shut_out(victim, port);
+                lab.bystander.assert_let_in(victim, port);
+            }
+            let family = if victim.is_ipv4() { "ipv4" } else { "ipv6" };
+            let metric = "tcptracker_connections_total";
+            let seen = format!("{metric}{{direction=\"{direction}\",family=\"{family}\"}}");
+            assert!(lab.metric(&seen) >= 4);
+        }
+        // The container itself goes where it wants, also to who is blocked.
+        let _attackers_listener = lab.attacker.listen(80);
+        container.assert_let_in(ATTACKER, 80);
+        container.assert_let_in(ATTACKER_V6, 80);
+
+        lab.bus.call(watched, &["Unblock", "s", &ATTACKER.to_string()]).ok();
+        lab.attacker.assert_let_in(VICTIM, 8080);
+        assert_eq!(service.stop().code(), Some(0));
+        lab.attacker.assert_let_in(VICTIM_V6, 8080);
+        lab.assert_untouched();
+    }
+}
+
+/// A network and who is in it, at its edges; and who is next to it.
+const NETWORKS: [(IpAddr, &str, [&str; 4], [&str; 2]); 2] = [
+    (
+        VICTIM,
+        "198.51.100.0/24",
+        ["198.51.100.0", "198.51.100.1", "198.51.100.128", "198.51.100.255"],
+        ["198.51.99.255", "198.51.101.0"],
+    ),
+    (
+        VICTIM_V6,
+        "2001:db8:5::/48",
+        [
+            "2001:db8:5::",
+            "2001:db8:5::1",
+            "2001:db8:5:8000::",
+            "2001:db8:5:ffff:ffff:ffff:ffff:ffff",
+        ],
+        ["2001:db8:4:ffff:ffff:ffff:ffff:ffff", "2001:db8:6::"],
+    ),
+];
+
+/// The attacker gets these addresses, and the victim knows the way back.
+fn move_attacker_in(lab: &Lab, inside: &[&str], outside: &[&str]) {
+    for address in inside.iter().chain(outside) {
+        let (length, how) = if address.contains(':') { (128, "nodad") } else { (32, "") };
+        lab.attacker.ip(&format!("addr add {address}/{length} dev eth0 {how}"));
+        lab.victim.ip(&format!("route add {address}/{length} dev eth0"));
+    }
+}
+
+/// Connects from an address of the attacker's.
+#[track_caller]
+fn assert_shut_out(lab: &Lab, is_shut_out: bool, from: &str, victim: IpAddr) {
+    lab.attacker.ip(&format!("route replace {victim} dev eth0 src {from}"));
+    if is_shut_out {
+        lab.attacker.assert_shut_out(victim, OPEN_PORT);
+    } else {
+        lab.attacker.assert_let_in(victim, OPEN_PORT);
+    }
+}
+
+#[test]
+fn a_network_is_blocked_whole_and_its_neighbours_are_not() {
+    let lab = Lab::new();
+    for (_, _, inside, outside) in NETWORKS {
+        move_attacker_in(&lab, &inside, &outside);
+    }
+    let mut service = lab.start();
+    for (victim, network, inside, outside) in NETWORKS {
+        lab.bus.call("eth0", &["Block", "sts", network, "0", "all of it"]).ok();
+        for from in inside {
+            assert_shut_out(&lab, true, from, victim);
+        }
+        for from in outside {
+            assert_shut_out(&lab, false, from, victim);
+        }
+        assert_eq!(lab.bus.block_of(&network).4, "all of it");
+        // An address in it is let in with all of it: there is no hole in a block.
+        lab.bus.call("eth0", &["Unblock", "s", inside[2]]).ok();
+        service.await_line(&format!("unblocked {network}: by uid 0"));
+        for from in inside {
+            assert_shut_out(&lab, false, from, victim);
+        }
+    }
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// Networks within networks: each holds for itself, and who is let in is let in.
+#[test]
+fn networks_within_networks_are_let_in_as_documented() {
+    let lab = Lab::new();
+    let (victim, _, inside, outside) = NETWORKS[0];
+    move_attacker_in(&lab, &inside, &outside);
+    let mut service = lab.start();
+    let block = |network: &str, seconds: &str| {
+        lab.bus.call("eth0", &["Block", "sts", network, seconds, "nested"]).ok();
+    };
+    let blocked = || lab.bus.list().into_iter().map(|block| block.0).collect::<Vec<_>>();
+    block("198.51.100.0/24", "0");
+    block("198.51.100.128/25", "0");
+    block("198.51.100.1", "0");
+    assert_eq!(blocked(), ["198.51.100.0/24", "198.51.100.1", "198.51.100.128/25"]);
+
+    // Only what it lies in goes.
+    lab.bus.call("eth0", &["Unblock", "s", "198.51.100.0"]).ok();
+    assert_eq!(blocked(), ["198.51.100.1", "198.51.100.128/25"]);
+    assert_shut_out(&lab, false, "198.51.100.0", victim);
+    for from in ["198.51.100.1", "198.51.100.128", "198.51.100.255"] {
+        assert_shut_out(&lab, true, from, victim);
+    }
+    // Everything in it goes, whether it is blocked itself or not.
+    for is_blocked in [false, true] {
+        if is_blocked {
+            block("198.51.100.0/24", "0");
+            block("198.51.100.128/25", "0");
+        }
+        lab.bus.call("eth0", &["Unblock", "s", "198.51.100.0/24"]).ok();
+        assert_eq!(blocked(), Vec::<String>::new());
+        for from in ["198.51.100.1", "198.51.100.255"] {
+            assert_shut_out(&lab, false, from, victim);
+        }
+    }
+
+    // The smaller ends, and the larger still holds.
+    block("198.51.100.0/24", "0");
+    block("198.51.100.128/25", "1");
+    service.await_line("unblocked 198.51.100.128/25: its time was up");
+    assert_eq!(blocked(), ["198.51.100.0/24"]);
+    assert_shut_out(&lab, true, "198.51.100.255", victim);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// An interface with a name that the bus does not take as it is, as those of VLANs have.
+#[test]
+fn an_interface_named_as_a_vlan_is_watched_like_any_other() {
+    let lab = Lab::new();
+    lab.second_link();
+    lab.victim.ip("link set eth1 down");
+    lab.victim.ip("link set eth1 name eth0.100");
+    lab.victim.ip("link set eth0.100 up");
+    lab.victim.ip("addr replace fd78::2/64 dev eth0.100 nodad");
+    lab.attacker.ip("addr add fd78::1/64 dev eth1 nodad");
+    let mut service = Start::on("eth0.100").begin(&lab).await_ready();
+    Rules::of(&lab.victim).assert_enforced_for(&["eth0.100"]);
+    for (attacker, victim) in [("10.78.0.1", "10.78.0.2"), ("fd78::1", "fd78::2")] {
+        let victim: IpAddr = victim.parse().unwrap();
+        lab.attacker.nmap("-sS -p 1-10", victim);
+        service.await_line(&format!("WARN blocked {attacker} for 1h (offence 1)"));
+        lab.attacker.assert_shut_out(victim, OPEN_PORT);
+    }
+    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    assert_eq!(lab.bus.list_on("eth0_2e100").len(), 2);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}

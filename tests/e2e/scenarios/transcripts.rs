@@ -1,0 +1,265 @@
+//! README.md shows commands and what they print: each is carried out here, in the README's own order,
+//! and what it prints must be what the README shows, but for times and counts.
+//!
+//! `WRITE_TRANSCRIPTS=1` puts what was printed into the README instead.
+
+use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use crate::frames::{EVERYBODY, syn};
+use crate::lab::{BINARY, Lab};
+use crate::namespace::{Namespace, SILENCE};
+use crate::tools::run;
+
+/// What depends on the machine, not on what was done before.
+const NOT_COMPARED: [&str; 1] = ["tcptracker doctor | grep -v ^ok"];
+
+/// A command of ours in the README, what is shown for it, and where that stands.
+struct Transcript {
+    command: String,
+    shown: String,
+    at: std::ops::Range<usize>,
+}
+
+fn readme() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")
+}
+
+fn transcripts(text: &str) -> Vec<Transcript> {
+    let mut found: Vec<Transcript> = Vec::new();
+    let (mut at, mut in_block, mut open) = (0, false, false);
+    for line in text.split_inclusive('\n') {
+        let start = at;
+        at += line.len();
+        if line.starts_with("```") {
+            (in_block, open) = (line == "```\n" && !in_block, false);
+        } else if in_block {
+            let command = line.strip_prefix("$ ").or_else(|| line.strip_prefix("# "));
+            if let Some(command) = command {
+                let command = command.trim_end().trim_start_matches("sudo ").to_owned();
+                open = command.starts_with("tcptracker ");
+                if open {
+                    found.push(Transcript { command, shown: String::new(), at: at..at });
+                }
+            } else if let Some(last) = found.last_mut().filter(|_| open) {
+                // An empty line stands before the next command, and may stand within an output.
+                last.shown.push_str(line);
+                last.at.end = start + line.len();
+            }
+        }
+    }
+    for transcript in &mut found {
+        let length = transcript.shown.trim_end_matches('\n').len();
+        let kept = if length == 0 { 0 } else { length + 1 };
+        transcript.at.end -= transcript.shown.len() - kept;
+        transcript.shown.truncate(kept);
+    }
+    found
+}
+
+/// Times, lengths of time and counts are other ones each time, and lines are broken elsewhere then.
+fn normalised(text: &str) -> String {
+    let mut words: Vec<String> = Vec::new();
+    for word in text.split_whitespace().map(general) {
+        let is_number = |word: &String| word.bytes().all(|byte| byte.is_ascii_digit());
+        match words.last_mut() {
+            // "146 ms"; how many packets a scanner repeats is his affair.
+            Some(last)
+                if is_number(last) && (word.starts_with("TIME") || word.starts_with("packet")) =>
+            {
+                *last = if word.starts_with("TIME") { word } else { "packets".to_owned() };
+            }
+            // "2026-11-24 00:13:46", "59m 59s".
+            Some(last) if last.ends_with("TIME") && word.starts_with("TIME") => {
+                *last = last.replacen("TIME", &word, 1);
+            }
+            _ => words.push(word),
+        }
+    }
+    words.join(" ")
+}
+
+fn general(word: &str) -> String {
+    let bare = word.trim_matches(|c| matches!(c, '(' | ')' | ',' | ';' | ':'));
+    let mut shape = String::new();
+    for character in bare.chars() {
+        let character = if character.is_ascii_digit() { '0' } else { character };
+        if character != '0' || !shape.ends_with('0') {
+            shape.push(character);
+        }
+    }
+    let is_time = matches!(
+        shape.as_str(),
+        "0s" | "0m"
+            | "0h"
+            | "0d"
+            | "ms"
+            | "s"
+            | "0.0"
+            | "0-0-0"
+            | "0:0:0"
+            | "0:0:0.0"
+            | "0-0-0T0:0:0Z"
+            | "0-0-0T0:0:0.0Z"
+    ) || (shape == "0" && bare.len() >= 10);
+    if is_time {
+        return word.replace(bare, "TIME");
+    }
+    word.to_owned()
+}
+
+/// What has to have happened before a command is typed.
+struct Story<'a> {
+    lab: &'a Lab,
+    done: Vec<String>,
+}
+
+impl Story<'_> {
+    fn scan(by: &Namespace, ports: [u16; 4]) {
+        for port in ports {
+            let to = SocketAddr::new("203.0.113.10".parse().unwrap(), port);
+            let _ = by.inside(|| TcpStream::connect_timeout(&to, SILENCE));
+        }
+    }
+
+    fn is_blocked(&self, address: &str) -> bool {
+        self.lab.bus.list().iter().any(|block| block.0 == address)
+    }
+
+    fn carry_out(&mut self, command: &str) -> String {
+        if self.done.is_empty() {
+            Self::scan(&self.lab.attacker, [554, 8080, 22, 1025]);
+            crate::tools::await_that("the scanner is blocked", || self.is_blocked("203.0.113.66"));
+        }
+        let output = match command {
+            "tcptracker watch" => self.watch(),
+            _ => self.type_in(command),
+        };
+        self.done.push(command.to_owned());
+        output
+    }
+
+    fn shell(&self, command: &str) -> std::process::Command {
+        let command = command.replacen("tcptracker", BINARY, 1);
+        let line = format!("stty cols 80 -onlcr; cd {}; {command}", self.lab.path("").display());
+        let mut shell = self.lab.victim.command("script");
+        shell.args(["-qec", &line, "/dev/null"]).env("NO_COLOR", "1").env("TZ", "UTC");
+        self.lab.bus.environment(&mut shell);
+        shell
+    }
+
+    fn type_in(&self, command: &str) -> String {
+        run(&mut self.shell(command)).out
+    }
+
+    /// What another scanner makes it tell.
+    fn watch(&self) -> String {
+        let mut child = self
+            .shell("tcptracker watch")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut told = lines.next().unwrap().unwrap() + "\n";
+        // Others than the first: or they would be taken for decoys.
+        Self::scan(&self.lab.bystander, [21, 3306, 5432, 6379]);
+        let mut unblocked = false;
+        for line in lines.map_while(Result::ok) {
+            told.push_str(&(line + "\n"));
+            if !unblocked && told.contains("  blocked  ") {
+                unblocked = true;
+                self.lab.cli("unblock 203.0.113.8").ok();
+            }
+            if told.contains("  unblocked  ") {
+                break;
+            }
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+        told
+    }
+}
+
+/// A night with a scanner, somebody's mail program, and a connection of the host's own.
+fn capture_a_night(lab: &Lab) {
+    let night: u64 = 1_795_300_000_000_000_000;
+    let frame = |at: u64, from: &str, to: &str, port: u16| {
+        let [from, to]: [IpAddr; 2] = [from.parse().unwrap(), to.parse().unwrap()];
+        (night + at * 1_000_000, syn(EVERYBODY, from, to, port))
+    };
+    let host = "203.0.113.10";
+    let scan = (0..40).map(|n| frame(10 * n, "203.0.113.66", host, 20 + u16::try_from(n).unwrap()));
+    let mail = [25, 465, 587, 143, 993].into_iter().zip(0..);
+    let mail = mail.map(|(port, n)| frame(26_000 + 900 * n, "198.51.100.7", host, port));
+    let own = (0..20).map(|n| frame(60_000 + 4_000 * n, host, "192.0.2.80", 443));
+    write_pcap(&lab.path("night.pcap"), scan.chain(mail).chain(own));
+}
+
+/// As libpcap writes it, with nanoseconds; an Ethernet.
+fn write_pcap(file: &Path, frames: impl Iterator<Item = (u64, Vec<u8>)>) {
+    let mut bytes = Vec::new();
+    for word in [0xa1b2_3c4d, 0x0004_0002, 0, 0, 65_535, 1_u32] {
+        bytes.extend(word.to_le_bytes());
+    }
+    for (nanos, frame) in frames {
+        let length = u64::try_from(frame.len()).unwrap();
+        for word in [nanos / 1_000_000_000, nanos % 1_000_000_000, length, length] {
+            bytes.extend(u32::try_from(word).unwrap().to_le_bytes());
+        }
+        bytes.extend(frame);
+    }
+    std::fs::write(file, bytes).unwrap();
+}
+
+#[test]
+fn the_readme_shows_what_is_so() {
+    let lab = Lab::new();
+    for (host, address) in [(&lab.victim, 10), (&lab.attacker, 66), (&lab.bystander, 8)] {
+        host.ip(&format!("addr add 203.0.113.{address}/24 dev eth0"));
+    }
+    capture_a_night(&lab);
+    std::fs::write(
+        lab.path("office.toml"),
+        "[detection]\nports = 10\n\n[exempt]\nnetworks = [\"10.0.0.0/8\"]\n",
+    )
+    .unwrap();
+    std::fs::write(lab.path("wrong.toml"), "[detection]\nport = 3\nwindow = \"soon\"\n").unwrap();
+    let mut service = lab.start();
+
+    let text = std::fs::read_to_string(readme()).unwrap();
+    let transcripts = transcripts(&text);
+    let mut story = Story { lab: &lab, done: Vec::new() };
+    let (mut written, mut end) = (String::new(), 0);
+    let write = std::env::var_os("WRITE_TRANSCRIPTS").is_some();
+    for transcript in &transcripts {
+        let printed = story.carry_out(&transcript.command);
+        let compared = !NOT_COMPARED.contains(&transcript.command.as_str());
+        if !write && compared {
+            assert_eq!(
+                normalised(&printed),
+                normalised(&transcript.shown),
+                "README.md shows for `{}`:\n{}\nand it prints:\n{printed}",
+                transcript.command,
+                transcript.shown
+            );
+        }
+        written.push_str(&text[end..transcript.at.start]);
+        written.push_str(if compared { &printed } else { &transcript.shown });
+        end = transcript.at.end;
+    }
+    written.push_str(&text[end..]);
+    if write {
+        std::fs::write(readme(), written).unwrap();
+    }
+    for command in [
+        "run", "list", "stats", "why", "watch", "block", "unblock", "reload", "replay", "config",
+        "doctor",
+    ] {
+        let shown = story.done.iter().any(|done| done.split(' ').nth(1) == Some(command));
+        assert!(shown, "README.md does not show tcptracker {command}");
+    }
+    assert_eq!(service.stop().code(), Some(0));
+}

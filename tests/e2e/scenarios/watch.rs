@@ -1,0 +1,149 @@
+//! `tcptracker watch`: what happens, as it happens.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+
+use serde_json::Value;
+
+use crate::lab::{ATTACKER, Lab, VICTIM};
+use crate::service::Start;
+use crate::tools::PATIENCE;
+
+/// Somebody who watches.
+struct Watcher {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Watcher {
+    fn begin(lab: &Lab, words: &str) -> Self {
+        let mut child = lab
+            .client(words)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (tell, lines) = channel();
+        let both: [Box<dyn std::io::Read + Send>; 2] =
+            [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
+        for stream in both {
+            let tell = tell.clone();
+            std::thread::spawn(move || {
+                for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                    let _ = tell.send(line);
+                }
+            });
+        }
+        Self { child, lines }
+    }
+
+    #[track_caller]
+    fn next(&self) -> String {
+        self.lines.recv_timeout(PATIENCE).expect("a line")
+    }
+
+    #[track_caller]
+    fn next_event(&self, event: &str) -> Value {
+        loop {
+            let line = self.next();
+            let value: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
+            if value["event"] == event {
+                return value;
+            }
+        }
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn what_happens_is_told_also_over_a_restart() {
+    let lab = Lab::new();
+    let watcher = Watcher::begin(&lab, "watch --json");
+    let waiting = watcher.next();
+    assert!(waiting.starts_with("tcptracker: not running yet; waiting"), "{waiting}");
+    let mut service = lab.start();
+    assert_eq!(watcher.next_event("running")["interface"], "eth0");
+
+    lab.attacker.nmap("-sS -p 1-10", VICTIM);
+    let scan = watcher.next_event("scan");
+    assert_eq!(scan["address"], ATTACKER.to_string(), "{scan}");
+    assert_eq!(scan["ports"].as_array().unwrap().len(), 4, "{scan}");
+    let blocked = watcher.next_event("blocked");
+    assert_eq!(blocked["address"], ATTACKER.to_string(), "{blocked}");
+    assert!(blocked["until"].as_u64() > blocked["time"].as_u64(), "{blocked}");
+    lab.cli(&format!("unblock {ATTACKER}")).ok();
+    let unblocked = watcher.next_event("unblocked");
+    assert_eq!(unblocked["cause"], "manual", "{unblocked}");
+
+    assert_eq!(service.stop().code(), Some(0));
+    watcher.next_event("gone");
+    let mut service = lab.start();
+    watcher.next_event("running");
+    lab.cli("block 192.0.2.1").ok();
+    let blocked = watcher.next_event("blocked");
+    assert_eq!((&blocked["until"], &blocked["reason"]), (&Value::Null, &"by hand".into()));
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+#[test]
+fn each_line_says_on_which_interface_and_one_can_be_chosen() {
+    let lab = Lab::new();
+    lab.second_link();
+    let mut services = [
+        lab.start(),
+        Start::on("eth1").env("TCPTRACKER_METRICS__LISTEN", "off").begin(&lab).await_ready(),
+    ];
+    let watchers = ["watch", "watch -i eth1"].map(|words| Watcher::begin(&lab, words));
+    // Nothing says when they listen: until both have told something, it is done again.
+    let mut told = [String::new(), String::new()];
+    crate::tools::await_that("both have told of eth1", || {
+        lab.cli("block 192.0.2.1 -i eth1").ok();
+        lab.cli("unblock 192.0.2.1 -i eth1").ok();
+        for (watcher, told) in watchers.iter().zip(&mut told) {
+            told.extend(watcher.lines.try_iter().map(|line| line + "\n"));
+        }
+        told.iter().all(|told| told.contains("\teth1\tblocked\t192.0.2.1 until unblocked: by hand"))
+    });
+    lab.cli("block 192.0.2.2 -i eth0").ok();
+    lab.cli("block 192.0.2.3 -i eth1").ok();
+    let until_third = |watcher: &Watcher| {
+        let mut lines = Vec::new();
+        while !lines.last().is_some_and(|line: &String| line.contains("192.0.2.3")) {
+            lines.push(watcher.next());
+        }
+        lines
+    };
+    let on_eth0 = |lines: &[String]| lines.iter().any(|line| line.contains("\teth0\tblocked"));
+    assert!(on_eth0(&until_third(&watchers[0])));
+    assert!(!on_eth0(&until_third(&watchers[1])));
+    for service in &mut services {
+        assert_eq!(service.stop().code(), Some(0));
+    }
+}
+
+/// Anybody may send signals; only those of the service are believed.
+#[test]
+fn forged_signals_are_not_believed() {
+    let lab = Lab::new();
+    let _service = lab.start();
+    let watcher = Watcher::begin(&lab, "watch --json");
+    crate::tools::await_that("it has told something", || {
+        let forged = ["emit", "/org/tcptracker/Tracker1/eth0", "org.tcptracker.Tracker1"];
+        let signal = ["Unblocked", "ss", "203.0.113.1", "forged"];
+        lab.bus.as_nobody(&[&forged[..], &signal[..]].concat()).ok();
+        lab.cli("block 192.0.2.1").ok();
+        lab.cli("unblock 192.0.2.1").ok();
+        let lines: Vec<String> = watcher.lines.try_iter().collect();
+        assert!(lines.iter().all(|line| !line.contains("forged")), "{lines:?}");
+        lines.iter().any(|line| line.contains("192.0.2.1"))
+    });
+}

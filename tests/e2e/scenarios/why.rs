@@ -1,0 +1,90 @@
+//! `Why`: the evidence for one address, and what keeps it from being blocked.
+
+use serde_json::{Value, json};
+
+use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
+use crate::tools::{await_that, unix_now};
+
+#[test]
+fn a_scanners_evidence_is_told_with_what_became_of_it() {
+    let lab = Lab::new();
+    let begun = unix_now();
+    let mut service = lab.start();
+    lab.attacker.nmap("-sS -p 21-40", VICTIM);
+    service.await_line("WARN blocked 10.77.0.1");
+    let why = lab.bus.why("10.77.0.1");
+    let (_, since, until, ..) = lab.bus.block_of(&ATTACKER);
+    for (key, value) in [
+        ("address", json!({"type": "s", "data": "10.77.0.1"})),
+        ("blocked", json!({"type": "b", "data": true})),
+        ("offences", json!({"type": "u", "data": 1})),
+        ("reason", json!({"type": "s", "data": "vertical scan: ports 21, 22, 23, 24"})),
+        ("kind", json!({"type": "s", "data": "vertical"})),
+        ("rule", json!({"type": "s", "data": "more than 3 ports in 60s from one source"})),
+        ("threshold", json!({"type": "u", "data": 3})),
+        ("window", json!({"type": "t", "data": 60})),
+        ("ports", json!({"type": "aq", "data": [21, 22, 23, 24]})),
+    ] {
+        assert_eq!(why[key], value, "{key}");
+    }
+    for (key, time) in [("since", since), ("until", until)] {
+        // Each answer reads the clocks anew.
+        let told = why[key]["data"].as_u64().unwrap();
+        assert!(told.abs_diff(time) <= 2, "{key}: {told}, {time}");
+        assert_eq!(why[key]["type"], "t");
+    }
+    assert_eq!(why["times"]["type"], "ad");
+    let times: Vec<f64> = serde_json::from_value(why["times"]["data"].clone()).unwrap();
+    assert_eq!(times.len(), 4);
+    assert!(times.is_sorted(), "{times:?}");
+    #[expect(clippy::cast_precision_loss, reason = "seconds of this century")]
+    let (earliest, latest) = (begun as f64 - 1.0, unix_now() as f64 + 1.0);
+    assert!(times.iter().all(|time| (earliest..latest).contains(time)), "{times:?}");
+    for absent in ["exempt", "grace_until", "decoy"] {
+        assert_eq!(why[absent], Value::Null);
+    }
+
+    // One SYN after another is dropped; the kernel counts each.
+    let dropped = || lab.bus.why("10.77.0.1")["dropped"]["data"].as_u64().unwrap();
+    let before = dropped();
+    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    await_that("the kernel's count is told", || dropped() > before);
+
+    // Let in by hand: the offence is not forgotten.
+    lab.bus.call("eth0", &["Unblock", "s", "10.77.0.1"]).ok();
+    let why = lab.bus.why("10.77.0.1");
+    assert_eq!(why["blocked"]["data"], false);
+    assert_eq!(why["offences"]["data"], 1);
+    assert!(why["grace_until"]["data"].as_u64().unwrap() > unix_now() + 3000, "{why}");
+    assert_eq!(why["ports"], Value::Null);
+
+    lab.bus.call("eth0", &["Block", "sts", "203.0.113.0/24", "0", "the neighbours"]).ok();
+    let why = lab.bus.why("203.0.113.9");
+    assert_eq!(why["address"]["data"], "203.0.113.0/24");
+    assert_eq!(why["until"], json!({"type": "t", "data": 0}));
+    assert_eq!(why["dropped"]["data"], 0);
+    assert_eq!(why["kind"], Value::Null);
+    let why = lab.bus.why("10.77.0.2");
+    assert_eq!(why["exempt"]["data"], "10.77.0.2 is an address of this host");
+    assert_eq!(why["blocked"]["data"], false);
+    let nobody = lab.bus.call("eth0", &["Why", "s", "198.51.100.200"]);
+    assert!(nobody.err.contains("198.51.100.200 is not blocked"), "{nobody:?}");
+    let error = |address: &str| lab.bus.error_of("Why", &format!("string:{address}"));
+    assert_eq!(error("198.51.100.200"), "org.tcptracker.Tracker1.Error.NotBlocked");
+    assert_eq!(error("198.51.100"), "org.tcptracker.Tracker1.Error.InvalidAddress");
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+#[test]
+fn where_there_are_no_sets_the_rules_own_counter_is_told() {
+    let lab = Lab::new();
+    lab.configure("[firewall]\nbackend = \"iptables\"\n");
+    let mut service = lab.start();
+    lab.bus.call("eth0", &["Block", "sts", &ATTACKER.to_string(), "0", "x"]).ok();
+    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    let dropped = || lab.bus.why("10.77.0.1")["dropped"]["data"].as_u64().unwrap();
+    await_that("the rule's count is told", || dropped() > 0);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
