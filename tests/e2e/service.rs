@@ -2,6 +2,7 @@
 
 use std::fs::Permissions;
 use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
@@ -12,6 +13,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use crate::lab::{BINARY, Lab};
 use crate::tools::PATIENCE;
@@ -29,6 +31,7 @@ pub struct Start {
     wrapper: Vec<String>,
     binary: Option<PathBuf>,
     mute: bool,
+    on_terminal: bool,
 }
 
 impl Start {
@@ -62,6 +65,12 @@ impl Start {
         self
     }
 
+    /// Started by a person in a terminal, not by a service manager.
+    pub fn on_terminal(mut self) -> Self {
+        self.on_terminal = true;
+        self
+    }
+
     /// The command, in the victim's namespace, with the laboratory's bus and configuration file.
     pub fn command(&self, lab: &Lab) -> Command {
         let binary = self.binary.clone().unwrap_or_else(|| BINARY.into());
@@ -89,10 +98,12 @@ impl Start {
         // Whoever the service runs as.
         std::fs::set_permissions(&socket_path, Permissions::from_mode(0o777)).unwrap();
         let (tell, told) = channel();
+        let terminal = self.on_terminal.then(Terminal::new);
+        let stdin = terminal.as_ref().map_or_else(Stdio::null, Terminal::keyboard);
         let mut child = self
             .command(lab)
             .env("NOTIFY_SOCKET", &socket_path)
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -107,6 +118,7 @@ impl Start {
             log: Vec::new(),
             notices: Vec::new(),
             log_ended: false,
+            _terminal: terminal,
         };
         std::thread::spawn(move || hear_notices(&socket, &tell));
         service.unread = Some(stderr);
@@ -135,6 +147,27 @@ pub struct Service {
     /// What it has told the service manager so far.
     notices: Vec<String>,
     log_ended: bool,
+    /// Stays open as long as it runs.
+    _terminal: Option<Terminal>,
+}
+
+/// A terminal that shows nothing.
+struct Terminal(OwnedFd);
+
+impl Terminal {
+    fn new() -> Self {
+        let terminal =
+            openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        grantpt(&terminal).unwrap();
+        unlockpt(&terminal).unwrap();
+        Self(terminal)
+    }
+
+    /// What a program in it reads from.
+    fn keyboard(&self) -> Stdio {
+        let name = ptsname(&self.0, Vec::new()).unwrap();
+        std::fs::File::open(name.to_str().unwrap()).unwrap().into()
+    }
 }
 
 impl Service {

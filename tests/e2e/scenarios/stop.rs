@@ -69,10 +69,11 @@ fn what_cannot_be_taken_down_is_told_and_the_rest_goes() {
     assert!(!rules.sets.contains("tcptracker-eth0-v6"), "{}", rules.sets);
 }
 
+/// A terminal that is closed; a service, which has none, takes the signal for a wish to reload.
 #[test]
-fn a_hangup_ends_it_in_order() {
+fn the_end_of_its_terminal_ends_it_in_order() {
     let lab = Lab::new();
-    let mut service = lab.start();
+    let mut service = Start::on("eth0").on_terminal().begin(&lab).await_ready();
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER}"));
     assert_eq!(service.end_by(rustix::process::Signal::HUP).code(), Some(0));
