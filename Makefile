@@ -37,8 +37,9 @@ DEPS      = gcc libc6-dev libpcap-dev libsqlite3-dev iptables
 TEST_DEPS = $(DEPS) g++ nmap iproute2 ipset dbus systemd curl procps util-linux bsdutils mount python3 \
 	nftables conntrack python3-dbus python3-gi libglib2.0-bin polkitd python3-pyftpdlib
 
-# The Debian package: what builds it, and what looks it over.
-DEB_DEPS  = $(DEPS) build-essential debhelper pkg-config lintian
+# The packages: what builds them, and what looks them over.
+DEB_DEPS  = $(DEPS) build-essential debhelper pkg-config
+RPM_DEPS  = $(DEPS) pkg-config rpm
 
 # Packages that are not there are installed; where all are, apt is not asked.
 define install_missing
@@ -57,7 +58,7 @@ define install_missing
 	    $$missing </dev/null
 endef
 
-.PHONY: help deps test-deps firewalls build test docs corpus fuzz bench interface lint run demo install uninstall deb-deps deb clean
+.PHONY: help deps test-deps firewalls build test docs corpus fuzz bench interface lint run demo install uninstall deb rpm packages clean
 
 help: ## list what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -67,9 +68,6 @@ deps: ## install what building and running needs (Debian; with sudo unless root)
 
 test-deps: ## install what tests and demo need as well
 	$(call install_missing,$(TEST_DEPS))
-
-deb-deps: ## install what building the Debian package needs
-	$(call install_missing,$(DEB_DEPS))
 
 firewalls: ## unpack ufw and firewalld, without installing them, for the tests beside them
 	@tests/fetch-firewalls $(TARGET)/tmp/firewalls
@@ -142,7 +140,8 @@ ifeq ($(DESTDIR),)
 	-@[ ! -d /run/systemd/system ] || systemctl daemon-reload
 endif
 
-deb: deb-deps ## build the Debian package, target/debian/tcptracker_*.deb
+deb: ## build the Debian package, target/debian/tcptracker_*.deb
+	$(call install_missing,$(DEB_DEPS))
 	rm -rf $(TARGET)/debian
 	mkdir -p $(TARGET)/debian
 	DEB_DIR=$(TARGET)/debian dpkg-buildpackage -us -uc -b -tc \
@@ -150,6 +149,20 @@ deb: deb-deps ## build the Debian package, target/debian/tcptracker_*.deb
 	    --buildinfo-file=$(TARGET)/debian/tcptracker.buildinfo \
 	    --changes-file=$(TARGET)/debian/tcptracker.changes
 	@echo "install it: apt install ./$(TARGET)/debian/tcptracker_*.deb"
+
+rpm: ## build the RPM package, target/rpm/tcptracker-*.rpm
+	$(call install_missing,$(RPM_DEPS))
+	rm -rf $(TARGET)/rpm
+	@# Debian's packages are not in rpm's database: --nodeps. Its brp-compress needs another shell than it names.
+	rpmbuild -bb --quiet --build-in-place --nodeps --define '_topdir $(abspath $(TARGET)/rpm)' \
+	    --define '__brp_compress %{nil}' \
+	    --define '_rpmdir %{_topdir}' --define '_rpmfilename %{NAME}-%{VERSION}-%{RELEASE}.%{ARCH}.rpm' \
+	    packaging/rpm/tcptracker.spec
+
+packages: deb rpm ## build both packages, and look them over
+	$(call install_missing,lintian)
+	lintian --allow-root --fail-on error,warning $(TARGET)/debian/tcptracker.changes
+	tests/compare-packages $(TARGET)/debian/tcptracker_*.deb $(TARGET)/rpm/tcptracker-*.rpm
 
 clean: ## remove what was built
 	$(CARGO) clean
