@@ -148,7 +148,7 @@ deb: ## build the Debian package, target/debian/tcptracker_*.deb
 	    --buildinfo-option=-u$(TARGET)/debian --changes-option=-u$(TARGET)/debian \
 	    --buildinfo-file=$(TARGET)/debian/tcptracker.buildinfo \
 	    --changes-file=$(TARGET)/debian/tcptracker.changes
-	@echo "install it: apt install ./$(TARGET)/debian/tcptracker_*.deb"
+	@echo "install it: apt install" $(abspath $(TARGET))/debian/tcptracker_*.deb
 
 rpm: ## build the RPM package, target/rpm/tcptracker-*.rpm
 	$(call install_missing,$(RPM_DEPS))
