@@ -72,10 +72,13 @@ fn the_lock_of_the_older_iptables() {
         let unit = boot.into_iter().chain(as_the_unit());
         Start::on("eth0").env("PATH", &path).binary(binary.clone()).through(unit)
     };
-    let outcome = lab.run_service(&after_boot("true"));
-    let sentence = "the lock of iptables, /run/xtables.lock, cannot be opened; for user tcptracker: \
-                    systemd-tmpfiles --create tcptracker.conf";
-    assert_refused(&lab, &outcome, FAILED, sentence);
+    let mut service = after_boot("true").begin(&lab);
+    service.await_line(
+        "tcptracker: the lock of iptables, /run/xtables.lock, cannot be opened; for user tcptracker: \
+         systemd-tmpfiles --create tcptracker.conf",
+    );
+    assert_eq!(service.await_end().code(), Some(FAILED));
+    lab.assert_untouched();
 
     let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/tcptracker.tmpfiles");
     let mut service =
