@@ -11,14 +11,35 @@ COVERAGE = -Cpasses=sancov-module -Ccodegen-units=1 -Cllvm-args=-sanitizer-cover
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 # Where cargo puts what it builds.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-# The bus reads policies in /usr/share (packages) and in /etc (everybody else), not in /usr/local.
+# Where what is installed is looked for. The bus reads policies in /usr/share (packages) and in /etc
+# (everybody else), not in /usr/local; polkit reads actions in /usr/share only.
 POLICY  = $(if $(filter /usr,$(PREFIX)),/usr/share,/etc)/dbus-1/system.d
+UNIT    = $(PREFIX)/lib/systemd/system/tcptracker@.service
+CONFIG  = /etc/tcptracker/tcptracker.toml
+ZSH_COMPLETIONS ?= $(PREFIX)/share/zsh/site-functions
+# What is installed besides the program and its configuration, and as what.
+FILES = systemd/tcptracker@.service:$(UNIT) \
+	packaging/tcptracker.sysusers:$(PREFIX)/lib/sysusers.d/tcptracker.conf \
+	packaging/tcptracker.tmpfiles:$(PREFIX)/lib/tmpfiles.d/tcptracker.conf \
+	packaging/tcptracker.catalog:$(PREFIX)/lib/systemd/catalog/tcptracker.catalog \
+	dbus/org.tcptracker.Tracker1.conf:$(POLICY)/org.tcptracker.Tracker1.conf \
+	dbus/org.tcptracker.Tracker1.xml:$(PREFIX)/share/dbus-1/interfaces/org.tcptracker.Tracker1.xml \
+	dbus/org.tcptracker.Tracker1.policy:/usr/share/polkit-1/actions/org.tcptracker.Tracker1.policy \
+	packaging/man/tcptracker.1:$(PREFIX)/share/man/man1/tcptracker.1 \
+	packaging/man/tcptracker.toml.5:$(PREFIX)/share/man/man5/tcptracker.toml.5 \
+	packaging/completions/tcptracker.bash:$(PREFIX)/share/bash-completion/completions/tcptracker \
+	packaging/completions/_tcptracker:$(ZSH_COMPLETIONS)/_tcptracker \
+	packaging/completions/tcptracker.fish:$(PREFIX)/share/fish/vendor_completions.d/tcptracker.fish
 
 # Build: a linker, libpcap's and SQLite's header files. Run: iptables (the sets need no program).
 DEPS      = gcc libc6-dev libpcap-dev libsqlite3-dev iptables
 # Tests and demo: a scanner, namespaces, a bus and its tools, what shows the sets.
 TEST_DEPS = $(DEPS) g++ nmap iproute2 ipset dbus systemd curl procps util-linux bsdutils mount python3 \
 	nftables conntrack python3-dbus python3-gi libglib2.0-bin polkitd python3-pyftpdlib
+
+# The packages: what builds them, and what looks them over.
+DEB_DEPS  = $(DEPS) build-essential debhelper pkg-config
+RPM_DEPS  = $(DEPS) pkg-config rpm
 
 # Packages that are not there are installed; where all are, apt is not asked.
 define install_missing
@@ -37,7 +58,7 @@ define install_missing
 	    $$missing </dev/null
 endef
 
-.PHONY: help deps test-deps firewalls build test docs corpus fuzz bench interface lint run demo install uninstall clean
+.PHONY: help deps test-deps firewalls build test docs corpus fuzz bench interface lint run demo install uninstall deb rpm packages clean
 
 help: ## list what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -89,15 +110,15 @@ demo: test-deps build ## watch a port scan being caught, in throw-away network n
 install: ## install what `make build` has built (as root; PREFIX, DESTDIR)
 	@[ -x $(TARGET)/release/tcptracker ] || { echo "nothing built yet: make build"; exit 1; }
 	install -D -m 755 $(TARGET)/release/tcptracker $(DESTDIR)$(PREFIX)/bin/tcptracker
-	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
-	sed 's|/usr/bin/tcptracker|$(PREFIX)/bin/tcptracker|' systemd/tcptracker@.service \
-	    > $(DESTDIR)$(PREFIX)/lib/systemd/system/tcptracker@.service
-	install -D -m 644 packaging/tcptracker.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/tcptracker.conf
-	install -D -m 644 dbus/org.tcptracker.Tracker1.conf \
-	    $(DESTDIR)$(POLICY)/org.tcptracker.Tracker1.conf
+	$(foreach file,$(FILES),install -D -m 644 $(subst :, $(DESTDIR),$(file)) &&) true
+	sed -i 's|/usr/bin/tcptracker|$(PREFIX)/bin/tcptracker|' $(DESTDIR)$(UNIT)
+	@# What the administrator has written stays.
+	[ -e $(DESTDIR)$(CONFIG) ] || install -D -m 644 packaging/tcptracker.toml $(DESTDIR)$(CONFIG)
 ifeq ($(DESTDIR),)
 	@# The user first: the bus looks it up when it reads its policy.
-	-@command -v systemd-sysusers >/dev/null && systemd-sysusers
+	-@! command -v systemd-sysusers >/dev/null || systemd-sysusers
+	-@! command -v systemd-tmpfiles >/dev/null || systemd-tmpfiles --create tcptracker.conf
+	-@! command -v journalctl >/dev/null || journalctl --update-catalog
 	-@[ ! -d /run/systemd/system ] || systemctl daemon-reload
 	-@[ ! -S /run/dbus/system_bus_socket ] || busctl call org.freedesktop.DBus \
 	    /org/freedesktop/DBus org.freedesktop.DBus ReloadConfig
@@ -110,12 +131,38 @@ ifeq ($(DESTDIR),)
 	    systemctl disable tcptracker@.service; }
 endif
 	rm -f $(DESTDIR)$(PREFIX)/bin/tcptracker \
-	    $(DESTDIR)$(PREFIX)/lib/systemd/system/tcptracker@.service \
-	    $(DESTDIR)$(PREFIX)/lib/sysusers.d/tcptracker.conf \
-	    $(DESTDIR)$(POLICY)/org.tcptracker.Tracker1.conf
+	    $(foreach file,$(FILES),$(DESTDIR)$(lastword $(subst :, ,$(file))))
+	@# Unless somebody has changed it.
+	! cmp -s packaging/tcptracker.toml $(DESTDIR)$(CONFIG) || rm -f $(DESTDIR)$(CONFIG)
+	[ ! -d $(DESTDIR)$(dir $(CONFIG)) ] || rmdir --ignore-fail-on-non-empty $(DESTDIR)$(dir $(CONFIG))
 ifeq ($(DESTDIR),)
+	-@! command -v journalctl >/dev/null || journalctl --update-catalog
 	-@[ ! -d /run/systemd/system ] || systemctl daemon-reload
 endif
+
+deb: ## build the Debian package, target/debian/tcptracker_*.deb
+	$(call install_missing,$(DEB_DEPS))
+	rm -rf $(TARGET)/debian
+	mkdir -p $(TARGET)/debian
+	DEB_DIR=$(TARGET)/debian dpkg-buildpackage -us -uc -b -tc \
+	    --buildinfo-option=-u$(TARGET)/debian --changes-option=-u$(TARGET)/debian \
+	    --buildinfo-file=$(TARGET)/debian/tcptracker.buildinfo \
+	    --changes-file=$(TARGET)/debian/tcptracker.changes
+	@echo "install it: apt install" $(abspath $(TARGET))/debian/tcptracker_*.deb
+
+rpm: ## build the RPM package, target/rpm/tcptracker-*.rpm
+	$(call install_missing,$(RPM_DEPS))
+	rm -rf $(TARGET)/rpm
+	@# Debian's packages are not in rpm's database: --nodeps. Its brp-compress needs another shell than it names.
+	rpmbuild -bb --quiet --build-in-place --nodeps --define '_topdir $(abspath $(TARGET)/rpm)' \
+	    --define '__brp_compress %{nil}' \
+	    --define '_rpmdir %{_topdir}' --define '_rpmfilename %{NAME}-%{VERSION}-%{RELEASE}.%{ARCH}.rpm' \
+	    packaging/rpm/tcptracker.spec
+
+packages: deb rpm ## build both packages, and look them over
+	$(call install_missing,lintian)
+	lintian --allow-root --fail-on error,warning $(TARGET)/debian/tcptracker.changes
+	tests/compare-packages $(TARGET)/debian/tcptracker_*.deb $(TARGET)/rpm/tcptracker-*.rpm
 
 clean: ## remove what was built
 	$(CARGO) clean

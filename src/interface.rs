@@ -15,11 +15,24 @@ pub struct InterfaceName(String);
 
 /// A text that cannot be the name of a network interface.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{0:?} cannot be the name of a network interface: 1 to {LONGEST} characters without spaces, quotes, \":\" \
-     or \"/\" (`ip -brief link` lists the interfaces)"
-)]
-pub struct InvalidInterfaceName(String);
+#[error("{name:?} cannot be the name of a network interface: {}", expected(.name))]
+pub struct InvalidInterfaceName {
+    name: String,
+}
+
+/// What would be a name. In that of a unit a "-" stands for "/", as in `tcptracker@wg-0`, and systemd has
+/// made `wg/0` of it.
+fn expected(name: &str) -> String {
+    match name.replace('/', "-").parse::<InterfaceName>() {
+        Ok(meant) => {
+            format!("the unit of {meant} is written tcptracker@$(systemd-escape {meant})")
+        }
+        Err(_) => format!(
+            "1 to {LONGEST} characters without spaces, quotes, \":\" or \"/\" (`ip -brief link` lists the \
+             interfaces)"
+        ),
+    }
+}
 
 impl InterfaceName {
     /// The name as the kernel has it.
@@ -81,7 +94,7 @@ impl FromStr for InterfaceName {
         if acceptable {
             Ok(Self(name.to_owned()))
         } else {
-            Err(InvalidInterfaceName(name.to_owned()))
+            Err(InvalidInterfaceName { name: name.to_owned() })
         }
     }
 }
@@ -116,6 +129,20 @@ mod tests {
             assert!(bad.parse::<InterfaceName>().is_err(), "{bad:?}");
         }
         assert!("fifteen-letters".parse::<InterfaceName>().is_ok());
+    }
+
+    #[test]
+    fn an_instance_that_is_not_escaped_is_told_how_to_be() {
+        let told = |name: &str| name.parse::<InterfaceName>().unwrap_err().to_string();
+        assert_eq!(
+            told("wg/0"),
+            "\"wg/0\" cannot be the name of a network interface: the unit of wg-0 is written \
+             tcptracker@$(systemd-escape wg-0)"
+        );
+        assert!(told("br/lan/5").contains("$(systemd-escape br-lan-5)"));
+        for other in ["", "a b", "much/too/long/a/name"] {
+            assert!(told(other).contains("1 to 15 characters"), "{other:?}");
+        }
     }
 
     proptest! {

@@ -26,6 +26,12 @@ pub enum RulesError {
         "changing firewall rules needs the capability CAP_NET_ADMIN; run it as root or as the service"
     )]
     NotPermitted,
+    /// It is iptables-legacy, whose lock the service's user may not have.
+    #[error(
+        "the lock of iptables, /run/xtables.lock, cannot be opened; for user tcptracker: \
+         systemd-tmpfiles --create tcptracker.conf"
+    )]
+    LockDenied,
     /// The program said no.
     #[error("`{command}` failed: {said}")]
     Failed {
@@ -103,6 +109,9 @@ impl Program {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         let said = String::from_utf8_lossy(&output.stderr);
+        if said.contains("can't open lock file") {
+            return Err(RulesError::LockDenied);
+        }
         if said.contains("Permission denied") || said.contains("Operation not permitted") {
             return Err(RulesError::NotPermitted);
         }

@@ -123,6 +123,20 @@ impl Drop for Polkit {
     }
 }
 
+/// What to start the service through, so that it may do what the unit lets it, and no more.
+pub fn as_the_unit() -> [String; 8] {
+    [
+        "setpriv".to_owned(),
+        format!("--reuid={SERVICE}"),
+        format!("--regid={SERVICE}"),
+        "--clear-groups".to_owned(),
+        "--inh-caps=-all,+net_admin,+net_raw".to_owned(),
+        "--ambient-caps=-all,+net_admin,+net_raw".to_owned(),
+        "--bounding-set=-all,+net_admin,+net_raw".to_owned(),
+        "--no-new-privs".to_owned(),
+    ]
+}
+
 /// A program run by a user, who is in these groups beside his own.
 pub fn as_user(user: u32, groups: &[u32], program: &str) -> Command {
     let mut command = Command::new("setpriv");

@@ -6,7 +6,9 @@ use std::process::Stdio;
 use crate::lab::{BINARY, Lab};
 use crate::service::Start;
 use crate::tools::run;
-use crate::users::{MEMBER, Polkit, SERVICE, STRANGER, TRUSTED, as_user, busctl, gdbus, python};
+use crate::users::{
+    MEMBER, Polkit, SERVICE, STRANGER, TRUSTED, as_the_unit, as_user, busctl, gdbus, python,
+};
 
 const BLOCK: [&str; 5] = ["Block", "sts", "198.51.100.1", "0", "seen by all"];
 const UNBLOCK: [&str; 3] = ["Unblock", "s", "198.51.100.1"];
@@ -98,18 +100,8 @@ fn polkit_answers_the_service_that_is_not_root() {
     let binary = lab.path("tcptracker");
     run(std::process::Command::new("cp").arg(BINARY).arg(&binary)).ok();
     lab.let_state_belong_to(SERVICE);
-    let unprivileged = [
-        "setpriv".to_owned(),
-        format!("--reuid={SERVICE}"),
-        format!("--regid={SERVICE}"),
-        "--clear-groups".to_owned(),
-        "--inh-caps=-all,+net_admin,+net_raw".to_owned(),
-        "--ambient-caps=-all,+net_admin,+net_raw".to_owned(),
-        "--bounding-set=-all,+net_admin,+net_raw".to_owned(),
-        "--no-new-privs".to_owned(),
-    ];
     let mut service =
-        Start::on("eth0").binary(binary).through(unprivileged).begin(&lab).await_ready();
+        Start::on("eth0").binary(binary).through(as_the_unit()).begin(&lab).await_ready();
     busctl(&lab, TRUSTED, &[], &BLOCK).ok();
     let denied = busctl(&lab, STRANGER, &[], &UNBLOCK);
     assert!(denied.err.contains("Access denied"), "{denied:?}");

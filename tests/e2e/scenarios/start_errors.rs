@@ -1,8 +1,10 @@
 //! What keeps the service from starting: one sentence that says what to do, and nothing half-done.
 
+use super::healing::legacy;
 use crate::lab::{BINARY, Lab};
 use crate::service::Start;
 use crate::tools::Outcome;
+use crate::users::{SERVICE, as_the_unit};
 
 const FAILED: i32 = 1;
 const CONFIGURATION: i32 = 78;
@@ -53,6 +55,35 @@ fn no_privilege() {
     assert_eq!(outcome.code, Some(FAILED), "{outcome:?}");
     assert!(outcome.err.contains("CAP_NET_ADMIN"), "{outcome:?}");
     assert_eq!(outcome.err.lines().count(), 1, "{outcome:?}");
+    lab.assert_untouched();
+}
+
+/// iptables-legacy has a lock, which the unit's user cannot make: what is installed for systemd-tmpfiles does.
+#[test]
+fn the_lock_of_the_older_iptables() {
+    let lab = Lab::with_users();
+    let binary = lab.path("tcptracker");
+    std::fs::copy(BINARY, &binary).unwrap();
+    lab.let_state_belong_to(SERVICE);
+    let path = legacy(&lab);
+    let after_boot = |make_files: &str| {
+        let script = format!("mount -t tmpfs -o mode=755 tmpfs /run; {make_files}; exec \"$@\"");
+        let boot = ["sh", "-ec", &script, "sh"].map(str::to_owned);
+        let unit = boot.into_iter().chain(as_the_unit());
+        Start::on("eth0").env("PATH", &path).binary(binary.clone()).through(unit)
+    };
+    let mut service = after_boot("true").begin(&lab);
+    service.await_line(
+        "tcptracker: the lock of iptables, /run/xtables.lock, cannot be opened; for user tcptracker: \
+         systemd-tmpfiles --create tcptracker.conf",
+    );
+    assert_eq!(service.await_end().code(), Some(FAILED));
+    lab.assert_untouched();
+
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/tcptracker.tmpfiles");
+    let mut service =
+        after_boot(&format!("systemd-tmpfiles --create {shipped}")).begin(&lab).await_ready();
+    assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 

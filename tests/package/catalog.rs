@@ -1,0 +1,105 @@
+//! The message catalog explains every message there is, and README.md lists them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+use crate::{output, read, tree};
+
+type Fields<'a> = BTreeSet<&'a str>;
+
+/// A message identifier (sd-id128(3)).
+fn is_id(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Every message of the code: its identifier, and the fields that are in it whatever happens.
+fn messages(code: &str) -> BTreeMap<&str, Fields<'_>> {
+    let ids: BTreeMap<&str, &str> = code
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("pub(super) const "))
+        .filter_map(|line| line.split_once(": &str = \""))
+        .map(|(name, rest)| (name, rest.trim_end_matches("\";")))
+        .collect();
+    let mut messages: BTreeMap<&str, Fields> = BTreeMap::new();
+    for call in code.split("MESSAGE_ID = id::").skip(1) {
+        let name = &call[..call.find(',').unwrap()];
+        // Up to the text: it begins a line, or stands in the only one.
+        let mut lines = call.split_inclusive('\n');
+        let first = lines.next().unwrap();
+        let end = first.find(", \"").unwrap_or_else(|| {
+            let fields = lines.take_while(|line| !line.trim_start().starts_with('"'));
+            first.len() + fields.map(str::len).sum::<usize>()
+        });
+        let always: Fields = call[..end]
+            .split("TCPTRACKER_")
+            .skip(1)
+            .filter_map(|field| field.split_once('='))
+            .filter(|(_, value)| !value.contains(".then(") && !value.contains(".map("))
+            .map(|(field, _)| field.trim())
+            .collect();
+        messages
+            .entry(ids[name])
+            .and_modify(|fields| fields.retain(|field| always.contains(field)))
+            .or_insert(always);
+    }
+    assert_eq!(messages.keys().copied().collect::<BTreeSet<_>>(), ids.values().copied().collect());
+    messages
+}
+
+/// The entries, as journalctl has understood them.
+fn entries() -> BTreeMap<String, String> {
+    let root = tempfile::tempdir().unwrap();
+    for directory in ["usr/lib/systemd/catalog", "var/lib/systemd/catalog"] {
+        std::fs::create_dir_all(root.path().join(directory)).unwrap();
+    }
+    let file = root.path().join("usr/lib/systemd/catalog/tcptracker.catalog");
+    std::fs::copy(tree().join("packaging/tcptracker.catalog"), file).unwrap();
+    let journalctl = |argument: &str| {
+        output(Command::new("journalctl").arg("--root").arg(root.path()).arg(argument))
+    };
+    journalctl("--update-catalog");
+    let dumped = journalctl("--dump-catalog");
+    dumped
+        .split("-- ")
+        .filter_map(|entry| entry.split_once('\n'))
+        .filter(|(id, _)| is_id(id))
+        .map(|(id, text)| (id.to_owned(), text.to_owned()))
+        .collect()
+}
+
+#[test]
+fn the_catalog_explains_every_message() {
+    let code = read("src/journal.rs");
+    let (messages, entries) = (messages(&code), entries());
+    assert!(messages.len() >= 15, "{messages:?}");
+    assert_eq!(messages.keys().collect::<Vec<_>>(), entries.keys().collect::<Vec<_>>());
+    for (id, text) in &entries {
+        let (head, body) = text.split_once("\n\n").unwrap();
+        for header in ["Subject: ", "Defined-By: tcptracker", "Documentation: man:tcptracker"] {
+            assert!(head.lines().any(|line| line.starts_with(header)), "{id} lacks {header}");
+        }
+        // What it means, and what to do.
+        assert!(body.trim().contains("\n\n"), "{id}: {body}");
+        let fields = text.split('@').filter_map(|word| word.strip_prefix("TCPTRACKER_"));
+        for field in fields {
+            assert!(messages[id.as_str()].contains(field), "{field} is not in every message {id}");
+        }
+    }
+}
+
+#[test]
+fn the_readme_lists_every_message() {
+    let (code, readme) = (read("src/journal.rs"), read("README.md"));
+    let listed: BTreeSet<&str> = readme
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
+        .map(|(id, _)| id)
+        .filter(|id| is_id(id))
+        .collect();
+    assert_eq!(listed, messages(&code).into_keys().collect());
+    // Those in examples as well.
+    let named = readme.split("MESSAGE_ID=").skip(1).filter_map(|rest| rest.get(..32));
+    for id in named {
+        assert!(listed.contains(id), "{id}");
+    }
+}
