@@ -186,7 +186,7 @@ impl Form {
 }
 
 /// By what a rule says, not by its position: others may insert and delete at any moment.
-fn delete(rule: &str) -> String {
+pub(super) fn delete(rule: &str) -> String {
     rule.replacen("-A ", "-D ", 1)
 }
 

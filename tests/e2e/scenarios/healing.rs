@@ -277,6 +277,55 @@ pub(super) fn legacy(lab: &Lab) -> String {
     format!("{}:{}", directory.display(), std::env::var("PATH").unwrap())
 }
 
+/// Rules made with nft(8) that iptables cannot express keep it from showing any of the table's: that is no
+/// damage, what is damaged is seen all the same, and nothing is left in the end.
+#[test]
+fn rules_that_iptables_cannot_show_keep_nothing_from_being_seen() {
+    const NATIVE: &str = "ct state vmap { established : accept, invalid : drop }";
+    for backend in ["ipset", "iptables"] {
+        let lab = Lab::new();
+        lab.configure(&format!("firewall.backend = \"{backend}\"\n"));
+        let mut service = lab.start();
+        block(&lab);
+        let listed = |table: &str| {
+            run(lab.victim.command("nft").args(["list", "table", table, "filter"])).ok()
+        };
+        let jumps = |table: &str| listed(table).matches("jump tcptracker").count();
+        for (number, damage) in [
+            &format!("nft insert rule ip filter INPUT '{NATIVE}'"),
+            &format!("nft insert rule ip6 filter INPUT '{NATIVE}'"),
+            "nft flush chain ip6 filter FORWARD",
+            "nft flush chain ip filter tcptracker",
+            "nft insert rule ip filter INPUT ct state new accept",
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            shell(&lab.victim, damage);
+            service.await_lines("mended: ", number + 1);
+            service.await_lines("enforcing: all is well again", number + 1);
+            let victim = if damage.contains("ip6") { VICTIM_V6 } else { VICTIM };
+            lab.attacker.assert_shut_out(victim, OPEN_PORT);
+        }
+        assert_eq!(lab.metric(r#"tcptracker_enforced{family="ipv4"}"#), 2);
+        // What a dead instance has left is found, and blocks come and go.
+        service.crash();
+        let mut service = lab.start();
+        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+        lab.bus.call("eth0", &["Unblock", "s", &ATTACKER.to_string()]).ok();
+        lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+        assert_eq!(["ip", "ip6"].map(jumps), [2, 2]);
+        assert_eq!(service.lines_with("mended: "), Vec::<String>::new());
+        assert_eq!(service.stop().code(), Some(0));
+        for table in ["ip", "ip6"] {
+            let left = listed(table);
+            assert!(!left.contains("tcptracker"), "{left}");
+            assert!(left.contains("ct state vmap"), "{left}");
+        }
+        assert_eq!(Rules::of(&lab.victim).sets, "");
+    }
+}
+
 /// While it cannot be mended everybody is told, and the gap shows; then it is, by itself.
 #[test]
 fn what_cannot_be_mended_is_told_until_it_can() {
