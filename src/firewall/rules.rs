@@ -52,6 +52,8 @@ struct Side {
     seen: Seen,
     /// Others have put rules into the table that iptables cannot show, as of the last look.
     is_mixed: bool,
+    /// There are rules in our chain that are no instance's, as of the last look.
+    has_strangers: bool,
     tally: Tally<RuleKey>,
     /// Packets are counted since the start: what a killed instance's rules have counted is not ours.
     tally_begun: bool,
@@ -106,6 +108,7 @@ impl Rules {
                 form: Form::new(form),
                 seen: Seen::Never,
                 is_mixed: false,
+                has_strangers: false,
                 tally: Tally::starting_at([]),
                 tally_begun: false,
             });
@@ -181,10 +184,11 @@ impl Rules {
     }
 
     /// Adds rules to the chain, all or none.
-    pub fn append(&mut self, family: Family, sources: &[Source]) -> Result<(), FirewallError> {
+    pub fn add(&mut self, family: Family, sources: &[Source]) -> Result<(), FirewallError> {
         let Some((side, _)) = self.side(family) else { return Ok(()) };
+        let in_front = side.has_strangers;
         let commands: Vec<String> =
-            sources.iter().map(|source| side.form.append(*source)).collect();
+            sources.iter().map(|source| side.form.add(*source, in_front)).collect();
         side.program.restore(&commands)?;
         if side.form.is_unseen() { self.learn(family) } else { Ok(()) }
     }
@@ -245,6 +249,7 @@ impl Rules {
             (None, None) => String::new(),
         };
         let listing = Listing::parse(&saved, &comment);
+        side.has_strangers = listing.has_strangers;
         if !side.program.is_nft {
             let own = listing.own.iter().flatten();
             side.read(own.map(|rule| (RuleKey::Source(rule.source), rule.packets)));

@@ -134,6 +134,36 @@ fn the_rule_replaced() {
     );
 }
 
+/// The chain is the instances': who puts a rule of his own in front of theirs lets in who is blocked.
+#[test]
+fn a_rule_of_others_in_front_of_ours() {
+    for backend in ["ipset", "iptables"] {
+        let lab = Lab::new();
+        lab.configure(&format!("firewall.backend = \"{backend}\"\n"));
+        let mut service = lab.start();
+        block(&lab);
+        let others = "tcptracker -s 10.77.0.0/24 -j ACCEPT";
+        shell(&lab.victim, &format!("iptables -I {others}; ip6tables -I tcptracker -j RETURN"));
+        service.await_line("rule (ipv4) behind another's");
+        service.await_line("rule (ipv6) behind another's");
+        service.await_line("enforcing: all is well again");
+        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+        lab.attacker.assert_shut_out(VICTIM_V6, OPEN_PORT);
+        lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+        service.forget();
+        // Nor is one that comes later behind it.
+        lab.bus.call("eth0", &["Block", "sts", "10.77.0.3", "3600", "comes later"]).ok();
+        lab.bystander.assert_shut_out(VICTIM, OPEN_PORT);
+        assert_eq!(service.lines_with("behind another's"), Vec::<String>::new());
+        // It is theirs, and stays.
+        let rules = lab.victim_rules();
+        assert!(rules.contains(&format!("-A {others}\n")), "{rules}");
+        shell(&lab.victim, &format!("iptables -D {others}; ip6tables -D tcptracker -j RETURN"));
+        assert_eq!(service.stop().code(), Some(0));
+        lab.assert_untouched();
+    }
+}
+
 #[test]
 fn a_hook_removed() {
     assert_heals("ip6tables -D INPUT -j tcptracker", &["hook INPUT (ipv6) gone"]);
