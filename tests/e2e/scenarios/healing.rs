@@ -254,6 +254,19 @@ fn a_member_of_many_removed_and_all_of_them() {
     for (number, (damage, found)) in [
         ("ipset del tcptracker-eth0-v4 10.77.0.1", "mended: 1 blocked (ipv4) missing"),
         ("ipset flush tcptracker-eth0-v4", "mended: 20001 blocked (ipv4) missing"),
+        (
+            "ipset del tcptracker-eth0-v4 10.77.0.1; ipset add tcptracker-eth0-v4 10.77.0.3",
+            "mended: 1 blocked (ipv4) missing and 1 not blocked there",
+        ),
+        (
+            "ipset create other hash:net timeout 2147483 counters maxelem 524288; \
+             ipset swap other tcptracker-eth0-v4; ipset destroy other",
+            "mended: 20001 blocked (ipv4) missing",
+        ),
+        (
+            "iptables -F tcptracker; ipset rename tcptracker-eth0-v4 other; ipset destroy other",
+            "mended: rule (ipv4) gone or changed, set (ipv4) gone",
+        ),
     ]
     .into_iter()
     .enumerate()
