@@ -101,6 +101,7 @@ impl Actor {
             beat();
             let order = match orders.recv_timeout(self.pause(Moment::now(), looked_round)) {
                 Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => {
+                    self.keeper.finish(&mut self.ledger, &WallClock::read());
                     return self.backend.remove();
                 }
                 Ok(order) => Some(order),
