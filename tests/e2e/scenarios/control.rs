@@ -15,6 +15,10 @@ fn what_cannot_be_done_is_refused_by_name() {
         (&["Block", "sts", "10.77.0.0/24", "60", ""], "10.77.0.2 is an address of this host"),
         (&["Block", "sts", "fd77::2", "60", ""], "fd77::2 is an address of this host"),
         (&["Block", "sts", "::ffff:10.77.0.2", "60", ""], "10.77.0.2 is an address of this host"),
+        (
+            &["Block", "sts", "::ffff:10.77.0.0/120", "60", ""],
+            "10.77.0.2 is an address of this host",
+        ),
         (&["Block", "sts", "127.0.0.1", "60", ""], "127.0.0.1"),
         (&["Block", "sts", "0.0.0.0/0", "0", ""], "0.0.0.0/0 is never blocked"),
         (&["Block", "sts", "10.77.0.300", "60", ""], "\"10.77.0.300\""),
