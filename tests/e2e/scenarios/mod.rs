@@ -4,6 +4,7 @@ mod authorisation;
 mod balanced;
 mod bus_life;
 mod capture;
+mod clock;
 mod command_line;
 mod control;
 mod crashes;
