@@ -1,14 +1,16 @@
-//! `kill -9` at any moment: what callers were told is so at the next start, and nothing else.
+//! `kill -9` at any moment: what callers were told is so at the next start, and nothing else. The same when
+//! the power fails, but for the last second.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use rusqlite::OpenFlags;
 
 use crate::bus::Block;
 use crate::caller::{Answer, Caller};
+use crate::disk::ElectricDisk;
 use crate::kernel::{members, wipe};
 use crate::lab::Lab;
 use crate::service::Start;
@@ -160,9 +162,7 @@ fn what_callers_were_told_is_so_after_any_crash() {
             if !in_the_start {
                 await_ready.recv().unwrap();
             }
-            // A moment of its own choice: it does not come after anything.
-            let (_silent, nothing) = channel::<()>();
-            assert_eq!(nothing.recv_timeout(life), Err(RecvTimeoutError::Timeout));
+            pass(life);
             service.crash();
             // Nobody listens who has begun.
             let _ = end.send(());
@@ -189,6 +189,12 @@ fn what_callers_were_told_is_so_after_any_crash() {
     }
     println!("{ROUNDS} kills, {unready} of them before it was ready; {calls} calls were answered");
     assert!(calls > 300, "{calls} calls only");
+}
+
+/// Lets time pass, to a moment of the test's own choice, which does not come after anything.
+fn pass(span: Duration) {
+    let (_silent, nothing) = channel::<()>();
+    assert_eq!(nothing.recv_timeout(span), Err(RecvTimeoutError::Timeout));
 }
 
 /// Kernel, database, and what callers were told.
@@ -219,4 +225,69 @@ fn assert_all_agree(lab: &Lab, caller: &Caller, world: &mut World) {
         world.compare(&after, now);
         return;
     }
+}
+
+/// How often the power fails, and for how many milliseconds at the least there is some.
+const POWER_CUTS: usize = 3;
+const POWER: usize = 4000;
+
+/// What may be lost is a second's changes; a machine under load may be late. What nobody flushes would be
+/// lost for half a minute.
+const LOSS: Duration = Duration::from_secs(3);
+
+#[test]
+fn a_power_cut_costs_what_is_youngest_and_nothing_else() {
+    let mut random = Random::seeded(u64::from(std::process::id()) ^ unix_now());
+    let lab = Lab::new();
+    let mut disk = ElectricDisk::for_state(&lab);
+    let caller = Caller::on(&lab.bus);
+    // Who was blocked and who was let in, from some moment on.
+    let mut told: BTreeMap<String, (bool, Instant)> = BTreeMap::new();
+    for round in 0..POWER_CUTS {
+        let mut service = lab.start();
+        let life = Duration::from_millis((POWER + random.below(1000)).try_into().unwrap());
+        let begun = Instant::now();
+        while begun.elapsed() < life {
+            let address = format!("198.51.{round}.{}", random.below(256));
+            let is_blocked = told.get(&address).is_none_or(|(is_blocked, _)| !is_blocked);
+            let answer = if is_blocked {
+                caller.block(&address, 0, "before the power fails")
+            } else {
+                caller.unblock(&address)
+            };
+            assert_eq!(answer, Answer::Told(()), "{address}");
+            told.insert(address, (is_blocked, Instant::now()));
+            // So few that the log does not grow so large that it is moved, and flushed on the way.
+            pass(Duration::from_millis(random.below(60).try_into().unwrap()));
+        }
+        let cut = Instant::now();
+        disk.cut_power();
+        service.crash();
+        wipe(&lab.victim);
+        disk.power_up();
+
+        let mut service = lab.start();
+        assert_eq!(lab.bus.property("State").1, "enforcing");
+        let Answer::Told(list) = caller.list() else { panic!("no list") };
+        let listed: BTreeSet<String> = list.into_iter().map(|block| block.0).collect();
+        let (mut kept, mut lost) = (0, Vec::new());
+        told.retain(|address, (is_blocked, since)| {
+            let is_so = listed.contains(address) == *is_blocked;
+            let age = cut.saturating_duration_since(*since);
+            assert!(is_so || age < LOSS, "{address}, {is_blocked} {age:?} before, was lost");
+            if is_so {
+                kept += 1;
+            } else {
+                lost.push(age);
+            }
+            is_so
+        });
+        println!("{kept} kept, {} lost, the oldest {:?} old", lost.len(), lost.iter().max());
+        assert!(kept > 50, "{kept} only");
+        let in_kernel: BTreeSet<String> =
+            members(&lab.victim, "tcptracker-eth0-v4").into_iter().collect();
+        assert_eq!(in_kernel, listed);
+        assert_eq!(service.stop().code(), Some(0));
+    }
+    lab.assert_untouched();
 }
