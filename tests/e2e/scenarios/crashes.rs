@@ -131,7 +131,7 @@ impl World {
                 let may_be = backend == "iptables" && fates.len() > 1;
                 let (_, since, until, _, reason) = listed.filter(|_| may_be)?;
                 let is_found = reason.starts_with("left in the kernel") && until - since == 3600;
-                is_found.then(|| Some(Known { since: (*since, *since), length: Some(3600) }))
+                is_found.then_some(Some(Known { since: (*since, *since), length: Some(3600) }))
             };
             let Some(fate) = true_one.or_else(of_unknown_length) else {
                 panic!("{address}: callers know {fates:?}, listed is {listed:?} at {now}");
@@ -307,8 +307,8 @@ fn a_power_cut_costs_what_is_youngest_and_nothing_else() {
 
         let mut service = lab.start();
         assert_eq!(lab.bus.property("State").1, "enforcing");
-        let Answer::Told(list) = caller.list() else { panic!("no list") };
-        let listed: BTreeSet<String> = list.into_iter().map(|block| block.0).collect();
+        let Answer::Told(blocks) = caller.list() else { panic!("no list") };
+        let listed: BTreeSet<String> = blocks.into_iter().map(|block| block.0).collect();
         let (mut kept, mut lost) = (0, Vec::new());
         told.retain(|address, (is_blocked, since)| {
             let is_so = listed.contains(address) == *is_blocked;
