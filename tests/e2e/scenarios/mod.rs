@@ -25,6 +25,7 @@ mod random_order;
 mod reach;
 mod reload;
 mod restart;
+mod rivals;
 mod scan;
 mod service_manager;
 mod start_errors;
