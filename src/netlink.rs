@@ -99,16 +99,40 @@ impl NetlinkSocket {
         self.transact(kind, REQUEST | ACK, body, each)
     }
 
+    /// Sends a request between two messages that enclose what is to be carried out as one, and waits for
+    /// its acknowledgement.
+    pub fn request_between(
+        &mut self,
+        begin: (u16, &Body),
+        request: (u16, &Body),
+        end: (u16, &Body),
+    ) -> Result<(), NetlinkError> {
+        self.sequence = self.sequence.wrapping_add(1);
+        // Of one number, since the kernel may refuse all of it by that of the first.
+        let all = [(begin, REQUEST), (request, REQUEST | ACK), (end, REQUEST)]
+            .map(|((kind, body), flags)| message(kind, flags, self.sequence, body));
+        let all = all.into_iter().collect::<Result<Vec<_>, _>>()?;
+        self.exchange(&all.concat(), |_, _| {})
+    }
+
     fn transact(
         &mut self,
         kind: u16,
         flags: u16,
         body: &Body,
-        mut each: impl FnMut(u16, &[u8]),
+        each: impl FnMut(u16, &[u8]),
     ) -> Result<(), NetlinkError> {
         self.sequence = self.sequence.wrapping_add(1);
         let request = message(kind, flags, self.sequence, body)?;
-        send(&self.fd, &request, SendFlags::empty())?;
+        self.exchange(&request, each)
+    }
+
+    fn exchange(
+        &mut self,
+        request: &[u8],
+        mut each: impl FnMut(u16, &[u8]),
+    ) -> Result<(), NetlinkError> {
+        send(&self.fd, request, SendFlags::empty())?;
         loop {
             let length = loop {
                 match recv(&self.fd, &mut self.buffer[..], RecvFlags::empty()) {

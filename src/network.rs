@@ -4,7 +4,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+/// Bits in front of the IPv4 address in one written as IPv6 (RFC 4291, 2.5.5.2).
+const MAPPED: u8 = 96;
 
 /// A text that is neither an address nor a network.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,14 +31,15 @@ pub enum InvalidAddress {
     },
 }
 
-/// Reads an address, or a network in CIDR notation. An IPv4 address written as IPv6 is IPv4.
+/// Reads an address, or a network in CIDR notation. What is IPv4 written as IPv6 (`::ffff:192.0.2.7`) is
+/// IPv4: so it comes over the wire.
 pub fn parse_network(text: &str) -> Result<IpNet, InvalidAddress> {
     let unreadable = || InvalidAddress::Unreadable(text.to_owned());
     let trimmed = text.trim();
     if let Ok(address) = trimmed.parse::<IpAddr>() {
         return Ok(IpNet::from(address.to_canonical()));
     }
-    let network: IpNet = trimmed.parse().map_err(|_| unreadable())?;
+    let network = unmapped(trimmed.parse().map_err(|_| unreadable())?);
     if network.addr() != network.network() {
         return Err(InvalidAddress::HostBits {
             text: text.to_owned(),
@@ -44,6 +48,17 @@ pub fn parse_network(text: &str) -> Result<IpNet, InvalidAddress> {
         });
     }
     Ok(network)
+}
+
+fn unmapped(network: IpNet) -> IpNet {
+    let unmapped = |v6: Ipv6Net| {
+        let address = v6.addr().to_ipv4_mapped()?;
+        Ipv4Net::new(address, v6.prefix_len().checked_sub(MAPPED)?).ok()
+    };
+    match network {
+        IpNet::V6(v6) => unmapped(v6).map_or(network, IpNet::V4),
+        IpNet::V4(_) => network,
+    }
 }
 
 /// A network as people read it: a single address without its length.
@@ -89,6 +104,10 @@ mod tests {
             ("2001:DB8::1", "2001:db8::1"),
             ("2001:db8::/64", "2001:db8::/64"),
             ("::ffff:192.0.2.7", "192.0.2.7"),
+            ("::ffff:192.0.2.7/128", "192.0.2.7"),
+            ("::ffff:192.0.2.0/120", "192.0.2.0/24"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+            ("::/64", "::/64"),
         ] {
             assert_eq!(show_network(&parse_network(text).unwrap()), shown);
         }
@@ -101,6 +120,8 @@ mod tests {
             assert!(error.contains(&format!("{bad:?}")), "{error}");
         }
         let error = parse_network("10.1.2.3/8").unwrap_err().to_string();
+        assert!(error.contains("10.0.0.0/8") && error.contains("10.1.2.3?"), "{error}");
+        let error = parse_network("::ffff:10.1.2.3/104").unwrap_err().to_string();
         assert!(error.contains("10.0.0.0/8") && error.contains("10.1.2.3?"), "{error}");
     }
 }

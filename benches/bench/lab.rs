@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 
 use tempfile::TempDir;
 
@@ -109,9 +110,14 @@ impl Lab {
             line.clear();
             assert!(log.read_line(&mut line).unwrap() > 0, "the service did not start");
         }
-        // Nobody reads on: without a reader the pipe would fill and the journal's thread stop.
-        std::thread::spawn(move || log.read_to_end(&mut Vec::new()));
-        Service { child, victim: self.victim.clone() }
+        // Without a reader the pipe would fill and the journal's thread stop.
+        let (tell, lines) = channel();
+        std::thread::spawn(move || {
+            for line in log.lines().map_while(Result::ok) {
+                let _ = tell.send(line);
+            }
+        });
+        Service { child, lines, victim: self.victim.clone() }
     }
 }
 
@@ -148,10 +154,16 @@ impl Counter {
 /// The running service.
 pub(crate) struct Service {
     child: Child,
+    lines: Receiver<String>,
     victim: String,
 }
 
 impl Service {
+    /// Waits until it says this.
+    pub(crate) fn await_line(&self, words: &str) {
+        assert!(self.lines.iter().any(|line| line.contains(words)), "it never said {words:?}");
+    }
+
     /// Processor time used so far, in nanoseconds.
     pub(crate) fn cpu(&self) -> f64 {
         cpu(self.child.id())

@@ -13,6 +13,7 @@
 
 mod blocks;
 mod detector;
+mod healing;
 mod lab;
 mod live;
 mod load;
@@ -44,7 +45,7 @@ fn main() {
 fn table(parts: &[&str]) {
     println!("{}\n", machine());
     println!("{:<62} {:>16} {:>10} {:>6}  bar", "what", "tcptracker", "reference", "ratio");
-    let measures: [(&str, fn()); 9] = [
+    let measures: [(&str, fn()); 10] = [
         ("detector", detector::run),
         ("replay", replay::run),
         ("flood", live::flood),
@@ -54,6 +55,7 @@ fn table(parts: &[&str]) {
         ("restore", restore::run),
         ("block", blocks::make),
         ("bystander", blocks::bystander),
+        ("healing", healing::run),
     ];
     for (name, measure) in measures {
         if parts.is_empty() || parts.contains(&name) {

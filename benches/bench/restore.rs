@@ -27,6 +27,12 @@ const MANY: &str = r#"
     FROM number, timeline
 "#;
 
+/// Has the next start find so many blocked.
+pub(crate) fn block_many(lab: &Lab, count: u32) {
+    let database = Connection::open(lab.state().join("tcptracker.db")).unwrap();
+    database.execute(MANY, (count,)).unwrap();
+}
+
 /// From the start of the process to the word that it watches; and the same with nothing to restore.
 pub(crate) fn run() {
     let lab = Lab::new();
@@ -38,9 +44,7 @@ pub(crate) fn run() {
         took
     };
     let empty = median((0..3).map(|_| start()).collect());
-    let database = Connection::open(lab.state().join("tcptracker.db")).unwrap();
-    database.execute(MANY, (BLOCKS,)).unwrap();
-    drop(database);
+    block_many(&lab, BLOCKS);
     let mut list = "create many hash:net timeout 0 counters maxelem 524288\n".to_owned();
     for n in 0..BLOCKS {
         writeln!(list, "add many 11.{}.{}.{} timeout 3600", n >> 16, n >> 8 & 255, n & 255)

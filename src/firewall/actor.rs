@@ -99,10 +99,9 @@ impl Actor {
         let mut looked_round = Moment::default();
         loop {
             beat();
-            let now = Moment::now();
-            let pause = self.ledger.next_due().map_or(TICK, |due| due.since(now).min(TICK));
-            let order = match orders.recv_timeout(pause) {
+            let order = match orders.recv_timeout(self.pause(Moment::now(), looked_round)) {
                 Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => {
+                    self.keeper.finish(&mut self.ledger, &WallClock::read());
                     return self.backend.remove();
                 }
                 Ok(order) => Some(order),
@@ -118,6 +117,13 @@ impl Actor {
                 self.look_round(&clock);
             }
         }
+    }
+
+    /// How long nothing has to be done unless somebody asks for it.
+    pub(super) fn pause(&self, now: Moment, looked_round: Moment) -> Duration {
+        // Counted from the last look, whatever has been asked for since.
+        let next = looked_round + TICK;
+        self.ledger.next_due().map_or(next, |due| due.min(next)).since(now)
     }
 
     pub(super) fn carry_out(&mut self, order: Order, clock: &WallClock) {

@@ -140,7 +140,7 @@ impl Backend for AddressRules {
         if chain.held.len() >= CAPACITY as usize {
             return Err(FirewallError::Full(CAPACITY));
         }
-        self.rules.append(family, &[Some(network)])?;
+        self.rules.add(family, &[Some(network)])?;
         chain.held.insert(network);
         Ok(())
     }
@@ -163,7 +163,7 @@ impl Backend for AddressRules {
                 continue;
             }
             let rules: Vec<Source> = new.iter().copied().map(Some).collect();
-            if self.rules.append(family, &rules).is_ok() {
+            if self.rules.add(family, &rules).is_ok() {
                 chain.held.extend(new);
             } else {
                 // One by one, to see which it is.

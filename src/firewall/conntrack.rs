@@ -26,35 +26,54 @@ const ENOENT: i32 = 2;
 /// No such part in this kernel: `EINVAL`, as nfnetlink says it, and `EOPNOTSUPP`.
 const ABSENT: [i32; 2] = [22, 95];
 
+/// As many networks are held against each connection one by one.
+const FEW: usize = 100;
+
 /// The kernel's connection table.
 #[derive(Default)]
 pub struct Conntrack {
     /// Whose connections are still to be ended.
     pending: Vec<IpNet>,
+    /// Those of all who are blocked.
+    all: bool,
 }
 
 impl Conntrack {
     /// Has this network's connections ended soon.
     pub fn cut(&mut self, network: IpNet) {
         self.pending.push(network);
+        if self.pending.len() > FEW {
+            self.cut_all();
+        }
     }
 
-    /// Ends the connections of all who are to be cut: in one pass, since the table may be large.
-    pub fn end_pending(&mut self) -> Result<(), NetlinkError> {
-        let networks = std::mem::take(&mut self.pending);
+    /// Has the connections of all who are blocked ended soon.
+    pub fn cut_all(&mut self) {
+        self.pending.clear();
+        self.all = true;
+    }
+
+    /// Ends the connections of all who are to be cut: in one pass, since the table may be large. Where that
+    /// fails they are still to be cut.
+    pub fn end_pending(&mut self, is_blocked: impl Fn(IpAddr) -> bool) -> Result<(), NetlinkError> {
         for family in Family::ALL {
-            let of_family: Vec<IpNet> =
-                networks.iter().copied().filter(|network| Family::of(*network) == family).collect();
-            if !of_family.is_empty() {
-                end(family, &of_family)?;
+            let networks: Vec<IpNet> =
+                self.pending.iter().copied().filter(|n| Family::of(*n) == family).collect();
+            let all = self.all;
+            if all || !networks.is_empty() {
+                end(family, |address| {
+                    (all && is_blocked(address))
+                        || networks.iter().any(|network| network.contains(&address))
+                })?;
             }
         }
+        *self = Self::default();
         Ok(())
     }
 }
 
-/// Ends the connections with one of these networks at either end.
-fn end(family: Family, networks: &[IpNet]) -> Result<(), NetlinkError> {
+/// Ends the connections with somebody who is to be cut at either end.
+fn end(family: Family, is_cut: impl Fn(IpAddr) -> bool) -> Result<(), NetlinkError> {
     let mut socket = match NetlinkSocket::open(Some(NETFILTER), 0) {
         Ok(socket) => socket,
         // A kernel without netfilter's netlink has no way to the table either.
@@ -65,10 +84,7 @@ fn end(family: Family, networks: &[IpNet]) -> Result<(), NetlinkError> {
     let mut doomed = Vec::new();
     let listed = socket.dump(GET, &Body::with_header(&header), |_, connection| {
         let attributes = || Attributes(connection.get(4..).unwrap_or_default());
-        let is_of = |kind| {
-            let source = attributes().find(kind).and_then(source_of);
-            source.is_some_and(|source| networks.iter().any(|network| network.contains(&source)))
-        };
+        let is_of = |kind| attributes().find(kind).and_then(source_of).is_some_and(&is_cut);
         // The source of the replies is the other end, behind whatever the address was translated to.
         if (is_of(ATTR_TUPLE_ORIGINAL) || is_of(ATTR_TUPLE_REPLY))
             && let Some(tuple) = attributes().find(ATTR_TUPLE_ORIGINAL)

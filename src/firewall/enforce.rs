@@ -84,8 +84,16 @@ impl Actor {
         self.healer.look_after(&mut *self.backend, &wanted, &self.board, &self.reporter)
     }
 
+    /// Who is blocked already has lost his live connections, too, where that is configured.
+    pub(super) fn cut_as_configured(&mut self) {
+        if self.config.established == Established::Cut {
+            self.conntrack.cut_all();
+        }
+    }
+
     /// Ends the live connections of those who were blocked since the last time.
     pub(super) fn cut_connections(&mut self) -> Result<(), FirewallError> {
-        Ok(self.conntrack.end_pending()?)
+        let ledger = &self.ledger;
+        Ok(self.conntrack.end_pending(|address| ledger.covers(&address.into()))?)
     }
 }

@@ -1,8 +1,12 @@
 //! The actor against the fake kernel: what it does when others interfere, and when there is no room.
 
+use std::time::Duration;
+
 use super::Refusal;
+use super::actor::TICK;
 use super::fake::Inner;
 use super::test_bench::{Bench, HOUR, bench, clock};
+use crate::clock::Moment;
 use crate::events::{Event, Spared, UnblockCause};
 use crate::state::State;
 
@@ -43,7 +47,7 @@ fn whatever_is_damaged_is_told_and_mended() {
         }),
         ("1 not blocked (ipv6) there", |kernel| {
             let elements = kernel.elements.as_mut().unwrap();
-            elements.insert("2001:db8::/32".parse().unwrap(), std::time::Duration::MAX);
+            elements.insert("2001:db8::/32".parse().unwrap(), Duration::MAX);
         }),
         ("1 blocked (ipv4) missing and 1 not blocked there", |kernel| {
             let elements = kernel.elements.as_mut().unwrap();
@@ -68,6 +72,21 @@ fn whatever_is_damaged_is_told_and_mended() {
         assert_eq!(left, 1, "{found}: nobody else is blocked");
         assert_eq!(bench.after(2, |_| {}), Vec::<String>::new(), "{found}: told once");
     }
+}
+
+/// Else somebody who asks for something all the time would put off what mends.
+#[test]
+fn orders_do_not_put_off_the_next_look() {
+    let mut bench = bench(|_| {});
+    let at = |millis: u64| Moment::from_nanos(millis * 1_000_000);
+    let pause = |bench: &Bench, now: u64| bench.actor.pause(at(now), at(1000));
+    assert_eq!(pause(&bench, 1000), TICK);
+    assert_eq!(pause(&bench, 1399), Duration::from_millis(1));
+    assert_eq!(pause(&bench, 1500), Duration::ZERO);
+    // What ends sooner comes sooner.
+    bench.block("203.0.113.1", 1, 0).unwrap();
+    bench.block("203.0.113.2", 60, 0).unwrap();
+    assert_eq!(pause(&bench, 700), Duration::from_millis(300));
 }
 
 #[test]

@@ -48,6 +48,8 @@ pub enum Fault {
     Chain(Family),
     /// This instance's rule is gone or another.
     Rule(Family),
+    /// Another's rule stands in front of this instance's.
+    Behind(Family),
     /// The set is gone or of another kind.
     Set(Family),
     /// Blocked networks are missing, or some are there that nobody has blocked.
@@ -67,6 +69,7 @@ impl Fault {
         match self {
             Self::Chain(family)
             | Self::Rule(family)
+            | Self::Behind(family)
             | Self::Set(family)
             | Self::Hook { family, .. }
             | Self::Members { family, .. } => *family,
@@ -91,6 +94,7 @@ impl fmt::Display for Fault {
             }
             Self::Chain(_) => write!(f, "chain tcptracker ({family}) gone"),
             Self::Rule(_) => write!(f, "rule ({family}) gone or changed"),
+            Self::Behind(_) => write!(f, "rule ({family}) behind another's"),
             Self::Set(_) => write!(f, "set ({family}) gone or of another kind"),
             Self::Members { missing, stray: 0, .. } => {
                 write!(f, "{missing} blocked ({family}) missing")

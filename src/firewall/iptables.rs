@@ -15,6 +15,9 @@ const TABLE: &str = "filter";
 /// Seconds to wait for another program that is changing rules (iptables-legacy has a lock).
 const PATIENCE: &str = "5";
 
+/// What `iptables-save` says, with success, of a table it shows nothing of.
+const MIXED: &str = "is incompatible, use 'nft' tool";
+
 /// Why the rules are not as they should be.
 #[derive(Debug, thiserror::Error)]
 pub enum RulesError {
@@ -74,9 +77,17 @@ impl Program {
         }
     }
 
-    /// The table, as `iptables-save` prints it with counters.
-    pub fn save(self) -> Result<String, RulesError> {
-        self.run("-save", &["-c", "-t", TABLE], None)
+    /// The table, as `iptables-save` prints it with counters; none where it has rules that only nf_tables
+    /// knows, made by nft(8), for whose sake iptables shows none at all.
+    pub fn save(self) -> Result<Option<String>, RulesError> {
+        let saved = self.run("-save", &["-c", "-t", TABLE], None)?;
+        let is_mixed = self.is_nft && saved.contains(MIXED);
+        Ok((!is_mixed).then_some(saved))
+    }
+
+    /// A chain, as `iptables -S` prints it with counters. Works whatever is in others.
+    pub fn chain(self, chain: &str) -> Result<String, RulesError> {
+        self.run("", &["-w", PATIENCE, "-t", TABLE, "-v", "-S", chain], None)
     }
 
     /// Carries out these commands of `iptables-restore`, all or none, and leaves the rest as it is.

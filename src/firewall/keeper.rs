@@ -98,30 +98,53 @@ impl Keeper {
         ledger.settle();
     }
 
-    /// Hears what the flusher has to say, and tries again what has failed.
+    /// Hears what the flusher has to say, looks whether the file is still there, and tries again what has
+    /// failed.
     pub(super) fn look_round(&mut self, ledger: &mut Ledger, clock: &WallClock) {
         let Some(place) = self.place.as_ref().filter(|_| !self.rests) else { return };
-        if self.memory.is_some() {
-            if let Some(error) = place.failure() {
+        if let Some(memory) = &self.memory {
+            let failure = place.failure().map_or_else(|| memory.is_in_place(), Err);
+            if let Err(error) = failure {
                 self.give_up(&error, clock.now());
             }
         } else if clock.now().since(self.failed) >= RETRY {
-            let mut set_aside = None;
-            let opened = place.open_anew(&mut set_aside);
-            if let Some(sentence) = set_aside {
-                self.reporter
-                    .tell(Event::Warning(format!("{sentence}; a new one takes its place")));
+            self.begin_anew(ledger, clock);
+        }
+    }
+
+    /// What is remembered is all there will be: looks whether it is, and writes it anew if not.
+    pub(super) fn finish(&mut self, ledger: &mut Ledger, clock: &WallClock) {
+        if self.place.is_none() || self.rests {
+            return;
+        }
+        if let Some(memory) = &self.memory
+            && let Err(error) = memory.is_sound()
+        {
+            self.give_up(&error, clock.now());
+        }
+        if self.memory.is_none() {
+            self.begin_anew(ledger, clock);
+        }
+    }
+
+    /// Opens the database that could not be used, or another in its place, and keeps all there is in the
+    /// ledger.
+    fn begin_anew(&mut self, ledger: &mut Ledger, clock: &WallClock) {
+        let Some(place) = &self.place else { return };
+        let mut set_aside = None;
+        let opened = place.open_anew(&mut set_aside);
+        if let Some(sentence) = set_aside {
+            self.reporter.tell(Event::Warning(format!("{sentence}; a new one takes its place")));
+        }
+        match opened {
+            Ok(memory) => {
+                self.memory = Some(memory);
+                self.keep_all(ledger, clock);
             }
-            match opened {
-                Ok(memory) => {
-                    self.memory = Some(memory);
-                    self.keep_all(ledger, clock);
-                }
-                Err(error) => self.give_up(&error, clock.now()),
-            }
-            if self.memory.is_some() {
-                self.board.clear(Part::Memory);
-            }
+            Err(error) => self.give_up(&error, clock.now()),
+        }
+        if self.memory.is_some() {
+            self.board.clear(Part::Memory);
         }
     }
 

@@ -38,6 +38,10 @@ pub struct Listing {
     pub own: Option<Vec<OwnRule>>,
     /// There are other rules in the chain: another instance's, or somebody's.
     pub shared: bool,
+    /// There are rules in the chain that are no instance's.
+    pub has_strangers: bool,
+    /// One of them stands in front of one of this instance's rules, and may let in who is blocked.
+    is_behind: bool,
     /// The rules that jump to the chain and do nothing else: from which chain, from which place in it.
     jumps: Vec<(String, usize)>,
     /// The other rules that jump to it, as they were printed.
@@ -61,9 +65,12 @@ impl Listing {
             }
             count += 1;
             if chain == CHAIN {
-                match own_rule(text, packets, comment) {
-                    Some(rule) => listing.own.get_or_insert_default().push(rule),
-                    None => listing.shared = true,
+                if let Some(rule) = own_rule(text, packets, comment) {
+                    listing.is_behind |= listing.has_strangers;
+                    listing.own.get_or_insert_default().push(rule);
+                } else {
+                    listing.shared = true;
+                    listing.has_strangers |= !is_an_instances(text);
                 }
             } else if words(text).skip(2).eq(["-j", CHAIN]) {
                 listing.jumps.push((chain.to_owned(), count));
@@ -77,11 +84,12 @@ impl Listing {
     /// What of chain and hooks is not as it should be.
     pub fn faults(&self, family: Family, hooks: &[Hook]) -> Vec<Fault> {
         let chain = self.own.is_none().then_some(Fault::Chain(family));
+        let behind = self.is_behind.then_some(Fault::Behind(family));
         let hooks = hooks.iter().filter_map(|hook| {
             let is = self.hook_fault(*hook)?;
             Some(Fault::Hook { family, hook: *hook, is })
         });
-        chain.into_iter().chain(hooks).collect()
+        chain.into_iter().chain(behind).chain(hooks).collect()
     }
 
     fn hook_fault(&self, hook: Hook) -> Option<HookFault> {
@@ -106,12 +114,17 @@ impl Listing {
         }
         let mut there = BTreeSet::new();
         for rule in self.own.iter().flatten() {
-            // What is wrong, and what is there twice.
-            if !form.fits(rule) || !wanted.contains(&rule.source) || !there.insert(rule.source) {
+            // What is wrong, what is there twice, and what has to be in front.
+            if self.is_behind
+                || !form.fits(rule)
+                || !wanted.contains(&rule.source)
+                || !there.insert(rule.source)
+            {
                 commands.push(delete(&rule.text));
             }
         }
-        commands.extend(wanted.difference(&there).map(|source| form.append(*source)));
+        let missing = wanted.difference(&there);
+        commands.extend(missing.map(|source| form.add(*source, self.has_strangers)));
         // Packets come only when all stands.
         for hook in hooks.iter().filter(|hook| self.hook_fault(**hook).is_some()) {
             let jumps = self.places(*hook);
@@ -171,22 +184,23 @@ impl Form {
         self.printed.is_none()
     }
 
-    /// The command that makes a rule.
-    pub fn append(&self, source: Source) -> String {
+    /// The command that makes a rule, in front of all others or behind them.
+    pub fn add(&self, source: Source, in_front: bool) -> String {
+        let command = if in_front { "-I" } else { "-A" };
         match source {
-            Some(source) => format!("-A {CHAIN} -s {source} {}", self.written),
-            None => format!("-A {CHAIN} {}", self.written),
+            Some(source) => format!("{command} {CHAIN} -s {source} {}", self.written),
+            None => format!("{command} {CHAIN} {}", self.written),
         }
     }
 
     /// The command that deletes one.
     pub fn delete(&self, source: Source) -> String {
-        delete(&self.append(source))
+        delete(&self.add(source, false))
     }
 }
 
 /// By what a rule says, not by its position: others may insert and delete at any moment.
-fn delete(rule: &str) -> String {
+pub(super) fn delete(rule: &str) -> String {
     rule.replacen("-A ", "-D ", 1)
 }
 
@@ -195,6 +209,11 @@ fn counted(line: &str) -> Option<(u64, &str)> {
     let (counters, text) = line.strip_prefix('[')?.split_once("] ")?;
     let packets = counters.split(':').next()?.parse().ok()?;
     text.starts_with("-A ").then_some((packets, text))
+}
+
+/// Whether a rule has the comment of an instance, this one or another.
+fn is_an_instances(text: &str) -> bool {
+    words(text).any(|word| word.starts_with("tcptracker@"))
 }
 
 fn own_rule(text: &str, packets: u64, comment: &str) -> Option<OwnRule> {
@@ -309,6 +328,23 @@ COMMIT
         let line = SAVED.lines().find(|line| line.contains("\"tcptracker@eth0\"")).unwrap();
         let twice = SAVED.replace(line, &format!("{line}\n{line}"));
         assert_eq!(to_put_up(&twice).len(), 1);
+    }
+
+    #[test]
+    fn a_strangers_rule_in_front_of_ours_gets_behind_it() {
+        let line = SAVED.lines().find(|line| line.contains("\"tcptracker@eth0\"")).unwrap();
+        let strange = "[0:0] -A tcptracker -s 192.0.2.7/32 -j RETURN";
+        let in_front = SAVED.replace(line, &format!("{strange}\n{line}"));
+        assert_eq!(read(&in_front).faults(Family::V4, &HOOKS), [Fault::Behind(Family::V4)]);
+        let commands = to_put_up(&in_front);
+        assert_eq!(commands.len(), 2, "{commands:?}");
+        assert!(commands[0].starts_with("-D tcptracker -m set"), "{commands:?}");
+        assert_eq!(commands[1], format!("-I tcptracker {FORM}"));
+
+        // Behind it, or in front of another instance's, it is none of this one's business.
+        let behind = SAVED.replace(line, &format!("{line}\n{strange}"));
+        assert_eq!(read(&behind).faults(Family::V4, &HOOKS), []);
+        assert_eq!(to_put_up(&behind), Vec::<String>::new());
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod kernel;
 mod ledger;
 mod listing;
 mod members;
+mod mixed;
 mod nftables;
 mod observe;
 mod reconfigure;

@@ -86,6 +86,7 @@ impl Actor {
         let _ = new.check(&wanted);
         self.healer.take_over_count(&*self.backend);
         self.backend = new;
+        self.cut_as_configured();
         Ok(())
     }
 

@@ -80,6 +80,7 @@ impl Actor {
         }
         self.release_exempt(clock);
         self.follow_time(clock);
+        self.cut_as_configured();
         self.look_round(clock);
         Ok(())
     }

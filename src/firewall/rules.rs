@@ -14,6 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::healing::Fault;
 use super::iptables::{Program, RulesError};
 use super::listing::{Form, Listing, Source};
+use super::mixed;
 use super::nftables::Nftables;
 use super::tally::Tally;
 use super::{Family, FirewallError};
@@ -49,6 +50,10 @@ struct Side {
     program: Program,
     form: Form,
     seen: Seen,
+    /// Others have put rules into the table that iptables cannot show, as of the last look.
+    is_mixed: bool,
+    /// There are rules in our chain that are no instance's, as of the last look.
+    has_strangers: bool,
     tally: Tally<RuleKey>,
     /// Packets are counted since the start: what a killed instance's rules have counted is not ours.
     tally_begun: bool,
@@ -102,6 +107,8 @@ impl Rules {
                 program: Program::find(family)?,
                 form: Form::new(form),
                 seen: Seen::Never,
+                is_mixed: false,
+                has_strangers: false,
                 tally: Tally::starting_at([]),
                 tally_begun: false,
             });
@@ -177,10 +184,11 @@ impl Rules {
     }
 
     /// Adds rules to the chain, all or none.
-    pub fn append(&mut self, family: Family, sources: &[Source]) -> Result<(), FirewallError> {
+    pub fn add(&mut self, family: Family, sources: &[Source]) -> Result<(), FirewallError> {
         let Some((side, _)) = self.side(family) else { return Ok(()) };
+        let in_front = side.has_strangers;
         let commands: Vec<String> =
-            sources.iter().map(|source| side.form.append(*source)).collect();
+            sources.iter().map(|source| side.form.add(*source, in_front)).collect();
         side.program.restore(&commands)?;
         if side.form.is_unseen() { self.learn(family) } else { Ok(()) }
     }
@@ -231,8 +239,17 @@ impl Rules {
 
     fn list(&mut self, family: Family) -> Result<Listing, FirewallError> {
         let comment = self.comment.clone();
-        let Some((side, _)) = self.side(family) else { return Ok(Listing::default()) };
-        let listing = Listing::parse(&side.program.save()?, &comment);
+        let Some((side, nftables)) = self.side(family) else { return Ok(Listing::default()) };
+        let saved = side.program.save()?;
+        side.is_mixed = saved.is_none();
+        let saved = match (saved, nftables) {
+            (Some(saved), _) => saved,
+            (None, Some(nftables)) => mixed::show(side.program, nftables)?,
+            // Only what nf_tables keeps can be mixed.
+            (None, None) => String::new(),
+        };
+        let listing = Listing::parse(&saved, &comment);
+        side.has_strangers = listing.has_strangers;
         if !side.program.is_nft {
             let own = listing.own.iter().flatten();
             side.read(own.map(|rule| (RuleKey::Source(rule.source), rule.packets)));
@@ -249,15 +266,21 @@ impl Rules {
         let mut attempt = 1;
         loop {
             let listing = self.list(family)?;
-            let Some((side, _)) = self.side(family) else { return Ok(()) };
+            let Some((side, nftables)) = self.side(family) else { return Ok(()) };
             let commands = commands(&listing, &side.form);
             if commands.is_empty() {
                 return Ok(());
             }
             side.seen = Seen::Never;
-            match side.program.restore(&commands) {
-                Err(RulesError::Failed { .. }) if attempt < ATTEMPTS => attempt += 1,
-                result => return Ok(result?),
+            let carried_out = match nftables.filter(|_| side.is_mixed) {
+                Some(nftables) => mixed::carry_out(side.program, nftables, &commands),
+                None => side.program.restore(&commands).map_err(FirewallError::from),
+            };
+            match carried_out {
+                Err(FirewallError::Rules(RulesError::Failed { .. })) if attempt < ATTEMPTS => {
+                    attempt += 1;
+                }
+                result => return result,
             }
         }
     }

@@ -116,12 +116,16 @@ impl Database {
         if tables == 0 { Ok(false) } else { Err(MemoryError::Foreign) }
     }
 
+    /// Reads all of the file, to see whether it is as it was written.
+    pub(super) fn check(&self) -> Result<(), MemoryError> {
+        let check: String = self.0.query_row("PRAGMA quick_check(1)", (), |row| row.get(0))?;
+        // It may take several lines to say what is wrong.
+        if check == "ok" { Ok(()) } else { Err(MemoryError::Damaged(check.replace('\n', " "))) }
+    }
+
     /// Everything, as it was kept, and the timeline it was kept on; none in a new file.
     pub(super) fn load(&self) -> Result<(Remembered, Option<Timeline>), MemoryError> {
-        let check: String = self.0.query_row("PRAGMA quick_check(1)", (), |row| row.get(0))?;
-        if check != "ok" {
-            return Err(MemoryError::Damaged(check));
-        }
+        self.check()?;
         let blocks = "SELECT network, since, until, offences, reason, evidence FROM block";
         let offences = "SELECT network, count, latest FROM offences ORDER BY latest";
         let graces = "SELECT network, until FROM grace ORDER BY until";

@@ -15,7 +15,7 @@ mod tests;
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender};
 
@@ -141,6 +141,9 @@ pub struct Found {
 
 /// The open database.
 pub struct Memory {
+    file: PathBuf,
+    /// Which file that is, if it is there: device and number.
+    identity: Option<(u64, u64)>,
     database: Database,
     written: SyncSender<()>,
 }
@@ -173,7 +176,7 @@ impl Place {
                 // Shows that it can be written as well.
                 database.set_timeline(&present)?;
             }
-            Ok(Memory { database, written: self.written.clone() })
+            Ok(self.memory(database))
         });
         // One that cannot be written now may have been so before.
         let is_current = memory.is_ok() && !beside(&self.file, BEHIND).exists();
@@ -194,8 +197,17 @@ impl Place {
         // What it has found of the last connection is of no interest any more.
         let _ = self.failure();
         self.directory()?;
-        let database = self.replacing_a_useless_file(set_aside, Database::open)?;
-        Ok(Memory { database, written: self.written.clone() })
+        let database = self.replacing_a_useless_file(set_aside, |file| {
+            let database = Database::open(file)?;
+            database.check()?;
+            Ok(database)
+        })?;
+        Ok(self.memory(database))
+    }
+
+    fn memory(&self, database: Database) -> Memory {
+        let (file, written) = (self.file.clone(), self.written.clone());
+        Memory { identity: identity(&file), file, database, written }
     }
 
     /// What the flusher could not do since the last call.
@@ -232,6 +244,21 @@ impl Place {
 }
 
 impl Memory {
+    /// Fails where the file is no longer where it was opened: what is written is lost with this connection.
+    pub fn is_in_place(&self) -> Result<(), MemoryError> {
+        let is_same = self.identity.is_some() && identity(&self.file) == self.identity;
+        if is_same { Ok(()) } else { Err(MemoryError::Removed) }
+    }
+
+    /// Fails where another connection would not find what was written through this one.
+    pub fn is_sound(&self) -> Result<(), MemoryError> {
+        self.is_in_place()?;
+        if !beside(&self.file, "-wal").exists() {
+            return Err(MemoryError::Removed);
+        }
+        Database::open_again(&self.file)?.check()
+    }
+
     /// Keeps some records: all or none. When this returns, they outlive the process.
     pub fn write<'a>(
         &mut self,
@@ -257,6 +284,11 @@ impl Memory {
         // Full: it is awake. Gone: the process is about to be.
         let _ = self.written.try_send(());
     }
+}
+
+/// Which file it is.
+fn identity(file: &Path) -> Option<(u64, u64)> {
+    file.metadata().ok().map(|data| (data.dev(), data.ino()))
 }
 
 /// The kernel's name for this boot (random(4)).

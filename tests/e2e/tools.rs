@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// How long anything may take that ought to happen at once. Generous: machines are noisy.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-const PROGRAMS: [&str; 17] = [
+const PROGRAMS: [&str; 18] = [
     "gdbus",
     "ip",
     "iptables",
@@ -23,6 +23,7 @@ const PROGRAMS: [&str; 17] = [
     "dbus-send",
     "setpriv",
     "mount",
+    "mkfs.ext4",
     "script",
     "python3",
 ];

@@ -205,7 +205,11 @@ async fn expiry(instance: &Instance) -> Outcome {
 fn nothing_left() -> Result<(), String> {
     let rules =
         Program::find(Family::V4).and_then(Program::save).map_err(|error| error.to_string())?;
-    if rules.contains("tcptracker") { Err("rules were left".to_owned()) } else { Ok(()) }
+    if rules.is_some_and(|rules| rules.contains("tcptracker")) {
+        Err("rules were left".to_owned())
+    } else {
+        Ok(())
+    }
 }
 
 fn since(begun: Moment) -> String {

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::bus::target;
-use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
+use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
+use crate::tools::await_that;
 
 #[test]
 fn what_cannot_be_done_is_refused_by_name() {
@@ -15,6 +16,10 @@ fn what_cannot_be_done_is_refused_by_name() {
         (&["Block", "sts", "10.77.0.0/24", "60", ""], "10.77.0.2 is an address of this host"),
         (&["Block", "sts", "fd77::2", "60", ""], "fd77::2 is an address of this host"),
         (&["Block", "sts", "::ffff:10.77.0.2", "60", ""], "10.77.0.2 is an address of this host"),
+        (
+            &["Block", "sts", "::ffff:10.77.0.0/120", "60", ""],
+            "10.77.0.2 is an address of this host",
+        ),
         (&["Block", "sts", "127.0.0.1", "60", ""], "127.0.0.1"),
         (&["Block", "sts", "0.0.0.0/0", "0", ""], "0.0.0.0/0 is never blocked"),
         (&["Block", "sts", "10.77.0.300", "60", ""], "\"10.77.0.300\""),
@@ -149,6 +154,39 @@ fn ordinary_users_may_look_and_not_touch() {
     assert_eq!(taken.code, Some(1), "{taken:?}");
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
+}
+
+/// Whoever is let in, by hand or because his time is up, is judged by what he does from then on.
+#[test]
+fn who_is_let_in_begins_anew() {
+    for (attacker, victim) in [(ATTACKER, VICTIM), (ATTACKER_V6, VICTIM_V6)] {
+        let lab = Lab::new();
+        lab.configure(
+            "[detection]\nwindow = \"10m\"\n\
+             [block]\ndurations = [\"2s\", \"1h\"]\ngrace_after_unblock = \"0s\"\n",
+        );
+        let mut service = lab.start();
+        lab.attacker.nmap("-sS -p 1-10", victim);
+        service.await_line(&format!("unblocked {attacker}: its time was up"));
+        for (offence, port) in (2..).zip([20, 30]) {
+            let seen = lab.metric("tcptracker_new_connections");
+            lab.attacker.nmap(&format!("-sS -p {port}-{}", port + 2), victim);
+            await_that("three more are seen", || {
+                lab.metric("tcptracker_new_connections") >= seen + 3
+            });
+            assert_eq!(lab.bus.list(), []);
+            // One more than the rule allows.
+            lab.attacker.nmap(&format!("-sS -p {}", port + 3), victim);
+            let ports =
+                (port..port + 4).map(|port| port.to_string()).collect::<Vec<_>>().join(", ");
+            service.await_line(&format!(
+                "WARN blocked {attacker} for 1h (offence {offence}): vertical scan: ports {ports}"
+            ));
+            lab.bus.call("eth0", &["Unblock", "s", &attacker.to_string()]).ok();
+        }
+        assert_eq!(service.stop().code(), Some(0));
+        lab.assert_untouched();
+    }
 }
 
 /// A block of an address that becomes the host's own must not outlive that.

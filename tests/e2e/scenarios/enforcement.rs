@@ -1,7 +1,7 @@
 //! How packets of the blocked are stopped: targets, live connections, counters, room.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -47,11 +47,14 @@ fn state_seen(from: &Namespace, victim: IpAddr) -> String {
 
 #[test]
 fn reject_answers_as_a_closed_port_does() {
-    for (established, seen) in [("keep", "closed"), ("cut", "filtered")] {
+    for (established, seen, backend) in
+        [("keep", "closed", "ipset"), ("cut", "filtered", "ipset"), ("keep", "closed", "iptables")]
+    {
         let lab = Lab::new();
-        let configuration =
-            format!("firewall.target = \"REJECT\"\nblock.established = \"{established}\"\n");
-        lab.configure(&configuration);
+        lab.configure(&format!(
+            "firewall.target = \"REJECT\"\nfirewall.backend = \"{backend}\"\n\
+             block.established = \"{established}\"\n"
+        ));
         let mut service = lab.start();
         assert_eq!(state_seen(&lab.attacker, VICTIM), "open");
         for address in [ATTACKER, ATTACKER_V6] {
@@ -76,51 +79,99 @@ fn reject_answers_as_a_closed_port_does() {
     }
 }
 
-/// A host that tracks connections, and one of the attacker's that is open.
-fn connected(lab: &Lab) -> (TcpStream, TcpStream) {
-    let tracking = ["-A", "INPUT", "-m", "conntrack", "--ctstate", "ESTABLISHED", "-j", "ACCEPT"];
-    run(lab.victim.command("iptables").args(tracking)).ok();
-    let listener = lab.victim.listen(7100);
-    let to = SocketAddr::new(VICTIM, 7100);
-    let client = lab.attacker.inside(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap();
-    let (server, _) = listener.accept().unwrap();
-    (client, server)
+/// A connection of the attacker's that is open, to a host that tracks it.
+pub(super) struct Connection<'a> {
+    pub tracker: &'a Namespace,
+    pub client: TcpStream,
+    pub server: TcpStream,
+}
+
+impl Connection<'_> {
+    /// Makes the victim track connections.
+    pub fn track(victim: &Namespace) {
+        let rule = ["-A", "INPUT", "-m", "conntrack", "--ctstate", "ESTABLISHED", "-j", "ACCEPT"];
+        for program in ["iptables", "ip6tables"] {
+            run(victim.command(program).args(rule)).ok();
+        }
+    }
+
+    pub fn open<'a>(lab: &'a Lab, to: SocketAddr, listener: &TcpListener) -> Connection<'a> {
+        let client = lab.attacker.inside(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        server.set_read_timeout(Some(SILENCE)).unwrap();
+        let mut connection = Connection { tracker: &lab.victim, client, server };
+        assert!(connection.carries(), "to {to}");
+        assert!(connection.is_tracked(), "to {to}");
+        connection
+    }
+
+    /// Whether what the client says is heard.
+    pub fn carries(&mut self) -> bool {
+        let mut heard = [0; 2];
+        self.client.write_all(b"hi").unwrap();
+        self.server.read_exact(&mut heard).is_ok()
+    }
+
+    pub fn is_tracked(&self) -> bool {
+        let (from, to) = (self.client.local_addr().unwrap(), self.client.peer_addr().unwrap());
+        let family = if to.is_ipv6() { "ipv6" } else { "ipv4" };
+        let (source, port) = (from.ip().to_string(), from.port().to_string());
+        let words = ["-L", "-f", family, "-p", "tcp", "-s", &source, "--sport", &port];
+        !run(self.tracker.command("conntrack").args(words)).ok().is_empty()
+    }
+
+    #[track_caller]
+    pub fn assert_cut(&mut self) {
+        await_that("the connection is gone from the table", || !self.is_tracked());
+        assert!(!self.carries());
+    }
 }
 
 #[test]
 fn a_live_connection_goes_on_or_is_cut_as_configured() {
-    for cut in [false, true] {
+    for (established, backend) in [("keep", "ipset"), ("cut", "ipset"), ("cut", "iptables")] {
         let lab = Lab::new();
-        let established = if cut { "cut" } else { "keep" };
-        lab.configure(&format!("block.established = \"{established}\"\n"));
+        Connection::track(&lab.victim);
+        lab.configure(&format!(
+            "block.established = \"{established}\"\nfirewall.backend = \"{backend}\"\n"
+        ));
         let mut service = lab.start();
-        let (mut client, mut server) = connected(&lab);
-        let mut heard = [0; 2];
-        client.write_all(b"hi").unwrap();
-        server.read_exact(&mut heard).unwrap();
-
-        let attacker = ATTACKER.to_string();
-        let is_tracked = || {
-            let listed = run(lab.victim.command("conntrack").args(["-L", "-s", &attacker])).ok();
-            listed.contains("dport=7100")
-        };
-        assert!(is_tracked());
-        block(&lab, &attacker, "3600");
-        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-
-        client.write_all(b"ho").unwrap();
-        if cut {
-            await_that("the connection is gone from the table", || !is_tracked());
-            server.set_read_timeout(Some(SILENCE)).unwrap();
-            assert!(server.read_exact(&mut heard).is_err(), "{heard:?}");
-        } else {
-            server.read_exact(&mut heard).unwrap();
-            assert_eq!(&heard, b"ho");
-            assert!(is_tracked());
+        let listener = lab.victim.listen(7100);
+        for (attacker, victim) in [(ATTACKER, VICTIM), (ATTACKER_V6, VICTIM_V6)] {
+            let mut connection = Connection::open(&lab, (victim, 7100).into(), &listener);
+            block(&lab, &attacker.to_string(), "3600");
+            if established == "cut" {
+                connection.assert_cut();
+            }
+            lab.attacker.assert_shut_out(victim, OPEN_PORT);
+            if established == "keep" {
+                assert!(connection.carries() && connection.is_tracked());
+            }
         }
         assert_eq!(lab.bus.property("State").1, "enforcing");
         assert_eq!(service.stop().code(), Some(0));
     }
+}
+
+/// Also of those who are blocked already when it is configured, or when the service starts.
+#[test]
+fn live_connections_are_cut_by_a_reload_and_a_start() {
+    let lab = Lab::new();
+    Connection::track(&lab.victim);
+    let mut service = lab.start();
+    let listener = lab.victim.listen(7100);
+    let mut connection = Connection::open(&lab, (VICTIM, 7100).into(), &listener);
+    block(&lab, &ATTACKER.to_string(), "3600");
+    assert!(connection.carries());
+    lab.configure("block.established = \"cut\"\n");
+    lab.cli("reload").ok();
+    connection.assert_cut();
+
+    assert_eq!(service.stop().code(), Some(0));
+    let mut connection = Connection::open(&lab, (VICTIM, 7100).into(), &listener);
+    let mut service = lab.start();
+    connection.assert_cut();
+    assert_eq!(service.stop().code(), Some(0));
 }
 
 /// Every dropped packet is counted, though elements and rules come and go.

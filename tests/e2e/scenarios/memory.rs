@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::bus::Block;
+use crate::caller::{Answer, Caller};
 use crate::disk::Disk;
 use crate::kernel::{Rules, remaining, wipe};
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
@@ -271,21 +272,54 @@ fn a_useless_file_is_kept_aside_and_nobody_is_freed() {
     lab.assert_untouched();
 }
 
-/// Somebody tidies up while the service runs: what it knows is written anew.
+/// Somebody tidies up while the service runs, or the disk fails: what it knows is written anew, and if it
+/// stops at once, before it stops.
 #[test]
-fn a_file_that_is_removed_is_made_again() {
+fn a_file_that_is_lost_while_in_use_is_made_again() {
+    let remove_all = |file: &Path| std::fs::remove_dir_all(file.parent().unwrap()).unwrap();
+    let remove_one = |file: &Path| std::fs::remove_file(file).unwrap();
+    let damage = |file: &Path| {
+        let connection = rusqlite::Connection::open(file).unwrap();
+        let moved = "PRAGMA wal_checkpoint(TRUNCATE)";
+        connection.query_row(moved, (), |_| Ok(())).unwrap();
+        let whole = std::fs::read(file).unwrap();
+        assert!(whole.len() > 8 * 4096, "{}", whole.len());
+        let noise = vec![0xa5; whole.len() - 4096];
+        std::fs::write(file, [&whole[..4096], &noise].concat()).unwrap();
+    };
+    let losses: [Damage<'_>; 3] = [
+        ("it has been removed", &remove_all),
+        ("it has been removed", &remove_one),
+        ("it is damaged", &damage),
+    ];
     let lab = Lab::new();
     let mut service = lab.start();
-    let before = fill(&lab, &mut service);
-    std::fs::remove_dir_all(lab.state_directory("eth0")).unwrap();
-    block(&lab, "198.51.100.7", "0");
-    let said = service.await_line("degraded: ");
-    assert!(said.contains("tcptracker.db: it has been removed"), "{said}");
-    service.await_line("enforcing: all is well again");
-    lab.bus.call("eth0", &["Unblock", "s", "198.51.100.7"]).ok();
-    assert_eq!(service.stop().code(), Some(0));
-    let mut service = lab.start();
-    assert_restored(&lab, &before);
+    fill(&lab, &mut service);
+    let caller = Caller::on(&lab.bus);
+    for number in 0..250 {
+        let reason = "one of many, and with a reason of some length";
+        assert_eq!(caller.block(&format!("192.0.2.{number}"), 0, reason), Answer::Told(()));
+    }
+    let before = lab.bus.list();
+    for (why, lose) in losses {
+        lose(&file(&lab));
+        if why.contains("damaged") {
+            // Only who has to read it notices.
+            block(&lab, "198.51.100.7", "0");
+            lab.bus.call("eth0", &["Unblock", "s", "198.51.100.7"]).ok();
+        }
+        let said = service.await_line("degraded: ");
+        assert!(said.contains(&format!("tcptracker.db: {why}")), "{said}");
+        service.await_line("enforcing: all is well again");
+        assert_eq!(service.stop().code(), Some(0));
+        service = lab.start();
+        assert_restored(&lab, &before);
+
+        lose(&file(&lab));
+        assert_eq!(service.stop().code(), Some(0));
+        service = lab.start();
+        assert_restored(&lab, &before);
+    }
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use crate::kernel::Rules;
 use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::namespace::Namespace;
+use crate::scenarios::enforcement::Connection;
 use crate::service::Start;
 use crate::tools::run;
 
@@ -91,6 +92,26 @@ fn a_container_behind_published_ports_is_protected() {
         lab.attacker.assert_let_in(VICTIM_V6, 8080);
         lab.assert_untouched();
     }
+}
+
+/// With all that was translated on the way.
+#[test]
+fn a_live_connection_to_a_container_is_cut() {
+    let mut lab = Lab::new();
+    let container = lab.container();
+    let (listener, _other) = (container.listen(8080), container.listen(8081));
+    lab.configure("block.established = \"cut\"\n");
+    let mut service = lab.start();
+    for (attacker, victim) in [(ATTACKER, VICTIM), (ATTACKER_V6, VICTIM_V6)] {
+        let mut connection = Connection::open(&lab, (victim, 8080).into(), &listener);
+        let mut another = Connection::open(&lab, (victim, 8080).into(), &listener);
+        lab.bus.call("eth0", &["Block", "sts", &attacker.to_string(), "0", "cut"]).ok();
+        connection.assert_cut();
+        another.assert_cut();
+        lab.bystander.assert_let_in(victim, 8081);
+    }
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
 }
 
 /// A network and who is in it, at its edges; and who is next to it.

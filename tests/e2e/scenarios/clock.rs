@@ -1,0 +1,104 @@
+//! Somebody sets the wall clock, far ahead and far back, while the service runs and while it does not:
+//! nobody is let in by it, and nobody kept out.
+//!
+//! The machine's own clock is left alone: libfaketime shows the service another one, which can be set while
+//! it runs. Packets keep the kernel's times, as those have that arrived before the clock was set.
+
+use std::path::PathBuf;
+
+use crate::kernel::remaining;
+use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
+use crate::service::Start;
+use crate::tools::unix_now;
+
+const DAY: i64 = 86_400;
+const STEPS: [i64; 3] = [DAY, -365 * DAY, 30 * DAY];
+
+/// Clocks are compared anew for each answer, and the kernel counts in whole seconds.
+const SLACK: u64 = 3;
+
+/// A wall clock of the service's own.
+struct Clock(PathBuf);
+
+impl Clock {
+    fn new(lab: &Lab) -> Self {
+        let clock = Self(lab.path("clock"));
+        clock.set(0);
+        clock
+    }
+
+    /// Sets it so many seconds ahead of the machine's. Replaced as a whole: it is read at any moment.
+    fn set(&self, ahead: i64) {
+        let new = self.0.with_extension("new");
+        std::fs::write(&new, format!("{ahead:+}\n")).unwrap();
+        std::fs::rename(&new, &self.0).unwrap();
+    }
+
+    fn starts(&self) -> Start {
+        let library = glob::glob("/usr/lib/*/faketime/libfaketime.so.1").unwrap().next();
+        let library = library.expect("no libfaketime; run: make test-deps").unwrap();
+        Start::on("eth0")
+            .env("LD_PRELOAD", library.to_str().unwrap())
+            .env("FAKETIME_TIMESTAMP_FILE", self.0.to_str().unwrap())
+            .env("FAKETIME_NO_CACHE", "1")
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            .env("NO_FAKE_STAT", "1")
+    }
+}
+
+fn block(lab: &Lab, address: &str, seconds: &str) {
+    lab.bus.call("eth0", &["Block", "sts", address, seconds, "by the clock"]).ok();
+}
+
+/// The attacker is blocked for an hour from about now on, whatever hour that is.
+#[track_caller]
+fn assert_blocked(lab: &Lab, ahead: i64) {
+    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    let (_, since, until, ..) = lab.bus.block_of(&ATTACKER);
+    assert_eq!(until - since, 3600);
+    let left = remaining(&lab.victim, "tcptracker-eth0-v4", "10.77.0.1");
+    let shown = unix_now().checked_add_signed(ahead).unwrap();
+    assert!((shown + left).abs_diff(until) <= SLACK, "{left} s left at {shown}, until {until}");
+    assert!((3400..=3600).contains(&left), "{left}");
+}
+
+#[test]
+fn a_step_of_the_wall_clock_neither_frees_nor_blocks_anybody() {
+    let lab = Lab::new();
+    let clock = Clock::new(&lab);
+    let mut service = clock.starts().begin(&lab).await_ready();
+    block(&lab, "198.51.100.9", "0");
+    lab.bus.call("eth0", &["Unblock", "s", "198.51.100.9"]).ok();
+    lab.attacker.nmap("-sS -p 1-10", VICTIM);
+    service.await_line(&format!("WARN blocked {ATTACKER} for 1h"));
+    for (number, ahead) in (1..).zip(STEPS) {
+        block(&lab, "10.77.0.3", "4");
+        clock.set(ahead);
+        // It does not end before its time is up, and then it does.
+        lab.bystander.assert_shut_out(VICTIM, OPEN_PORT);
+        assert_blocked(&lab, ahead);
+        service.await_lines("unblocked 10.77.0.3: its time was up", number);
+        lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+        assert_eq!(lab.bus.property("State").1, "enforcing");
+    }
+    // Scans are seen as ever, and who was let in by hand is left alone.
+    lab.bystander.nmap("-sS -p 1-10", VICTIM);
+    service.await_line("WARN blocked 10.77.0.3 for 1h (offence 1)");
+    assert_eq!(lab.bus.why("198.51.100.9")["blocked"]["data"], false);
+
+    // Set between two instances, in one boot.
+    for (ahead, ends_by_a_crash) in [(-10 * DAY, true), (20 * DAY, false), (0, true)] {
+        if ends_by_a_crash {
+            service.crash();
+        } else {
+            assert_eq!(service.stop().code(), Some(0));
+        }
+        clock.set(ahead);
+        service = clock.starts().begin(&lab).await_ready();
+        assert_blocked(&lab, ahead);
+        assert_eq!(lab.bus.list().len(), 2);
+        assert_eq!(lab.bus.why("198.51.100.9")["blocked"]["data"], false);
+    }
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
