@@ -21,8 +21,9 @@ use crate::interface::InterfaceName;
 use crate::network::show_network;
 use crate::state::State;
 
-/// Events that may wait for the journal.
-pub const QUEUE: usize = 4096;
+/// Events that may wait for the journal: twenty seconds of as many as are listed one by one. Room for each is
+/// made at the start.
+pub const QUEUE: usize = 2048;
 
 /// How long the thread waits at most before it shows that it is alive.
 const TICK: Duration = Duration::from_millis(500);

@@ -42,6 +42,14 @@ struct Changes {
     graces: BTreeSet<IpNet>,
 }
 
+/// An empty memory of so many networks. What it will need is not taken before it is needed: nearly nobody
+/// ever needs much of it.
+fn remembering<V>(networks: NonZeroUsize) -> LruCache<IpNet, V> {
+    let mut memory = LruCache::new(NonZeroUsize::MIN);
+    memory.resize(networks);
+    memory
+}
+
 /// The ledger.
 pub struct Ledger {
     blocks: BTreeMap<IpNet, Entry>,
@@ -61,8 +69,8 @@ impl Ledger {
             blocks: BTreeMap::new(),
             counts: [0; 2],
             due: BTreeSet::new(),
-            offences: LruCache::new(MEMORY),
-            graces: LruCache::new(MEMORY),
+            offences: remembering(MEMORY),
+            graces: remembering(MEMORY),
             changes: Changes::default(),
             longest,
         }
