@@ -26,6 +26,7 @@ mod reach;
 mod reload;
 mod restart;
 mod rivals;
+mod rude_clients;
 mod scan;
 mod service_manager;
 mod start_errors;
