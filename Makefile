@@ -58,7 +58,7 @@ define install_missing
 	    $$missing </dev/null
 endef
 
-.PHONY: help deps test-deps firewalls build test docs corpus fuzz bench interface lint run demo install uninstall deb rpm packages clean
+.PHONY: help deps test-deps firewalls prometheus build test docs corpus fuzz bench interface lint run demo install uninstall deb rpm packages clean
 
 help: ## list what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -70,12 +70,16 @@ test-deps: ## install what tests and demo need as well
 	$(call install_missing,$(TEST_DEPS))
 
 firewalls: ## unpack ufw and firewalld, without installing them, for the tests beside them
-	@tests/fetch-firewalls $(TARGET)/tmp/firewalls
+	@tests/unpack-packages $(TARGET)/tmp/firewalls dbus-broker ufw firewalld python3-firewall \
+	    python3-nftables python3-jsonschema python3-attr python3-pyrsistent
+
+prometheus: ## unpack Prometheus, without installing it, for the tests of alerts and dashboard
+	@tests/unpack-packages $(TARGET)/tmp/prometheus prometheus
 
 build: ## build the release, target/release/tcptracker
 	$(CARGO) build --release --locked
 
-test: test-deps firewalls ## run all tests (as root, the ones in network namespaces as well)
+test: test-deps firewalls prometheus ## run all tests (as root, the ones in network namespaces as well)
 	$(CARGO) test --locked
 
 docs: ## write completions, man pages and the commented configuration anew, from the code

@@ -21,6 +21,7 @@ mod memory;
 mod no_bus;
 mod observe;
 mod own_captures;
+mod prometheus;
 mod random_order;
 mod reach;
 mod reload;
