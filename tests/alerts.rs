@@ -36,11 +36,13 @@ fn each_alert_fires_when_it_should_and_otherwise_not() {
     promtool(&["test", "rules", "tests/prometheus/tests.yml"]);
     let read = |name| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name));
     let (rules, tests) = (read(RULES).unwrap(), read("tests/prometheus/tests.yml").unwrap());
+    let readme = read("README.md").unwrap();
     let alerts: Vec<&str> =
         rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
     assert!(alerts.len() > 10, "{alerts:?}");
     for alert in alerts {
         let fires = format!(r#"[{{ labels: '{{alertname="{alert}"}}', value: 1 }}]"#);
         assert!(tests.contains(&fires), "no test in which {alert} fires");
+        assert!(readme.contains(&format!("`{alert}`")), "README.md does not know {alert}");
     }
 }
