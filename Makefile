@@ -62,7 +62,7 @@ define install_missing
 	    $$missing </dev/null
 endef
 
-.PHONY: help deps test-deps firewalls prometheus build test docs corpus fuzz bench interface lint docker test-docker run demo install uninstall deb rpm packages clean
+.PHONY: help deps test-deps firewalls prometheus build test coverage docs corpus fuzz bench interface lint docker test-docker run demo install uninstall deb rpm packages clean
 
 help: ## list what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -85,6 +85,15 @@ build: ## build the release, target/release/tcptracker
 
 test: test-deps firewalls prometheus ## run all tests (as root, the ones in network namespaces as well)
 	$(CARGO) test --locked
+
+coverage: test-deps ## run all tests and tell how much of the code they reach
+	@$(CARGO) llvm-cov --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-llvm-cov
+	@if command -v rustup >/dev/null; then rustup component add llvm-tools; fi
+	@# Tests run the program as other users, who write down what it has reached as well.
+	@mkdir -p $(TARGET)/llvm-cov-target && chmod 1777 $(TARGET)/llvm-cov-target
+	@$(MAKE) --no-print-directory firewalls prometheus TARGET=$(TARGET)/llvm-cov-target
+	$(CARGO) llvm-cov --locked --lcov --output-path $(TARGET)/lcov.info
+	$(CARGO) llvm-cov report --summary-only
 
 docs: ## write completions, man pages and the commented configuration anew, from the code
 	WRITE_DOCS=1 $(CARGO) test --locked --test docs
