@@ -2,6 +2,7 @@
 
 CARGO  ?= cargo
 DEVICE ?= eth0
+DOCKER ?= docker
 PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 60
 HOST   := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
@@ -41,6 +42,9 @@ TEST_DEPS = $(DEPS) g++ nmap iproute2 ipset dbus systemd curl procps util-linux 
 DEB_DEPS  = $(DEPS) build-essential debhelper pkg-config
 RPM_DEPS  = $(DEPS) pkg-config rpm
 
+# The test of the container image.
+DOCKER_DEPS = podman crun mmdebstrap curl iproute2 nmap procps python3 util-linux
+
 # Packages that are not there are installed; where all are, apt is not asked.
 define install_missing
 	@missing=; for package in $(1); do \
@@ -58,10 +62,10 @@ define install_missing
 	    $$missing </dev/null
 endef
 
-.PHONY: help deps test-deps firewalls build test docs corpus fuzz bench interface lint run demo install uninstall deb rpm packages clean
+.PHONY: help deps test-deps firewalls prometheus build test coverage docs corpus fuzz bench interface lint docker test-docker run demo install uninstall deb rpm packages clean
 
 help: ## list what there is to do
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 deps: ## install what building and running needs (Debian; with sudo unless root)
 	$(call install_missing,$(DEPS))
@@ -70,13 +74,26 @@ test-deps: ## install what tests and demo need as well
 	$(call install_missing,$(TEST_DEPS))
 
 firewalls: ## unpack ufw and firewalld, without installing them, for the tests beside them
-	@tests/fetch-firewalls $(TARGET)/tmp/firewalls
+	@tests/unpack-packages $(TARGET)/tmp/firewalls dbus-broker ufw firewalld python3-firewall \
+	    python3-nftables python3-jsonschema python3-attr python3-pyrsistent
+
+prometheus: ## unpack Prometheus, without installing it, for the tests of alerts and dashboard
+	@tests/unpack-packages $(TARGET)/tmp/prometheus prometheus
 
 build: ## build the release, target/release/tcptracker
 	$(CARGO) build --release --locked
 
-test: test-deps firewalls ## run all tests (as root, the ones in network namespaces as well)
+test: test-deps firewalls prometheus ## run all tests (as root, the ones in network namespaces as well)
 	$(CARGO) test --locked
+
+coverage: test-deps ## run all tests and tell how much of the code they reach
+	@$(CARGO) llvm-cov --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-llvm-cov
+	@if command -v rustup >/dev/null; then rustup component add llvm-tools; fi
+	@# Tests run the program as other users, who write down what it has reached as well.
+	@mkdir -p $(TARGET)/llvm-cov-target && chmod 1777 $(TARGET)/llvm-cov-target
+	@$(MAKE) --no-print-directory firewalls prometheus TARGET=$(TARGET)/llvm-cov-target
+	$(CARGO) llvm-cov --locked --lcov --output-path $(TARGET)/lcov.info
+	$(CARGO) llvm-cov report --summary-only
 
 docs: ## write completions, man pages and the commented configuration anew, from the code
 	WRITE_DOCS=1 $(CARGO) test --locked --test docs
@@ -100,6 +117,13 @@ interface: ## describe the D-Bus interface anew from the code
 lint: ## check format and lints
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+docker: ## build the container image: make docker DOCKER=podman
+	$(DOCKER) build -f packaging/docker/Dockerfile -t tcptracker .
+
+test-docker: ## build the image without any registry, run it and scan it (as root; some minutes)
+	$(call install_missing,$(DEPS) $(DOCKER_DEPS))
+	tests/docker-test $(TARGET)/tmp/docker
 
 run: deps build ## run the service on an interface until Ctrl-C: make run DEVICE=eth0
 	@packaging/run-from-source $(TARGET)/release/tcptracker $(DEVICE)

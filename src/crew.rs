@@ -1,8 +1,8 @@
 //! The threads of the service: named, owned by main, watched.
 //!
 //! Owns starting them, knowing that each still makes progress, and hearing that one has ended, by a
-//! panic as well: a daemon with a dead thread must not go on as a ghost. (A panic of a library's own
-//! thread, as one of tiny_http's that a client can provoke, ends that thread only.)
+//! panic as well: a daemon with a dead thread must not go on as a ghost. (A panic of a thread that a library
+//! has started for itself ends that thread only.)
 
 use std::error::Error;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -82,7 +82,7 @@ pub enum DaemonError {
 /// Runs the service until it is told to stop.
 pub fn run(interface: &InterfaceName, sources: &Sources) -> Result<(), DaemonError> {
     let effective = Effective::load(sources)?;
-    journal::init();
+    journal::init(effective.config.log.format);
 
     let outcomes = effective.config.detection.preset == Preset::Balanced;
     let capture = LiveCapture::open(interface, outcomes)?;

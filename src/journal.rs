@@ -15,6 +15,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::clock::HumanDuration;
+use crate::config::LogFormat;
 use crate::detector::{DECOYS_NAMED, Scan};
 use crate::events::{BlockCause, Event, Spared, UnblockCause};
 use crate::interface::InterfaceName;
@@ -48,8 +49,8 @@ mod id {
 }
 
 /// Sends what is logged to journald where the service manager has connected stderr to it, and to
-/// stderr otherwise.
-pub fn init() {
+/// stderr otherwise, as text or as an object a line.
+pub fn init(format: LogFormat) {
     // What libraries have to tell below a warning is of no use to whoever runs a server.
     let ours = Targets::new()
         .with_default(LevelFilter::WARN)
@@ -71,6 +72,11 @@ pub fn init() {
             .init();
         return;
     }
+    let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    if format == LogFormat::Json {
+        registry.with(stderr.json().flatten_event(true)).init();
+        return;
+    }
     // The text says it all; the fields would say it twice.
     let text_only =
         debug_fn(
@@ -78,12 +84,8 @@ pub fn init() {
                 if field.name() == "message" { write!(writer, "{value:?}") } else { Ok(()) }
             },
         );
-    let stderr = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_target(false)
-        .fmt_fields(text_only);
-    registry.with(stderr).init();
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    registry.with(stderr.with_ansi(colours).fmt_fields(text_only)).init();
 }
 
 /// Whether the service manager has connected stderr to the journal: `JOURNAL_STREAM` names the device

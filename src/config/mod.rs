@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 pub use layers::{ConfigError, Effective, Flags, Origin, Sources};
 pub use values::{
-    Backend, BlockDuration, Established, Hook, Listen, MaxSources, Per, PrefixLength, Preset, Rate,
-    Span, Target, Threshold, WindowSpan,
+    Backend, BlockDuration, Established, Hook, Listen, LogFormat, MaxSources, Per, PrefixLength,
+    Preset, Rate, Span, Target, Threshold, WindowSpan,
 };
 
 /// The whole configuration.
@@ -150,11 +150,13 @@ pub struct LogConfig {
     pub connections: bool,
     /// At most this many a second.
     pub rate: Rate,
+    /// How entries look where no journal takes them.
+    pub format: LogFormat,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { connections: true, rate: Rate(100) }
+        Self { connections: true, rate: Rate(100), format: LogFormat::Text }
     }
 }
 

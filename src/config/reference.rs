@@ -26,7 +26,7 @@ pub const SECTIONS: [(&str, &str); 7] = [
 ];
 
 /// Every key, in the order in which people read them.
-pub const KEYS: [Key; 22] = [
+pub const KEYS: [Key; 23] = [
     Key {
         name: "detection.preset",
         expected: r#""classic" or "balanced""#,
@@ -126,6 +126,11 @@ pub const KEYS: [Key; 22] = [
         name: "log.rate",
         expected: "a whole number from 1 to 100000",
         meaning: "at most this many a second (1 to 100000), likewise of scans; the rest is counted and summed up",
+    },
+    Key {
+        name: "log.format",
+        expected: r#""text" or "json""#,
+        meaning: r#"how entries look on stderr, where they do not go to the journal: `"text"`, or `"json"`, an object a line with the journal's fields"#,
     },
     Key {
         name: "metrics.listen",

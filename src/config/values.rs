@@ -281,6 +281,16 @@ pub enum Target {
     Reject,
 }
 
+/// How entries look on stderr.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// Objects for programs, one a line.
+    Json,
+}
+
 /// Where the metrics are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

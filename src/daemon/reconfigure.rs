@@ -52,6 +52,9 @@ impl Service {
         if new.bus != old.bus {
             notes.push("bus.enabled holds from the next start on".to_owned());
         }
+        if new.log.format != old.log.format {
+            notes.push("log.format holds from the next start on".to_owned());
+        }
         let changes = effective.changes_since(&self.effective);
         self.effective = effective;
         self.reporter.tell(Event::Reloaded { changes, notes, uid });

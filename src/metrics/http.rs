@@ -1,29 +1,22 @@
 //! `/metrics` and `/health`, from a thread of their own.
 //!
-//! Owns the HTTP listener and a few threads that answer. Only reads; nothing else in the service waits
-//! for it, and no client of it can end or stall the service.
+//! Owns what is answered. Only reads; nothing else in the service waits for it, and no client of it can end
+//! or stall the service: clients meet the door, the door asks tiny_http inside.
 
 use std::io::Cursor;
-use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 use serde::Serialize;
-use tiny_http::{Header, Method, Request, Response, Server};
+use tiny_http::{Header, Method, Request, Response};
 
 use super::Metrics;
+use super::door::Door;
+use super::head::Ask;
+use super::inside::Inside;
 use crate::clock::Moment;
-use crate::crew::Pulse;
+use crate::crew::{Pulse, StopFlag};
 use crate::state::{State, StateBoard};
-
-/// How long the thread waits at most before it shows that it is alive.
-const TICK: Duration = Duration::from_millis(500);
-
-/// After so long without a request it is made sure that one would be heard.
-const DOUBT_AFTER: Duration = Duration::from_secs(10);
 
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const JSON: &str = "application/json";
@@ -33,35 +26,34 @@ const JSON: &str = "application/json";
 #[error("cannot serve metrics on {address}: {error}")]
 pub struct ServeError {
     address: SocketAddr,
-    error: String,
+    error: std::io::Error,
 }
-
-/// Answers given at a time. A client that does not read its answer holds one of them back; when all are
-/// held back, the others wait.
-const ANSWERS_AT_ONCE: usize = 4;
 
 /// The listener.
 pub struct MetricsServer {
-    address: SocketAddr,
-    /// None while there is no room for a listener.
-    server: Option<Server>,
-    stopping: Arc<AtomicBool>,
+    door: Door,
+    inside: Inside,
+    stopping: Arc<StopFlag>,
 }
 
-/// Asks the metrics thread to end, within a tick.
-pub struct MetricsStop(Arc<AtomicBool>);
+/// Asks the metrics thread to end.
+pub struct MetricsStop(Arc<StopFlag>);
 
 impl MetricsStop {
     /// Ends it.
     pub fn raise(&self) {
-        self.0.store(true, Ordering::Release);
+        self.0.raise();
     }
 }
 
 impl MetricsServer {
     /// Listens.
     pub fn listen(address: SocketAddr) -> Result<Self, ServeError> {
-        Ok(Self { address, server: Some(serve(address)?), stopping: Arc::default() })
+        let begin = || {
+            let (door, inside) = (Door::open(address)?, Inside::start()?);
+            Ok(Self { door, inside, stopping: Arc::new(StopFlag::new()?) })
+        };
+        begin().map_err(|error| ServeError { address, error })
     }
 
     /// What ends [`Self::run`].
@@ -72,78 +64,23 @@ impl MetricsServer {
     /// Serves until told to stop.
     pub fn run(
         mut self,
-        metrics: &Arc<Metrics>,
-        board: &Arc<StateBoard>,
+        metrics: &Metrics,
+        board: &StateBoard,
         pulse: &Pulse,
     ) -> std::io::Result<()> {
-        let crew = Answerers::start(metrics, board)?;
-        let mut one_is_free = false;
-        let mut last_heard = Moment::now();
-        while !self.stopping.load(Ordering::Acquire) {
+        pulse.beat();
+        while self.door.wait(&self.stopping)? {
             pulse.beat();
-            if !one_is_free {
-                one_is_free = crew.free.recv_timeout(TICK).is_ok();
-                continue;
-            }
-            match self.server.as_ref().map(|server| server.recv_timeout(TICK)) {
-                Some(Ok(Some(request))) => {
-                    one_is_free = crew.requests.send(request).is_err();
-                    last_heard = Moment::now();
+            let inside = &mut self.inside;
+            self.door.look(Moment::now(), |Ask { request, .. }| {
+                let answered = inside.ask(request, |request| answer(request, metrics, board));
+                if answered.is_err() {
+                    *inside = Inside::start()?;
                 }
-                Some(Ok(None)) if Moment::now().since(last_heard) < DOUBT_AFTER => {}
-                Some(Ok(None)) => {
-                    last_heard = Moment::now();
-                    // Its listening thread can die without a word: then nobody is connected.
-                    if TcpStream::connect_timeout(&self.address, TICK).is_err() {
-                        self.server = None;
-                    }
-                }
-                // Out of file descriptors, say: the listener does not survive that.
-                Some(Err(_)) => self.server = None,
-                None => {
-                    thread::park_timeout(TICK);
-                    self.server = serve(self.address).ok();
-                }
-            }
+                answered
+            });
         }
         Ok(())
-    }
-}
-
-fn serve(address: SocketAddr) -> Result<Server, ServeError> {
-    Server::http(address).map_err(|error| ServeError { address, error: error.to_string() })
-}
-
-/// The threads that answer. They end with the process: one of them may be held back by its client.
-struct Answerers {
-    requests: Sender<Request>,
-    /// A token for each that is free.
-    free: Receiver<()>,
-}
-
-impl Answerers {
-    fn start(metrics: &Arc<Metrics>, board: &Arc<StateBoard>) -> std::io::Result<Self> {
-        let (requests, inbox) = channel::<Request>();
-        let inbox = Arc::new(Mutex::new(inbox));
-        let (tokens, free) = channel();
-        for _ in 0..ANSWERS_AT_ONCE {
-            let (inbox, tokens, metrics) =
-                (Arc::clone(&inbox), tokens.clone(), Arc::clone(metrics));
-            // Not to keep the board, and with it the journal, from ending.
-            let board = Arc::downgrade(board);
-            let next = move || inbox.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            thread::Builder::new().name("answer".to_owned()).spawn(move || {
-                while tokens.send(()).is_ok() {
-                    let Ok(request) = next() else { return };
-                    let Some(board) = board.upgrade() else { return };
-                    let response = answer(&request, &metrics, &board);
-                    drop(board);
-                    // Whoever asked may have hung up.
-                    let _ = request.respond(response);
-                }
-            })?;
-        }
-        Ok(Self { requests, free })
     }
 }
 

@@ -3,7 +3,11 @@
 //! Owns the counters, resolved once so that counting is one atomic addition. Reads nothing from
 //! anybody: those who know something set it here.
 
+mod door;
+mod head;
 mod http;
+mod inside;
+mod visitor;
 
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,

@@ -22,6 +22,7 @@ mod kernel;
 mod lab;
 mod namespace;
 mod oracle;
+mod prometheus;
 mod recorder;
 mod scenarios;
 mod service;

@@ -1,6 +1,6 @@
 //! Beside ufw and firewalld, as Debian has them: their reloads leave nobody let in.
 //!
-//! They are unpacked, not installed (`tests/fetch-firewalls`), and laid over the system's files in a
+//! They are unpacked, not installed (`tests/unpack-packages`), and laid over the system's files in a
 //! mount namespace of their own.
 
 use std::io::{BufRead, BufReader, Write};

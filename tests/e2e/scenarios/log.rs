@@ -4,7 +4,7 @@ use crate::frames::{Tags, send_syns};
 use crate::journal::{Entry, Journal};
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
 use crate::service::Start;
-use crate::tools::unix_now;
+use crate::tools::{PATIENCE, unix_now};
 
 #[test]
 fn above_the_rate_connections_are_summed_up_and_none_is_forgotten() {
@@ -66,6 +66,48 @@ fn connections_are_not_logged_where_not_wanted() {
     service.await_line(&format!("WARN blocked {ATTACKER}"));
     assert_eq!(service.stop().code(), Some(0));
     assert_eq!(service.lines_with("connection"), Vec::<String>::new());
+}
+
+/// For containers, whose log is what the service writes to stderr.
+#[test]
+fn without_a_journal_a_program_reads_the_same_fields_as_json() {
+    let lab = Lab::new();
+    let start = Start::on("eth0").env("TCPTRACKER_LOG__FORMAT", "json");
+    let mut service = start.begin(&lab).await_ready();
+    lab.attacker.nmap("-sS -p 1-4", VICTIM);
+    let line = service.await_line("b39b4bac17384f029bb82ffb3b2b31d1");
+    let blocked: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let named = |name: &str| blocked[name].as_str().unwrap_or_default();
+    assert_eq!(named("TCPTRACKER_INTERFACE"), "eth0", "{blocked}");
+    assert_eq!(named("TCPTRACKER_SOURCE"), "10.77.0.1", "{blocked}");
+    assert_eq!(named("TCPTRACKER_PORTS"), "1,2,3,4", "{blocked}");
+    assert_eq!(named("level"), "WARN", "{blocked}");
+    let message = "blocked 10.77.0.1 for 1h (offence 1): vertical scan: ports 1, 2, 3, 4";
+    assert_eq!(named("message"), message, "{blocked}");
+    let until = blocked["TCPTRACKER_UNTIL"].as_u64().unwrap();
+    assert!(until.abs_diff(unix_now() + 3600) <= 30, "{until}");
+    let age = humantime::parse_rfc3339(named("timestamp")).unwrap().elapsed().unwrap();
+    assert!(age < PATIENCE, "{blocked}");
+
+    lab.configure("[log]\nconnections = false\n");
+    assert_eq!(lab.cli("reload").ok(), "reloaded the configuration of eth0\n");
+    assert_eq!(service.stop().code(), Some(0));
+    for line in service.lines_with("") {
+        let entry: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert!(entry["message"].is_string() && entry["MESSAGE_ID"].is_string(), "{line}");
+    }
+}
+
+/// How it writes is settled as it starts.
+#[test]
+fn a_reload_says_that_the_format_stays() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    lab.configure("[log]\nformat = \"json\"\n");
+    assert_eq!(lab.cli("reload").ok(), "reloaded the configuration of eth0\n");
+    let said = service.await_line("configuration reloaded");
+    assert!(said.ends_with("; log.format holds from the next start on"), "{said}");
+    assert_eq!(service.stop().code(), Some(0));
 }
 
 /// journald's own protocol, spoken to a journal of ours in journald's place.

@@ -1,13 +1,11 @@
 //! `/metrics` and `/health`.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::time::Duration;
-
-use rustix::net::sockopt::set_socket_linger;
 
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
 use crate::service::Start;
+use crate::tools::PATIENCE;
 
 #[test]
 fn health_answers_in_the_words_of_the_original() {
@@ -57,48 +55,54 @@ fn metrics_are_where_they_are_wanted_and_nowhere_else() {
     assert_eq!(service.stop().code(), Some(0));
 }
 
-const METRICS: (&str, u16) = ("127.0.0.1", 8081);
-const REQUEST: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
-
-/// What any local user can do to the metrics port is no concern of those who are scanned.
+/// A scraper keeps its connection, so that it is not a new one each time to whoever counts them.
 #[test]
-fn rude_clients_neither_end_nor_stall_the_service() {
+fn a_connection_serves_one_request_after_the_other() {
     let lab = Lab::new();
-    let few_files = ["sh", "-ec", "ulimit -n 200; exec \"$@\"", "sh"];
-    let start = Start::on("eth0").through(few_files).env("WATCHDOG_USEC", "3000000");
-    let mut service = start.begin(&lab).await_ready();
-
-    // They hang up with a reset as soon as they have asked.
+    let mut service = lab.start();
     lab.victim.inside(|| {
-        for _ in 0..2000 {
-            let Ok(mut client) = TcpStream::connect(METRICS) else { continue };
-            set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
-            let _ = client.write_all(REQUEST);
-        }
-    });
-    // They ask for more than any buffer holds and read nothing.
-    let deaf: Vec<TcpStream> = lab.victim.inside(|| {
-        let connect = || {
-            let mut client = TcpStream::connect(METRICS).ok()?;
-            client.set_nonblocking(true).unwrap();
-            while client.write(&REQUEST.repeat(1000)).is_ok() {}
-            Some(client)
+        let mut client = TcpStream::connect(("127.0.0.1", 8081)).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        let ask = |client: &mut TcpStream, first: &str| {
+            write!(client, "{first}\r\nHost: localhost\r\n\r\n").unwrap();
         };
-        (0..8).filter_map(|_| connect()).collect()
+        // The second is there before the first is answered; the third comes piece by piece.
+        ask(&mut client, "GET /health HTTP/1.1");
+        ask(&mut client, "HEAD /health HTTP/1.1");
+        for piece in ["GET /heal", "th HTTP/1.1\r\nConnection: cl", "ose\r\n\r\n"] {
+            client.write_all(piece.as_bytes()).unwrap();
+        }
+        let mut answers = String::new();
+        client.read_to_string(&mut answers).unwrap();
+        assert_eq!(answers.matches("HTTP/1.1 200 OK\r\n").count(), 3, "{answers}");
+        assert_eq!(answers.matches("healthy").count(), 2, "{answers}");
+        assert_eq!(answers.matches("Connection: close\r\n").count(), 1, "{answers}");
     });
-    // They take every file descriptor there is and say nothing.
-    let idle: Vec<TcpStream> =
-        lab.victim.inside(|| (0..400).filter_map(|_| TcpStream::connect(METRICS).ok()).collect());
-
-    lab.attacker.nmap("-sS -p 1-10", VICTIM);
-    service.await_line(&format!("WARN blocked {ATTACKER}"));
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-    let fed = service.notices().iter().filter(|notice| *notice == "WATCHDOG=1").count();
-    service.await_notices("WATCHDOG=1", fed + 3);
-
-    drop((deaf, idle));
-    service.await_until("metrics that answer again", |_| lab.victim.serves(8081).then_some(()));
-    assert_eq!(lab.metric(r#"tcptracker_blocks_total{cause="scan"}"#), 1);
     assert_eq!(service.stop().code(), Some(0));
-    lab.assert_untouched();
+}
+
+#[test]
+fn what_is_no_request_is_told_so() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    let answer_to = |request: &[u8]| {
+        lab.victim.inside(|| {
+            let mut client = TcpStream::connect(("127.0.0.1", 8081)).unwrap();
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            client.write_all(request).unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).unwrap();
+            answer.lines().next().unwrap().to_owned()
+        })
+    };
+    assert_eq!(answer_to(b"nonsense\r\n\r\n"), "HTTP/1.1 400 Bad Request");
+    assert_eq!(
+        answer_to("x".repeat(20_000).as_bytes()),
+        "HTTP/1.1 431 Request Header Fields Too Large"
+    );
+    assert_eq!(answer_to(b"GET / HTTP/2.0\r\n\r\n"), "HTTP/1.1 505 HTTP Version Not Supported");
+    let with_body = b"POST /metrics HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody";
+    assert_eq!(answer_to(with_body), "HTTP/1.1 405 Method Not Allowed");
+    assert_eq!(answer_to(b"GET /metrics HTTP/1.0\r\n\r\n"), "HTTP/1.1 200 OK");
+    assert_eq!(service.stop().code(), Some(0));
 }
