@@ -52,7 +52,8 @@ pub enum CaptureError {
     /// The process may not open packet sockets.
     #[error(
         "capturing on {0} needs the capability CAP_NET_RAW; run it as root, or as the service: \
-         systemctl start tcptracker@{0}"
+         systemctl start {unit}",
+        unit = .0.unit(),
     )]
     NotPermitted(InterfaceName),
     /// The interface exists and is down.

@@ -23,6 +23,7 @@ mod lab;
 mod namespace;
 mod oracle;
 mod recorder;
+mod remembered;
 mod scenarios;
 mod service;
 mod silent;

@@ -84,7 +84,7 @@ async fn instances(connection: &Connection) -> Vec<Finding> {
             return Finding::warning(
                 CHECK,
                 found,
-                format!("systemctl restart tcptracker@{interface}"),
+                format!("systemctl restart {}", interface.unit()),
             );
         }
         Finding::ok(CHECK, found)

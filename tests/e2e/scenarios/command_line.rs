@@ -79,6 +79,13 @@ fn what_fails_says_why_and_how() {
     for command in ["list", "stats", "block 192.0.2.1", "unblock --all"] {
         assert_failed(&lab.cli(command), 1, &nothing_runs);
     }
+    let nowhere = "there is no interface eth9 on this host; there are: eth0, lo";
+    assert_failed(&lab.cli("list -i eth9"), 1, nowhere);
+    // systemd takes "-" for "/".
+    lab.victim.ip("link add wg-0 type veth peer name wg-1");
+    let escaped = "tcptracker is not running on wg-0; \
+                   start it: systemctl start \"tcptracker@$(systemd-escape wg-0)\"";
+    assert_failed(&lab.cli("list -i wg-0"), 1, escaped);
     let mut service = lab.start();
     let elsewhere = format!("tcptracker is not running on lo; {start_it}lo");
     assert_failed(&lab.cli("list -i lo"), 1, &elsewhere);
@@ -118,9 +125,10 @@ fn ordinary_users_are_told_what_they_may_not() {
     let _service = lab.start();
     run(&mut lab.client_as_nobody("list")).ok();
     run(&mut lab.client_as_nobody("stats")).ok();
-    let sentence = "permission denied: only root and members of group tcptracker may change \
-                    blocks; try sudo";
-    for change in ["block 192.0.2.1", "unblock 192.0.2.1"] {
+    let sentence = "permission denied: only root and members of group tcptracker may do this, as \
+                    polkit is not running; use sudo, or add yourself to group tcptracker and log in \
+                    again: sudo gpasswd -a $USER tcptracker";
+    for change in ["block 192.0.2.1", "unblock 192.0.2.1", "reload"] {
         assert_failed(&run(&mut lab.client_as_nobody(change)), 1, sentence);
     }
 }
