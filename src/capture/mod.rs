@@ -20,7 +20,7 @@ use rustix::io::Errno;
 
 pub use hand_over::{Batch, Batches, HandOver, channel};
 pub use live::{CaptureCounters, LiveCapture};
-pub use saved::{SavedCapture, SavedError};
+pub use saved::{SavedCapture, SavedError, name_of};
 
 use crate::clock::{Moment, WallClock};
 use crate::crew::{Pulse, StopFlag};

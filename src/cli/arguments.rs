@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 use ipnet::IpNet;
 
 use crate::config::{Per, PrefixLength, Preset, Span, Threshold, WindowSpan};
@@ -122,12 +122,13 @@ pub(super) struct Block {
 }
 
 #[derive(Args)]
+#[command(group(ArgGroup::new("whom").args(["address", "all"]).required(true)))]
 pub(super) struct Unblock {
     /// An address, or a network such as 192.0.2.0/24
-    #[arg(required_unless_present = "all", value_parser = address)]
+    #[arg(value_parser = address)]
     pub(super) address: Option<IpNet>,
     /// Everything that is blocked
-    #[arg(long, conflicts_with = "address")]
+    #[arg(long)]
     pub(super) all: bool,
     /// Only by the instance on this network interface
     #[arg(short, long)]

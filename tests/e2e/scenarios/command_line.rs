@@ -67,6 +67,19 @@ fn blocks_are_made_listed_and_lifted() {
     let stats = json_of(&lab.cli("stats --json").ok());
     assert_eq!((&stats["eth0"]["blocks"], &stats["eth0"]["unblocks"]), (&json!(3), &json!(3)));
     assert!(lab.cli("stats").ok().contains("blocks\t3\n"));
+
+    // Who lets in an address lets in the network around it, and who lets in a network all in it.
+    for network in ["198.51.100.0/24", "203.0.113.9", "203.0.113.10"] {
+        lab.cli(&format!("block {network}")).ok();
+    }
+    assert_eq!(
+        lab.cli("unblock 198.51.100.9").ok(),
+        "unblocked 198.51.100.0/24, which held 198.51.100.9, on eth0\n"
+    );
+    assert_eq!(
+        lab.cli("unblock 203.0.113.0/24").ok(),
+        "unblocked 203.0.113.9 on eth0\nunblocked 203.0.113.10 on eth0\n"
+    );
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
