@@ -173,7 +173,7 @@ fn opened(file: &Path) -> io::Result<Opened> {
         Box::new(stdin())
     } else {
         let opened = File::open(file)?;
-        size = Some(opened.metadata()?).filter(|data| data.is_file()).map(|data| data.len());
+        size = Some(opened.metadata()?).filter(std::fs::Metadata::is_file).map(|data| data.len());
         Box::new(opened)
     };
     let taken = Arc::new(AtomicU64::new(0));
@@ -214,17 +214,17 @@ mod tests {
         let number = |number: u32| number.to_le_bytes();
         let mut pcap: Vec<u8> =
             [0xa1b2_3c4d, 2 | 4 << 16, 0, 0, 65_535, 1].into_iter().flat_map(number).collect();
-        let packet: Vec<u8> = [1, 0, 1000, 1000].into_iter().flat_map(number).collect();
+        let head: Vec<u8> = [1, 0, 1000, 1000].into_iter().flat_map(number).collect();
         for _ in 0..100 {
-            pcap.extend_from_slice(&packet);
+            pcap.extend_from_slice(&head);
             pcap.resize(pcap.len() + 1000, 7);
         }
-        let mut packed = GzEncoder::new(Vec::new(), Compression::none());
-        packed.write_all(&pcap).unwrap();
-        let packed = packed.finish().unwrap();
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::none());
+        gzip.write_all(&pcap).unwrap();
+        let gzip = gzip.finish().unwrap();
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("capture");
-        for bytes in [pcap, packed] {
+        for bytes in [pcap, gzip] {
             std::fs::write(&file, bytes).unwrap();
             let mut capture = SavedCapture::open(&file).unwrap();
             let (mut last, mut packets) = (capture.share_read().unwrap(), 0);
