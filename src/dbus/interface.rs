@@ -232,7 +232,7 @@ impl Tracker {
     }
 
     /// What was counted since the start, by name: connections, scans, blocks, packets and so on; and how many
-    /// of a thing there are now (`blocked`, `enforced`, `sources`).
+    /// of a thing there are now (`blocked`, `enforced`, `sources`). tcptracker(1) explains each.
     #[zbus(out_args("counters"))]
     fn stats(&self) -> HashMap<&'static str, u64> {
         self.metrics.summary().into_iter().collect()

@@ -4,6 +4,7 @@
 //! anybody: those who know something set it here.
 
 mod http;
+pub mod reference;
 
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
