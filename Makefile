@@ -36,7 +36,8 @@ FILES = systemd/tcptracker@.service:$(UNIT) \
 DEPS      = gcc libc6-dev libpcap-dev libsqlite3-dev iptables
 # Tests and demo: a scanner, namespaces, a bus and its tools, what shows the sets.
 TEST_DEPS = $(DEPS) g++ nmap iproute2 ipset dbus systemd curl procps util-linux bsdutils mount e2fsprogs python3 \
-	nftables conntrack python3-dbus python3-gi libglib2.0-bin polkitd python3-pyftpdlib libfaketime
+	nftables conntrack python3-dbus python3-gi libglib2.0-bin polkitd python3-pyftpdlib \
+	fish zsh mandoc man-db libfaketime
 
 # The packages: what builds them, and what looks them over.
 DEB_DEPS  = $(DEPS) build-essential debhelper pkg-config

@@ -61,7 +61,7 @@ pub enum DaemonError {
     #[error("cannot read this host's addresses: {0}")]
     Host(#[from] NetlinkError),
     /// Another instance watches the interface.
-    #[error("another tcptracker is running on {0}; stop it first: systemctl stop tcptracker@{0}")]
+    #[error("another tcptracker is running on {0}; stop it first: systemctl stop {unit}", unit = .0.unit())]
     AlreadyRunning(InterfaceName),
     /// The system lacks something every process has.
     #[error("cannot start: {0}")]

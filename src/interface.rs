@@ -6,11 +6,13 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::Serialize;
+
 /// The longest name the kernel takes: `IFNAMSIZ` (16) less the closing NUL, linux/if.h.
 const LONGEST: usize = 15;
 
 /// The name of a network interface, or `any` for all of them.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct InterfaceName(String);
 
 /// A text that cannot be the name of a network interface.
@@ -60,6 +62,18 @@ impl InterfaceName {
         label
     }
 
+    /// The service's unit, as a shell takes it: systemd wants most characters of a name escaped.
+    pub fn unit(&self) -> String {
+        let stays = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_');
+        if self.0.chars().all(stays) && !self.0.starts_with('.') {
+            return format!("tcptracker@{}", self.0);
+        }
+        // A name may hold what means something to a shell, but no quote.
+        let is_word = |c: char| stays(c) || c == '-';
+        let quote = if self.0.chars().all(is_word) { "" } else { "'" };
+        format!("\"tcptracker@$(systemd-escape {quote}{}{quote})\"", self.0)
+    }
+
     /// The interface of a bus label, or nothing where the label is not one.
     pub fn from_bus_label(label: &str) -> Option<Self> {
         let mut bytes = Vec::with_capacity(label.len());
@@ -74,7 +88,9 @@ impl InterfaceName {
                 rest = tail;
             }
         }
-        String::from_utf8(bytes).ok()?.parse().ok()
+        let interface: Self = String::from_utf8(bytes).ok()?.parse().ok()?;
+        // What has been escaped otherwise than it ought to be is not one.
+        (interface.bus_label() == label).then_some(interface)
     }
 }
 
@@ -121,6 +137,24 @@ mod tests {
         assert_eq!(label("wg-0"), "wg_2d0");
         assert_eq!(label("0abc"), "_30abc");
         assert_eq!(label("a_b"), "a_5fb");
+    }
+
+    #[test]
+    fn a_label_is_of_one_name_only() {
+        for other in ["eth0.100", "_65th0", "_2E", "0abc", "_", "_2", ""] {
+            assert_eq!(InterfaceName::from_bus_label(other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn units_are_written_as_a_shell_takes_them() {
+        for (name, unit) in [
+            ("eth0.100", "tcptracker@eth0.100"),
+            ("wg-0", r#""tcptracker@$(systemd-escape wg-0)""#),
+            ("a$b", r#""tcptracker@$(systemd-escape 'a$b')""#),
+        ] {
+            assert_eq!(name.parse::<InterfaceName>().unwrap().unit(), unit);
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod netlink;
 pub mod network;
 pub mod probe;
+pub mod progress;
 pub mod reload;
 pub mod service_manager;
 pub mod state;

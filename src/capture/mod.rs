@@ -20,7 +20,7 @@ use rustix::io::Errno;
 
 pub use hand_over::{Batch, Batches, HandOver, channel};
 pub use live::{CaptureCounters, LiveCapture};
-pub use saved::{SavedCapture, SavedError};
+pub use saved::{SavedCapture, SavedError, name_of};
 
 use crate::clock::{Moment, WallClock};
 use crate::crew::{Pulse, StopFlag};
@@ -52,7 +52,8 @@ pub enum CaptureError {
     /// The process may not open packet sockets.
     #[error(
         "capturing on {0} needs the capability CAP_NET_RAW; run it as root, or as the service: \
-         systemctl start tcptracker@{0}"
+         systemctl start {unit}",
+        unit = .0.unit(),
     )]
     NotPermitted(InterfaceName),
     /// The interface exists and is down.

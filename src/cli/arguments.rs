@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueHint};
 use ipnet::IpNet;
 
 use crate::config::{Per, PrefixLength, Preset, Span, Threshold, WindowSpan};
@@ -76,20 +76,20 @@ pub(super) enum Command {
 #[derive(Args)]
 pub(super) struct Run {
     /// The network interface to watch, or "any"
-    #[arg(short, long)]
+    #[arg(short, long, value_hint = ValueHint::Other)]
     pub(super) interface: InterfaceName,
     /// Report scans, never block
     #[arg(long)]
     pub(super) observe: bool,
     /// Read this file instead of those in /etc/tcptracker
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(super) config: Option<PathBuf>,
 }
 
 #[derive(Args)]
 pub(super) struct Select {
     /// Only the instance on this network interface
-    #[arg(short, long)]
+    #[arg(short, long, value_hint = ValueHint::Other)]
     pub(super) interface: Option<InterfaceName>,
     /// Print JSON
     #[arg(long)]
@@ -99,7 +99,7 @@ pub(super) struct Select {
 #[derive(Args)]
 pub(super) struct Why {
     /// An address, or a network such as 192.0.2.0/24
-    #[arg(value_parser = address)]
+    #[arg(value_parser = address, value_hint = ValueHint::Other)]
     pub(super) address: IpNet,
     #[command(flatten)]
     pub(super) select: Select,
@@ -108,43 +108,44 @@ pub(super) struct Why {
 #[derive(Args)]
 pub(super) struct Block {
     /// An address, or a network such as 192.0.2.0/24
-    #[arg(value_parser = address)]
+    #[arg(value_parser = address, value_hint = ValueHint::Other)]
     pub(super) address: IpNet,
     /// For how long, such as 30m, 1h or 7d; without it, until unblocked
-    #[arg(long = "for", value_name = "TIME", value_parser = length_of_time)]
+    #[arg(long = "for", value_name = "TIME", value_parser = length_of_time, value_hint = ValueHint::Other)]
     pub(super) duration: Option<Duration>,
     /// Why: shown wherever the block is
-    #[arg(long, value_name = "TEXT", default_value = "by hand")]
+    #[arg(long, value_name = "TEXT", default_value = "by hand", value_hint = ValueHint::Other)]
     pub(super) reason: String,
     /// Only through the instance on this network interface
-    #[arg(short, long)]
+    #[arg(short, long, value_hint = ValueHint::Other)]
     pub(super) interface: Option<InterfaceName>,
 }
 
 #[derive(Args)]
+#[command(group(ArgGroup::new("whom").args(["address", "all"]).required(true)))]
 pub(super) struct Unblock {
     /// An address, or a network such as 192.0.2.0/24
-    #[arg(required_unless_present = "all", value_parser = address)]
+    #[arg(value_parser = address, value_hint = ValueHint::Other)]
     pub(super) address: Option<IpNet>,
     /// Everything that is blocked
-    #[arg(long, conflicts_with = "address")]
+    #[arg(long)]
     pub(super) all: bool,
     /// Only by the instance on this network interface
-    #[arg(short, long)]
+    #[arg(short, long, value_hint = ValueHint::Other)]
     pub(super) interface: Option<InterfaceName>,
 }
 
 #[derive(Args)]
 pub(super) struct Reload {
     /// Only the instance on this network interface
-    #[arg(short, long)]
+    #[arg(short, long, value_hint = ValueHint::Other)]
     pub(super) interface: Option<InterfaceName>,
 }
 
 #[derive(Args)]
 pub(super) struct Replay {
     /// Capture files (pcap or pcapng, plain or gzip), each on its own; "-" is standard input
-    #[arg(required_unless_present = "compare", value_name = "FILE")]
+    #[arg(required_unless_present = "compare", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(super) files: Vec<PathBuf>,
     /// By this preset's rules (detection.preset)
     #[arg(long, value_enum)]
@@ -154,22 +155,22 @@ pub(super) struct Replay {
         hide_default_value = true, value_parser = compared)]
     pub(super) compare: Option<Compared>,
     /// More than this many distinct ports make a scan (detection.ports)
-    #[arg(long, value_parser = threshold, conflicts_with = "compare")]
+    #[arg(long, value_parser = threshold, conflicts_with = "compare", value_hint = ValueHint::Other)]
     pub(super) ports: Option<Threshold>,
     /// Within this time (detection.window)
-    #[arg(long, value_name = "TIME", value_parser = window)]
+    #[arg(long, value_name = "TIME", value_parser = window, value_hint = ValueHint::Other)]
     pub(super) window: Option<WindowSpan>,
     /// Count per source, or per source and destination (detection.per)
     #[arg(long, value_enum)]
     pub(super) per: Option<PerArgument>,
     /// Count IPv6 sources as networks of this length (detection.ipv6_prefix)
-    #[arg(long, value_name = "LENGTH", value_parser = prefix_length)]
+    #[arg(long, value_name = "LENGTH", value_parser = prefix_length, value_hint = ValueHint::Other)]
     pub(super) ipv6_prefix: Option<PrefixLength>,
     /// An own address or network: what it sends is outbound. May be given several times
-    #[arg(long, value_name = "NET", value_parser = address)]
+    #[arg(long, value_name = "NET", value_parser = address, value_hint = ValueHint::Other)]
     pub(super) local: Vec<IpNet>,
     /// Read this file instead of those in /etc/tcptracker
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(super) config: Option<PathBuf>,
     /// Print JSON, one object a line
     #[arg(long)]
@@ -222,13 +223,13 @@ impl From<PerArgument> for Per {
 #[derive(Args)]
 pub(super) struct ShowConfig {
     /// As it is for this network interface
-    #[arg(short, long)]
+    #[arg(short, long, value_hint = ValueHint::Other)]
     pub(super) interface: Option<InterfaceName>,
     /// As it is with `run --observe`
     #[arg(long)]
     pub(super) observe: bool,
     /// Read this file instead of those in /etc/tcptracker
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(super) config: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
@@ -241,7 +242,7 @@ pub(super) struct Doctor {
     #[arg(long)]
     pub(super) self_test: bool,
     /// Read this file instead of those in /etc/tcptracker
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(super) config: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]

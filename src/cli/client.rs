@@ -39,21 +39,25 @@ pub(super) enum ClientError {
     #[error("tcptracker is not running; start it: systemctl start tcptracker@INTERFACE")]
     NotRunning,
     /// Not on this interface.
-    #[error("tcptracker is not running on {0}; start it: systemctl start tcptracker@{0}")]
+    #[error("tcptracker is not running on {0}; start it: systemctl start {unit}", unit = .0.unit())]
     NotRunningOn(InterfaceName),
     /// There is no such interface either.
-    #[error("there is no interface {interface} on this host; tcptracker is running on: {running}")]
+    #[error("there is no interface {interface} on this host; {others}")]
     NoSuchInterface {
         /// What was asked for.
         interface: InterfaceName,
         /// What there is.
-        running: String,
+        others: String,
     },
-    /// The bus or the service does not let this user.
+    /// The service does not let this user; its own sentence.
+    #[error("permission denied: {0}")]
+    Denied(String),
+    /// The bus does not even let him ask.
     #[error(
-        "permission denied: only root and members of group tcptracker may change blocks; try sudo"
+        "permission denied: the bus does not let you ask the service; try sudo, and see what \
+         `tcptracker doctor` says of the bus policy"
     )]
-    Denied,
+    DeniedByBus,
     /// The service said no; its own sentence.
     #[error("{0}")]
     Refused(String),
@@ -72,14 +76,16 @@ pub(super) enum ClientError {
     /// An instance took too long.
     #[error(
         "the service on {0} has not answered for {seconds}s; look at it: \
-         systemctl status tcptracker@{0}",
+         systemctl status {unit}",
+        unit = .0.unit(),
         seconds = PATIENCE.as_secs()
     )]
     Silent(InterfaceName),
     /// The service is older than the command line.
     #[error(
         "the service on {0} does not know this command, it is an older version; restart it: \
-         systemctl restart tcptracker@{0}"
+         systemctl restart {unit}",
+        unit = .0.unit(),
     )]
     Outdated(InterfaceName),
     /// Anything else on the way.
@@ -173,31 +179,29 @@ impl Instance {
 
     fn explain(&self, error: zbus::Error) -> ClientError {
         let interface = self.interface.clone();
-        match error_name(&error).as_deref() {
-            Some(
-                "org.freedesktop.DBus.Error.AccessDenied"
-                | "org.freedesktop.DBus.Error.AuthFailed"
-                | "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
-            ) => ClientError::Denied,
-            Some(
-                "org.freedesktop.DBus.Error.ServiceUnknown"
-                | "org.freedesktop.DBus.Error.NameHasNoOwner"
-                // Whoever was asked has left the bus in between.
-                | "org.freedesktop.DBus.Error.NoReply",
-            ) => ClientError::NotRunningOn(interface),
-            Some("org.freedesktop.DBus.Error.UnknownMethod") => ClientError::Outdated(interface),
-            name => match error {
-                zbus::Error::MethodError(_, Some(text), _) if name == Some(INVALID) => {
-                    ClientError::Configuration(text)
-                }
-                zbus::Error::MethodError(_, Some(text), _) => ClientError::Refused(text),
-                zbus::Error::InputOutput(error)
-                    if error.kind() == std::io::ErrorKind::TimedOut =>
-                {
+        let Some((name, text)) = error_told(&error) else {
+            return match error {
+                zbus::Error::InputOutput(error) if error.kind() == std::io::ErrorKind::TimedOut => {
                     ClientError::Silent(interface)
                 }
                 error => ClientError::Bus { interface, error },
-            },
+            };
+        };
+        match name.strip_prefix("org.freedesktop.DBus.Error.").unwrap_or(&name) {
+            "AccessDenied" | "AuthFailed"
+                if DENIALS_OF_BUS.iter().any(|its| text.starts_with(its)) =>
+            {
+                ClientError::DeniedByBus
+            }
+            "AccessDenied" | "AuthFailed" | "InteractiveAuthorizationRequired" => {
+                ClientError::Denied(text)
+            }
+            // The last: whoever was asked has left the bus in between.
+            "ServiceUnknown" | "NameHasNoOwner" | "NoReply" => ClientError::NotRunningOn(interface),
+            "UnknownMethod" => ClientError::Outdated(interface),
+            INVALID => ClientError::Configuration(text),
+            _ if text.is_empty() => ClientError::Bus { interface, error },
+            _ => ClientError::Refused(text),
         }
     }
 }
@@ -205,20 +209,28 @@ impl Instance {
 const NOT_BLOCKED: &str = "org.tcptracker.Tracker1.Error.NotBlocked";
 const INVALID: &str = "org.tcptracker.Tracker1.Error.InvalidConfiguration";
 
+/// How dbus-daemon and dbus-broker begin when it is them who do not allow a call.
+const DENIALS_OF_BUS: [&str; 2] = ["Rejected ", "Sender is not authorized"];
+
 /// Nothing where the service says that it does not block this.
 fn known<T>(answer: zbus::Result<T>) -> zbus::Result<Option<T>> {
     match answer {
         Ok(value) => Ok(Some(value)),
-        Err(error) if error_name(&error).as_deref() == Some(NOT_BLOCKED) => Ok(None),
+        Err(error) if error_told(&error).is_some_and(|(name, _)| name == NOT_BLOCKED) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// The name of an error that came as the answer to a call.
-fn error_name(error: &zbus::Error) -> Option<String> {
+/// Name and text of an error that came as the answer to a call.
+fn error_told(error: &zbus::Error) -> Option<(String, String)> {
     match error {
-        zbus::Error::MethodError(name, ..) => Some(name.to_string()),
-        zbus::Error::FDO(error) => Some(error.name().to_string()),
+        zbus::Error::MethodError(name, text, _) => {
+            Some((name.to_string(), text.clone().unwrap_or_default()))
+        }
+        zbus::Error::FDO(error) => {
+            let text = error.description().unwrap_or_default();
+            Some((error.name().to_string(), text.to_owned()))
+        }
         _ => None,
     }
 }
@@ -277,13 +289,28 @@ pub(super) async fn instances_on(
 }
 
 fn not_running_on(interface: &InterfaceName, running: &[InterfaceName]) -> ClientError {
-    let exists = std::path::Path::new("/sys/class/net").join(interface.as_str()).exists();
-    // An interface that is not there now may be one that comes and goes.
-    if exists || interface.is_any() || running.is_empty() {
-        return ClientError::NotRunningOn(interface.clone());
+    let present = present();
+    let interface = interface.clone();
+    if interface.is_any() || present.contains(&interface) {
+        return ClientError::NotRunningOn(interface);
     }
-    let running: Vec<&str> = running.iter().map(InterfaceName::as_str).collect();
-    ClientError::NoSuchInterface { interface: interface.clone(), running: running.join(", ") }
+    let listed = |names: &[InterfaceName]| {
+        names.iter().map(InterfaceName::as_str).collect::<Vec<_>>().join(", ")
+    };
+    let others = match running {
+        [] => format!("there are: {}", listed(&present)),
+        running => format!("tcptracker is running on: {}", listed(running)),
+    };
+    ClientError::NoSuchInterface { interface, others }
+}
+
+/// The interfaces of this host.
+fn present() -> Vec<InterfaceName> {
+    let entries = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut names: Vec<InterfaceName> = names.collect();
+    names.sort_unstable();
+    names
 }
 
 /// What several instances answered, and what went wrong with the others.

@@ -1,5 +1,7 @@
 //! `tcptracker block`, `tcptracker unblock` and `tcptracker reload`
 
+use std::time::Duration;
+
 use ipnet::IpNet;
 
 use super::CliError;
@@ -7,7 +9,8 @@ use super::arguments::{Block, Reload, Unblock};
 use super::client::{ClientError, Instance, Purpose, ask_each, instances};
 use super::output::print;
 use crate::clock::HumanDuration;
-use crate::network::{parse_network, show_network};
+use crate::network::{overlap, parse_network, show_network};
+use crate::progress::Progress;
 
 pub(super) fn block(arguments: &Block) -> Result<(), CliError> {
     let network = arguments.address;
@@ -32,36 +35,73 @@ pub(super) fn unblock(arguments: &Unblock) -> Result<(), CliError> {
     let wanted = arguments.address;
     let answers = zbus::block_on(async {
         let instances = instances(arguments.interface.as_ref(), Purpose::Change).await?;
-        let unblock = async |instance: &Instance| {
-            let networks = match wanted {
-                Some(network) => vec![network],
-                None => everything(instance).await?,
-            };
-            let mut done = Vec::new();
-            for network in networks {
-                if instance.unblock(network).await? {
-                    done.push(network);
-                }
-            }
-            Ok(done)
+        let unblock = async |instance: &Instance| match wanted {
+            Some(network) => unblock_one(instance, network).await,
+            None => unblock_all(instance).await,
         };
         Ok::<_, CliError>(ask_each(&instances, unblock).await)
     })?;
-    let mut any = false;
-    for (interface, done) in &answers.told {
-        for network in done {
-            any = true;
-            print(&format!("unblocked {} on {interface}\n", show_network(network)))?;
-        }
+    let mut failures = answers.failures;
+    let mut text = String::new();
+    for (interface, Unblocked { lines, failure }) in answers.told {
+        text.extend(lines.iter().map(|line| format!("unblocked {line} on {interface}\n")));
+        failures.extend(failure);
     }
     match wanted {
-        _ if any || !answers.failures.is_empty() => CliError::of_all(answers.failures),
-        Some(network) => Err(ClientError::NotBlocked(network).into()),
-        None => print("nothing is blocked\n"),
+        _ if !text.is_empty() => print(&text)?,
+        _ if !failures.is_empty() => {}
+        Some(network) => return Err(ClientError::NotBlocked(network).into()),
+        None => print("nothing is blocked\n")?,
     }
+    CliError::of_all(failures)
 }
 
-async fn everything(instance: &Instance) -> Result<Vec<IpNet>, ClientError> {
+/// What an instance has let in, in words, and why it has not let in the rest.
+struct Unblocked {
+    lines: Vec<String>,
+    failure: Option<ClientError>,
+}
+
+/// Lets in an address or network, and says whom that has let in: all that lies in it, and the network it
+/// lies in.
+async fn unblock_one(instance: &Instance, network: IpNet) -> Result<Unblocked, ClientError> {
+    // Where the list cannot be had, it is not said what else was let in.
+    let blocked = blocked_by(instance).await.unwrap_or_default();
+    let mut lines = Vec::new();
+    if instance.unblock(network).await? {
+        let asked = show_network(&network);
+        let let_in = blocked.iter().filter(|blocked| overlap(blocked, &network));
+        lines.extend(let_in.map(|blocked| match show_network(blocked) {
+            around if *blocked != network && blocked.contains(&network) => {
+                format!("{around}, which held {asked},")
+            }
+            blocked => blocked,
+        }));
+        if lines.is_empty() {
+            lines.push(asked);
+        }
+    }
+    Ok(Unblocked { lines, failure: None })
+}
+
+/// Lets in everybody, one after the other: each is left alone for a while, and nobody else.
+async fn unblock_all(instance: &Instance) -> Result<Unblocked, ClientError> {
+    let blocked = blocked_by(instance).await?;
+    let mut progress = Progress::after(Duration::from_millis(500));
+    let mut lines = Vec::new();
+    for (done, network) in blocked.iter().enumerate() {
+        progress.tell(|| format!("{}: {done} of {} let in", instance.interface, blocked.len()));
+        match instance.unblock(*network).await {
+            Ok(true) => lines.push(show_network(network)),
+            // Its time was up in between.
+            Ok(false) => {}
+            Err(failure) => return Ok(Unblocked { lines, failure: Some(failure) }),
+        }
+    }
+    Ok(Unblocked { lines, failure: None })
+}
+
+async fn blocked_by(instance: &Instance) -> Result<Vec<IpNet>, ClientError> {
     let blocks = instance.list().await?;
     // What the service has written is an address.
     Ok(blocks.iter().filter_map(|(address, ..)| parse_network(address).ok()).collect())

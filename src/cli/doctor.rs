@@ -3,6 +3,7 @@
 //! Looks only; `--self-test` tries it all out where it can do no harm.
 
 mod bus;
+mod configuration;
 mod lab;
 mod self_test;
 mod system;
@@ -12,10 +13,10 @@ use serde::Serialize;
 use super::CliError;
 use super::arguments::Doctor;
 use super::output::{Style, on_terminal, print, print_json, styled, width, wrapped};
-use crate::config::{Config, Effective, Sources};
+use crate::config::Sources;
 
 /// How a check went.
-#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Verdict {
     Ok,
@@ -60,7 +61,11 @@ impl Finding {
     }
 
     fn not_seen(check: &'static str) -> Self {
-        let (found, mend) = ("cannot be seen without root", "sudo tcptracker doctor");
+        let (found, mend) = if rustix::process::geteuid().is_root() {
+            ("cannot be seen without these privileges", "give them, and look again")
+        } else {
+            ("cannot be seen without root", "sudo tcptracker doctor")
+        };
         Self::bad(check, Verdict::Unknown, found, mend)
     }
 }
@@ -69,8 +74,7 @@ pub(super) fn run(arguments: &Doctor, sources: &Sources) -> Result<(), CliError>
     if arguments.self_test {
         return self_test::run(arguments.json);
     }
-    let (configuration, config) = configuration(sources);
-    let mut findings = vec![configuration];
+    let (mut findings, config) = configuration::examine(sources);
     findings.extend(system::examine(&config));
     findings.extend(bus::examine(&config));
     if arguments.json {
@@ -83,17 +87,6 @@ pub(super) fn run(arguments: &Doctor, sources: &Sources) -> Result<(), CliError>
     }
     let sound = findings.iter().all(|finding| finding.result != Verdict::Failed);
     if sound { Ok(()) } else { Err(CliError::Shown) }
-}
-
-fn configuration(sources: &Sources) -> (Finding, Config) {
-    const CHECK: &str = "configuration";
-    match Effective::load(sources) {
-        Ok(effective) => (Finding::ok(CHECK, "valid"), effective.config),
-        Err(error) => {
-            let mend = "correct it; `tcptracker config` shows what is read";
-            (Finding::failed(CHECK, error.to_string(), mend), Config::default())
-        }
-    }
 }
 
 const CHECK_WIDTH: usize = 14;
@@ -119,7 +112,8 @@ fn line(finding: &Finding) -> String {
         styled(style, &format!("{word:<RESULT_WIDTH$}")),
         finding.check
     );
-    for (at, part) in wrapped(&finding.found, room).iter().enumerate() {
+    let found = finding.found.lines().flat_map(|line| wrapped(line, room));
+    for (at, part) in found.enumerate() {
         let before = if at == 0 { head.clone() } else { " ".repeat(indent) };
         text.push_str(&format!("{before}{part}\n"));
     }

@@ -7,26 +7,34 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::CliError;
 use super::arguments::{Compared, Replay};
-use super::output::{print, say};
+use super::output::{on_terminal, print, say};
 use crate::capture::frame::{probe_in, segment_in};
-use crate::capture::{SavedCapture, SavedError};
+use crate::capture::{SavedCapture, SavedError, name_of};
 use crate::clock::Moment;
 use crate::config::{DetectionConfig, Effective, Per, Preset, Sources, Threshold};
 use crate::detector::{Detector, Judge, Scan, Work};
 use crate::events::Direction;
 use crate::host::Host;
 use crate::probe::Probe;
+use crate::progress::Progress;
 use guess::own_addresses;
 use report::{comparison, listing, print_lines};
 
 /// Probes read before they are handed over, and how many times as many may wait.
 const BATCH: usize = 4096;
 const BATCHES_AHEAD: usize = 4;
+
+/// A file that takes longer is large: somebody wants to know how far it is.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// How often it is looked whether it is time to say so, in packets: they take a microsecond or less.
+const LOOK_AGAIN: u64 = 4096;
 
 /// A detector with one of the presets and thresholds, and what it has found.
 struct Trial {
@@ -80,9 +88,10 @@ pub(super) fn run(arguments: &Replay, sources: &Sources) -> Result<(), CliError>
     if files.is_empty() {
         return Err(CliError::NoFile);
     }
+    let several = files.len() > 1;
     for file in files {
         // One file that cannot be read does not hide what the others hold.
-        if let Err(error) = replay(file, arguments, &rule) {
+        if let Err(error) = replay(file, several, arguments, &rule) {
             if let Some(CliError::Saved(earlier)) = failure.replace(error) {
                 say(&earlier);
             }
@@ -94,7 +103,12 @@ pub(super) fn run(arguments: &Replay, sources: &Sources) -> Result<(), CliError>
     failure.map_or(Ok(()), Err)
 }
 
-fn replay(file: &Path, arguments: &Replay, rule: &DetectionConfig) -> Result<(), CliError> {
+fn replay(
+    file: &Path,
+    several: bool,
+    arguments: &Replay,
+    rule: &DetectionConfig,
+) -> Result<(), CliError> {
     let capture = SavedCapture::open(file)?;
     let rule_of = |preset, ports| DetectionConfig { preset, ports, ..rule.clone() };
     let thresholds =
@@ -108,17 +122,24 @@ fn replay(file: &Path, arguments: &Replay, rule: &DetectionConfig) -> Result<(),
     };
     let compared = arguments.compare.is_some();
     let mut trials = Trials::new(rules, rule, arguments.local.clone());
-    let damage = trials.read(capture).err();
+    let damage = trials.read(capture, &name_of(file)).err();
 
-    let name = file.display().to_string();
+    let path = file.display().to_string();
     if arguments.json {
-        print_lines(&name, &trials.each, compared && !presets, presets)?;
+        print_lines(&path, &trials.each, compared && !presets, presets)?;
     } else {
-        print(&trials.summary.sentence(&name, rule, &trials.each))?;
+        let summary = trials.summary.sentence(&name_of(file), rule, &trials.each);
+        // For programs the output is rows and nothing else, which say of which file they are.
+        if on_terminal() {
+            print(&(summary + "\n"))?;
+        } else {
+            say(&summary);
+        }
+        let of_file = (several && !on_terminal()).then_some(path.as_str());
         if compared {
-            comparison(&trials.each, presets).print()?;
+            comparison(&trials.each, presets, of_file).print()?;
         } else if let [trial] = &trials.each[..] {
-            listing(trial).print()?;
+            listing(trial, of_file).print()?;
         }
     }
     damage.map_or(Ok(()), |error| Err(error.into()))
@@ -150,11 +171,12 @@ impl Trials {
 
     /// Reads a file to its end, or to where it is damaged; as in the service, in another thread than the
     /// one that detects.
-    fn read(&mut self, capture: SavedCapture) -> Result<(), SavedError> {
+    fn read(&mut self, capture: SavedCapture, name: &str) -> Result<(), SavedError> {
         let (batches_in, batches) = sync_channel(BATCHES_AHEAD);
         let (outcomes, stealth) = (self.outcomes, self.rule.stealth);
         thread::scope(|scope| {
-            let reader = scope.spawn(move || read_probes(capture, outcomes, stealth, &batches_in));
+            let reader =
+                scope.spawn(move || read_probes(capture, name, outcomes, stealth, &batches_in));
             for (number, batch) in batches.iter().enumerate() {
                 if number == 0
                     && let Some(guessed) = &mut self.summary.guessed
@@ -216,14 +238,19 @@ impl Trials {
 /// batches, with what tells of their outcomes or without.
 fn read_probes(
     mut capture: SavedCapture,
+    name: &str,
     outcomes: bool,
     stealth: bool,
     batches: &SyncSender<Vec<Probe>>,
 ) -> (u64, Result<(), SavedError>) {
     let link = capture.link();
-    let mut packets = 0;
+    let mut progress = Progress::after(PATIENCE);
+    let mut packets: u64 = 0;
     let mut batch = Vec::with_capacity(BATCH);
     let result = loop {
+        if packets.is_multiple_of(LOOK_AGAIN) {
+            progress.tell(|| how_far(name, packets, &capture));
+        }
         let frame = match capture.next_frame() {
             Ok(Some(frame)) => frame,
             Ok(None) => break Ok(()),
@@ -244,6 +271,13 @@ fn read_probes(
     };
     let _ = batches.send(batch);
     (packets, result)
+}
+
+fn how_far(name: &str, packets: u64, capture: &SavedCapture) -> String {
+    match capture.share_read() {
+        Some(share) => format!("{name}: {:.0}% read, {packets} packets", share * 100.0),
+        None => format!("{name}: {packets} packets read"),
+    }
 }
 
 impl Summary {

@@ -29,6 +29,15 @@ pub(super) fn time_of_day(unix_seconds: u64) -> String {
     if on_terminal() { local(unix_seconds, "%H:%M:%S") } else { utc(unix_seconds) }
 }
 
+/// The same, with its date unless that is today's.
+pub(super) fn on_its_day(unix_seconds: u64, now: u64) -> String {
+    let day = |time| local(time, "%Y-%m-%d");
+    if on_terminal() && day(unix_seconds) != day(now) {
+        return absolute(unix_seconds);
+    }
+    time_of_day(unix_seconds)
+}
+
 /// The time of day to the millisecond, or UTC with its date to the microsecond.
 pub(super) fn exact(unix_seconds: f64) -> String {
     let since_epoch = Duration::try_from_secs_f64(unix_seconds).unwrap_or_default();

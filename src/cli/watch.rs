@@ -16,7 +16,7 @@ use super::CliError;
 use super::arguments::Select;
 use super::client::{ClientError, connect};
 use super::output::{Style, on_terminal, print, print_json_line, say, styled, width, wrapped};
-use super::time::{now, time_of_day};
+use super::time::{now, on_its_day, time_of_day};
 use crate::dbus::{COMMON_NAME, INTERFACE, interface_of, object_path};
 use crate::interface::InterfaceName;
 
@@ -125,7 +125,8 @@ impl Watch<'_> {
         match (&names[..], &self.select.interface) {
             ([], Some(only)) => {
                 say(&format!(
-                    "not running on {only} yet; waiting (systemctl start tcptracker@{only})"
+                    "not running on {only} yet; waiting (systemctl start {})",
+                    only.unit()
                 ));
             }
             ([], None) => say(&"not running yet; waiting (systemctl start tcptracker@INTERFACE)"),
@@ -168,14 +169,15 @@ impl Watch<'_> {
         if self.select.json {
             return print_json_line(line);
         }
-        let (what, text, style) = line.event.told();
+        let (what, text, style) = line.event.told(line.time);
         let time = time_of_day(line.time);
         if !on_terminal() {
             return print(&format!("{time}\t{}\t{what}\t{text}\n", line.interface));
         }
+        let widest = self.seen.iter().map(|name| name.as_str().chars().count()).max().unwrap_or(0);
         let interface = match self.seen.len() {
             0 | 1 => String::new(),
-            _ => format!("{:<8}  ", line.interface),
+            _ => format!("{:<widest$}  ", line.interface),
         };
         let before = time.chars().count() + 2 + interface.chars().count() + 11;
         let mut lines = wrapped(&text, width().saturating_sub(before).max(20)).into_iter();
@@ -210,14 +212,15 @@ fn event_of(message: &Message) -> Option<Event> {
 
 impl Event {
     /// In a word, in a sentence, and how it stands out.
-    fn told(&self) -> (&'static str, String, Style) {
+    fn told(&self, now: u64) -> (&'static str, String, Style) {
         match self {
             Self::Scan { address, ports, kind } => {
                 let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
                 ("scan", format!("{address}: {kind}, ports {}", ports.join(", ")), Style::Yellow)
             }
             Self::Blocked { address, until, reason } => {
-                let until = until.map_or_else(|| "unblocked".to_owned(), time_of_day);
+                let until =
+                    until.map_or_else(|| "unblocked".to_owned(), |until| on_its_day(until, now));
                 ("blocked", format!("{address} until {until}: {reason}"), Style::Red)
             }
             Self::Unblocked { address, cause } => {

@@ -183,16 +183,15 @@ fn advice(evidence: &Evidence, network: IpNet) -> String {
         text,
         "\nNever block it: in {file}\n  [exempt]\n  networks = [{}]\nand then:\n  sudo systemctl reload {}\n",
         networks.join(", "),
-        unit(&evidence.interface),
+        evidence.interface.unit(),
     );
     text
 }
 
 /// Who is exempt by the configuration now, and the file in which that stands or would.
-fn exempt_now(interface: &str) -> (String, Vec<IpNet>) {
+fn exempt_now(interface: &InterfaceName) -> (String, Vec<IpNet>) {
     let usual = || (format!("{}/tcptracker.toml", crate::config::layers::DIRECTORY), Vec::new());
-    let Ok(interface) = interface.parse::<InterfaceName>() else { return usual() };
-    let sources = Sources::new(Some(&interface), None, [], Flags::default());
+    let sources = Sources::new(Some(interface), None, [], Flags::default());
     let Ok(effective) = Effective::load(&sources) else { return usual() };
     let origin = effective.settings().find(|(key, ..)| *key == "exempt.networks");
     match origin.map(|(.., origin)| origin.clone()) {
@@ -200,15 +199,6 @@ fn exempt_now(interface: &str) -> (String, Vec<IpNet>) {
             (file.display().to_string(), effective.config.exempt.networks)
         }
         _ => usual(),
-    }
-}
-
-/// The unit, as a shell takes it.
-fn unit(interface: &str) -> String {
-    if interface.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | ':')) {
-        format!("tcptracker@{interface}")
-    } else {
-        format!("\"tcptracker@$(systemd-escape {interface})\"")
     }
 }
 
@@ -251,8 +241,6 @@ mod tests {
         {
             assert_eq!(ordinal(count), text);
         }
-        assert_eq!(unit("eth0.100"), "tcptracker@eth0.100");
-        assert_eq!(unit("wg-0"), r#""tcptracker@$(systemd-escape wg-0)""#);
         assert_eq!(short(Duration::from_millis(12)), "12.0 ms");
         assert_eq!(short(Duration::from_millis(2340)), "2.3 s");
         assert_eq!(short(Duration::from_secs(180)), "3m");

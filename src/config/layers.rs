@@ -14,7 +14,7 @@ use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use super::Config;
-use super::reference::{KEYS, expected};
+use super::reference::{KEYS, SECTIONS, expected};
 use crate::interface::InterfaceName;
 
 /// Where the service's files are.
@@ -86,7 +86,7 @@ impl Sources {
         Self::within(Path::new(DIRECTORY), interface, explicit, environment, flags)
     }
 
-    fn within(
+    pub(crate) fn within(
         directory: &Path,
         interface: Option<&InterfaceName>,
         explicit: Option<&Path>,
@@ -101,6 +101,26 @@ impl Sources {
                 .collect(),
         };
         Self { files, environment: environment.into_iter().collect(), flags }
+    }
+}
+
+impl Sources {
+    /// The files beside the common one, each of which is for one interface, and what is read for that. None
+    /// where another file stands for all of them.
+    pub fn beside(&self) -> Vec<(PathBuf, Self)> {
+        let [(common, false)] = &self.files[..] else { return Vec::new() };
+        let entries = common.parent().and_then(|directory| std::fs::read_dir(directory).ok());
+        let files = entries.into_iter().flatten().flatten().map(|entry| entry.path());
+        let is_other = |file: &PathBuf| {
+            file != common && file.extension().is_some_and(|extension| extension == "toml")
+        };
+        let mut files: Vec<PathBuf> = files.filter(is_other).collect();
+        files.sort_unstable();
+        let with = |file: &PathBuf| Self {
+            files: vec![(common.clone(), false), (file.clone(), true)],
+            ..self.clone()
+        };
+        files.iter().map(|file| (file.clone(), with(file))).collect()
     }
 }
 
@@ -163,9 +183,18 @@ impl Effective {
             let section_name = section.get_ref().as_ref();
             let DeValue::Table(keys) = content.get_ref() else {
                 let origin = place(section.span().start);
-                problems.push(unknown(section_name, &origin));
+                problems.push(if is_section(section_name) {
+                    format!("{origin}: {section_name} is a section, written [{section_name}]")
+                } else {
+                    unknown(section_name, &origin)
+                });
                 continue;
             };
+            // Of another each key is told.
+            if keys.is_empty() && !is_section(section_name) {
+                let origin = place(section.span().start);
+                problems.push(unknown(section_name, &origin));
+            }
             for key in keys.keys() {
                 let key_name = key.get_ref().as_ref();
                 let Some(value) = values.get(section_name).and_then(|keys| keys.get(key_name))
@@ -244,6 +273,10 @@ fn table_of(settings: &BTreeMap<String, (Value, Origin)>) -> Table {
     table
 }
 
+fn is_section(name: &str) -> bool {
+    SECTIONS.iter().any(|(section, _)| *section == name)
+}
+
 fn unknown(key: &str, origin: &Origin) -> String {
     let names = KEYS.iter().map(|key| key.name);
     let closest = names
@@ -274,150 +307,4 @@ fn line_at(text: &str, offset: usize) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::{Listen, Target};
-    use std::time::Duration;
-
-    fn load(
-        files: &[(&str, &str)],
-        environment: &[(&str, &str)],
-        observe: bool,
-    ) -> Result<Effective, ConfigError> {
-        let directory = tempfile::tempdir().unwrap();
-        for (name, text) in files {
-            std::fs::write(directory.path().join(name), text).unwrap();
-        }
-        let environment =
-            environment.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
-        let interface = "eth0".parse().unwrap();
-        let flags = Flags { observe };
-        Effective::load(&Sources::within(
-            directory.path(),
-            Some(&interface),
-            None,
-            environment,
-            flags,
-        ))
-    }
-
-    fn problem(file: &str) -> String {
-        let ConfigError(problems) = load(&[("tcptracker.toml", file)], &[], false).unwrap_err();
-        assert_eq!(problems.len(), 1, "{problems:?}");
-        problems[0].clone()
-    }
-
-    #[test]
-    fn every_key_says_what_it_takes_and_nothing_else_does() {
-        let effective = Effective::default();
-        let keys: Vec<&str> = effective.settings().map(|(key, ..)| key).collect();
-        let mut expected: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
-        expected.sort_unstable();
-        assert_eq!(keys, expected);
-    }
-
-    #[test]
-    fn the_defaults_survive_being_written_down() {
-        let effective = Effective::default();
-        let config = Config::deserialize(table_of(&effective.settings)).unwrap();
-        assert_eq!(config, Config::default());
-        let shown: BTreeMap<&str, String> =
-            effective.settings().map(|(key, value, _)| (key, value.to_string())).collect();
-        assert_eq!(shown["detection.window"], r#""60s""#);
-        assert_eq!(shown["block.durations"], r#"["1h", "4h", "1d", "1w"]"#);
-        assert_eq!(shown["firewall.hooks"], r#"["INPUT", "FORWARD"]"#);
-    }
-
-    #[test]
-    fn the_later_layer_wins_and_each_value_knows_where_it_came_from() {
-        let effective = load(
-            &[
-                (
-                    "tcptracker.toml",
-                    "[detection]\nports = 5\nwindow = \"2m\"\n\n[block]\nenabled = true\n",
-                ),
-                ("eth0.toml", "[detection]\nports = 7\n"),
-            ],
-            &[
-                ("TCPTRACKER_FIREWALL__TARGET", "REJECT"),
-                ("TCPTRACKER_EXEMPT__NETWORKS", "10.0.0.0/8, 192.0.2.1"),
-                ("TCPTRACKER_METRICS__LISTEN", "off"),
-                ("TCPTRACKER_CORPUS", "/somewhere"),
-            ],
-            true,
-        )
-        .unwrap();
-        let config = &effective.config;
-        assert_eq!(config.detection.ports.get(), 7);
-        assert_eq!(config.detection.window.get(), Duration::from_secs(120));
-        assert!(!config.block.enabled);
-        assert_eq!(config.firewall.target, Target::Reject);
-        assert_eq!(config.metrics.listen, Listen::Off);
-        assert_eq!(config.exempt.networks.len(), 2);
-        let origin = |key| effective.settings[key].1.to_string();
-        assert!(origin("detection.ports").ends_with("eth0.toml:2"));
-        assert!(origin("detection.window").ends_with("tcptracker.toml:3"));
-        assert_eq!(origin("block.enabled"), "flag --observe");
-        assert_eq!(origin("firewall.target"), "environment TCPTRACKER_FIREWALL__TARGET");
-        assert_eq!(origin("log.rate"), "default");
-    }
-
-    #[test]
-    fn what_is_wrong_names_file_line_and_what_was_expected() {
-        let error = problem("[detection]\n\nwindow = \"sixty\"\n");
-        assert!(error.contains("tcptracker.toml:3: detection.window: expected a length of time"));
-        assert!(error.ends_with(r#"found "sixty""#), "{error}");
-
-        let error = problem("[detection]\nport = 3\n");
-        assert!(error.contains(":2: unknown key detection.port; did you mean detection.ports?"));
-        let error = problem("detection = 3\n");
-        assert!(error.contains(":1: unknown key detection"), "{error}");
-        let error = problem("[detection]\nports = = 3\n");
-        assert!(error.contains("tcptracker.toml:2: "), "{error}");
-    }
-
-    #[test]
-    fn values_out_of_bounds_are_refused() {
-        for bad in [
-            "[detection]\nports = 0",
-            "[detection]\nports = 65",
-            "[detection]\nports = -1",
-            "[detection]\nports = \"3\"",
-            "[detection]\nwindow = \"0s\"",
-            "[detection]\nwindow = \"2d\"",
-            "[detection]\nwindow = 60",
-            "[detection]\npreset = \"clasic\"",
-            "[detection]\nipv6_prefix = 129",
-            "[exempt]\nnetworks = [\"10.0.0.1/8\"]",
-            "[exempt]\nnetworks = \"10.0.0.0/8\"",
-            "[block]\ndurations = []",
-            "[block]\ndurations = [\"0s\"]",
-            "[block]\nmax_per_minute = 0",
-            "[firewall]\nhooks = [\"OUTPUT\"]",
-            "[firewall]\nhooks = []",
-            "[metrics]\nlisten = \"localhost\"",
-            "[bus]\nenabled = \"yes\"",
-        ] {
-            assert!(problem(bad).contains(": expected "), "{bad}");
-        }
-    }
-
-    #[test]
-    fn every_problem_of_every_layer_is_told() {
-        let ConfigError(problems) = load(
-            &[("tcptracker.toml", "[block]\nenabled = 1\nx = 2"), ("eth0.toml", "[log]\nrate = 0")],
-            &[("TCPTRACKER_BUS__ENABLED", "maybe"), ("TCPTRACKER_BUS__NAME", "x")],
-            true,
-        )
-        .unwrap_err();
-        assert_eq!(problems.len(), 5, "{problems:#?}");
-    }
-
-    #[test]
-    fn an_explicit_file_must_exist() {
-        let missing = Path::new("/nonexistent/tcptracker.toml");
-        let sources = Sources::new(None, Some(missing), [], Flags::default());
-        let error = Effective::load(&sources).unwrap_err().to_string();
-        assert!(error.contains("cannot read /nonexistent/tcptracker.toml"), "{error}");
-    }
-}
+mod tests;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 use super::DaemonError;
 use crate::capture::Batches;
@@ -20,6 +21,8 @@ use crate::interface::InterfaceName;
 use crate::journal;
 use crate::memory::{Place, flusher};
 use crate::metrics::{Metrics, MetricsServer, MetricsStop};
+use crate::progress::Progress;
+use crate::service_manager;
 use crate::state::{Part, StateBoard};
 
 /// Starts the one thread that writes to the journal.
@@ -105,7 +108,14 @@ pub(super) fn start_firewall(
 ) -> Result<(), DaemonError> {
     let (ready_in, ready) = sync_channel(1);
     crew.start("firewall", move |pulse| {
-        let installed = actor.install(&WallClock::read());
+        let mut progress = Progress::after(Duration::ZERO);
+        let installed = actor.install(&WallClock::read(), &mut |done, all| {
+            let how_far = format!("blocking again whom the last run has blocked: {done} of {all}");
+            service_manager::status(&how_far);
+            progress.tell(|| how_far);
+            pulse.beat();
+        });
+        drop(progress);
         let failed = installed.is_err();
         // Main is waiting.
         let _ = ready_in.send(installed);

@@ -38,11 +38,17 @@ const NO_GROUP: u32 = u32::MAX;
 /// push out what others have to tell.
 const REFUSALS: u32 = 10;
 
+/// Questions to polkit that each user may have open. It may be waiting for a password, as long as he likes,
+/// and the bus lets a service have 128 questions open in all (dbus-daemon(1), `max_replies_per_connection`).
+const QUESTIONS: usize = 8;
+
 /// Decides who may.
 #[derive(Clone)]
 pub struct Authority {
     group: Arc<AtomicU32>,
     refusals: Arc<Mutex<Limiter>>,
+    /// Whose questions polkit has not answered yet, once for each.
+    asking: Arc<Mutex<Vec<u32>>>,
     reporter: Reporter,
 }
 
@@ -50,7 +56,8 @@ impl Authority {
     /// Looks up the group; its name is not looked up for a caller, which could take long.
     pub fn new(reporter: Reporter) -> Self {
         let refusals = Arc::new(Mutex::new(Limiter::new(REFUSALS)));
-        let authority = Self { group: Arc::new(AtomicU32::new(NO_GROUP)), refusals, reporter };
+        let (group, asking) = (Arc::new(AtomicU32::new(NO_GROUP)), Arc::default());
+        let authority = Self { group, refusals, asking, reporter };
         authority.look_up_group();
         authority
     }
@@ -75,9 +82,11 @@ impl Authority {
             return Ok(uid);
         }
         let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
-        let Err(refusal) = ask_polkit(connection, sender, interactive).await else {
-            return Ok(uid);
+        let asked = match self.question_by(uid) {
+            Some(_open) => ask_polkit(connection, sender, interactive).await,
+            None => Err(Denial::TooMany),
         };
+        let Err(refusal) = asked else { return Ok(uid) };
         let now = Moment::now();
         if self.refusals.lock().unwrap_or_else(PoisonError::into_inner).permits(now) {
             let why = refusal.to_string();
@@ -87,35 +96,71 @@ impl Authority {
         }
         Err(refusal.into())
     }
+
+    /// A place among the open questions of a user, as long as it is held.
+    fn question_by(&self, uid: u32) -> Option<Question> {
+        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        if asking.iter().filter(|user| **user == uid).count() >= QUESTIONS {
+            return None;
+        }
+        asking.push(uid);
+        Some(Question { asking: Arc::clone(&self.asking), uid })
+    }
+}
+
+/// An open question. Dropped, also if its caller's task is, there is room for another.
+struct Question {
+    asking: Arc<Mutex<Vec<u32>>>,
+    uid: u32,
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = asking.iter().position(|user| *user == self.uid) {
+            asking.swap_remove(at);
+        }
+    }
 }
 
 /// Why somebody may not.
 #[derive(Debug, thiserror::Error)]
 enum Denial {
-    #[error(
-        "only root and members of group {GROUP} may do this, as polkit is not running; use sudo, or add \
-         yourself to the group and log in again: sudo gpasswd -a $USER {GROUP}"
-    )]
+    #[error("only root and members of group {GROUP} may do this, as polkit is not running")]
     NoPolkit,
-    #[error(
-        "polkit does not authorise you ({ACTION}); use sudo, or add yourself to group {GROUP} and log in \
-         again: sudo gpasswd -a $USER {GROUP}"
-    )]
+    #[error("polkit does not authorise it ({ACTION})")]
     Refused,
-    #[error(
-        "polkit would ask for a password ({ACTION}), but the caller does not allow that; use sudo, or a \
-         client that does, as `tcptracker` and `busctl` do"
-    )]
+    #[error("polkit would ask for a password ({ACTION}), which the caller does not allow")]
     WouldAsk,
-    #[error("polkit could not say whether you may do this ({0}); use sudo")]
+    #[error("polkit has not answered {QUESTIONS} questions about this user yet")]
+    TooMany,
+    #[error("polkit could not say whether this is allowed ({0})")]
     Unclear(zbus::Error),
+}
+
+impl Denial {
+    /// What the caller may do about it; the journal's readers need not know.
+    const fn advice(&self) -> &'static str {
+        match self {
+            Self::NoPolkit | Self::Refused => {
+                "use sudo, or add yourself to group tcptracker and log in again: \
+                 sudo gpasswd -a $USER tcptracker"
+            }
+            Self::WouldAsk => {
+                "use sudo, or a client that allows it, as `tcptracker` does on a terminal"
+            }
+            Self::TooMany => "give your password, or end what waits for it",
+            Self::Unclear(_) => "use sudo",
+        }
+    }
 }
 
 impl From<Denial> for Error {
     fn from(denial: Denial) -> Self {
-        let text = denial.to_string();
+        let text = format!("{denial}; {}", denial.advice());
         Self::Common(match denial {
             Denial::WouldAsk => fdo::Error::InteractiveAuthorizationRequired(text),
+            Denial::TooMany => fdo::Error::LimitsExceeded(text),
             _ => fdo::Error::AccessDenied(text),
         })
     }
@@ -179,14 +224,19 @@ async fn ask_polkit(
 
 /// Whether the bus says that there is no polkit, or that it cannot be started.
 fn is_absence(error: &zbus::Error) -> bool {
-    let name = match error {
-        zbus::Error::MethodError(name, ..) => name.to_string(),
-        zbus::Error::FDO(error) => zbus::DBusError::name(&**error).to_string(),
-        _ => return false,
-    };
-    name.strip_prefix("org.freedesktop.DBus.Error.").is_some_and(|name| {
-        matches!(name, "ServiceUnknown" | "NameHasNoOwner") || name.starts_with("Spawn")
-    })
+    match error {
+        zbus::Error::MethodError(name, ..) => names_absence(name),
+        zbus::Error::FDO(error) => names_absence(&zbus::DBusError::name(&**error)),
+        _ => false,
+    }
+}
+
+fn names_absence(name: &str) -> bool {
+    // systemd starts it, and says so where it is masked, for one.
+    name.starts_with("org.freedesktop.systemd1.")
+        || name.strip_prefix("org.freedesktop.DBus.Error.").is_some_and(|name| {
+            matches!(name, "ServiceUnknown" | "NameHasNoOwner") || name.starts_with("Spawn")
+        })
 }
 
 /// The number of a group in the text of group(5): `name:password:number:members`.
@@ -205,5 +255,22 @@ mod tests {
         assert_eq!(number_of("tcptracker", listed), Some(983));
         assert_eq!(number_of("tcp", listed), None);
         assert_eq!(number_of("tcptracker", "tcptracker:x:"), None);
+    }
+
+    #[test]
+    fn a_polkit_that_is_not_there_shows_in_the_buses_answer() {
+        for absence in [
+            "org.freedesktop.DBus.Error.ServiceUnknown",
+            "org.freedesktop.DBus.Error.NameHasNoOwner",
+            "org.freedesktop.DBus.Error.Spawn.ExecFailed",
+            "org.freedesktop.systemd1.UnitMasked",
+        ] {
+            assert!(names_absence(absence), "{absence}");
+        }
+        for other in
+            ["org.freedesktop.DBus.Error.NoReply", "org.freedesktop.PolicyKit1.Error.Failed"]
+        {
+            assert!(!names_absence(other), "{other}");
+        }
     }
 }

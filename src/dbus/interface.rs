@@ -26,6 +26,10 @@ const LONGEST_REASON: usize = 200;
 /// The longest block with an end, in seconds: a hundred years.
 const LONGEST_BLOCK: u64 = 3_155_760_000;
 
+/// The longest list, in bytes. Whoever sends a message above 32 MiB is thrown off the bus (dbus-daemon(1),
+/// `max_message_size`).
+const LONGEST_LIST: usize = 24 << 20;
+
 /// One instance of the service, as the bus sees it.
 pub struct Tracker {
     /// The network interface it watches.
@@ -163,15 +167,29 @@ impl Tracker {
     }
 
     /// Everything that is blocked: address or network; since when and until when, in Unix seconds (until 0:
-    /// until unblocked); which offence it is (0: none, blocked by hand); reason.
+    /// until unblocked); which offence it is (0: none, blocked by hand); reason. Where they are more than a
+    /// message of the bus can hold, some 250,000, the error is `org.freedesktop.DBus.Error.LimitsExceeded`.
     #[zbus(out_args("blocks"))]
     async fn list(&self) -> Result<Vec<(String, u64, u64, u32, String)>, Error> {
         let _turn = self.one_list.turn().await;
         let blocks = self.ask(|reply| Order::List { reply }).await?;
+        let count = blocks.len();
+        let mut bytes = 0;
         let shown = |block: Listed| {
-            (show_network(&block.network), block.since, block.until, block.offences, block.reason)
+            let address = show_network(&block.network);
+            bytes += size_on_the_bus(&address, &block.reason);
+            let fits = bytes <= LONGEST_LIST;
+            fits.then_some((address, block.since, block.until, block.offences, block.reason))
         };
-        Ok(blocks.into_iter().map(shown).collect())
+        let listed: Option<Vec<_>> = blocks.into_iter().map(shown).collect();
+        listed.ok_or_else(|| {
+            let interface = &self.interface;
+            let why = format!(
+                "the {count} blocks on {interface} are more than a message of the bus can hold; ask for one \
+                 of them (tcptracker why ADDRESS), or the kernel (ipset save)"
+            );
+            fdo::Error::LimitsExceeded(why).into()
+        })
     }
 
     /// What is known of an address or network: whether, why, since and until when it is blocked, by which
@@ -214,7 +232,7 @@ impl Tracker {
     }
 
     /// What was counted since the start, by name: connections, scans, blocks, packets and so on; and how many
-    /// of a thing there are now (`blocked`, `enforced`, `sources`).
+    /// of a thing there are now (`blocked`, `enforced`, `sources`). tcptracker(1) explains each.
     #[zbus(out_args("counters"))]
     fn stats(&self) -> HashMap<&'static str, u64> {
         self.metrics.summary().into_iter().collect()
@@ -253,8 +271,9 @@ impl Tracker {
     }
 
     /// A source (an address, or for IPv6 a network) tried more ports than the rule allows. The ports are
-    /// those that make it a scan, in order; the kind is `vertical`, `stealth`, `sweep` or `distributed`. Of this signal, `Blocked` and `Unblocked` at most 100 a second
-    /// are sent; `Stats` counts the others (`events_lost_bus`).
+    /// those that make it a scan, in order; the kind is `vertical`, `stealth`, `sweep` or `distributed`. Of
+    /// this signal, `Blocked` and `Unblocked` at most 100 a second are sent; `Stats` counts the others
+    /// (`events_lost_bus`). A scan that is above `log.rate`, and only counted, is not told here either.
     #[zbus(signal)]
     pub async fn scan_detected(
         emitter: &SignalEmitter<'_>,
@@ -285,6 +304,12 @@ impl Tracker {
     /// The property `State` has this value now.
     #[zbus(signal, name = "StateChanged")]
     pub async fn state_is_another(emitter: &SignalEmitter<'_>, state: &str) -> zbus::Result<()>;
+}
+
+/// What an entry of the list takes at most: two texts with their lengths and an end each, two numbers of
+/// eight bytes and one of four, and what aligns them.
+const fn size_on_the_bus(address: &str, reason: &str) -> usize {
+    address.len() + reason.len() + 2 * 5 + 2 * 8 + 4 + 3 * 7
 }
 
 /// Zero is until unblocked.

@@ -67,7 +67,7 @@ pub enum BusError {
         error: zbus::Error,
     },
     /// Another process has the name.
-    #[error("another tcptracker is running on {0}; stop it first: systemctl stop tcptracker@{0}")]
+    #[error("another tcptracker is running on {0}; stop it first: systemctl stop {unit}", unit = .0.unit())]
     AlreadyRunning(InterfaceName),
     /// The connection was lost.
     #[error("the connection to the system bus was lost")]

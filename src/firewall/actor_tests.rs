@@ -257,7 +257,7 @@ fn what_a_killed_instance_left_is_taken_over_with_its_remaining_time() {
     let left = left.map(|(network, s)| (network.parse().unwrap(), Duration::from_secs(s)));
     kernel.inner().elements = Some(left.into());
     let mut bench = bench_on(kernel, None, |_| {});
-    bench.actor.install(&clock(0)).unwrap();
+    bench.actor.install(&clock(0), &mut |_, _| {}).unwrap();
     let listed = bench.list(0);
     let shown: Vec<_> = listed.iter().map(|b| (b.network.to_string(), b.until)).collect();
     assert_eq!(

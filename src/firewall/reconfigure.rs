@@ -115,7 +115,7 @@ impl Actor {
     ) -> Result<(), FirewallError> {
         let observer = std::mem::replace(&mut self.backend, backend);
         self.ledger = Ledger::new(self.backend.longest());
-        self.install(clock).inspect_err(|_| {
+        self.install(clock, &mut |_, _| {}).inspect_err(|_| {
             self.backend = observer;
             self.keeper.rest();
             self.ledger = Ledger::new(self.backend.longest());

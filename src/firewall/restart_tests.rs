@@ -28,7 +28,7 @@ fn start_as(
 ) -> Bench {
     let (place, _) = flusher(state.join("tcptracker.db"));
     let mut bench = bench_on(kernel.clone(), Some(place), edit);
-    bench.actor.install(&clock(seconds)).unwrap();
+    bench.actor.install(&clock(seconds), &mut |_, _| {}).unwrap();
     bench
 }
 

@@ -29,10 +29,16 @@ struct Merged {
     unknown: Vec<Element>,
 }
 
+/// How many are blocked again before it is told how far it is.
+const BETWEEN_NEWS: usize = 10_000;
+
+/// How many were blocked again, of how many.
+pub type HowFar<'a> = &'a mut dyn FnMut(usize, usize);
+
 impl Actor {
-    /// Puts everything up, and blocks again whom the last instance had blocked. If that fails, nothing is
-    /// left half-done.
-    pub fn install(&mut self, clock: &WallClock) -> Result<(), FirewallError> {
+    /// Puts everything up, and blocks again whom the last instance had blocked; tells how far it is where
+    /// there are many. If that fails, nothing is left half-done.
+    pub fn install(&mut self, clock: &WallClock, how_far: HowFar<'_>) -> Result<(), FirewallError> {
         let now = clock.now();
         let Recalled { remembered, is_current, is_outdated } = self.keeper.recall(clock);
         let found = self.backend.install().inspect_err(|_| {
@@ -48,7 +54,7 @@ impl Actor {
             .map(|element| (element.network, taken_over(element, now, &self.ledger)))
             .collect();
         let blocks: Vec<_> = merged.restored.iter().chain(&unknown).collect();
-        let refused = self.block_again(&blocks, now);
+        let refused = self.block_again(&blocks, now, how_far);
         let (restored, over) = (merged.restored.len(), merged.over.len());
         for (network, block) in merged.restored {
             self.ledger.recall(network, now, block);
@@ -90,6 +96,7 @@ impl Actor {
         &mut self,
         blocks: &[&(IpNet, Block)],
         now: Moment,
+        how_far: HowFar<'_>,
     ) -> Vec<(IpNet, FirewallError)> {
         // Nobody is asked where nothing could follow.
         if blocks.is_empty() {
@@ -108,7 +115,14 @@ impl Actor {
                 (*network, self.ledger.kernel_time(remaining))
             })
             .collect();
-        self.backend.block_all(&again)
+        let mut refused = Vec::new();
+        for (number, some) in again.chunks(BETWEEN_NEWS).enumerate() {
+            if again.len() > BETWEEN_NEWS {
+                how_far(number * BETWEEN_NEWS, again.len());
+            }
+            refused.append(&mut self.backend.block_all(some));
+        }
+        refused
     }
 }
 

@@ -40,7 +40,7 @@ pub(super) fn clock(seconds: u64) -> WallClock {
 /// An actor that is installed.
 pub(super) fn bench(edit: impl FnOnce(&mut Config)) -> Bench {
     let mut bench = bench_on(FakeKernel::default(), None, edit);
-    bench.actor.install(&clock(0)).unwrap();
+    bench.actor.install(&clock(0), &mut |_, _| {}).unwrap();
     bench
 }
 

@@ -7,6 +7,7 @@ mod door;
 mod head;
 mod http;
 mod inside;
+pub mod reference;
 mod visitor;
 
 use prometheus::{

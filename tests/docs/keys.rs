@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tcptracker::config::Effective;
 use tcptracker::config::reference::{KEYS, Key, SECTIONS};
 
-use crate::roff::{bold, broken, italic, marked, plain, title};
+use crate::roff::{bold, broken, capital, italic, marked, plain, title};
 
 pub(crate) const README_HEADING: &str = "| key | default | meaning |\n";
 
@@ -60,11 +60,6 @@ fn sentence(key: &Key) -> String {
 fn stopped(text: &str) -> String {
     // Dots at the end say that the sentence goes on.
     if text.ends_with('.') { text.to_owned() } else { format!("{text}.") }
-}
-
-fn capital(text: &str) -> String {
-    let mut rest = text.chars();
-    rest.next().map(|first| first.to_uppercase().chain(rest).collect()).unwrap_or_default()
 }
 
 fn comment(text: &str) -> String {

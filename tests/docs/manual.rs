@@ -1,8 +1,9 @@
 //! tcptracker(1): the commands from their own help, and what no help says.
 
 use clap::{Arg, ArgAction, Command};
+use tcptracker::metrics::reference::COUNTERS;
 
-use crate::roff::{bold, broken, italic, marked, plain, title};
+use crate::roff::{bold, broken, capital, italic, marked, plain, title};
 
 pub(crate) fn page() -> String {
     let command = tcptracker::cli::command();
@@ -12,8 +13,21 @@ pub(crate) fn page() -> String {
     for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {
         page.push_str(&section(command));
     }
-    page.push_str(include_str!("manual.tail.roff"));
+    let rest = include_str!("manual.tail.roff");
+    let at = rest.find(".SH ENVIRONMENT").unwrap();
+    page.push_str(&rest[..at]);
+    page.push_str(&counters());
+    page.push_str(&rest[at..]);
     broken(&page)
+}
+
+fn counters() -> String {
+    let mut text =
+        ".SH COUNTERS\nWhat \\fBstats\\fR tells, since the start of the service.\n".to_owned();
+    for (name, meaning) in COUNTERS {
+        text.push_str(&format!(".TP\n{}\n{}.\n", bold(name), marked(&capital(meaning))));
+    }
+    text
 }
 
 fn section(command: &Command) -> String {

@@ -34,12 +34,18 @@ pub(crate) fn marked(text: &str) -> String {
     typed.map(|(at, part)| if at % 2 == 1 { bold(part) } else { plain(part) }).collect()
 }
 
+/// With a capital letter, as sentences begin.
+pub(crate) fn capital(text: &str) -> String {
+    let mut rest = text.chars();
+    rest.next().map(|first| first.to_uppercase().chain(rest).collect()).unwrap_or_default()
+}
+
 /// The first line of a page.
 pub(crate) fn title(name: &str, section: u8, about: &str) -> String {
     // The date is that of the last change a reader would notice.
     format!(
         ".\\\" Made by `make docs`: change src/, and make it again.\n\
-         .TH {} {section} 2026-11-23 \"tcptracker {}\" \"{about}\"\n",
+         .TH {} {section} 2026-11-25 \"tcptracker {}\" \"{about}\"\n",
         plain(name),
         env!("CARGO_PKG_VERSION"),
     )
@@ -48,10 +54,17 @@ pub(crate) fn title(name: &str, section: u8, about: &str) -> String {
 /// Long lines of text are broken, as readers of the source and `mandoc -Tlint` want it.
 pub(crate) fn broken(page: &str) -> String {
     let mut text = String::new();
+    let mut is_example = false;
     for line in page.lines() {
+        match line {
+            ".EX" => is_example = true,
+            ".EE" => is_example = false,
+            _ => {}
+        }
         let mut length = 0;
         for (at, word) in line.split(' ').enumerate() {
-            let is_text = !line.starts_with('.');
+            // What is to be typed stays on one line.
+            let is_text = !line.starts_with('.') && !is_example;
             let begins_a_line = is_text && at > 0 && length + 1 + word.len() > LINE;
             if begins_a_line {
                 text.push('\n');

@@ -242,6 +242,11 @@ impl Signals {
         )
     }
 
+    /// How many have come since somebody asked last.
+    pub fn so_far(&self) -> u64 {
+        u64::try_from(self.told.try_iter().count()).unwrap()
+    }
+
     /// The next signal of this name.
     #[track_caller]
     pub fn next_named(&self, name: &str) -> (String, Value) {

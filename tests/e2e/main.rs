@@ -24,6 +24,7 @@ mod namespace;
 mod oracle;
 mod prometheus;
 mod recorder;
+mod remembered;
 mod scenarios;
 mod service;
 mod silent;

@@ -47,10 +47,12 @@ impl SilentPolkit {
                     .name("org.freedesktop.PolicyKit1")
                     .build()
                     .await;
-                let _connection = connection.unwrap();
+                let connection = connection.unwrap();
                 say_ready.send(()).unwrap();
                 // Until nobody holds the other end.
                 let _ = left.recv().await;
+                // Those who wait hold it open.
+                let _ = connection.close().await;
             });
         });
         ready.recv_timeout(PATIENCE).unwrap();

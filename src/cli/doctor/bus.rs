@@ -9,6 +9,7 @@ use super::system::first_of;
 use super::{Finding, Verdict};
 use crate::cli::client::{ClientError, Purpose, ask_each, connect, instances_on};
 use crate::config::Config;
+use crate::dbus::COMMON_NAME;
 
 const POLICY: &str = "org.tcptracker.Tracker1.conf";
 const POLICY_DIRECTORIES: [&str; 2] = ["/etc/dbus-1/system.d", "/usr/share/dbus-1/system.d"];
@@ -27,29 +28,52 @@ pub(super) fn examine(config: &Config) -> Vec<Finding> {
                 return vec![Finding::bad("bus", serious, error.to_string(), mend)];
             }
         };
-        let mut findings =
-            vec![Finding::ok("bus", "answers"), policy(serious), polkit(&connection).await];
+        let mut findings = vec![
+            Finding::ok("bus", "answers"),
+            policy(&connection, serious).await,
+            polkit(&connection).await,
+        ];
         findings.extend(instances(&connection).await);
         findings
     })
 }
 
-fn policy(serious: Verdict) -> Finding {
+/// Whether the bus would let the service have its names. It is asked itself, where it can be: it may not
+/// have read what is installed.
+async fn policy(connection: &Connection, serious: Verdict) -> Finding {
     const CHECK: &str = "bus policy";
-    if let Some(file) = first_of(&POLICY_DIRECTORIES, POLICY) {
-        return Finding::ok(CHECK, file.display().to_string());
+    let file = first_of(&POLICY_DIRECTORIES, POLICY);
+    // Others than root are never let have them.
+    let is_root = rustix::process::geteuid().is_root();
+    let allowed = if is_root { may_own_our_names(connection).await } else { file.is_some() };
+    match (allowed, file) {
+        (true, Some(file)) => Finding::ok(CHECK, file.display().to_string()),
+        (true, None) => Finding::ok(CHECK, "the service may have its names"),
+        (false, Some(file)) => {
+            let found = format!("{} is installed, and the bus does not know it", file.display());
+            Finding::bad(CHECK, serious, found, "systemctl reload dbus")
+        }
+        (false, None) => {
+            let mend = format!("copy it to {}, and: systemctl reload dbus", POLICY_DIRECTORIES[0]);
+            Finding::bad(CHECK, serious, format!("{POLICY} is not installed"), mend)
+        }
     }
-    let mend = format!("copy it to {}, and: systemctl reload dbus", POLICY_DIRECTORIES[0]);
-    Finding::bad(CHECK, serious, format!("{POLICY} is not installed"), mend)
+}
+
+async fn may_own_our_names(connection: &Connection) -> bool {
+    // No instance's: none has a label like this.
+    let name = format!("{COMMON_NAME}._doctor");
+    connection.request_name(name.as_str()).await.is_ok()
 }
 
 async fn polkit(connection: &Connection) -> Finding {
     const CHECK: &str = "polkit";
-    let can_start = async {
-        let names = DBusProxy::new(connection).await?.list_activatable_names().await?;
-        Ok::<_, zbus::Error>(names.iter().any(|name| name.as_str() == POLKIT))
+    let is_there = async {
+        let bus = DBusProxy::new(connection).await?;
+        let (running, startable) = (bus.list_names().await?, bus.list_activatable_names().await?);
+        Ok::<_, zbus::Error>(running.iter().chain(&startable).any(|name| name.as_str() == POLKIT))
     };
-    let (there, known) = (can_start.await.unwrap_or(false), Path::new(ACTIONS).exists());
+    let (there, known) = (is_there.await.unwrap_or(false), Path::new(ACTIONS).exists());
     match (there, known) {
         (true, true) => Finding::ok(CHECK, "there, and knows who may change"),
         (true, false) => {
@@ -84,7 +108,7 @@ async fn instances(connection: &Connection) -> Vec<Finding> {
             return Finding::warning(
                 CHECK,
                 found,
-                format!("systemctl restart tcptracker@{interface}"),
+                format!("systemctl restart {}", interface.unit()),
             );
         }
         Finding::ok(CHECK, found)

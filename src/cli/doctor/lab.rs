@@ -232,6 +232,9 @@ fn run(words: &str) -> Result<(), String> {
             let said = String::from_utf8_lossy(&output.stderr);
             Err(format!("`{words}` failed: {}", said.trim()))
         }
-        Err(error) => Err(format!("cannot run {program} ({error}); install the package iproute2")),
+        Err(error) => {
+            let package = if program == "ip" { "iproute2" } else { program };
+            Err(format!("cannot run {program} ({error}); install the package {package}"))
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use rustix::fs::statvfs;
+use rustix::fs::{StatVfsMountFlags, statvfs};
 
 use super::{Finding, Verdict};
 use crate::capture::{CaptureError, LiveCapture};
@@ -204,6 +204,11 @@ fn state() -> Finding {
     let Ok(space) = statvfs(place) else { return Finding::not_seen(CHECK) };
     let free = space.f_bavail.saturating_mul(space.f_frsize);
     let found = format!("{found}; {} MiB are free", free >> 20);
+    if space.f_flag.contains(StatVfsMountFlags::RDONLY) {
+        let found = format!("{} is on a file system that is read-only", place.display());
+        let mend = "mount it for writing: what cannot be written is not remembered over a restart";
+        return Finding::failed(CHECK, found, mend);
+    }
     if free < ROOM_FOR_STATE {
         let mend = "make room: what cannot be written is not remembered over a restart";
         return Finding::failed(CHECK, found, mend);
@@ -236,6 +241,6 @@ fn journal() -> Finding {
     if Path::new("/run/systemd/journal/socket").exists() {
         return Finding::ok(CHECK, "journald listens");
     }
-    let mend = "what the service tells goes to its standard error instead";
-    Finding::warning(CHECK, "journald does not run here", mend)
+    let found = "journald does not run here: what the service tells goes to its standard error";
+    Finding::warning(CHECK, found, "start systemd-journald, or keep what the service prints")
 }

@@ -100,13 +100,17 @@ impl Summary {
                 format!("; {count} sources forgotten for want of room (detection.max_sources)")
             }
         };
+        let scans = |trial: &Trial| match trial.found.len() {
+            1 => "1 scan".to_owned(),
+            count => format!("{count} scans"),
+        };
         let found = match trials {
             [trial] if trial.preset == Preset::Balanced => {
-                format!("{} scans (balanced: what failed counts)", trial.found.len())
+                format!("{} (balanced: what failed counts)", scans(trial))
             }
             [trial] => format!(
-                "{} scans (more than {} ports within {})",
-                trial.found.len(),
+                "{} (more than {} ports within {})",
+                scans(trial),
                 trial.threshold,
                 HumanDuration(rule.window.get())
             ),
@@ -134,18 +138,19 @@ impl Summary {
         let Self { packets, probes, .. } = self;
         format!(
             "{file}: {packets} packets, {probes} probes{outbound}{span}: \
-             {found}{forgotten}{own}{one_sided}\n"
+             {found}{forgotten}{own}{one_sided}"
         )
     }
 }
 
-pub(super) fn listing(trial: &Trial) -> Table {
+/// A row for each scan, of one of several files or of one alone.
+pub(super) fn listing(trial: &Trial, of_file: Option<&str>) -> Table {
     let balanced = trial.preset == Preset::Balanced;
     let mut heading = vec!["TIME", "SOURCE", "KIND", "PROBE", "PORTS"];
     if balanced {
         heading.push("RULE");
     }
-    let mut table = Table::new(heading);
+    let mut table = Table::new(of_file.map(|_| "FILE").into_iter().chain(heading));
     for scan in &trial.found {
         let port = |attempt: &Attempt| {
             if balanced { evidence(attempt, scan) } else { attempt.port.to_string() }
@@ -161,7 +166,7 @@ pub(super) fn listing(trial: &Trial) -> Table {
         if balanced {
             row.push(scan.rule.sentence(scan.threshold, scan.span));
         }
-        table.row(row);
+        table.row(of_file.map(ToOwned::to_owned).into_iter().chain(row).collect());
     }
     table
 }
@@ -173,7 +178,7 @@ fn evidence(attempt: &Attempt, scan: &Scan) -> String {
 }
 
 /// A row for each source that any trial would block: by which probe each does.
-pub(super) fn comparison(trials: &[Trial], presets: bool) -> Table {
+pub(super) fn comparison(trials: &[Trial], presets: bool, of_file: Option<&str>) -> Table {
     let headings = trials.iter().map(|trial| {
         if presets {
             trial.preset.as_str().to_uppercase()
@@ -181,7 +186,9 @@ pub(super) fn comparison(trials: &[Trial], presets: bool) -> Table {
             format!("MORE THAN {}", trial.threshold)
         }
     });
-    let mut table = Table::new(std::iter::once("SOURCE".to_owned()).chain(headings));
+    let first = of_file.map(|_| "FILE").into_iter().chain(["SOURCE"]).map(ToOwned::to_owned);
+    let mut table = Table::new(first.chain(headings));
+    let begin = |source: String| of_file.map(ToOwned::to_owned).into_iter().chain([source]);
     let mut sources: BTreeMap<IpNet, Vec<Option<String>>> = BTreeMap::new();
     for (column, trial) in trials.iter().enumerate() {
         for scan in trial.found.iter().filter(|scan| scan.rule.blocks()) {
@@ -196,11 +203,11 @@ pub(super) fn comparison(trials: &[Trial], presets: bool) -> Table {
     }
     for (source, cells) in &sources {
         let cells = cells.iter().map(|cell| cell.clone().unwrap_or_else(|| "-".to_owned()));
-        table.row(std::iter::once(show_network(source)).chain(cells).collect());
+        table.row(begin(show_network(source)).chain(cells).collect());
     }
     let blocked = (0..trials.len())
         .map(|column| sources.values().filter(|cells| cells[column].is_some()).count().to_string());
-    table.row(std::iter::once("blocked".to_owned()).chain(blocked).collect());
+    table.row(begin("blocked".to_owned()).chain(blocked).collect());
     table
 }
 

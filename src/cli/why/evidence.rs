@@ -12,7 +12,7 @@ use crate::network::show_network;
 /// The evidence one instance has. The keys stay as they are; times are Unix seconds.
 #[derive(Serialize)]
 pub(super) struct Evidence {
-    pub(super) interface: String,
+    pub(super) interface: InterfaceName,
     /// As blocked: it may be the network that holds what was asked for.
     pub(super) address: String,
     pub(super) blocked: bool,
@@ -57,7 +57,7 @@ impl Evidence {
             Probe { port, time, outcome }
         });
         Self {
-            interface: interface.to_string(),
+            interface: interface.clone(),
             probes: probes.collect(),
             address: told.take("address").unwrap_or_else(|| show_network(&asked)),
             blocked: told.take("blocked").unwrap_or_default(),

@@ -1,7 +1,7 @@
 //! Who may change something: root, group `tcptracker`, whom polkit authorises. Real users, a real bus with
 //! the shipped policy, a real polkit with the shipped action.
 
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 
 use crate::lab::{BINARY, Lab};
 use crate::service::Start;
@@ -77,7 +77,7 @@ fn polkit_is_asked_about_the_others() {
         assert!(denied.err.contains("Access denied"), "{denied:?}");
     }
     let denied = gdbus(&lab, STRANGER, &[], "Reload", &[]);
-    let told = "org.freedesktop.DBus.Error.AccessDenied: polkit does not authorise you";
+    let told = "org.freedesktop.DBus.Error.AccessDenied: polkit does not authorise it";
     assert!(denied.err.contains(told), "{denied:?}");
     // Of whom no rule says anything polkit would ask for a password, where the caller lets it.
     let nobody = 65_534;
@@ -116,27 +116,85 @@ fn a_dialog_holds_up_nobody_else() {
     let lab = Lab::with_users();
     let silent = crate::silent::SilentPolkit::on(&lab.bus);
     let mut service = lab.start();
-    let mut waiting: Vec<_> = (0..20)
-        .map(|_| {
-            let mut command = as_user(STRANGER, &[], "busctl");
-            command
-                .arg(format!("--address={}", lab.bus.address()))
-                .arg("--timeout=3600")
-                .arg("call");
-            command.args(crate::bus::target("eth0")).args(BLOCK);
-            command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-        })
-        .collect();
-    silent.await_questions(20);
+    let users = [STRANGER, TRUSTED].into_iter().flat_map(|user| [user; 8]);
+    let waiting: Vec<_> = users.map(|user| call_by(&lab, user)).collect();
+    silent.await_questions(16);
     lab.bus.call("eth0", &["Block", "sts", "203.0.113.5", "0", "meanwhile"]).ok();
     busctl(&lab, MEMBER, &[SERVICE], &["Reload"]).ok();
     busctl(&lab, STRANGER, &[], &["Stats"]).ok();
     assert_eq!(lab.bus.list().len(), 1);
-    for caller in &mut waiting {
+    for mut caller in waiting {
         assert_eq!(caller.try_wait().unwrap(), None, "answered");
-        caller.kill().unwrap();
-        caller.wait().unwrap();
+        end(caller);
     }
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
+}
+
+/// The bus lets a service have only so many questions open: nobody may take them all.
+#[test]
+fn nobody_keeps_polkit_from_others() {
+    let lab = Lab::with_users();
+    let silent = crate::silent::SilentPolkit::on(&lab.bus);
+    let mut service = lab.start();
+    let waiting: Vec<_> = (0..8).map(|_| call_by(&lab, STRANGER)).collect();
+    silent.await_questions(8);
+    let refused = gdbus(&lab, STRANGER, &[], "Unblock", &["198.51.100.1"]);
+    let told = "org.freedesktop.DBus.Error.LimitsExceeded: polkit has not answered 8 questions";
+    assert!(refused.err.contains(told), "{refused:?}");
+    service.await_line(&format!("refused to unblock 198.51.100.1 (by uid {STRANGER}): polkit has"));
+    let other = call_by(&lab, TRUSTED);
+    silent.await_questions(1);
+    // Once they are answered there is room again.
+    drop(silent);
+    for mut caller in waiting {
+        assert_eq!(caller.wait().unwrap().code(), Some(1));
+    }
+    let denied = gdbus(&lab, STRANGER, &[], "Unblock", &["198.51.100.1"]);
+    assert!(denied.err.contains("AccessDenied: only root and members of group"), "{denied:?}");
+    end(other);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// Who waits for its answer is told so at once.
+#[test]
+fn a_polkit_that_dies_authorises_nobody() {
+    let lab = Lab::with_users();
+    let silent = crate::silent::SilentPolkit::on(&lab.bus);
+    let mut service = lab.start();
+    let waiting = call_by(&lab, STRANGER);
+    silent.await_questions(1);
+    drop(silent);
+    let answer = waiting.wait_with_output().unwrap();
+    assert_eq!(answer.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&answer.stderr).contains("Access denied"), "{answer:?}");
+    service.await_line(&format!(
+        "refused to block 198.51.100.1 (by uid {STRANGER}): polkit could not say whether this is \
+         allowed ("
+    ));
+    assert_eq!(lab.bus.list(), []);
+    let denied = gdbus(&lab, STRANGER, &[], "Reload", &[]);
+    assert!(
+        denied.err.contains("as polkit is not running; use sudo, or add yourself"),
+        "{denied:?}"
+    );
+    // Another that takes its place is asked.
+    let _polkit = Polkit::start(&lab);
+    busctl(&lab, TRUSTED, &[], &BLOCK).ok();
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// A call that may wait for an hour.
+fn call_by(lab: &Lab, user: u32) -> Child {
+    let mut command = as_user(user, &[], "busctl");
+    command.arg(format!("--address={}", lab.bus.address())).args(["--timeout=3600", "call"]);
+    command.args(crate::bus::target("eth0")).args(BLOCK);
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn end(mut caller: Child) {
+    caller.kill().unwrap();
+    caller.wait().unwrap();
 }

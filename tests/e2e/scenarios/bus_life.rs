@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::caller::{Answer, Caller};
 use crate::kernel::Rules;
 use crate::lab::{Lab, OPEN_PORT, VICTIM};
+use crate::remembered::{FIRST, leave_blocks};
 use crate::tools::await_that;
 
 /// Memory may be given to the process in larger pieces than a call needs; ten thousand leaks of a
@@ -112,6 +113,31 @@ fn callers_do_not_wait_for_each_other() {
     });
     assert_eq!(told.try_iter().count(), 8);
     drop(deaf);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// Whoever sends too long a message is thrown off the bus: that everybody may ask for the list must not cost
+/// the service its place there.
+#[test]
+fn a_list_that_no_message_can_hold_is_refused() {
+    let lab = Lab::new();
+    // The longest reason there may be, in characters of four bytes.
+    leave_blocks(&lab, 45_000, &"\u{1f50d}".repeat(200));
+    let mut service = lab.start();
+    let [name, object, interface] = &crate::bus::target("eth0");
+    let asked = lab.bus.as_nobody(&["call", name, object, interface, "List"]);
+    let told = "the 45000 blocks on eth0 are more than a message of the bus can hold; ask for one";
+    assert!(asked.err.contains(told), "{asked:?}");
+    let limit = "org.freedesktop.DBus.Error.LimitsExceeded";
+    assert_eq!(lab.bus.error_of("List", ""), limit);
+    let listed = lab.cli("list");
+    assert_eq!((listed.code, listed.out.as_str()), (Some(1), ""), "{listed:?}");
+    assert!(listed.err.starts_with(&format!("tcptracker: {told}")), "{listed:?}");
+    // Everything else goes on.
+    assert_eq!(lab.bus.why(FIRST)["blocked"]["data"], true);
+    lab.bus.call("eth0", &["Unblock", "s", FIRST]).ok();
+    assert_eq!(lab.bus.property("Blocked").1, 44_999);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }

@@ -1,10 +1,13 @@
 //! The command line against the running service.
 
+use std::net::IpAddr;
 use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use crate::lab::{Lab, OPEN_PORT, VICTIM};
+use crate::frames::{EVERYBODY, syn};
+use crate::lab::{ATTACKER, ATTACKER_ON_ETH1, Lab, OPEN_PORT, VICTIM};
+use crate::recorder::{Saved, as_pcap};
 use crate::service::Start;
 use crate::tools::{Outcome, run, unix_now};
 
@@ -67,6 +70,19 @@ fn blocks_are_made_listed_and_lifted() {
     let stats = json_of(&lab.cli("stats --json").ok());
     assert_eq!((&stats["eth0"]["blocks"], &stats["eth0"]["unblocks"]), (&json!(3), &json!(3)));
     assert!(lab.cli("stats").ok().contains("blocks\t3\n"));
+
+    // Who lets in an address lets in the network around it, and who lets in a network all in it.
+    for network in ["198.51.100.0/24", "203.0.113.9", "203.0.113.10"] {
+        lab.cli(&format!("block {network}")).ok();
+    }
+    assert_eq!(
+        lab.cli("unblock 198.51.100.9").ok(),
+        "unblocked 198.51.100.0/24, which held 198.51.100.9, on eth0\n"
+    );
+    assert_eq!(
+        lab.cli("unblock 203.0.113.0/24").ok(),
+        "unblocked 203.0.113.9 on eth0\nunblocked 203.0.113.10 on eth0\n"
+    );
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
@@ -79,6 +95,13 @@ fn what_fails_says_why_and_how() {
     for command in ["list", "stats", "block 192.0.2.1", "unblock --all"] {
         assert_failed(&lab.cli(command), 1, &nothing_runs);
     }
+    let nowhere = "there is no interface eth9 on this host; there are: eth0, lo";
+    assert_failed(&lab.cli("list -i eth9"), 1, nowhere);
+    // systemd takes "-" for "/".
+    lab.victim.ip("link add wg-0 type veth peer name wg-1");
+    let escaped = "tcptracker is not running on wg-0; \
+                   start it: systemctl start \"tcptracker@$(systemd-escape wg-0)\"";
+    assert_failed(&lab.cli("list -i wg-0"), 1, escaped);
     let mut service = lab.start();
     let elsewhere = format!("tcptracker is not running on lo; {start_it}lo");
     assert_failed(&lab.cli("list -i lo"), 1, &elsewhere);
@@ -118,9 +141,10 @@ fn ordinary_users_are_told_what_they_may_not() {
     let _service = lab.start();
     run(&mut lab.client_as_nobody("list")).ok();
     run(&mut lab.client_as_nobody("stats")).ok();
-    let sentence = "permission denied: only root and members of group tcptracker may change \
-                    blocks; try sudo";
-    for change in ["block 192.0.2.1", "unblock 192.0.2.1"] {
+    let sentence = "permission denied: only root and members of group tcptracker may do this, as \
+                    polkit is not running; use sudo, or add yourself to group tcptracker and log in \
+                    again: sudo gpasswd -a $USER tcptracker";
+    for change in ["block 192.0.2.1", "unblock 192.0.2.1", "reload"] {
         assert_failed(&run(&mut lab.client_as_nobody(change)), 1, sentence);
     }
 }
@@ -147,6 +171,68 @@ fn several_instances_are_steered_together() {
         assert_eq!(service.stop().code(), Some(0));
     }
     lab.assert_untouched();
+}
+
+/// Every key of an output in JSON is in the manual, where whoever writes a program looks for it.
+#[track_caller]
+pub fn assert_documented(output: &Value) {
+    const MANUAL: &str =
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/man/tcptracker.1"));
+    let (_, json) = MANUAL.split_once("\n.SH JSON\n").unwrap();
+    // Without changes of the font.
+    let json = json.replace("\\fB", " ").replace("\\fR", " ");
+    let is_there = |key: &str| {
+        json.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').any(|word| word == key)
+    };
+    match output {
+        Value::Array(items) => items.iter().for_each(assert_documented),
+        Value::Object(values) => {
+            for (key, value) in values {
+                assert!(is_there(key), "{key} is not in tcptracker(1)");
+                assert_documented(value);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn every_key_of_json_is_in_the_manual() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    lab.attacker.nmap("-sS -p 1-10", VICTIM);
+    service.await_line("WARN blocked 10.77.0.1");
+    for command in ["list --json", "why 10.77.0.1 --json", "why 10.77.0.2 --json"] {
+        assert_documented(&json_of(&lab.cli(command).ok()));
+    }
+    let stats = json_of(&lab.cli("stats --json").ok());
+    assert_documented(&stats["eth0"]);
+    let empty = lab.path("tcptracker.toml");
+    let config = format!("config --json --config {}", empty.display());
+    json_of(&lab.cli(&config).ok()).as_array().unwrap().iter().for_each(|setting| {
+        // What a value is made of is no key of ours.
+        assert!(setting["value"] != Value::Null, "{setting}");
+        assert_documented(setting);
+    });
+    let doctor = format!("doctor --json --config {}", empty.display());
+    assert_documented(&json_of(&lab.cli(&doctor).out));
+
+    // Five ports without an answer, and somebody else much later.
+    let knock = |second: u64, from: IpAddr, port: u16| Saved {
+        unix_nanos: second * 1_000_000_000,
+        frame: syn(EVERYBODY, from, VICTIM, port),
+    };
+    let scan = (1..=5).map(|port| knock(u64::from(port), ATTACKER, port));
+    let night: Vec<Saved> = scan.chain([knock(30, ATTACKER_ON_ETH1, 80)]).collect();
+    let file = lab.path("night.pcap");
+    std::fs::write(&file, as_pcap(&night)).unwrap();
+    for how in ["--preset classic", "--preset balanced", "--compare=3,4", "--compare"] {
+        let (how, empty, file) = (how, empty.display(), file.display());
+        let printed = lab.cli(&format!("replay {file} --json --config {empty} {how}")).ok();
+        assert!(!printed.is_empty(), "{how}");
+        printed.lines().for_each(|line| assert_documented(&json_of(line)));
+    }
+    assert_eq!(service.stop().code(), Some(0));
 }
 
 /// `tcptracker config | head -1`

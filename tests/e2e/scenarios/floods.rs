@@ -2,11 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use rustix::process::Signal;
+
 use crate::flood::Flood;
 use crate::frames::{EVERYBODY, syn};
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::service::{Service, Start};
-use crate::tools::Random;
+use crate::tools::{Random, await_that};
 
 const MIB: u64 = 1 << 20;
 
@@ -78,6 +80,34 @@ fn a_flood_of_forged_sources_hides_no_scanner() {
         assert_eq!((lab.metric(SCANS), lab.bus.list().len()), (1, 1));
         assert_goes_on(&lab, service);
     }
+}
+
+/// Whoever is slow to listen would be thrown off the bus: what is too much is counted, not told.
+#[test]
+fn a_flood_of_scans_is_no_flood_of_signals() {
+    const FORGED: u32 = 1_900;
+    let lab = Lab::new();
+    let start = Start::on("eth0").flag("--observe").env("TCPTRACKER_LOG__RATE", "100000");
+    let mut service = start.begin(&lab).await_ready();
+    let signals = lab.bus.listen();
+    let mut flood = Flood::on(&lab);
+    // They come all at once, however slow the sender is.
+    service.signal(Signal::STOP);
+    for number in 0..FORGED {
+        (1..=4).for_each(|port| flood.syn(forged(number), v4(VICTIM), port));
+    }
+    service.signal(Signal::CONT);
+    flood.settle();
+    // The kernel does not hold them all.
+    let scans = lab.metric(SCANS);
+    let lost = || lab.metric(r#"tcptracker_events_lost_total{where="bus"}"#);
+    let mut told = 0;
+    await_that("each is told or counted", || {
+        told += signals.so_far();
+        told + lost() == scans
+    });
+    assert!(told >= 100 && lost() > 0, "{told} told of {scans}");
+    assert_eq!(service.stop().code(), Some(0));
 }
 
 /// Four ports from each source would have the victim block whomever somebody likes.

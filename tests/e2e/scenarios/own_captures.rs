@@ -177,7 +177,9 @@ fn thresholds_are_compared_side_by_side() {
 
     let compare = |more: &[&str]| {
         let mut command = lab.client("replay --compare 3,5,10 --config");
-        run(command.arg(lab.path("tcptracker.toml")).args(more).arg(&file)).ok()
+        let outcome = run(command.arg(lab.path("tcptracker.toml")).args(more).arg(&file));
+        assert_eq!(outcome.code, Some(0), "{outcome:?}");
+        outcome
     };
     let mut expected = String::new();
     for source in [ATTACKER.to_string(), BYSTANDER.to_owned()] {
@@ -188,10 +190,13 @@ fn thresholds_are_compared_side_by_side() {
         expected.push_str(&format!("{source}\t{}\n", cells.join("\t")));
     }
     expected.push_str("blocked\t2\t2\t1\n");
-    let table = compare(&[]);
-    let (summary, rows) = table.split_once('\n').unwrap();
+    let Outcome { out, err: summary, .. } = compare(&[]);
     assert!(summary.contains("37 probes") && summary.contains("3 thresholds"), "{summary}");
-    assert_eq!(rows, expected);
+    assert_eq!(out, expected);
+    // Of several files, each row says of which it is.
+    let of_file = |row: &str| format!("{}\t{row}\n", file.display());
+    let twice: String = expected.lines().chain(expected.lines()).map(of_file).collect();
+    assert_eq!(compare(&[file.to_str().unwrap()]).out, twice);
 
     let labelled = thresholds.into_iter().zip(found).flat_map(|(threshold, scans)| {
         scans.into_iter().map(move |mut scan| {
@@ -199,7 +204,7 @@ fn thresholds_are_compared_side_by_side() {
             scan
         })
     });
-    assert_eq!(lines(&compare(&["--json"])), labelled.collect::<Vec<_>>());
+    assert_eq!(lines(&compare(&["--json"]).out), labelled.collect::<Vec<_>>());
 }
 
 #[test]
@@ -270,7 +275,7 @@ fn what_a_host_sends_itself_is_outbound() {
         assert_eq!(sources, others, "{local}");
     }
     let mut command = lab.client(&format!("replay --local {ATTACKER} --config"));
-    let told = run(command.arg(lab.path("tcptracker.toml")).arg(&two)).ok();
+    let told = run(command.arg(lab.path("tcptracker.toml")).arg(&two)).err;
     assert!(told.contains("37 probes, 30 of them outbound in "), "{told}");
 }
 

@@ -1,10 +1,17 @@
 //! What a person sees: tables that fit, colours where they are wanted, and nobody who holds up others.
 
+use std::io::{Read, Write};
+use std::process::{Child, Stdio};
+
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::lab::Lab;
+use crate::frames::{EVERYBODY, syn};
+use crate::lab::{ATTACKER, BINARY, Lab, VICTIM};
+use crate::recorder::{Saved, as_pcap};
+use crate::remembered::leave_blocks;
 use crate::service::Start;
+use crate::tools::run;
 
 const LONG_REASON: &str =
     "seen-in-the-mail-log, the-web-log and the-log-of-the-name-server, all in one night";
@@ -19,7 +26,7 @@ fn tables_fit_the_terminal() {
     let mut service = lab.start();
     let block = |address: &str| {
         let mut command = lab.client(&format!("block {address} --for 90m --reason"));
-        crate::tools::run(command.arg(LONG_REASON)).ok();
+        run(command.arg(LONG_REASON)).ok();
     };
     block("192.0.2.7");
     block("2001:db8:1234:5678::/64");
@@ -93,4 +100,125 @@ fn who_does_not_answer_holds_up_nobody() {
     let outcome = lab.cli("unblock 192.0.2.7");
     assert_eq!((outcome.code, outcome.out.as_str()), (Some(1), "unblocked 192.0.2.7 on eth0\n"));
     services[1].signal(Signal::CONT);
+}
+
+/// A command on a terminal, which is still open.
+struct OnTerminal {
+    child: Child,
+    shown: String,
+}
+
+impl OnTerminal {
+    fn begin(lab: &Lab, words: &str) -> Self {
+        let mut command = lab.victim.command("script");
+        command.args(["-qec", &format!("stty cols 80; {BINARY} {words}"), "/dev/null"]);
+        command.env("STATE_DIRECTORY", lab.state_directory("eth0")).env("TERM", "xterm");
+        lab.bus.environment(&mut command).stdin(Stdio::piped()).stdout(Stdio::piped());
+        Self { child: command.spawn().unwrap(), shown: String::new() }
+    }
+
+    /// Reads on until these words are shown.
+    #[track_caller]
+    fn await_words(&mut self, words: &str) {
+        let mut buffer = [0; 4096];
+        while !self.shown.contains(words) {
+            let length = self.child.stdout.as_mut().unwrap().read(&mut buffer).unwrap();
+            assert!(length > 0, "no {words:?} in {:?}", self.shown);
+            self.shown += &String::from_utf8_lossy(&buffer[..length]);
+        }
+    }
+
+    /// Reads to the end: all that was shown.
+    fn end(mut self) -> String {
+        let mut rest = String::new();
+        self.child.stdout.take().unwrap().read_to_string(&mut rest).unwrap();
+        assert!(self.child.wait().unwrap().success(), "{}{rest}", self.shown);
+        self.shown + &rest
+    }
+}
+
+/// A time of day alone would be today's.
+#[test]
+fn a_block_that_ends_another_day_is_shown_with_the_date() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    let mut terminal = OnTerminal::begin(&lab, "watch");
+    terminal.await_words("watching eth0; Ctrl-C ends it");
+    lab.cli("block 192.0.2.1 --for 10d").ok();
+    terminal.await_words(": by hand");
+    let (_, until) = terminal.shown.split_once("192.0.2.1 until ").unwrap();
+    let date: Vec<&str> = until.split([' ', ':', '-']).take(6).collect();
+    assert!(date.iter().all(|number| number.parse::<u32>().is_ok()), "{until:?}");
+    assert_eq!(service.stop().code(), Some(0));
+    terminal.child.stdin.as_ref().unwrap().write_all(b"\x03").unwrap();
+    terminal.child.wait().unwrap();
+}
+
+/// Somebody asks for the same port again and again.
+fn knock(unix_nanos: u64) -> Saved {
+    Saved { unix_nanos, frame: syn(EVERYBODY, ATTACKER, VICTIM, 80) }
+}
+
+/// To the line's beginning, and away with what stands there.
+const CLEAR: &str = "\r\u{1b}[K";
+
+#[test]
+fn a_large_capture_shows_how_far_it_is() {
+    let lab = Lab::new();
+    let empty = lab.configure("");
+    let pipe = lab.path("night.pcap");
+    run(std::process::Command::new("mkfifo").arg(&pipe)).ok();
+    let replay = |what: &str| format!("replay --config {} {what}", empty.display());
+    let mut terminal = OnTerminal::begin(&lab, &replay(&pipe.display().to_string()));
+    let mut feed = std::fs::File::create(&pipe).unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        // As large as it has to be, however fast it is read.
+        scope.spawn(move || {
+            let file = as_pcap(&(0..1000).map(knock).collect::<Vec<_>>());
+            let (header, packets) = file.split_at(24);
+            feed.write_all(header).unwrap();
+            while told.try_recv().is_err() {
+                feed.write_all(packets).unwrap();
+            }
+        });
+        terminal.await_words(" packets read");
+        tell.send(()).unwrap();
+    });
+    let shown = terminal.end();
+    let (before, after) = shown.rsplit_once(CLEAR).unwrap();
+    assert!(before.contains(&format!("{CLEAR}{}: ", pipe.display())), "{before:?}");
+    // What is said in the end stands on a line of its own.
+    assert!(after.starts_with(&format!("{}: ", pipe.display())), "{after:?}");
+    assert!(after.contains("0 scans (more than 3 ports within 60s)"), "{after:?}");
+
+    // Nobody wants to know of a small one.
+    let file = lab.path("small.pcap");
+    std::fs::write(&file, as_pcap(&[knock(0)])).unwrap();
+    let shown = OnTerminal::begin(&lab, &replay(&file.display().to_string())).end();
+    assert!(shown.starts_with(&format!("{}: 1 packets", file.display())), "{shown:?}");
+}
+
+#[test]
+fn a_long_list_that_is_blocked_again_shows_how_far_it_is() {
+    let lab = Lab::new();
+    leave_blocks(&lab, 25_000, "one of many");
+    let configuration = lab.path("tcptracker.toml");
+    let words = format!("run -i eth0 --config {}", configuration.display());
+    let mut terminal = OnTerminal::begin(&lab, &words);
+    terminal.await_words("restored 25000 blocks");
+    terminal.await_words("watching eth0, enforcing, 25000 blocked");
+    // Ctrl-C.
+    terminal.child.stdin.as_ref().unwrap().write_all(b"\x03").unwrap();
+    let shown = terminal.end();
+    let how_far = "blocking again whom the last run has blocked: ";
+    assert!(shown.contains(&format!("{CLEAR}{how_far}0 of 25000")), "{shown:?}");
+    let last = shown.rfind(how_far).unwrap();
+    assert!(shown[last..].contains(CLEAR), "it stays: {shown:?}");
+
+    let mut service = lab.start();
+    let told = service.await_notices(&format!("STATUS={how_far}"), 3);
+    assert!(told[2].ends_with("20000 of 25000"), "{told:?}");
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
 }

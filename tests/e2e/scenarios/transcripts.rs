@@ -11,6 +11,7 @@ use std::process::Stdio;
 use crate::frames::{EVERYBODY, syn};
 use crate::lab::{BINARY, Lab};
 use crate::namespace::{Namespace, SILENCE};
+use crate::recorder::{Saved, as_pcap};
 use crate::tools::run;
 
 /// What depends on the machine, not on what was done before.
@@ -188,30 +189,16 @@ fn capture_a_night(lab: &Lab) {
     let night: u64 = 1_795_300_000_000_000_000;
     let frame = |at: u64, from: &str, to: &str, port: u16| {
         let [from, to]: [IpAddr; 2] = [from.parse().unwrap(), to.parse().unwrap()];
-        (night + at * 1_000_000, syn(EVERYBODY, from, to, port))
+        let unix_nanos = night + at * 1_000_000;
+        Saved { unix_nanos, frame: syn(EVERYBODY, from, to, port) }
     };
     let host = "203.0.113.10";
     let scan = (0..40).map(|n| frame(10 * n, "203.0.113.66", host, 20 + u16::try_from(n).unwrap()));
     let mail = [25, 465, 587, 143, 993].into_iter().zip(0..);
     let mail = mail.map(|(port, n)| frame(26_000 + 900 * n, "198.51.100.7", host, port));
     let own = (0..20).map(|n| frame(60_000 + 4_000 * n, host, "192.0.2.80", 443));
-    write_pcap(&lab.path("night.pcap"), scan.chain(mail).chain(own));
-}
-
-/// As libpcap writes it, with nanoseconds; an Ethernet.
-fn write_pcap(file: &Path, frames: impl Iterator<Item = (u64, Vec<u8>)>) {
-    let mut bytes = Vec::new();
-    for word in [0xa1b2_3c4d, 0x0004_0002, 0, 0, 65_535, 1_u32] {
-        bytes.extend(word.to_le_bytes());
-    }
-    for (nanos, frame) in frames {
-        let length = u64::try_from(frame.len()).unwrap();
-        for word in [nanos / 1_000_000_000, nanos % 1_000_000_000, length, length] {
-            bytes.extend(u32::try_from(word).unwrap().to_le_bytes());
-        }
-        bytes.extend(frame);
-    }
-    std::fs::write(file, bytes).unwrap();
+    let night: Vec<Saved> = scan.chain(mail).chain(own).collect();
+    std::fs::write(lab.path("night.pcap"), as_pcap(&night)).unwrap();
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 use serde_json::Value;
 
 use crate::lab::{ATTACKER, Lab, VICTIM};
+use crate::scenarios::command_line::assert_documented;
 use crate::service::Start;
 use crate::tools::PATIENCE;
 
@@ -49,6 +50,7 @@ impl Watcher {
         loop {
             let line = self.next();
             let value: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
+            assert_documented(&value);
             if value["event"] == event {
                 return value;
             }

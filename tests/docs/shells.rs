@@ -1,0 +1,127 @@
+//! The completions in the shells they are for, and the man pages in the readers there are.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+/// What is typed before the tab, and what comes of it, somewhere in what is offered.
+const TYPED: [(&str, &str); 8] = [
+    ("tcptracker bl", "block"),
+    ("tcptracker list --js", "--json"),
+    ("tcptracker replay --preset ba", "balanced"),
+    ("tcptracker run -i an", "any"),
+    ("tcptracker why -i an", "any"),
+    ("tcptracker unblock 192", "192.0.2.7"),
+    ("tcptracker why 2001:db8:", "2001:db8::7"),
+    ("tcptracker help rel", "reload"),
+];
+
+/// A service that blocks two, on one instance of two.
+const LIST: &str = "#!/bin/sh\n\
+                    printf 'eth0\\t192.0.2.7\\t2026-01-01T00:00:00Z\\tunblocked\\t-\\tby hand\\n'\n\
+                    printf 'eth1\\t2001:db8::7\\t2026-01-01T00:00:00Z\\tunblocked\\t-\\t\\n'\n";
+
+fn shipped(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging").join(name)
+}
+
+fn with_list() -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("tcptracker");
+    std::fs::write(&program, LIST).unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    directory
+}
+
+/// Runs a program for which that list is at hand. One that hangs does so for a minute at most.
+#[track_caller]
+fn run(program: &str, arguments: &[&str]) -> Output {
+    let list = with_list();
+    let path = std::env::var("PATH").unwrap();
+    Command::new("timeout")
+        .args(["60", program])
+        .args(arguments)
+        .env("PATH", format!("{}:{path}", list.path().display()))
+        .env("HOME", list.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+/// What a shell offers, where it is asked by a script.
+#[track_caller]
+fn offered(shell: &str, script: &str) -> Vec<String> {
+    let output = run(shell, &["-c", script]);
+    assert!(output.status.success(), "{output:?} (without {shell}: make test-deps)");
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().map(|line| line.split('\t').next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn bash_completes() {
+    let script = shipped("completions/tcptracker.bash");
+    for (typed, wanted) in TYPED {
+        // As bash does it: a colon is a word of its own.
+        let ask = format!(
+            "source {}; typed='{typed}'; IFS=' '; COMP_WORDS=($typed); \
+             COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); COMP_LINE=$typed; COMP_POINT=${{#typed}}; \
+             unset IFS; last=${{COMP_WORDS[-1]}}; \
+             _tcptracker tcptracker \"${{last##*:}}\" \"${{COMP_WORDS[-2]}}\" 2>/dev/null; \
+             printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+            script.display()
+        );
+        let offered = offered("bash", &ask);
+        // What stands before the last colon stays as it was typed.
+        let rest = wanted.rsplit(':').next().unwrap();
+        let wanted = if wanted.contains(':') { format!(":{rest}") } else { wanted.to_owned() };
+        assert_eq!(offered, [wanted], "{typed}");
+    }
+}
+
+#[test]
+fn fish_completes() {
+    let script = shipped("completions/tcptracker.fish");
+    for (typed, wanted) in TYPED {
+        let ask = format!("source {}; complete -C '{typed}'", script.display());
+        assert_eq!(offered("fish", &ask), [wanted], "{typed}");
+    }
+}
+
+/// On a terminal, as its completions come from its line editor.
+#[test]
+fn zsh_completes() {
+    let directory = shipped("completions");
+    let mut script = format!(
+        "zmodload zsh/zpty; zpty shell zsh -f -i\n\
+         zpty -w shell \"PS1=; fpath=({} \\$fpath); autoload -Uz compinit; compinit -u -D; print READ'Y'\"\n\
+         zpty -r shell said '*READY*'\n",
+        directory.display()
+    );
+    for (typed, wanted) in TYPED {
+        // Typed to its end, executed, and printed by a command of that name.
+        script += &format!(
+            "zpty -n -w shell 'tcptracker() {{ print -r \"<$*>\" }}; {typed}'$'\\t\\n'\n\
+             zpty -r shell said '*<*{}*>*' && print -r -- {wanted}\n",
+            wanted.replace("--", "")
+        );
+    }
+    let wanted: Vec<&str> = TYPED.iter().map(|(_, wanted)| *wanted).collect();
+    assert_eq!(offered("zsh", &script), wanted);
+}
+
+#[test]
+fn man_pages_read_well_everywhere() {
+    for page in ["man/tcptracker.1", "man/tcptracker.toml.5"] {
+        let page = shipped(page);
+        let page = page.to_str().unwrap();
+        for (reader, arguments) in
+            [("mandoc", &["-Tlint", "-Wwarning", page][..]), ("man", &["--warnings", "-l", page])]
+        {
+            let output = run(reader, arguments);
+            assert!(output.status.success(), "{output:?} (without {reader}: make test-deps)");
+            assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{reader} {page}");
+        }
+    }
+}
