@@ -38,6 +38,11 @@ pub struct Probe {
     pub kind: ProbeKind,
     /// The lowest byte of its sequence number: it tells whether anything was sent meanwhile.
     pub sequence: u8,
+    /// The lowest byte of the number it acknowledges: likewise, whether anything was received.
+    pub acknowledged: u8,
+    /// It has fewer TCP options than any operating system gives a connection of its own, twelve bytes or
+    /// more: a program has made it up.
+    pub bare: bool,
 }
 
 /// What a probe's flags make of it.
@@ -65,6 +70,9 @@ pub enum ProbeKind {
     ResetAck,
     /// FIN and ACK: how a connection is ended.
     Close,
+    /// No segment: an ICMP message which says that one did not get to its port. It stands as if the port had
+    /// sent it, with the sequence number of the segment.
+    Unreachable,
 }
 
 impl ProbeKind {
@@ -108,7 +116,10 @@ impl ProbeKind {
 
     /// Whether this asks something, rather than tells what became of a question.
     pub const fn asks(self) -> bool {
-        !matches!(self, Self::Answer | Self::Reset | Self::ResetAck | Self::Close)
+        !matches!(
+            self,
+            Self::Answer | Self::Reset | Self::ResetAck | Self::Close | Self::Unreachable
+        )
     }
 
     /// Whether this is part of an ordinary connection rather than a stealth probe.
@@ -131,7 +142,7 @@ pub enum Outcome {
     Unknown,
     /// The port is open, and the connection came about.
     Answered,
-    /// The port is closed, and the host said so.
+    /// The port is closed, and the host or a firewall said so.
     Refused,
     /// Nobody said anything.
     Unanswered,

@@ -33,6 +33,8 @@ fn probes(sources: u32, ports: u16) -> Vec<Probe> {
                 port: Port(1 + u16::try_from(state >> 48).unwrap_or(0) % ports),
                 kind: ProbeKind::Syn,
                 sequence: 0,
+                acknowledged: 0,
+                bare: false,
             }
         })
         .collect()

@@ -5,7 +5,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tcptracker::capture::frame::{LinkLayer, probe_in};
+use tcptracker::capture::frame::{LinkLayer, probe_in, segment_in};
 use tcptracker::clock::Moment;
 
 const LINKTYPES: [i32; 7] = [0, 1, 9, 12, 104, 113, 276];
@@ -14,5 +14,7 @@ fuzz_target!(|bytes: &[u8]| {
     let Some((&first, frame)) = bytes.split_first() else { return };
     let linktype = LINKTYPES[usize::from(first) % LINKTYPES.len()];
     let link = LinkLayer::of_linktype(linktype).expect("every link type listed is known");
-    let _ = probe_in(link, frame, Moment::default());
+    let probe = probe_in(link, frame, Moment::default());
+    let segment = segment_in(link, frame, Moment::default());
+    assert!(probe.is_none() || probe == segment, "what is a probe stays one");
 });

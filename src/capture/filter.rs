@@ -13,6 +13,11 @@ const FLAGS: &str = "({}&18=2 or {}&63=0 or {}&63=1 or {}&63=0x29)";
 /// each direction of a connection.
 const FLAGS_WITH_OUTCOMES: &str = "({}&7!=0 or {}&63=0)";
 
+/// What ICMP tells of TCP segments that did not arrive, right behind the link layer's header; the kinds of
+/// tunnels that cost a clause each are left out.
+const UNREACHABLE: &str =
+    "(ip and icmp[0]=3 and icmp[17]=6) or (ip6 and ip6[6]=58 and ip6[40]=1 and ip6[54]=6)";
+
 /// The extension headers a TCP header may hide behind: BPF cannot walk them.
 const IPV6_EXTENSIONS: [u8; 8] = [0, 43, 44, 51, 60, 135, 139, 140];
 
@@ -25,19 +30,22 @@ const MPLS_LABELS: usize = 2;
 
 /// The filter for an interface of this kind, in pcap-filter(7)'s language: of probes.
 pub fn probes_on(link: LinkLayer) -> String {
-    filter(link, FLAGS)
+    filter(link, FLAGS, None)
 }
 
 /// Likewise, and of what tells of their outcomes.
 pub fn segments_on(link: LinkLayer) -> String {
-    filter(link, FLAGS_WITH_OUTCOMES)
+    filter(link, FLAGS_WITH_OUTCOMES, Some(UNREACHABLE))
 }
 
-fn filter(link: LinkLayer, wanted: &str) -> String {
+fn filter(link: LinkLayer, wanted: &str, beside: Option<&str>) -> String {
+    let bare = match beside {
+        None => bare(wanted),
+        Some(beside) => format!("({} or {beside})", bare(wanted)),
+    };
     match link {
         // Each `vlan` moves the offsets of all that follows it by one tag, so that it comes last.
         LinkLayer::Ethernet => {
-            let bare = bare(wanted);
             let tunnelled = format!("{} or {}", pppoe(wanted), mpls(wanted));
             format!("{bare} or {tunnelled} or (vlan and ({bare} or (vlan and {bare})))")
         }
@@ -47,7 +55,7 @@ fn filter(link: LinkLayer, wanted: &str) -> String {
         | LinkLayer::RawIp
         | LinkLayer::Loopback
         | LinkLayer::Ppp
-        | LinkLayer::CiscoHdlc => bare(wanted),
+        | LinkLayer::CiscoHdlc => bare,
     }
 }
 
@@ -148,13 +156,42 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn what_icmp_says_of_segments_passes_the_wider_filter_only() {
+        let (v4, v6) = (frames::refusal(3, 3, &tcp(4)), frames::refusal_v6(1, &tcp(6)));
+        for (linktype, before) in [(1, vec![0; 12]), (113, vec![0; 14])] {
+            for (packet, ether_type) in [(&v4, [8, 0]), (&v6, [0x86, 0xdd])] {
+                let frame = [&before[..], &ether_type, packet].concat();
+                assert!(wider(linktype).filter(&frame), "{linktype}: {ether_type:?}");
+                assert!(!program(linktype).filter(&frame), "{linktype}: {ether_type:?}");
+                let tagged = [&before[..], &[0x81, 0, 0, 5], &ether_type, packet].concat();
+                assert_eq!(wider(linktype).filter(&tagged), linktype == 1, "{ether_type:?}");
+            }
+        }
+    }
+
+    /// A segment that was not delivered.
+    fn tcp(version: u8) -> Vec<u8> {
+        let of_version = |(_, _, packet): &(i32, &str, Vec<u8>)| packet[0] >> 4 == version;
+        let bare = frames::probes().into_iter().filter(|(linktype, ..)| *linktype == 12);
+        bare.filter(of_version).map(|(_, _, packet)| packet).next().unwrap()
+    }
+
+    fn wider(linktype: i32) -> BpfProgram {
+        let link = LinkLayer::of_linktype(linktype).unwrap();
+        let capture = Capture::dead(Linktype(linktype)).unwrap();
+        capture
+            .compile(&segments_on(link), true)
+            .unwrap_or_else(|error| panic!("{link:?}: {error}"))
+    }
+
     #[test]
     fn every_frame_that_tells_of_an_outcome_passes_the_wider_filter_only() {
         for (linktype, name, mut frame) in frames::probes() {
             let Some(flags) = frames::flags_in(&frame) else { continue };
             let link = LinkLayer::of_linktype(linktype).unwrap();
-            let capture = Capture::dead(Linktype(linktype)).unwrap();
-            let wider = capture.compile(&segments_on(link), true).unwrap();
+            let wider = wider(linktype);
             assert!(wider.filter(&frame), "{name}: a probe");
             for outcome in [0x12, 0x04, 0x14, 0x11] {
                 frame[flags] = outcome;

@@ -12,6 +12,8 @@ use crate::clock::Moment;
 use crate::probe::{Port, Probe, ProbeKind};
 
 const TCP: u8 = 6;
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
 /// 802.1Q, 802.1ad and the older vendors' tags for stacked VLANs.
@@ -20,6 +22,11 @@ const MPLS: [u16; 2] = [0x8847, 0x8848];
 const PPPOE_SESSION: u16 = 0x8864;
 /// The bytes of a TCP header up to and with its flags.
 const TCP_TO_FLAGS: usize = 14;
+/// A TCP header with the options every operating system's client sends, in words of four bytes: the
+/// fewest are those of Windows (segment size, window scale, SACK).
+const SYSTEMS_HEADER: u8 = 8;
+/// The bytes of an ICMP message before the packet it quotes.
+const ICMP_HEADER: usize = 8;
 
 /// How an interface, or a capture file, wraps its packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,22 +66,22 @@ impl LinkLayer {
 
 /// The probe in a frame, if there is one.
 pub fn probe_in(link: LinkLayer, frame: &[u8], moment: Moment) -> Option<Probe> {
-    tcp_in(link, frame, moment, ProbeKind::of_flags)
+    tcp_in(network_layer(link, frame)?, moment, ProbeKind::of_flags)
 }
 
 /// The probe in a frame, or what tells of a probe's outcome.
 pub fn segment_in(link: LinkLayer, frame: &[u8], moment: Moment) -> Option<Probe> {
-    tcp_in(link, frame, moment, ProbeKind::of_flags_with_outcomes)
+    let packet = network_layer(link, frame)?;
+    tcp_in(packet, moment, ProbeKind::of_flags_with_outcomes)
+        .or_else(|| unreachable_in(packet, moment))
 }
 
 #[inline]
 fn tcp_in(
-    link: LinkLayer,
-    frame: &[u8],
+    packet: &[u8],
     moment: Moment,
     of_flags: impl Fn(u8) -> Option<ProbeKind>,
 ) -> Option<Probe> {
-    let packet = network_layer(link, frame)?;
     let segment = match packet.first()? >> 4 {
         4 => ipv4(packet)?,
         6 => ipv6(packet)?,
@@ -95,6 +102,54 @@ fn tcp_in(
         port: Port(u16_at(start, 2)?),
         kind,
         sequence: segment.payload.get(7).copied().unwrap_or(0),
+        acknowledged: segment.payload.get(11).copied().unwrap_or(0),
+        bare: segment.payload.get(12).is_none_or(|offset| offset >> 4 < SYSTEMS_HEADER),
+    })
+}
+
+/// What an ICMP message tells of a TCP segment that did not arrive: of the segment it quotes, which is
+/// there with its ports and its sequence number at least (RFC 792).
+fn unreachable_in(packet: &[u8], moment: Moment) -> Option<Probe> {
+    /// RFC 792, 1191: the segment was too long, which says nothing of its port.
+    const FRAGMENTATION_NEEDED: (u8, u8) = (3, 4);
+
+    let (message, unreachable) = match packet.first()? >> 4 {
+        4 => {
+            let header = Ipv4HeaderSlice::from_slice(packet).ok()?;
+            let whole = header.fragments_offset().value() == 0;
+            if header.protocol().0 != ICMP || !whole {
+                return None;
+            }
+            (packet.get(header.slice().len()..)?, 3)
+        }
+        6 => {
+            let header = Ipv6HeaderSlice::from_slice(packet).ok()?;
+            if header.next_header().0 != ICMPV6 {
+                return None;
+            }
+            (packet.get(header.slice().len()..)?, 1)
+        }
+        _ => return None,
+    };
+    let (&[kind, code], quoted) = (message.first_chunk()?, message.get(ICMP_HEADER..)?);
+    if kind != unreachable || (kind, code) == FRAGMENTATION_NEEDED {
+        return None;
+    }
+    let segment = match quoted.first()? >> 4 {
+        4 => ipv4(quoted)?,
+        6 => ipv6(quoted)?,
+        _ => return None,
+    };
+    Some(Probe {
+        moment,
+        source: segment.destination,
+        destination: segment.source,
+        source_port: Port(u16_at(segment.payload, 2)?),
+        port: Port(u16_at(segment.payload, 0)?),
+        kind: ProbeKind::Unreachable,
+        sequence: *segment.payload.get(7)?,
+        acknowledged: 0,
+        bare: false,
     })
 }
 

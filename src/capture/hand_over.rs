@@ -114,6 +114,8 @@ mod tests {
             port: Port(2),
             kind: ProbeKind::Syn,
             sequence: 0,
+            acknowledged: 0,
+            bare: false,
         }
     }
 

@@ -18,7 +18,7 @@ use crate::capture::frame::{probe_in, segment_in};
 use crate::capture::{SavedCapture, SavedError, name_of};
 use crate::clock::Moment;
 use crate::config::{DetectionConfig, Effective, Per, Preset, Sources, Threshold};
-use crate::detector::{Detector, Judge, Scan, Work};
+use crate::detector::{Detector, Judge, Scan, WAITS_AT_MOST, Work};
 use crate::events::Direction;
 use crate::host::Host;
 use crate::probe::Probe;
@@ -54,6 +54,8 @@ struct Trials {
     work: Work,
     summary: Summary,
     rule: DetectionConfig,
+    /// When the latest segment was captured.
+    until: Option<Moment>,
     /// Whether some look at outcomes, and some do not.
     outcomes: bool,
     classic: bool,
@@ -164,6 +166,7 @@ impl Trials {
             work: Work::default(),
             summary: Summary { guessed: guess.then(Vec::new), ..Summary::default() },
             rule: rule.clone(),
+            until: None,
             outcomes,
             classic,
         }
@@ -186,6 +189,7 @@ impl Trials {
                 }
                 self.consider(&batch);
             }
+            self.finish();
             match reader.join() {
                 Ok((packets, result)) => {
                     self.summary.packets = packets;
@@ -204,6 +208,7 @@ impl Trials {
         } else {
             segments
         };
+        self.until = self.until.max(segments.iter().map(|segment| segment.moment).max());
         let (host, rule) = (&self.host, &self.rule);
         for trial in &mut self.each {
             let segments = if trial.preset == Preset::Classic { probes } else { segments };
@@ -215,15 +220,9 @@ impl Trials {
                 {
                     *counts.entry(judge.unit_of(rule, segment.source, host)).or_default() += 1;
                 }
-                for scan in scans.drain(..).filter(|scan| !scan.continued) {
-                    let number = counts.as_ref().and_then(|counts| counts.get(&scan.source));
-                    let probes = number.copied().unwrap_or(scan.probes);
-                    found.push(Scan { probes, ..scan });
-                }
+                keep(scans, counts.as_ref(), found);
+                self.summary.one_sided |= judge.is_one_sided();
             });
-            if let Judge::Balanced(balanced) = &trial.judge {
-                self.summary.one_sided |= balanced.is_one_sided();
-            }
         }
         for probe in segments.iter().filter(|segment| segment.kind.asks()) {
             self.summary.see(probe.moment);
@@ -231,6 +230,26 @@ impl Trials {
                 self.summary.outbound += 1;
             }
         }
+    }
+
+    /// The service would not have stopped where the file does.
+    fn finish(&mut self) {
+        let Some(until) = self.until else { return };
+        let mut scans = Vec::new();
+        for trial in &mut self.each {
+            trial.judge.pass_time(until + WAITS_AT_MOST, &self.host, &mut scans);
+            keep(&mut scans, trial.probes_of.as_ref(), &mut trial.found);
+            self.summary.one_sided |= trial.judge.is_one_sided();
+        }
+    }
+}
+
+/// Keeps scans that are new, with the number of the probe among the source's own.
+fn keep(scans: &mut Vec<Scan>, counts: Option<&HashMap<IpNet, u64>>, found: &mut Vec<Scan>) {
+    for scan in scans.drain(..).filter(|scan| !scan.continued) {
+        let number = counts.and_then(|counts| counts.get(&scan.source));
+        let probes = number.copied().unwrap_or(scan.probes);
+        found.push(Scan { probes, ..scan });
     }
 }
 

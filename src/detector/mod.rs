@@ -23,7 +23,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-pub use balanced::Balanced;
+pub use balanced::{Balanced, WAITS_AT_MOST};
 pub use decoys::NAMED as DECOYS_NAMED;
 pub use episodes::Summary;
 pub use judge::{Judge, Work};

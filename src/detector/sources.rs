@@ -311,6 +311,8 @@ mod tests {
             port: Port(port),
             kind: ProbeKind::Syn,
             sequence: 0,
+            acknowledged: 0,
+            bare: false,
         }
     }
 

@@ -16,6 +16,8 @@ fn probe(source: &str, port: u16, seconds: u64) -> Probe {
         port: Port(port),
         kind: ProbeKind::Syn,
         sequence: 0,
+        acknowledged: 0,
+        bare: false,
     }
 }
 

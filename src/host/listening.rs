@@ -33,6 +33,13 @@ impl Listening {
         self.0[usize::from(port >> 6)] |= 1 << (port & 63);
     }
 
+    /// Adds the ports that were in a set, and are no more.
+    pub fn insert_missing(&mut self, before: &Self, now: &Self) {
+        for (own, (before, now)) in self.0.iter_mut().zip(before.0.iter().zip(&now.0)) {
+            *own |= before & !now;
+        }
+    }
+
     /// Whether a port is in it.
     pub fn contains(&self, port: Port) -> bool {
         self.0[usize::from(port.0 >> 6)] >> (port.0 & 63) & 1 == 1

@@ -195,12 +195,56 @@ fn answers_and_other_protocols_are_no_probes() {
     assert_eq!(probe_in(LinkLayer::Ethernet, &ethernet(&[0x08, 0x06], &[0; 28]), NOW), None);
 }
 
+/// An ICMP message of this kind about a packet, of which it quotes what it must.
+pub(in crate::capture) fn refusal(kind: u8, code: u8, about: &[u8]) -> Vec<u8> {
+    let builder =
+        PacketBuilder::ipv4([198, 51, 100, 2], [192, 0, 2, 1], 64).icmpv4_raw(kind, code, [0; 4]);
+    let mut packet = Vec::new();
+    builder.write(&mut packet, &about[..28]).unwrap();
+    packet
+}
+
+pub(in crate::capture) fn refusal_v6(code: u8, about: &[u8]) -> Vec<u8> {
+    let builder = PacketBuilder::ipv6([2; 16], [1; 16], 64).icmpv6_raw(1, code, [0; 4]);
+    let mut packet = Vec::new();
+    builder.write(&mut packet, about).unwrap();
+    packet
+}
+
+#[test]
+fn what_icmp_says_of_a_segment_stands_as_its_answer() {
+    let (v4, v6) = (syn_packet(), syn_packet_v6(&[]));
+    for packet in [refusal(3, 3, &v4), refusal(3, 13, &v4), refusal_v6(1, &v6)] {
+        assert_eq!(probe_in(LinkLayer::RawIp, &packet, NOW), None);
+        let told = segment_in(LinkLayer::RawIp, &packet, NOW).unwrap();
+        assert_eq!((told.kind, told.sequence), (ProbeKind::Unreachable, 7));
+        assert_eq!((told.source_port, told.port), (Port(443), Port(40_000)));
+        let asked = if told.source.is_ipv4() { &v4 } else { &v6 };
+        let asked = probe_in(LinkLayer::RawIp, asked, NOW).unwrap();
+        assert_eq!((told.source, told.destination), (asked.destination, asked.source));
+    }
+    let mut udp = v4.clone();
+    udp[9] = 17;
+    for packet in [refusal(3, 4, &v4), refusal(11, 0, &v4), refusal(3, 3, &udp)] {
+        assert_eq!(segment_in(LinkLayer::RawIp, &packet, NOW), None);
+    }
+}
+
+#[test]
+fn a_syn_without_the_options_of_a_system_is_bare() {
+    assert!(probe_in(LinkLayer::RawIp, &syn_packet(), NOW).unwrap().bare);
+    let mut packet = syn_packet();
+    packet[32] = 0x80;
+    assert!(!probe_in(LinkLayer::RawIp, &packet, NOW).unwrap().bare);
+}
+
 #[test]
 fn a_frame_cut_anywhere_is_no_panic() {
-    for (_, _, frame) in probes() {
+    let refusals = [refusal(3, 3, &syn_packet()), refusal_v6(4, &syn_packet_v6(&[]))];
+    for frame in probes().into_iter().map(|(_, _, frame)| frame).chain(refusals) {
         for length in 0..frame.len() {
             for link in ALL {
-                let _ = probe_in(link, &frame[..length], NOW);
+                let _ = segment_in(link, &frame[..length], NOW);
             }
         }
     }
@@ -219,7 +263,7 @@ const ALL: [LinkLayer; 7] = [
 proptest! {
     #[test]
     fn no_frame_panics(frame in proptest::collection::vec(any::<u8>(), 0..200), link in 0..7usize) {
-        let _ = probe_in(ALL[link], &frame, NOW);
+        let _ = segment_in(ALL[link], &frame, NOW);
     }
 
     #[test]
@@ -228,6 +272,6 @@ proptest! {
         let at = at.index(frame.len());
         frame[at] = byte;
         frame.truncate(cut);
-        let _ = probe_in(LinkLayer::of_linktype(linktype).unwrap(), &frame, NOW);
+        let _ = segment_in(LinkLayer::of_linktype(linktype).unwrap(), &frame, NOW);
     }
 }

@@ -1,4 +1,4 @@
-//! At which hosts a source has failed on one port, and whether they are too many.
+//! At which hosts a source has failed on one port, or left it unused, and whether they are too many.
 //!
 //! Pure. Likewise the most recent distinct ones; a host is 32 bits of a hash nobody outside knows.
 
@@ -9,23 +9,20 @@
 
 use std::time::Duration;
 
-use super::numbers::SWEEP;
+use super::numbers::{CONNECTIONS_FOR_A_HOST, HOSTS_FORGIVEN, SWEEP, SWEEP_FAILED};
 use crate::clock::Moment;
 
 const KEPT: usize = SWEEP.more_than + 1;
 
-/// Connections on the port that came about, for each failure that is forgiven: sweeps fail mostly.
-const CONNECTIONS_FOR_A_FAILURE: u16 = 4;
-/// Failures forgiven at the most in [`SWEEP`]'s span.
-const FORGIVEN: u16 = 30;
-
-/// The most recent hosts, in a ring.
+/// The most recent hosts, in the order in which they were last tried.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RecentHosts {
     hosts: [u32; KEPT],
     /// In milliseconds since `begun`.
     moments: [u32; KEPT],
     begun: Moment,
+    /// A bit for each that has failed.
+    failed: u32,
     kept: u8,
     connections: u16,
     forgiven: u16,
@@ -39,6 +36,7 @@ impl RecentHosts {
             hosts: [0; KEPT],
             moments: [0; KEPT],
             begun: now,
+            failed: 0,
             kept: 0,
             connections: 0,
             forgiven: 0,
@@ -53,26 +51,39 @@ impl RecentHosts {
         self.connections = self.connections.saturating_add(1);
     }
 
-    /// A failure at a host; whether they are too many now.
-    pub(super) fn add(&mut self, host: u32, now: Moment) -> bool {
+    /// Whether a failure is forgiven.
+    pub(super) fn forgives(&mut self, now: Moment) -> bool {
         self.turn(now);
+        let allowed = (self.connections / CONNECTIONS_FOR_A_HOST).min(HOSTS_FORGIVEN);
+        let forgives = self.forgiven < allowed;
+        self.forgiven += u16::from(forgives);
+        forgives
+    }
+
+    /// Whether a host is among them.
+    pub(super) fn knows(&self, host: u32) -> bool {
+        self.hosts[..usize::from(self.kept)].contains(&host)
+    }
+
+    /// A failure at a host, or a connection left unused; whether they are too many now.
+    pub(super) fn add(&mut self, host: u32, failed: bool, now: Moment) -> bool {
+        let mut failed = failed;
         let mut kept = usize::from(self.kept);
         if let Some(at) = self.hosts[..kept].iter().position(|known| *known == host) {
+            failed |= self.failed >> at & 1 == 1;
             self.remove(at);
             kept -= 1;
-        } else if self.forgiven < (self.connections / CONNECTIONS_FOR_A_FAILURE).min(FORGIVEN) {
-            self.forgiven += 1;
-            return false;
-        }
-        if kept == KEPT {
+        } else if kept == KEPT {
             self.remove(0);
             kept -= 1;
         }
         self.hosts[kept] = host;
         self.moments[kept] = self.millis(now);
+        self.failed |= u32::from(failed) << kept;
         self.kept = kept as u8 + 1;
         let age = Duration::from_millis(self.millis(now).wrapping_sub(self.moments[0]).into());
-        usize::from(self.kept) == KEPT && age < SWEEP.within
+        let all_failed = self.failed.count_ones() as usize;
+        usize::from(self.kept) == KEPT && age < SWEEP.within && all_failed >= SWEEP_FAILED
     }
 
     /// A host has answered after all.
@@ -91,6 +102,8 @@ impl RecentHosts {
     fn remove(&mut self, at: usize) {
         self.hosts.copy_within(at + 1.., at);
         self.moments.copy_within(at + 1.., at);
+        let below = self.failed & ((1 << at) - 1);
+        self.failed = self.failed >> (at + 1) << at | below;
         self.kept -= 1;
     }
 
@@ -103,5 +116,38 @@ impl RecentHosts {
         if now.is_past(self.turned, SWEEP.within) {
             (self.turned, self.connections, self.forgiven) = (now, 0, 0);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Moment {
+        Moment::from_nanos(seconds * 1_000_000_000)
+    }
+
+    #[test]
+    fn thirty_hosts_are_too_many_if_some_have_failed() {
+        for (every, expected) in [(1, Some(29)), (2, Some(29)), (10, None)] {
+            let mut hosts = RecentHosts::new(at(1));
+            let fired = (0..60).find(|host| hosts.add(*host, host % every == 0, at(1)));
+            assert_eq!(fired, expected, "one of {every} has failed");
+        }
+        let mut hosts = RecentHosts::new(at(1));
+        assert!((0..60).all(|host| !hosts.add(host, true, at(1 + 11 * u64::from(host)))), "slow");
+    }
+
+    #[test]
+    fn a_host_that_has_failed_once_has_failed_and_one_taken_back_has_not() {
+        let mut hosts = RecentHosts::new(at(1));
+        for host in 0..29 {
+            hosts.add(host, host < 10, at(1));
+        }
+        assert!(!hosts.add(3, false, at(2)), "the same again is no thirtieth");
+        hosts.take_back(4);
+        assert!(!hosts.add(30, false, at(2)));
+        assert!(!hosts.add(31, false, at(2)), "nine have failed");
+        assert!(hosts.add(31, true, at(2)));
     }
 }

@@ -30,7 +30,7 @@ pub(super) const SETTLED_AFTER: Duration = Duration::from_secs(3);
 /// bridge, come within milliseconds.
 pub(super) const REPEATED_AFTER: Duration = Duration::from_millis(900);
 
-/// Connections followed at a time: at 20,000 new ones a second, all that are not settled. 56 bytes each.
+/// Connections followed at a time: at 20,000 new ones a second, all that are not settled. 64 bytes each.
 pub(super) const FOLLOWED: usize = 1 << 16;
 
 /// Failed ports remembered of a source on a host: as many as the longest rule asks for.
@@ -47,32 +47,51 @@ pub(super) const AN_HOUR: Limit = limit(4, 3600);
 /// An eighth within a day: slower than any tool by default.
 pub(super) const A_DAY: Limit = limit(7, 86_400);
 
-/// A connect scan of a host with many open ports: it drops each connection at once, and some fail. An
-/// honest client has something to say on the ports it connects to; a load balancer that looks whether
-/// seven of them are open has no failures beside.
-pub(super) const SOUNDED: Limit = limit(7, 60);
-/// Of the ports of [`SOUNDED`], at least so many must have failed.
-pub(super) const SOUNDED_FAILED: usize = 2;
+/// A connect scan of a host with open ports: it drops each connection at once, nothing said and nothing
+/// heard, and some fail. An honest client has something to say on the ports it connects to.
+pub(super) const SOUNDED: Limit = limit(3, 60);
+/// Load balancers that look whether services are up do the same, one of which may be down. But they look
+/// again and again, each two to ten seconds: who has looked again at a port that is open is none.
+pub(super) const SOUNDED_AFTER: Duration = Duration::from_secs(15);
+/// How long it may take in all until a probe is judged.
+pub const WAITS_AT_MOST: Duration =
+    Duration::from_secs(ANSWERS_WITHIN.as_secs() + SOUNDED_AFTER.as_secs());
+/// Those that are waited for at a time; more are not.
+pub(super) const SOUNDINGS: usize = 1 << 10;
 
 /// Segments of no connection (ACK, FIN and ACK) that a host refuses. After a restart it refuses those of
 /// the connections it has forgotten: as many ports as one client uses services. A mail client uses
 /// six.
 pub(super) const STRAY: Limit = limit(7, 60);
 /// Above are the ports of a host's own connections, whose other end sends to as many of them as there
-/// are connections.
-pub(super) const STRAY_PORTS_BELOW: u16 = 1024;
+/// are connections: FreeBSD's begin here, all others' above.
+pub(super) const STRAY_PORTS_BELOW: u16 = 10_000;
 
 /// Failed hosts on one port. A mail server or a file-sharing program finds a dozen dead in that time.
 pub(super) const SWEEP: Limit = limit(29, 300);
+/// A connect scan finds open ports as well, and drops them unused: of the hosts of a [`SWEEP`] so many at
+/// least have failed. A load balancer that looks after thirty hosts has fewer dead ones among them.
+pub(super) const SWEEP_FAILED: usize = 10;
+/// A failed host is forgiven for so many connections on the same port that came about: sweeps fail
+/// mostly.
+pub(super) const CONNECTIONS_FOR_A_HOST: u16 = 4;
+/// So many at the most in [`SWEEP`]'s span.
+pub(super) const HOSTS_FORGIVEN: u16 = 30;
 
 /// A failure is forgiven for so many connections of the same source that came about: twice as many as
 /// the three in a hundred of a large network's users who err.
-pub(super) const CONNECTIONS_FOR_A_FAILURE: u32 = 16;
-/// So many at the most in a minute: a scanner that makes connections to be forgiven, or hides among
-/// others behind one address, gets no further.
-pub(super) const FORGIVEN_A_MINUTE: u32 = 24;
-/// So many at the most in an hour: it has to be patient in vain.
-pub(super) const FORGIVEN_AN_HOUR: u32 = 256;
+pub(super) const CONNECTIONS_FOR_A_FAILURE: u16 = 16;
+/// So many connections are remembered: those of a minute of such a network, good for 32 failures.
+pub(super) const CONNECTIONS_KEPT: u16 = 512;
+/// For so long without another.
+pub(super) const CONNECTIONS_KEPT_FOR: Duration = Duration::from_secs(3600);
+/// So many failures at the most in a minute: three in a hundred of 70 connections a second. A scanner that
+/// makes connections to be forgiven, or hides among others behind one address, gets no further ...
+pub(super) const FORGIVEN_A_MINUTE: u16 = 128;
+/// ... and so many in an hour: for these it has made 8,192 connections, and is caught with the next four.
+pub(super) const FORGIVEN_AN_HOUR: u16 = 512;
+/// Sources and hosts whose connections are counted: 24 bytes each.
+pub(super) const CREDITS: usize = 1 << 16;
 
 /// A port that has answered anybody within this time is no secret: that it does not answer now is the
 /// service's fault, and after its restart all its clients try it in vain.
@@ -80,21 +99,29 @@ pub(super) const KNOWN_OPEN_FOR: Duration = Duration::from_secs(3600);
 /// Open ports remembered: 16 bytes each.
 pub(super) const OPEN_PORTS: usize = 1 << 13;
 
-/// So many ports of one host by one source, whatever came of it: no program needs them, but a host that
-/// answers on all its ports (a tarpit, a front end with SYN cookies) hides what fails.
+/// So many ports of one host by one source, whatever came of it: a host that answers on all its ports (a
+/// tarpit, a front end with SYN cookies) hides what fails. What is transferred by FTP takes a port each, too,
+/// but none below 1024, and each is used.
 pub(super) const MANY_PORTS: Limit = limit(100, 60);
+/// Ports no program is given by chance begin above.
+pub(super) const SYSTEM_PORTS_BELOW: u16 = 1024;
 
 /// Failed ports of one host, each source below the other thresholds.
 pub(super) const MANY_SOURCES: Limit = limit(40, 600);
 /// By so many sources at least.
 pub(super) const MANY_SOURCES_AT_LEAST: u32 = 10;
 
+/// A service that has stopped within this time is known as one, though nobody has asked it: what
+/// [`KNOWN_OPEN_FOR`] is for, of this host itself.
+pub(super) const LISTENED_WITHIN: Duration = KNOWN_OPEN_FOR;
+
 /// Probes in a row that nobody was seen to answer make a capture one-sided ...
 pub(super) const UNANSWERED_IN_A_ROW: u32 = 128;
 /// ... if so many sources sent them: a single scanner of a silent network makes none.
 pub(super) const UNANSWERED_SOURCES: u32 = 16;
 /// Connections that went on though they seemed unanswered, of so many sources in an hour, show the same
-/// of a part of the traffic (an asymmetric route). One source alone could feign them.
+/// of a part of the traffic (an asymmetric route). One source alone could feign them; where no answer has
+/// ever been seen, one will do.
 pub(super) const UNSEEN_SOURCES: u32 = 8;
 /// How long that holds without being shown again.
 pub(super) const UNSEEN_FOR: Duration = Duration::from_secs(3600);

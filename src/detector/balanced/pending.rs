@@ -17,6 +17,9 @@ use super::numbers::{ANSWERS_ITSELF_WITHIN, ANSWERS_WITHIN, SETTLED_AFTER};
 use crate::clock::Moment;
 use crate::probe::{Port, Probe};
 
+/// The end of time.
+const NEVER: Moment = Moment::from_nanos(u64::MAX);
+
 /// A connection by its ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Flow {
@@ -69,8 +72,11 @@ pub(super) struct Begun {
     /// When it was answered, in milliseconds after its begin.
     pub(super) answered_after: u16,
     pub(super) stage: Stage,
-    /// The lowest byte of the client's sequence number.
+    /// The lowest byte of the client's sequence number, and of the server's.
     pub(super) sequence: u8,
+    pub(super) answer: u8,
+    /// The client is no operating system's, see [`Probe::bare`].
+    pub(super) bare: bool,
     /// Nothing listens on the port, as far as is known.
     pub(super) closed: bool,
     /// The client has asked again.
@@ -78,13 +84,14 @@ pub(super) struct Begun {
     next: u32,
 }
 
-/// Something is due.
+/// The time of a connection is up.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Due {
-    /// Nothing was heard in time.
-    Unanswered(Begun),
-    /// It was answered, and nothing bad was seen since.
-    Settled(Begun),
+pub(super) struct Due {
+    pub(super) begun: Begun,
+    /// Since when it is: perhaps long ago, if nothing was seen meanwhile.
+    pub(super) at: Moment,
+    /// It was answered, and nothing bad was seen since; else nothing was heard in time.
+    pub(super) answered: bool,
 }
 
 /// The connections.
@@ -110,6 +117,8 @@ impl Pending {
             answered_after: 0,
             stage: Stage::Over,
             sequence: 0,
+            answer: 0,
+            bare: false,
             closed: false,
             repeated: false,
             next: 0,
@@ -153,6 +162,8 @@ impl Pending {
             answered_after: 0,
             stage: Stage::Begun,
             sequence: probe.sequence,
+            answer: 0,
+            bare: probe.bare,
             closed,
             repeated: false,
             next: self.heads[home],
@@ -173,34 +184,41 @@ impl Pending {
         None
     }
 
-    /// What is due by now, one after the other.
+    /// What is due by now, one after the other, in the order in which it is.
     pub(super) fn due(&mut self, now: Moment) -> Option<Due> {
-        while self.reached(self.itself, now, ANSWERS_ITSELF_WITHIN) {
-            let slot = self.slot(self.itself);
-            self.itself += 1;
+        loop {
+            let (first, itself, others) = (
+                self.time_of(self.first, SETTLED_AFTER),
+                self.time_of(self.itself, ANSWERS_ITSELF_WITHIN),
+                self.time_of(self.others, ANSWERS_WITHIN),
+            );
+            let at = first.min(itself).min(others);
+            if at > now {
+                return None;
+            }
+            if at == first {
+                let begun = self.ring[self.slot(self.first)];
+                self.drop_first();
+                if begun.stage == Stage::Answered {
+                    return Some(Due { begun, at, answered: true });
+                }
+                continue;
+            }
+            let number = if at == itself { &mut self.itself } else { &mut self.others };
+            *number += 1;
+            let slot = self.slot(if at == itself { self.itself } else { self.others } - 1);
             let begun = &mut self.ring[slot];
-            if begun.closed && begun.stage == Stage::Begun {
+            if begun.stage == Stage::Begun && (begun.closed || at != itself) {
                 begun.stage = Stage::GivenUp;
-                return Some(Due::Unanswered(*begun));
+                return Some(Due { begun: *begun, at, answered: false });
             }
         }
-        while self.reached(self.others, now, ANSWERS_WITHIN) {
-            let slot = self.slot(self.others);
-            self.others += 1;
-            let begun = &mut self.ring[slot];
-            if begun.stage == Stage::Begun {
-                begun.stage = Stage::GivenUp;
-                return Some(Due::Unanswered(*begun));
-            }
-        }
-        while self.reached(self.first, now, SETTLED_AFTER) {
-            let begun = self.ring[self.slot(self.first)];
-            self.drop_first();
-            if begun.stage == Stage::Answered {
-                return Some(Due::Settled(begun));
-            }
-        }
-        None
+    }
+
+    /// Connections of which nothing was heard, the oldest first.
+    pub(super) fn unanswered(&self) -> impl Iterator<Item = Begun> {
+        let begun = (self.first..self.end).map(|number| self.ring[self.slot(number)]);
+        begun.filter(|begun| matches!(begun.stage, Stage::Begun | Stage::GivenUp))
     }
 
     /// Whether anything waits for its time.
@@ -218,8 +236,9 @@ impl Pending {
         }
     }
 
-    fn reached(&self, number: u64, now: Moment, after: Duration) -> bool {
-        number < self.end && now.is_past(self.ring[self.slot(number)].moment, after)
+    /// When the time of a connection is up; never, for the next one.
+    fn time_of(&self, number: u64, after: Duration) -> Moment {
+        if number < self.end { self.ring[self.slot(number)].moment + after } else { NEVER }
     }
 
     fn drop_first(&mut self) {

@@ -5,16 +5,10 @@
 
 use std::time::Duration;
 
-use super::numbers::{
-    A_DAY, A_MINUTE, AN_HOUR, CONNECTIONS_FOR_A_FAILURE, FORGIVEN_A_MINUTE, FORGIVEN_AN_HOUR,
-    Limit, PORTS_KEPT, SOUNDED, SOUNDED_FAILED,
-};
+use super::numbers::{A_DAY, A_MINUTE, AN_HOUR, Limit, PORTS_KEPT, SOUNDED};
 use crate::clock::Moment;
 use crate::detector::{Attempt, Rule};
 use crate::probe::{Outcome, Port};
-
-const HOUR: Duration = Duration::from_secs(3600);
-const MINUTE: Duration = Duration::from_secs(60);
 
 /// A rule that was broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,14 +91,15 @@ impl RecentPorts {
 
     /// The rule that is broken, if one is: the one of the shortest span.
     pub(super) fn broken(&self, now: Moment) -> Option<Broken> {
-        let failed = |limit: Limit| self.within(limit.within, now).1 > limit.more_than;
-        for limit in [A_MINUTE, AN_HOUR, A_DAY] {
-            if failed(limit) {
-                return Some(Broken::new(Rule::FailedPorts, limit));
-            }
-        }
+        let failed = |limit: &Limit| self.within(limit.within, now).1 > limit.more_than;
+        let limit = [A_MINUTE, AN_HOUR, A_DAY].into_iter().find(failed)?;
+        Some(Broken::new(Rule::FailedPorts, limit))
+    }
+
+    /// Whether ports were only sounded out: too many that failed or were left unused, and some of each.
+    pub(super) fn sounded(&self, now: Moment) -> Option<Broken> {
         let (all, failed) = self.within(SOUNDED.within, now);
-        (all > SOUNDED.more_than && failed >= SOUNDED_FAILED)
+        (all > SOUNDED.more_than && (1..all).contains(&failed))
             .then(|| Broken::new(Rule::SoundedPorts, SOUNDED))
     }
 
@@ -113,45 +108,6 @@ impl RecentPorts {
         let only_failed = broken.rule == Rule::FailedPorts;
         let lie_within = self.attempts().iter().filter(|a| !now.is_past(a.moment, broken.span));
         lie_within.filter(|a| !only_failed || a.outcome != Outcome::Answered).copied().collect()
-    }
-}
-
-/// What connections that came about are good for: one failure in so many is forgiven.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Credit {
-    minute: Moment,
-    connections: u32,
-    forgiven: u32,
-    hour: Moment,
-    forgiven_in_hour: u32,
-}
-
-impl Credit {
-    /// A connection came about.
-    pub(super) fn earn(&mut self, now: Moment) {
-        self.turn(now);
-        self.connections = self.connections.saturating_add(1);
-    }
-
-    /// Whether a failure is forgiven.
-    pub(super) fn forgives(&mut self, now: Moment) -> bool {
-        self.turn(now);
-        let allowed = (self.connections / CONNECTIONS_FOR_A_FAILURE).min(FORGIVEN_A_MINUTE);
-        if self.forgiven >= allowed || self.forgiven_in_hour >= FORGIVEN_AN_HOUR {
-            return false;
-        }
-        self.forgiven += 1;
-        self.forgiven_in_hour += 1;
-        true
-    }
-
-    fn turn(&mut self, now: Moment) {
-        if now.is_past(self.minute, MINUTE) {
-            (self.minute, self.connections, self.forgiven) = (now, 0, 0);
-        }
-        if now.is_past(self.hour, HOUR) {
-            (self.hour, self.forgiven_in_hour) = (now, 0);
-        }
     }
 }
 
@@ -212,17 +168,6 @@ mod tests {
         }
         assert_eq!(ports.broken(at(302)).map(|broken| broken.rule), None);
         ports.add(refused(9, 400));
-        assert_eq!(ports.broken(at(400)).map(|broken| broken.span), Some(HOUR));
-    }
-
-    #[test]
-    fn credit_is_bounded() {
-        let mut credit = Credit::default();
-        for _ in 0..100_000 {
-            credit.earn(at(1000));
-        }
-        let forgiven = (0..1000).filter(|_| credit.forgives(at(1001))).count();
-        assert_eq!(forgiven, FORGIVEN_A_MINUTE as usize);
-        assert!(!credit.forgives(at(1100)), "what was not used is gone");
+        assert_eq!(ports.broken(at(400)).map(|broken| broken.span), Some(AN_HOUR.within));
     }
 }

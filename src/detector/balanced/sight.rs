@@ -1,61 +1,69 @@
-//! Whether answers can be seen at all, and on which ports somebody is known to answer.
+//! Whether answers can be seen at all.
 //!
 //! Pure. A mirror port may show one direction only, and an asymmetric route hides the answers of a part of
-//! the connections. Then silence means nothing. Owns noticing it; a single source cannot feign it.
+//! the connections. Then silence means nothing. Owns noticing it; where answers are seen, a single source
+//! cannot feign it.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 
-use super::numbers::{
-    KNOWN_OPEN_FOR, OPEN_PORTS, UNANSWERED_IN_A_ROW, UNANSWERED_SOURCES, UNSEEN_FOR, UNSEEN_SOURCES,
-};
+use super::numbers::{UNANSWERED_IN_A_ROW, UNANSWERED_SOURCES, UNSEEN_FOR, UNSEEN_SOURCES};
 use crate::clock::Moment;
-use crate::probe::Port;
 
 /// What can be seen.
 pub(super) struct Sight {
     hasher: RandomState,
+    /// An answer was seen, ever.
+    answered: bool,
     /// Probes since the last answer, and a bit for each of their sources.
     unanswered: u32,
     sources: u64,
     /// A bit for each source whose connections went on though they seemed unanswered, since when.
     unseen: u64,
     since: Moment,
-    one_sided: Option<Moment>,
+    /// No answer is seen.
+    blind: bool,
+    /// Not all are, as was shown then.
+    partly: Option<Moment>,
 }
 
 impl Sight {
     pub(super) fn new() -> Self {
         Self {
             hasher: RandomState::new(),
+            answered: false,
             unanswered: 0,
             sources: 0,
             unseen: 0,
             since: Moment::default(),
-            one_sided: None,
+            blind: false,
+            partly: None,
         }
     }
 
-    /// Whether silence means anything.
+    /// No answer is seen: silence means nothing.
+    pub(super) fn is_blind(&self) -> bool {
+        self.blind
+    }
+
+    /// Answers are not seen, or not all: silence means little.
     pub(super) fn is_one_sided(&self) -> bool {
-        self.one_sided.is_some()
+        self.blind || self.partly.is_some()
     }
 
     /// Somebody has answered.
     pub(super) fn answered(&mut self, now: Moment) {
         (self.unanswered, self.sources) = (0, 0);
-        if self.one_sided.is_some_and(|since| now.is_past(since, UNSEEN_FOR) || self.unseen == 0) {
-            self.one_sided = None;
-        }
+        (self.answered, self.blind) = (true, false);
+        self.partly = self.partly.filter(|shown| !now.is_past(*shown, UNSEEN_FOR));
     }
 
     /// A probe has stayed unanswered.
-    pub(super) fn unanswered(&mut self, source: IpAddr, now: Moment) {
+    pub(super) fn unanswered(&mut self, source: IpAddr) {
         self.unanswered = self.unanswered.saturating_add(1);
         self.sources |= self.bit(source);
-        if self.unanswered >= UNANSWERED_IN_A_ROW && many(self.sources, UNANSWERED_SOURCES) {
-            self.one_sided.get_or_insert(now);
-        }
+        self.blind |=
+            self.unanswered >= UNANSWERED_IN_A_ROW && many(self.sources, UNANSWERED_SOURCES);
     }
 
     /// A connection went on whose answer was not seen.
@@ -64,8 +72,9 @@ impl Sight {
             (self.since, self.unseen) = (now, 0);
         }
         self.unseen |= self.bit(source);
+        self.blind |= !self.answered;
         if many(self.unseen, UNSEEN_SOURCES) {
-            self.one_sided = Some(now);
+            self.partly = Some(now);
         }
     }
 
@@ -77,34 +86,4 @@ impl Sight {
 /// Whether a set of bits, chosen by chance, is of so many at least.
 fn many(bits: u64, sources: u32) -> bool {
     bits.count_ones() >= sources
-}
-
-/// The ports on which somebody answers. Each has one place, which the latest takes.
-pub(super) struct OpenPorts {
-    places: Vec<(u64, Moment)>,
-    hasher: RandomState,
-}
-
-impl OpenPorts {
-    pub(super) fn new() -> Self {
-        Self { places: vec![(0, Moment::default()); OPEN_PORTS], hasher: RandomState::new() }
-    }
-
-    /// A host has answered on a port.
-    pub(super) fn note(&mut self, host: IpAddr, port: Port, now: Moment) {
-        let (tag, at) = self.place(host, port);
-        self.places[at] = (tag, now);
-    }
-
-    /// Whether a host has answered anybody on a port lately.
-    pub(super) fn knows(&self, host: IpAddr, port: Port, now: Moment) -> bool {
-        let (tag, at) = self.place(host, port);
-        let (known, moment) = self.places[at];
-        known == tag && !now.is_past(moment, KNOWN_OPEN_FOR)
-    }
-
-    fn place(&self, host: IpAddr, port: Port) -> (u64, usize) {
-        let tag = self.hasher.hash_one((host, port)) | 1;
-        (tag, (tag >> 32) as usize & (OPEN_PORTS - 1))
-    }
 }

@@ -1,5 +1,7 @@
 use super::*;
 use crate::clock::Moment;
+use crate::detector::{Rule, ScanKind};
+use crate::probe::Outcome;
 use std::time::Duration;
 
 const SERVER: &str = "198.51.100.1";
@@ -11,6 +13,8 @@ struct Wire {
     host: Host,
     now: Moment,
     next_port: u16,
+    /// Clients are programs that make up their SYNs.
+    bare: bool,
 }
 
 impl Wire {
@@ -21,6 +25,7 @@ impl Wire {
             host: Host::default(),
             now: Moment::from_nanos(1_000_000_000_000),
             next_port: 1024,
+            bare: false,
         }
     }
 
@@ -28,10 +33,29 @@ impl Wire {
     fn of_the_server() -> Self {
         let mut wire = Self::new();
         wire.host = Host::with_addresses([IpNet::from(SERVER.parse::<IpAddr>().unwrap())]);
-        let mut listening = Listening::default();
-        listening.insert(80);
-        wire.detector.listens_on(Arc::new(listening));
+        wire.listen(&[80]);
         wire
+    }
+
+    /// The server listens on these ports from now on.
+    fn listen(&mut self, ports: &[u16]) {
+        let mut listening = Listening::default();
+        for port in ports {
+            listening.insert(*port);
+        }
+        self.detector.listens_on(Arc::new(listening));
+    }
+
+    /// Time goes by as on a busy wire.
+    fn live(&mut self, seconds: u64) {
+        (0..seconds).for_each(|_| self.pass(1000));
+    }
+
+    /// A connection that is dropped at once, as a connect scan's.
+    fn sound(&mut self, client: &str, server: &str, port: u16) {
+        let from = self.syn(client, server, port);
+        self.send((server, port), (client, from), ProbeKind::Answer, 0);
+        self.send((client, from), (server, port), ProbeKind::ResetAck, 8);
     }
 
     fn pass(&mut self, millis: u64) {
@@ -48,6 +72,9 @@ impl Wire {
             port: Port(to.1),
             kind,
             sequence,
+            // What is answered with has the number 0.
+            acknowledged: 1,
+            bare: self.bare,
         };
         self.detector.observe(&segment, &self.host, &mut self.found);
     }
@@ -186,20 +213,47 @@ fn users_behind_one_address_may_err_but_hide_no_scanner() {
         wire.pass(50);
     }
     assert_eq!(wire.scanners(), Vec::<String>::new());
-    // Among a hundred honest connections a second, two ports a second.
-    for second in 0..60u16 {
-        for _ in 0..100 {
-            wire.visit("192.0.2.2", SERVER, 443);
-        }
-        for half in 0..2 {
-            wire.refused("192.0.2.2", SERVER, 1000 + 2 * second + half);
-        }
+}
+
+#[test]
+fn a_large_network_errs_for_hours() {
+    let mut wire = Wire::new();
+    for number in 0..7200u16 {
         wire.pass(1000);
-        if !wire.found.is_empty() {
-            break;
+        if number % 33 == 20 {
+            wire.refused("192.0.2.1", SERVER, 20_000 + number);
+        } else {
+            wire.visit("192.0.2.1", SERVER, 443);
         }
     }
-    assert_eq!(wire.scanners(), ["192.0.2.2"]);
+    assert_eq!(wire.scanners(), Vec::<String>::new());
+}
+
+/// Among a hundred honest connections a second of the same source: a SYN scanner gets nowhere, and whoever
+/// makes whole connections no further than an hour's forgiveness.
+#[test]
+fn nobody_hides_among_the_connections_of_others_for_long() {
+    for (bare, tries_a_second, at_most) in [(true, 1, 4), (false, 20, 50), (false, 2, 520)] {
+        let mut wire = Wire::new();
+        let mut tried = 0;
+        'hour: for _ in 0..3600 {
+            for _ in 0..100 {
+                wire.bare = false;
+                wire.visit("192.0.2.2", SERVER, 443);
+            }
+            wire.bare = bare;
+            for _ in 0..tries_a_second {
+                tried += 1;
+                wire.refused("192.0.2.2", SERVER, 1000 + tried);
+                if !wire.found.is_empty() {
+                    break 'hour;
+                }
+            }
+            wire.pass(1000);
+        }
+        assert_eq!(wire.scanners(), ["192.0.2.2"]);
+        assert!(tried <= at_most, "{tried} ports, {tries_a_second} a second");
+    }
 }
 
 #[test]
@@ -217,9 +271,97 @@ fn one_sided_capture_goes_back_to_the_classic_rule_and_comes_back() {
         wire.syn("192.0.2.1", SERVER, port);
     }
     let [scan] = &wire.found[..] else { panic!("{:?}", wire.found) };
-    assert_eq!(scan.rule, Rule::Ports);
+    assert_eq!(scan.rule, Rule::PortsOfHost);
     wire.visit("192.0.2.9", SERVER, 443);
     assert!(!wire.detector.is_one_sided());
+}
+
+/// One client is enough where no answer was ever seen: its connections go on all the same. And whatever it
+/// has tried until then counts.
+#[test]
+fn one_sided_capture_of_a_single_client_shows_by_its_first_connection() {
+    let mut wire = Wire::new();
+    let from = [25, 143, 465].map(|port| (wire.syn("192.0.2.1", SERVER, port), port));
+    assert!(!wire.detector.is_one_sided());
+    wire.send(("192.0.2.1", from[0].0), (SERVER, 25), ProbeKind::Close, 99);
+    assert!(wire.detector.is_one_sided());
+    wire.syn("192.0.2.1", SERVER, 993);
+    let [scan] = &wire.found[..] else { panic!("{:?}", wire.found) };
+    assert_eq!((scan.rule, scan.attempts.len()), (Rule::PortsOfHost, 4));
+    // Nobody can feign that where answers are seen.
+    let mut wire = Wire::new();
+    wire.visit("192.0.2.9", SERVER, 443);
+    for port in 1..=3 {
+        let from = wire.syn("192.0.2.1", SERVER, port);
+        wire.send(("192.0.2.1", from), (SERVER, port), ProbeKind::Close, 99);
+    }
+    assert!(!wire.detector.is_one_sided());
+}
+
+/// The answers to a part of the clients take another way. Who is answered within sight is judged as ever.
+#[test]
+fn an_asymmetric_route_makes_no_scanners() {
+    let mut wire = Wire::new();
+    for round in 0..40u16 {
+        for client in 1..=60 {
+            let client = format!("203.0.113.{client}");
+            for port in [80, 443] {
+                let from = wire.syn(&client, SERVER, port);
+                wire.pass(2);
+                wire.send((&client, from), (SERVER, port), ProbeKind::Close, 99);
+            }
+        }
+        for port in 0..6 {
+            wire.visit("192.0.2.1", SERVER, 30_000 + 6 * round + port);
+        }
+        wire.live(20);
+    }
+    assert!(wire.detector.is_one_sided());
+    assert_eq!(wire.scanners(), Vec::<String>::new());
+    for port in [1, 2, 3, 4] {
+        wire.syn("192.0.2.2", SERVER, port);
+    }
+    wire.live(1);
+    let [scan] = &wire.found[..] else { panic!("{:?}", wire.found) };
+    let source = scan.source.addr().to_string();
+    assert_eq!((scan.rule, source.as_str()), (Rule::PortsOfHost, "192.0.2.2"));
+}
+
+/// Packets are missing, and nobody counts them: every tenth answer of a server that closes all by itself.
+#[test]
+fn answers_that_were_lost_make_no_scanners() {
+    let mut wire = Wire::new();
+    for number in 0..2000u16 {
+        let from = wire.syn("192.0.2.1", SERVER, 30_000 + number);
+        if number % 10 > 0 {
+            wire.send((SERVER, 30_000 + number), ("192.0.2.1", from), ProbeKind::Answer, 0);
+        }
+        wire.pass(if number % 3 == 0 { 1500 } else { 50 });
+        wire.send((SERVER, 30_000 + number), ("192.0.2.1", from), ProbeKind::Close, 99);
+        wire.send(("192.0.2.1", from), (SERVER, 30_000 + number), ProbeKind::Close, 8);
+    }
+    assert_eq!(wire.scanners(), Vec::<String>::new());
+}
+
+#[test]
+fn a_restart_makes_no_scanners_of_those_who_try_again() {
+    let mut wire = Wire::of_the_server();
+    wire.listen(&[25, 80, 143, 587, 993]);
+    // One dead port that was never open, tried over and over.
+    for round in 0..10 {
+        for client in 1..=200 {
+            wire.refused(&format!("203.0.113.{client}"), SERVER, 8443);
+        }
+        wire.live(2 + round);
+    }
+    // Everything is stopped: nobody has connected to it within sight.
+    wire.listen(&[]);
+    for client in 1..=200 {
+        for port in [25, 143, 587, 993] {
+            wire.refused(&format!("203.0.113.{client}"), SERVER, port);
+        }
+    }
+    assert_eq!(wire.scanners(), Vec::<String>::new());
 }
 
 #[test]
@@ -280,8 +422,12 @@ fn many_sources_with_a_few_ports_each_are_reported_and_not_blocked() {
 #[test]
 fn a_host_that_answers_on_all_ports_shows_its_scanner() {
     let mut wire = Wire::new();
-    for port in 1..=400 {
-        wire.visit("192.0.2.1", SERVER, port);
+    for port in 800..=1300 {
+        if port < 1024 {
+            wire.visit("192.0.2.1", SERVER, port);
+        } else {
+            wire.sound("192.0.2.1", SERVER, port);
+        }
     }
     let [scan] = &wire.found[..] else { panic!("{:?}", wire.found) };
     assert_eq!((scan.rule, scan.rule.blocks()), (Rule::ManyPorts, false));
@@ -317,4 +463,109 @@ fn a_flood_of_forged_sources_pushes_nobody_out_who_has_failed_twice() {
     wire.refused("192.0.2.1", SERVER, 3);
     wire.refused("192.0.2.1", SERVER, 4);
     assert_eq!(wire.scanners(), ["192.0.2.1"]);
+}
+
+/// A scan of four ports, of which nothing more is seen for an hour, is one.
+#[test]
+fn what_was_due_long_ago_is_judged_as_it_was_then() {
+    let mut wire = Wire::new();
+    for port in 1..=4 {
+        wire.syn("192.0.2.1", SERVER, port);
+    }
+    let due = wire.now + Duration::from_secs(1);
+    wire.pass(3_600_000);
+    let [scan] = &wire.found[..] else { panic!("{:?}", wire.found) };
+    assert_eq!((scan.moment, scan.span), (due, Duration::from_secs(60)));
+}
+
+#[test]
+fn what_icmp_says_is_a_refusal_if_it_is_about_that_very_segment() {
+    for (sequence, expected) in [(7, 1), (8, 0)] {
+        let mut wire = Wire::new();
+        for port in 1..=4 {
+            let from = wire.syn("192.0.2.1", SERVER, port);
+            wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Unreachable, sequence);
+        }
+        assert_eq!(wire.found.len(), expected);
+    }
+}
+
+#[test]
+fn a_connect_scan_of_open_ports_is_told_by_those_that_are_not() {
+    for (open, closed, expected) in [(8, 2, 1), (3, 1, 1), (9, 1, 1), (10, 0, 0), (2, 1, 0)] {
+        let mut wire = Wire::new();
+        (0..open).for_each(|port| wire.sound("192.0.2.1", SERVER, 80 + port));
+        (0..closed).for_each(|port| wire.refused("192.0.2.1", SERVER, 20 + port));
+        wire.live(14);
+        assert_eq!(wire.found, []);
+        wire.live(1);
+        let rules: Vec<Rule> = wire.found.iter().map(|scan| scan.rule).collect();
+        assert_eq!(rules, vec![Rule::SoundedPorts; expected], "{open} open, {closed} closed");
+    }
+}
+
+/// It does as a connect scan, again and again.
+#[test]
+fn a_load_balancer_with_a_dead_service_is_no_scanner() {
+    let mut wire = Wire::new();
+    for _ in 0..100 {
+        (0..8).for_each(|port| wire.sound("192.0.2.1", SERVER, 8080 + port));
+        (0..2).for_each(|port| wire.refused("192.0.2.1", SERVER, 9000 + port));
+        wire.live(10);
+    }
+    assert_eq!(wire.found, []);
+}
+
+#[test]
+fn files_by_the_hundred_are_not_even_reported() {
+    let mut wire = Wire::new();
+    for number in 0..1000u16 {
+        let (from, port) = (wire.syn("192.0.2.1", SERVER, 20_000 + number), 20_000 + number);
+        wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Answer, 0);
+        // Fetched, or brought.
+        if number % 2 == 0 {
+            wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Close, 99);
+            wire.send(("192.0.2.1", from), (SERVER, port), ProbeKind::Close, 8);
+        } else {
+            wire.send(("192.0.2.1", from), (SERVER, port), ProbeKind::Close, 99);
+        }
+        wire.pass(20);
+    }
+    assert_eq!(wire.found, []);
+}
+
+/// ACK and Maimon scans, also of the ports databases use.
+#[test]
+fn segments_of_no_connection_that_are_refused_are_a_scan() {
+    for first in [1, 3300, 9000] {
+        let mut wire = Wire::new();
+        for port in first..first + 8 {
+            wire.send((SERVER, port), ("192.0.2.1", 40_000), ProbeKind::Reset, 0);
+        }
+        assert_eq!(wire.found.iter().map(|s| s.rule).collect::<Vec<_>>(), [Rule::StrayPorts]);
+    }
+    // Whoever the host was connected to before its restart.
+    let mut wire = Wire::new();
+    for port in 33_000..33_100 {
+        wire.send((SERVER, port), ("192.0.2.1", 443), ProbeKind::Reset, 0);
+    }
+    assert_eq!(wire.found, []);
+}
+
+/// Half of the hosts are open, and a connect scan leaves them at once.
+#[test]
+fn a_sweep_of_open_and_closed_hosts_is_one() {
+    for (open, expected) in [(0, 1), (15, 1), (30, 0)] {
+        let mut wire = Wire::new();
+        for number in 0..30 {
+            let host = format!("198.51.100.{number}");
+            if number < open {
+                wire.sound("192.0.2.1", &host, 22);
+            } else {
+                wire.refused("192.0.2.1", &host, 22);
+            }
+        }
+        let kinds: Vec<ScanKind> = wire.found.iter().map(|scan| scan.kind).collect();
+        assert_eq!(kinds, vec![ScanKind::Sweep; expected], "{open} of 30 are open");
+    }
 }

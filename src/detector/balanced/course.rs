@@ -1,0 +1,241 @@
+//! What becomes of a connection that has begun, as segments and time tell it.
+//!
+//! Pure. Owns telling the outcomes apart; what follows from a failure is [`super::held`]'s.
+
+use std::net::IpAddr;
+
+use super::held::{SweepKey, Tried};
+use super::numbers::{REPEATED_AFTER, STRAY_PORTS_BELOW, SYSTEM_PORTS_BELOW};
+use super::pending::{Begun, Flow, Stage};
+use super::{Balanced, unit_of};
+use crate::detector::Scan;
+use crate::detector::sources::Key;
+use crate::host::Host;
+use crate::probe::{Outcome, Probe, ProbeKind};
+
+impl Begun {
+    fn tried(&self) -> Tried {
+        Tried { flow: self.flow, moment: self.moment, bare: self.bare }
+    }
+
+    /// Whether this segment of the client's shows that it has sent nothing but its SYN, which counts as
+    /// one.
+    fn said_nothing(&self, segment: &Probe) -> bool {
+        segment.sequence == self.sequence.wrapping_add(1)
+    }
+
+    /// Likewise, that it has received nothing but the answer.
+    fn heard_nothing(&self, segment: &Probe) -> bool {
+        segment.acknowledged == self.answer.wrapping_add(1)
+    }
+}
+
+impl Balanced {
+    pub(super) fn on_syn(&mut self, segment: &Probe, host: &Host, found: &mut Vec<Scan>) {
+        let now = self.latest;
+        if host.owns(segment.source) {
+            return;
+        }
+        if self.sight.is_blind() {
+            self.fall_back(&Flow::from_client(segment), host, found);
+        }
+        let closed = host.owns(segment.destination)
+            && self.own.is_closed(segment.port)
+            && !self.open.knows(segment.destination, segment.port, now);
+        self.pending.begin(segment, now, closed);
+    }
+
+    /// Nothing was heard in time.
+    pub(super) fn unanswered(&mut self, begun: &Begun, host: &Host, found: &mut Vec<Scan>) {
+        let blind = self.sight.is_blind();
+        // Where nothing listens, silence is no riddle.
+        if !begun.closed {
+            self.sight.unanswered(begun.flow.client);
+        }
+        if self.sight.is_blind() {
+            if !blind {
+                self.has_gone_blind(host, found);
+            }
+        } else if self.sight.is_one_sided() {
+            self.fall_back(&begun.flow, host, found);
+        } else {
+            self.failed(begun.tried(), Outcome::Unanswered, host, found);
+        }
+    }
+
+    /// A connection was answered, and nothing was seen of its end.
+    pub(super) fn settled(&mut self, begun: &Begun, host: &Host, found: &mut Vec<Scan>) {
+        self.came_about(&begun.flow, host);
+        self.unused(&begun.flow, host, found);
+    }
+
+    pub(super) fn on_answer(&mut self, segment: &Probe, host: &Host, found: &mut Vec<Scan>) {
+        let (now, flow) = (self.latest, Flow::from_server(segment));
+        let Some(begun) = self.pending.find(&flow) else { return };
+        let after = now.since(begun.moment);
+        match begun.stage {
+            Stage::Begun | Stage::GivenUp => {
+                let given_up = begun.stage == Stage::GivenUp;
+                begun.stage = Stage::Answered;
+                begun.answered_after = u16::try_from(after.as_millis()).unwrap_or(u16::MAX);
+                begun.answer = segment.sequence;
+                self.answered(&flow, given_up, host);
+                if flow.port.0 < SYSTEM_PORTS_BELOW {
+                    self.unused(&flow, host, found);
+                }
+            }
+            // The server asks whether it was heard, and nobody has asked it again.
+            Stage::Answered if !begun.repeated => {
+                let answered_after = u128::from(begun.answered_after);
+                if after.as_millis() >= answered_after + REPEATED_AFTER.as_millis() {
+                    begun.stage = Stage::Over;
+                    let tried = begun.tried();
+                    self.failed(tried, Outcome::HalfOpen, host, found);
+                }
+            }
+            Stage::Answered | Stage::Over => {}
+        }
+    }
+
+    pub(super) fn on_reset(&mut self, segment: &Probe, host: &Host, found: &mut Vec<Scan>) {
+        let flow = Flow::from_client(segment);
+        if let Some(begun) = self.pending.find(&flow) {
+            let (tried, stage) = (begun.tried(), begun.stage);
+            let silent = begun.said_nothing(segment);
+            let unused = silent && begun.heard_nothing(segment);
+            if stage == Stage::Answered {
+                begun.stage = Stage::Over;
+                match segment.kind {
+                    ProbeKind::Reset if silent => {
+                        self.failed(tried, Outcome::HalfOpen, host, found);
+                    }
+                    ProbeKind::ResetAck if unused => {
+                        self.unused(&flow, host, found);
+                        self.failed(tried, Outcome::Answered, host, found);
+                    }
+                    _ => self.came_about(&flow, host),
+                }
+            } else if stage != Stage::Over {
+                // It refuses an answer that was not seen.
+                self.unseen(flow.client, host, found);
+            }
+            return;
+        }
+        let flow = Flow::from_server(segment);
+        if let Some(begun) = self.pending.find(&flow) {
+            let (tried, stage) = (begun.tried(), begun.stage);
+            begun.stage = Stage::Over;
+            match stage {
+                Stage::Begun => {
+                    self.sight.answered(self.latest);
+                    self.failed(tried, Outcome::Refused, host, found);
+                }
+                Stage::Answered => self.came_about(&flow, host),
+                Stage::GivenUp | Stage::Over => {}
+            }
+        } else if segment.kind == ProbeKind::Reset
+            && flow.port.0 < STRAY_PORTS_BELOW
+            && self.rule.stealth
+            && !host.owns(flow.client)
+        {
+            self.strayed(&flow, host, found);
+        }
+    }
+
+    pub(super) fn on_close(&mut self, segment: &Probe, host: &Host, found: &mut Vec<Scan>) {
+        let flow = Flow::from_client(segment);
+        if let Some(begun) = self.pending.find(&flow) {
+            let silent = begun.said_nothing(segment) && begun.heard_nothing(segment);
+            match begun.stage {
+                Stage::Answered => {
+                    begun.stage = Stage::Over;
+                    self.came_about(&flow, host);
+                    if silent {
+                        self.unused(&flow, host, found);
+                    }
+                }
+                Stage::Begun | Stage::GivenUp => self.unseen(flow.client, host, found),
+                Stage::Over => {}
+            }
+            return;
+        }
+        let flow = Flow::from_server(segment);
+        if let Some(begun) = self.pending.find(&flow) {
+            match std::mem::replace(&mut begun.stage, Stage::Over) {
+                // It closes only what a program has taken from it.
+                Stage::Answered => self.came_about(&flow, host),
+                // And it closes what it has answered: that was lost on the way here.
+                stage @ (Stage::Begun | Stage::GivenUp) => {
+                    self.answered(&flow, stage == Stage::GivenUp, host);
+                    self.came_about(&flow, host);
+                }
+                Stage::Over => {}
+            }
+        }
+    }
+
+    pub(super) fn on_unreachable(&mut self, segment: &Probe, host: &Host, found: &mut Vec<Scan>) {
+        let flow = Flow::from_server(segment);
+        let Some(begun) = self.pending.find(&flow) else { return };
+        // Whoever makes up such messages has to guess.
+        if begun.stage == Stage::Begun && begun.sequence == segment.sequence {
+            begun.stage = Stage::Over;
+            let tried = begun.tried();
+            self.sight.answered(self.latest);
+            self.failed(tried, Outcome::Refused, host, found);
+        }
+    }
+
+    /// A server has answered, perhaps after its client was given up.
+    fn answered(&mut self, flow: &Flow, given_up: bool, host: &Host) {
+        self.sight.answered(self.latest);
+        self.open.note(flow.server, flow.port, self.latest);
+        if given_up {
+            self.take_back(flow, host);
+        }
+    }
+
+    /// A connection went on whose answer was not seen.
+    fn unseen(&mut self, client: IpAddr, host: &Host, found: &mut Vec<Scan>) {
+        let blind = self.sight.is_blind();
+        self.sight.unseen(client, self.latest);
+        if self.sight.is_blind() && !blind {
+            self.has_gone_blind(host, found);
+        }
+    }
+
+    /// From now on the classic rule judges; what it has missed is made up for.
+    fn has_gone_blind(&mut self, host: &Host, found: &mut Vec<Scan>) {
+        let missed: Vec<Begun> = self.pending.unanswered().collect();
+        for begun in missed {
+            self.fall_back(&begun.flow, host, found);
+        }
+    }
+
+    /// A connection has come about.
+    fn came_about(&mut self, flow: &Flow, host: &Host) {
+        let now = self.latest;
+        let source = unit_of(&self.rule, flow.client, host);
+        let key = Key { source, destination: Some(flow.server) };
+        self.credits.earn(self.records.hash(&key), now);
+        if let Some(sweep) = self.sweeps.look(&SweepKey { source, port: flow.port }) {
+            sweep.earn(now);
+        }
+    }
+
+    /// What was taken for a failure was answered after all.
+    fn take_back(&mut self, flow: &Flow, host: &Host) {
+        let source = unit_of(&self.rule, flow.client, host);
+        let key = Key { source, destination: Some(flow.server) };
+        self.first_ports.take_back(self.records.hash(&key), flow.port.0.into());
+        if let Some(record) = self.records.look(&key) {
+            record.ports.take_back(flow.port);
+        }
+        let key = SweepKey { source, port: flow.port };
+        let server = self.hash_of_host(flow.server);
+        self.first_hosts.take_back(self.sweeps.hash(&key), server);
+        if let Some(sweep) = self.sweeps.look(&key) {
+            sweep.take_back(server);
+        }
+    }
+}

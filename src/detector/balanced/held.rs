@@ -1,0 +1,338 @@
+//! What is held against whom: a failure, against its source, per host and per port.
+//!
+//! Pure. Owns applying the rules and what is reported of them; the numbers are [`super::numbers`]'s.
+
+#![expect(clippy::cast_possible_truncation, reason = "hashes are cut to the bits that are needed")]
+
+use std::hash::BuildHasher;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::first::Failure;
+use super::hosts::RecentHosts;
+use super::numbers::{
+    A_MINUTE, AN_HOUR, MANY_PORTS, MANY_SOURCES, SOUNDED, SOUNDED_AFTER, SOUNDINGS, STRAY, SWEEP,
+};
+use super::pending::Flow;
+use super::ports::{Broken, RecentPorts};
+use super::{Balanced, unit_of};
+use crate::clock::Moment;
+use crate::detector::sources::Key;
+use crate::detector::{Attempt, Rule, Scan, ScanKind};
+use crate::host::Host;
+use crate::probe::{Outcome, Port};
+
+/// Connections within this time are one look, also where each service has several.
+const ONE_LOOK: Duration = Duration::from_secs(1);
+
+/// What is remembered of a source that has failed on several ports of a host.
+pub(super) struct Record {
+    pub(super) ports: RecentPorts,
+    failures: u64,
+    stealthy: bool,
+    latest: Moment,
+    pub(super) reported: Option<Moment>,
+    /// An open port it has looked at, and when it has looked again, as load balancers do.
+    looked_at: Option<Attempt>,
+    looked_again: Option<Moment>,
+    /// It waits to be judged for having sounded out ports.
+    sounding: bool,
+}
+
+/// A source and a port it tries on several hosts.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct SweepKey {
+    pub(super) source: IpNet,
+    pub(super) port: Port,
+}
+
+/// A probe of which it is known what became of it.
+#[derive(Clone, Copy)]
+pub(super) struct Tried {
+    pub(super) flow: Flow,
+    pub(super) moment: Moment,
+    pub(super) bare: bool,
+}
+
+impl Record {
+    fn new(now: Moment) -> Self {
+        Self {
+            ports: RecentPorts::new(),
+            failures: 0,
+            stealthy: false,
+            latest: now,
+            reported: None,
+            looked_at: None,
+            looked_again: None,
+            sounding: false,
+        }
+    }
+
+    /// Adds what has failed, or was looked at; whether the port is another.
+    fn add(&mut self, attempt: Attempt, now: Moment) -> bool {
+        self.failures += 1;
+        match self.looked_at {
+            _ if attempt.outcome != Outcome::Answered => {}
+            Some(first) if !now.is_past(first.moment, SOUNDED.within) => {
+                let again = first.port == attempt.port && now.is_past(first.moment, ONE_LOOK);
+                self.looked_again = if again { Some(now) } else { self.looked_again };
+            }
+            _ => self.looked_at = Some(attempt),
+        }
+        self.ports.add(attempt)
+    }
+}
+
+impl Balanced {
+    /// A probe has failed, or has only looked whether a port is open.
+    pub(super) fn failed(
+        &mut self,
+        tried: Tried,
+        outcome: Outcome,
+        host: &Host,
+        found: &mut Vec<Scan>,
+    ) {
+        let (now, flow) = (self.latest, &tried.flow);
+        let silent = matches!(outcome, Outcome::Refused | Outcome::Unanswered);
+        if silent
+            && (self.open.knows(flow.server, flow.port, now)
+                || host.owns(flow.server) && self.own.has_stopped(flow.port, now))
+        {
+            return;
+        }
+        self.failed_at_port(&tried, outcome, host, found);
+        self.failed_at_host(&tried, outcome, host, found);
+    }
+
+    fn failed_at_port(
+        &mut self,
+        tried: &Tried,
+        outcome: Outcome,
+        host: &Host,
+        found: &mut Vec<Scan>,
+    ) {
+        let (now, flow) = (self.latest, &tried.flow);
+        let source = unit_of(&self.rule, flow.client, host);
+        let key = Key { source, destination: Some(flow.server) };
+        let hash = self.records.hash(&key);
+        let attempt = Attempt { port: flow.port, moment: tried.moment, outcome };
+        let stealthy = outcome == Outcome::Unknown;
+        let forgivable = !tried.bare && outcome != Outcome::Answered;
+        let known = self.records.get(&key).map(|record| {
+            // A source silent for an hour begins anew.
+            if now.is_past(record.latest, AN_HOUR.within) {
+                (record.stealthy, record.reported) = (false, None);
+            }
+            record.latest = now;
+            record.ports.attempts().iter().any(|known| known.port == attempt.port)
+        });
+        if known != Some(true) && forgivable && self.credits.forgives(hash, now) {
+            return;
+        }
+        if known.is_none() {
+            let failure =
+                Failure { at: attempt.port.0.into(), outcome, stealthy, moment: attempt.moment };
+            let Some(first) = self.first_ports.note(hash, failure) else {
+                self.in_a_crowd(flow, attempt, host, found);
+                return;
+            };
+            let mut record = Record::new(now);
+            let port = Port(u16::try_from(first.at).unwrap_or(0));
+            let earlier = Attempt { port, moment: first.moment, outcome: first.outcome };
+            record.stealthy = first.stealthy;
+            record.add(earlier, now);
+            if let (_, Some(gone)) = self.records.insert(key, record) {
+                self.evicted += u64::from(!now.is_past(gone.latest, A_MINUTE.within));
+            }
+        }
+        let Some(record) = self.records.look(&key) else { return };
+        record.stealthy |= stealthy;
+        let is_new = record.add(attempt, now);
+        let reported = record.reported;
+        if reported.is_some() {
+            self.episodes.go_on(&key, attempt.port, now);
+        } else if is_new {
+            self.decoys.note(flow.client, attempt, record.ports.attempts().iter().copied());
+        }
+        if reported.is_some_and(|reported| !now.is_past(reported, A_MINUTE.within)) {
+            return;
+        }
+        if let Some(broken) = record.ports.broken(now) {
+            self.report_ports(flow, key, &broken, now, host, found);
+            return;
+        }
+        if record.ports.sounded(now).is_some() && !record.sounding {
+            record.sounding = true;
+            if self.soundings.len() < SOUNDINGS {
+                self.soundings.push_back((now + SOUNDED_AFTER, *flow));
+            } else {
+                self.sounded(flow, host, found);
+            }
+        }
+        if reported.is_none() {
+            self.in_a_crowd(flow, attempt, host, found);
+        }
+    }
+
+    /// A source that seems to have sounded out ports had time to show that it is a load balancer.
+    pub(super) fn sounded(&mut self, flow: &Flow, host: &Host, found: &mut Vec<Scan>) {
+        let now = self.latest;
+        let source = unit_of(&self.rule, flow.client, host);
+        let key = Key { source, destination: Some(flow.server) };
+        let Some(record) = self.records.look(&key) else { return };
+        record.sounding = false;
+        let within = |moment: Moment, span| !now.is_past(moment, span);
+        if record.looked_again.is_some_and(|again| within(again, SOUNDED.within))
+            || record.reported.is_some_and(|reported| within(reported, SOUNDED.within))
+        {
+            return;
+        }
+        let then = now.before(SOUNDED_AFTER);
+        if let Some(broken) = record.ports.sounded(then) {
+            self.report_ports(flow, key, &broken, then, host, found);
+        }
+    }
+
+    /// A source has broken a rule about ports, as its record stood then.
+    fn report_ports(
+        &mut self,
+        flow: &Flow,
+        key: Key,
+        broken: &Broken,
+        then: Moment,
+        host: &Host,
+        found: &mut Vec<Scan>,
+    ) {
+        let now = self.latest;
+        let Some(record) = self.records.look(&key) else { return };
+        let continued = record.reported.replace(now).is_some();
+        let attempts = record.ports.evidence(broken, then);
+        let (probes, stealthy) = (record.failures, record.stealthy);
+        let mut others = Vec::new();
+        if !continued {
+            others = self.decoys.around(&key.source, &attempts);
+            self.episodes.begin(key, &attempts, probes, now);
+        }
+        let kind = if stealthy { ScanKind::Stealth } else { ScanKind::Vertical };
+        let scan = self.scan(flow, kind, broken, attempts, host);
+        found.push(Scan { probes, continued, others, ..scan });
+    }
+
+    fn failed_at_host(
+        &mut self,
+        tried: &Tried,
+        outcome: Outcome,
+        host: &Host,
+        found: &mut Vec<Scan>,
+    ) {
+        let (now, flow) = (self.latest, &tried.flow);
+        let source = unit_of(&self.rule, flow.client, host);
+        let key = SweepKey { source, port: flow.port };
+        let server = self.hash_of_host(flow.server);
+        let failed = |outcome| outcome != Outcome::Answered;
+        if self.sweeps.get(&key).is_none() {
+            let failure = Failure { at: server, outcome, stealthy: false, moment: now };
+            let Some(first) = self.first_hosts.note(self.sweeps.hash(&key), failure) else {
+                return;
+            };
+            let mut sweep = RecentHosts::new(first.moment);
+            sweep.add(first.at, failed(first.outcome), first.moment);
+            self.sweeps.insert(key, sweep);
+        }
+        let Some(sweep) = self.sweeps.look(&key) else { return };
+        if failed(outcome) && !tried.bare && !sweep.knows(server) && sweep.forgives(now) {
+            return;
+        }
+        let too_many = sweep.add(server, failed(outcome), now);
+        let reported = sweep.reported;
+        if !too_many || reported.is_some_and(|reported| !now.is_past(reported, SWEEP.within)) {
+            return;
+        }
+        sweep.reported = Some(now);
+        // The first of them stands for all.
+        let first = Attempt { port: flow.port, moment: sweep.first(), outcome };
+        let broken = Broken::new(Rule::FailedHosts, SWEEP);
+        let scan = self.scan(flow, ScanKind::Sweep, &broken, vec![first], host);
+        let probes = SWEEP.more_than as u64 + 1;
+        found.push(Scan { probes, continued: reported.is_some(), ..scan });
+    }
+
+    /// A segment that belongs to no connection was refused.
+    pub(super) fn strayed(&mut self, flow: &Flow, host: &Host, found: &mut Vec<Scan>) {
+        let now = self.latest;
+        let source = unit_of(&self.rule, flow.client, host);
+        let key = Key { source, destination: Some(flow.server) };
+        if self.strays.get(&key).is_none() {
+            self.strays.insert(key, Record::new(now));
+        }
+        let Some(record) = self.strays.look(&key) else { return };
+        let attempt = Attempt { port: flow.port, moment: now, outcome: Outcome::Refused };
+        record.add(attempt, now);
+        let too_many = record.ports.within(STRAY.within, now).0 > STRAY.more_than;
+        let reported = record.reported;
+        if !too_many || reported.is_some_and(|reported| !now.is_past(reported, STRAY.within)) {
+            return;
+        }
+        record.reported = Some(now);
+        let probes = record.failures;
+        let broken = Broken::new(Rule::StrayPorts, STRAY);
+        let attempts = record.ports.evidence(&broken, now);
+        let scan = self.scan(flow, ScanKind::Stealth, &broken, attempts, host);
+        found.push(Scan { probes, continued: reported.is_some(), ..scan });
+    }
+
+    /// A failure of somebody who has not been reported.
+    fn in_a_crowd(&mut self, flow: &Flow, attempt: Attempt, host: &Host, found: &mut Vec<Scan>) {
+        if attempt.outcome == Outcome::Answered {
+            return;
+        }
+        let (server, client) =
+            (self.hasher.hash_one(flow.server), self.hasher.hash_one(flow.client));
+        if self.crowds.failed(server, client, flow.port, self.latest) {
+            let broken = Broken::new(Rule::ManySources, MANY_SOURCES);
+            found.push(self.scan(flow, ScanKind::Distributed, &broken, vec![attempt], host));
+        }
+    }
+
+    /// A port was answered and not used, or is one of those of which nobody uses many.
+    pub(super) fn unused(&mut self, flow: &Flow, host: &Host, found: &mut Vec<Scan>) {
+        let now = self.latest;
+        let pair = self.hasher.hash_one((flow.client, flow.server));
+        if self.crowds.answered(pair, flow.port, now) {
+            let attempt = Attempt { port: flow.port, moment: now, outcome: Outcome::Answered };
+            let broken = Broken::new(Rule::ManyPorts, MANY_PORTS);
+            found.push(self.scan(flow, ScanKind::Vertical, &broken, vec![attempt], host));
+        }
+    }
+
+    /// What is remembered of a host a source sweeps over.
+    pub(super) fn hash_of_host(&self, host: IpAddr) -> u32 {
+        self.hasher.hash_one(host) as u32
+    }
+
+    fn scan(
+        &self,
+        flow: &Flow,
+        kind: ScanKind,
+        broken: &Broken,
+        attempts: Vec<Attempt>,
+        host: &Host,
+    ) -> Scan {
+        Scan {
+            source: unit_of(&self.rule, flow.client, host),
+            address: flow.client,
+            destination: flow.server,
+            kind,
+            attempts,
+            moment: self.latest,
+            probes: 1,
+            rule: broken.rule,
+            threshold: broken.threshold,
+            span: broken.span,
+            continued: false,
+            others: Vec::new(),
+        }
+    }
+}
