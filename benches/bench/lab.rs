@@ -93,14 +93,20 @@ impl Lab {
         Counter { child, output }
     }
 
-    /// Starts the service and waits until it watches.
+    /// Starts the service, with the preset of the original, and waits until it watches.
     pub(crate) fn serve(&self) -> Service {
+        self.serve_with("classic")
+    }
+
+    /// The same with another preset.
+    pub(crate) fn serve_with(&self, preset: &str) -> Service {
         // As the unit does.
         let niced = ["-n", NICE, TCPTRACKER, "run", "-i", "eth0"];
         let mut child = Self::command(&self.victim, "nice", &niced)
             .env("STATE_DIRECTORY", self.state.path())
             .env("TCPTRACKER_BUS__ENABLED", "false")
             .env("TCPTRACKER_LOG__CONNECTIONS", "false")
+            .env("TCPTRACKER_DETECTION__PRESET", preset)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();

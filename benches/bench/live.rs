@@ -9,6 +9,9 @@ const RATE: f64 = 300_000.0;
 const FLOOD: &str = "3000000";
 const SYN: &str = "tcp[13]&18=2";
 
+/// The presets, and how many times as much as the classic one each may cost.
+const PRESETS: [(&str, u32); 2] = [("classic", 1), ("balanced", 2)];
+
 /// A flood of many sources: what is lost, and what a SYN costs beside a bare loop.
 pub(crate) fn flood() {
     let lab = Lab::new();
@@ -17,49 +20,57 @@ pub(crate) fn flood() {
         let words: Vec<f64> = sent.split_whitespace().map(|word| word.parse().unwrap()).collect();
         (words[0], words[0] / words[1])
     };
-    let (mut ours, mut bare, mut rates) = (vec![], vec![], vec![]);
-    let (mut lost, mut lost_bare) = (vec![], vec![]);
-    for _ in 0..3 {
-        let counter = lab.count(false, SYN);
-        let before = counter.cpu();
-        let (count, _) = send();
-        settle();
-        let cpu = counter.cpu() - before;
-        let seen = counter.end();
-        bare.push(cpu / seen);
-        lost_bare.push(count - seen);
+    for (preset, times) in PRESETS {
+        let (mut ours, mut bare, mut rates) = (vec![], vec![], vec![]);
+        let (mut lost, mut lost_bare) = (vec![], vec![]);
+        for _ in 0..3 {
+            let counter = lab.count(false, SYN);
+            let before = counter.cpu();
+            let (count, _) = send();
+            settle();
+            let cpu = counter.cpu() - before;
+            let seen = counter.end();
+            bare.push(cpu / seen);
+            lost_bare.push(count - seen);
 
-        let service = lab.serve();
-        let before = service.cpu();
-        let (count, rate) = send();
-        settle();
-        let cpu = service.cpu() - before;
-        let seen = service.metric("tcptracker_new_connections");
-        ours.push(cpu / seen);
-        lost.push(count - seen);
-        rates.push(rate);
+            let service = lab.serve_with(preset);
+            let before = service.cpu();
+            let (count, rate) = send();
+            settle();
+            let cpu = service.cpu() - before;
+            let seen = service.metric("tcptracker_new_connections");
+            ours.push(cpu / seen);
+            lost.push(count - seen);
+            rates.push(rate);
+        }
+        let (ours, bare) = (median(ours), median(bare));
+        row(
+            &format!("live, {preset}: CPU a SYN, {:.0} a second, 100,000 sources", median(rates)),
+            &format!("{ours:.0} ns"),
+            &format!("{bare:.0} ns"),
+            Some(ours / bare),
+            &format!("at most {} times a bare loop", 5 * times),
+        );
+        row(
+            &format!("live, {preset}: SYNs lost of 3 M, in three runs"),
+            &format!("{lost:?}"),
+            &format!("{lost_bare:?}"),
+            None,
+            "none",
+        );
     }
-    let (ours, bare) = (median(ours), median(bare));
-    row(
-        &format!("live: CPU a SYN, {:.0} a second, 100,000 sources", median(rates)),
-        &format!("{ours:.0} ns"),
-        &format!("{bare:.0} ns"),
-        Some(ours / bare),
-        "at most 5 times a bare loop",
-    );
-    row(
-        "live: SYNs lost of 3 M, in three runs",
-        &format!("{lost:?}"),
-        &format!("{lost_bare:?}"),
-        None,
-        "none",
-    );
 }
 
 /// Ten million forged sources, one probe each; and a slow scanner among them.
 pub(crate) fn memory() {
+    for (preset, _) in PRESETS {
+        memory_with(preset);
+    }
+}
+
+fn memory_with(preset: &str) {
     let lab = Lab::new();
-    let service = lab.serve();
+    let service = lab.serve_with(preset);
     let half = |service: &Service| {
         lab.attack(&["send", "ve0", "5000000", "200000", "2000000000"]);
         settle();
@@ -68,7 +79,7 @@ pub(crate) fn memory() {
     let (first, second) = (half(&service), half(&service));
     let seen = service.metric("tcptracker_new_connections");
     row(
-        &format!("live: resident memory after 5 M and {:.0} M forged sources", seen / 1e6),
+        &format!("live, {preset}: memory after 5 M and {:.0} M forged sources", seen / 1e6),
         &format!("{second:.1} MiB"),
         &format!("{first:.1} MiB"),
         Some(second / first),
@@ -78,13 +89,15 @@ pub(crate) fn memory() {
 
 /// How many of 1,000 closed ports answer before the scanner is dropped.
 pub(crate) fn learned() {
-    learned_at("100", "median at most 20");
-    learned_at("20", "median at most 100");
+    for (preset, times) in PRESETS {
+        learned_at(preset, "100", 20 * times);
+        learned_at(preset, "20", 100 * times);
+    }
 }
 
-fn learned_at(pause: &str, bar: &str) {
+fn learned_at(preset: &str, pause: &str, bar: u32) {
     let lab = Lab::new();
-    let service = lab.serve();
+    let service = lab.serve_with(preset);
     let answers = (1..=9).map(|last| {
         let source = format!("10.78.1.{last}");
         let filter = format!("src host 10.78.0.2 and dst host {source} and tcp[13]&4!=0");
@@ -96,11 +109,11 @@ fn learned_at(pause: &str, bar: &str) {
     });
     let answers: Vec<f64> = answers.collect();
     row(
-        &format!("live: ports of 1,000 learned, a probe each {pause} us"),
+        &format!("live, {preset}: ports of 1,000 learned, a probe each {pause} us"),
         &format!("{:.0}", median(answers.clone())),
         &format!("max {:.0}", answers.iter().copied().fold(0.0, f64::max)),
         None,
-        bar,
+        &format!("median at most {bar}"),
     );
     drop(service);
 }

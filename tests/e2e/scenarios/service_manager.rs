@@ -59,8 +59,8 @@ fn the_watchdog_is_fed_only_while_every_thread_makes_progress() {
     };
     fed(&mut service, 3);
 
-    // More lines than a pipe holds.
-    send_syns(&lab, Tags::None, std::iter::repeat_n(OPEN_PORT, 3000));
+    // More lines than a pipe holds, and fewer than may wait behind it.
+    send_syns(&lab, Tags::None, std::iter::repeat_n(OPEN_PORT, 2000));
     assert!(service.falls_silent("WATCHDOG=1", Duration::from_secs(4)), "fed all the time");
     // Capture, detector, firewall and bus wait for nobody.
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
