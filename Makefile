@@ -37,7 +37,10 @@ DEPS      = gcc libc6-dev libpcap-dev libsqlite3-dev iptables
 # Tests and demo: a scanner, namespaces, a bus and its tools, what shows the sets.
 TEST_DEPS = $(DEPS) g++ nmap iproute2 ipset dbus systemd curl procps util-linux bsdutils mount e2fsprogs python3 \
 	nftables conntrack python3-dbus python3-gi libglib2.0-bin polkitd python3-pyftpdlib \
-	fish zsh mandoc man-db libfaketime
+	fish zsh mandoc man-db libfaketime systemd-container mmdebstrap debian-archive-keyring
+
+# The releases of Debian on which the package is installed and run.
+RELEASES  = bookworm trixie
 
 # The packages: what builds them, and what looks them over.
 DEB_DEPS  = $(DEPS) build-essential debhelper pkg-config
@@ -63,7 +66,7 @@ define install_missing
 	    $$missing </dev/null
 endef
 
-.PHONY: help deps test-deps firewalls prometheus build test coverage docs corpus fuzz bench interface lint docker test-docker run demo install uninstall deb rpm packages clean
+.PHONY: help deps test-deps firewalls prometheus machines build test test-system coverage docs corpus fuzz bench interface lint docker test-docker run demo install uninstall deb rpm packages clean
 
 help: ## list what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -81,19 +84,29 @@ firewalls: ## unpack ufw and firewalld, without installing them, for the tests b
 prometheus: ## unpack Prometheus, without installing it, for the tests of alerts and dashboard
 	@tests/unpack-packages $(TARGET)/tmp/prometheus prometheus
 
+machines: deb ## build the package, and roots of Debian to install it in, for the tests on a real systemd
+	@set -e; for release in $(RELEASES); do \
+	    tests/system/make-root $$release $(TARGET)/tmp/roots/$$release.tar; \
+	done
+
 build: ## build the release, target/release/tcptracker
 	$(CARGO) build --release --locked
 
-test: test-deps firewalls prometheus ## run all tests (as root, the ones in network namespaces as well)
+test: test-deps firewalls prometheus machines ## run all tests (as root, for those in namespaces and on machines)
 	$(CARGO) test --locked
 
-coverage: test-deps ## run all tests and tell how much of the code they reach
+test-system: test-deps machines ## run the package on Debian machines with a real systemd (as root)
+	$(CARGO) test --locked --test system
+
+coverage: test-deps ## run the tests and tell how much of the code they reach
 	@$(CARGO) llvm-cov --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-llvm-cov
 	@if command -v rustup >/dev/null; then rustup component add llvm-tools; fi
 	@# Tests run the program as other users, who write down what it has reached as well.
 	@mkdir -p $(TARGET)/llvm-cov-target && chmod 1777 $(TARGET)/llvm-cov-target
 	@$(MAKE) --no-print-directory firewalls prometheus TARGET=$(TARGET)/llvm-cov-target
-	$(CARGO) llvm-cov --locked --lcov --output-path $(TARGET)/lcov.info
+	@# Not those on machines: what a package installs tells nothing.
+	$(CARGO) llvm-cov --locked --lib --test docs --test e2e --test package --test workflows \
+	    --lcov --output-path $(TARGET)/lcov.info
 	$(CARGO) llvm-cov report --summary-only
 
 docs: ## write completions, man pages and the commented configuration anew, from the code

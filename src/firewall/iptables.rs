@@ -66,9 +66,7 @@ impl Program {
                 Ok(Self { family, is_nft })
             }
             Err(error) => Err(match error.downcast_ref::<std::io::Error>() {
-                Some(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                    RulesError::NotInstalled(name)
-                }
+                Some(error) if is_not_found(error) => RulesError::NotInstalled(name),
                 _ => RulesError::Failed {
                     command: format!("{name} --version"),
                     said: error.to_string(),
@@ -104,16 +102,23 @@ impl Program {
         input: Option<&str>,
     ) -> Result<String, RulesError> {
         let name = name_of(self.family);
+        // Under the name of its kind: which one `iptables` is may be changed while there are rules of ours
+        // (update-alternatives), and whoever made them has to take them away.
+        let kind = if self.is_nft { "nft" } else { "legacy" };
+        let mut command = format!("{name}-{kind}{suffix}");
+        let mut outcome = start(Command::new(&command).args(arguments), input);
+        // Where there is one kind only.
+        if outcome.as_ref().is_err_and(is_not_found) {
+            command = format!("{name}{suffix}");
+            outcome = start(Command::new(&command).args(arguments), input);
+        }
         let failed = |said: &str| RulesError::Failed {
-            command: format!("{name}{suffix} {}", arguments.join(" ")),
+            command: format!("{command} {}", arguments.join(" ")),
             said: said.trim().to_owned(),
         };
-        let outcome = start(Command::new(format!("{name}{suffix}")).args(arguments), input);
         let output = match outcome {
             Ok(output) => output,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(RulesError::NotInstalled(name));
-            }
+            Err(error) if is_not_found(&error) => return Err(RulesError::NotInstalled(name)),
             Err(error) => return Err(failed(&error.to_string())),
         };
         if output.status.success() {
@@ -135,6 +140,10 @@ fn name_of(family: Family) -> &'static str {
         Family::V4 => "iptables",
         Family::V6 => "ip6tables",
     }
+}
+
+fn is_not_found(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::NotFound
 }
 
 fn start(command: &mut Command, input: Option<&str>) -> std::io::Result<Output> {

@@ -297,7 +297,7 @@ fn what_cannot_be_mended_is_told_until_it_can() {
     // An iptables that cannot change anything while a file is there.
     let (shim, broken) = (lab.path("shim"), lab.path("broken"));
     std::fs::create_dir(&shim).unwrap();
-    for program in ["iptables-restore", "ip6tables-restore"] {
+    for program in ["iptables-nft-restore", "ip6tables-nft-restore"] {
         let file = shim.join(program);
         let script = format!(
             "#!/bin/sh\n[ ! -e {} ] || {{ echo out of order >&2; exit 4; }}\nexec /usr/sbin/{program} \"$@\"\n",
@@ -355,9 +355,11 @@ fn its_own_changes_are_not_looked_at_for_ever() {
     let log = lab.path("looks");
     let shim = lab.path("shim");
     std::fs::create_dir(&shim).unwrap();
-    let file = shim.join("iptables-save");
-    let script =
-        format!("#!/bin/sh\necho look >> {}\nexec /usr/sbin/iptables-save \"$@\"\n", log.display());
+    let file = shim.join("iptables-nft-save");
+    let script = format!(
+        "#!/bin/sh\necho look >> {}\nexec /usr/sbin/iptables-nft-save \"$@\"\n",
+        log.display()
+    );
     std::fs::write(&file, script).unwrap();
     run(std::process::Command::new("chmod").arg("755").arg(&file)).ok();
     let path = format!("{}:{}", shim.display(), std::env::var("PATH").unwrap());

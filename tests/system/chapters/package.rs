@@ -1,0 +1,98 @@
+//! Installed, upgraded, removed, purged: by apt.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::UNIT;
+use crate::site::{SCANNER, Site, as_earlier_version};
+
+/// What others write to all the time, and apt when it does anything at all.
+const NOT_COMPARED: [&str; 12] = [
+    "/dev",
+    "/proc",
+    "/run",
+    "/sys",
+    "/tmp",
+    "/root",
+    "/var/cache",
+    "/var/lib/apt",
+    "/var/lib/dpkg",
+    "/var/lib/private",
+    "/var/log",
+    "/var/tmp",
+];
+
+pub fn an_earlier_version_is_installed(site: &Site) {
+    let earlier = as_earlier_version(&site.package, &site.machine.path("/root"));
+    install(site, &earlier);
+    assert!(version(site).ends_with("~earlier"));
+    let units = site.machine.sh("systemctl list-units --all --plain --no-legend 'tcptracker@*'");
+    assert_eq!(units, "", "an interface is for its owner to choose");
+}
+
+pub fn an_upgrade_goes_on_with_it(site: &mut Site) {
+    let before = site.property(UNIT, "MainPID");
+    let blocked = site.blocked("eth0");
+    site.forget();
+    install(site, &site.package);
+    assert!(!version(site).ends_with("~earlier"));
+    site.await_start_after("eth0", &before);
+    site.assert_active(UNIT);
+    let now = site.property(UNIT, "MainPID");
+    assert_ne!(now, before, "it still is the old program");
+    assert_eq!(site.machine.sh(&format!("readlink /proc/{now}/exe")), "/usr/bin/tcptracker\n");
+    assert_eq!(site.blocked("eth0"), blocked);
+    site.assert_shut_out();
+}
+
+pub fn removed_it_leaves_no_rule(site: &mut Site) {
+    assert_eq!(site.blocked("eth0"), [SCANNER.to_string()]);
+    // One that was killed and is not started again leaves its rule; nobody could remove it afterwards.
+    site.cable("eth1", 77);
+    site.machine.sh("systemctl start tcptracker@eth1");
+    site.machine.sh("systemctl kill --signal=KILL tcptracker@eth1; systemctl stop tcptracker@eth1");
+    assert!(site.firewall().contains("tcptracker@eth1"), "{}", site.firewall());
+    site.machine.sh("DEBIAN_FRONTEND=noninteractive apt-get remove --yes tcptracker");
+    assert_ne!(site.property(UNIT, "ActiveState"), "active");
+    let firewall = site.firewall();
+    assert!(!firewall.contains("-j tcptracker") && !firewall.contains(":tcptracker"), "{firewall}");
+    assert!(!firewall.contains("tcptracker-eth0"), "{firewall}");
+    site.assert_let_in();
+    assert!(
+        site.machine.path("/var/lib/tcptracker/eth0/tcptracker.db").exists(),
+        "it was not purged"
+    );
+}
+
+pub fn purged_it_leaves_no_file(site: &Site, before: &BTreeSet<String>) {
+    site.machine.sh("DEBIAN_FRONTEND=noninteractive apt-get purge --yes tcptracker");
+    let after = files(site);
+    let left: Vec<_> = after.difference(before).collect();
+    let taken: Vec<_> = before.difference(&after).collect();
+    assert!(left.is_empty() && taken.is_empty(), "left: {left:#?}\ntaken away: {taken:#?}");
+    let failed = site.machine.sh("systemctl list-units --all --plain --no-legend 'tcptracker@*'");
+    assert_eq!(failed, "");
+}
+
+/// Every file of the machine that somebody might find left over.
+pub fn files(site: &Site) -> BTreeSet<String> {
+    let pruned: Vec<String> = NOT_COMPARED.map(|path| format!("-path {path}")).to_vec();
+    let found = format!("find / \\( {} \\) -prune -o -print", pruned.join(" -o "));
+    site.machine.sh(&found).lines().map(str::to_owned).collect()
+}
+
+/// `apt install ./tcptracker_*.deb`.
+#[track_caller]
+fn install(site: &Site, package: &Path) {
+    let name = package.file_name().unwrap().to_str().unwrap();
+    let there = site.machine.path("/root").join(name);
+    if package != there {
+        std::fs::copy(package, there).unwrap();
+    }
+    site.machine.sh(&format!("DEBIAN_FRONTEND=noninteractive apt-get install --yes ./{name}"));
+}
+
+#[track_caller]
+fn version(site: &Site) -> String {
+    site.machine.sh("dpkg-query --show --showformat='${Version}' tcptracker")
+}

@@ -1,0 +1,38 @@
+//! Who may change something: root, group `tcptracker`, and nobody else.
+
+use super::message;
+use crate::site::Site;
+
+/// On every machine: alice, who will be in the group, and bob, who will not.
+pub fn exist(site: &Site) {
+    site.machine.sh("useradd alice && useradd bob");
+}
+
+pub fn some_may_and_others_may_not(site: &mut Site) {
+    site.machine.sh("usermod -aG tcptracker alice && tcptracker block 192.0.2.7");
+    site.forget();
+    let as_user = |site: &Site, user: &str, line: &str| {
+        site.machine.run(&format!("runuser -u {user} -- {line}"))
+    };
+    let uid = |user: &str| site.machine.sh(&format!("id -u {user}")).trim().to_owned();
+    let (alice, bob) = (uid("alice"), uid("bob"));
+    let bus = "org.tcptracker.Tracker1.eth0 /org/tcptracker/Tracker1/eth0 org.tcptracker.Tracker1";
+
+    assert!(as_user(site, "bob", &format!("busctl call {bus} List")).ok().contains("192.0.2.7"));
+    let refused = as_user(site, "bob", &format!("busctl call {bus} Unblock s 192.0.2.7"));
+    assert_ne!(refused.code, Some(0), "{refused:?}");
+    let refused = as_user(site, "bob", "tcptracker unblock 192.0.2.7");
+    assert_eq!(refused.code, Some(1));
+    assert!(
+        refused.err.contains("permission denied: polkit would ask for a password"),
+        "{refused:?}"
+    );
+    site.await_message(message::REFUSED, &[("TCPTRACKER_UID", &bob)]);
+    assert!(site.blocked("eth0").contains(&"192.0.2.7".to_owned()));
+    assert_eq!(site.machine.sh("systemctl is-active polkit"), "active\n", "it was asked");
+
+    as_user(site, "alice", &format!("busctl call {bus} Unblock s 192.0.2.7")).ok();
+    let by_alice = [("TCPTRACKER_SOURCE", "192.0.2.7"), ("TCPTRACKER_UID", &*alice)];
+    site.await_message(message::UNBLOCKED, &by_alice);
+    assert!(!site.blocked("eth0").contains(&"192.0.2.7".to_owned()));
+}
