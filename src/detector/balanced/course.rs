@@ -2,7 +2,7 @@
 //!
 //! Pure. Owns telling the outcomes apart; what follows from a failure is [`super::held`]'s.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::held::{SweepKey, Tried};
 use super::numbers::{REPEATED_AFTER, STRAY_PORTS_BELOW, SYSTEM_PORTS_BELOW};
@@ -12,6 +12,11 @@ use crate::detector::Scan;
 use crate::detector::sources::Key;
 use crate::host::Host;
 use crate::probe::{Outcome, Probe, ProbeKind};
+
+/// Whose a port is. This host's addresses are one: who tries IPv6 first and is refused goes on with IPv4.
+pub(super) fn whose(server: IpAddr, host: &Host) -> IpAddr {
+    if host.owns(server) { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { server }
+}
 
 impl Begun {
     fn tried(&self) -> Tried {
@@ -41,7 +46,7 @@ impl Balanced {
         }
         let closed = host.owns(segment.destination)
             && self.own.is_closed(segment.port)
-            && !self.open.knows(segment.destination, segment.port, now);
+            && !self.open.knows(whose(segment.destination, host), segment.port, now);
         self.pending.begin(segment, now, closed);
     }
 
@@ -189,7 +194,7 @@ impl Balanced {
     /// A server has answered, perhaps after its client was given up.
     fn answered(&mut self, flow: &Flow, given_up: bool, host: &Host) {
         self.sight.answered(self.latest);
-        self.open.note(flow.server, flow.port, self.latest);
+        self.open.note(whose(flow.server, host), flow.port, self.latest);
         if given_up {
             self.take_back(flow, host);
         }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::course::whose;
 use super::first::Failure;
 use super::hosts::RecentHosts;
 use super::numbers::{
@@ -56,6 +57,11 @@ pub(super) struct Tried {
     pub(super) bare: bool,
 }
 
+/// Nobody was there, or said so.
+fn is_silent(outcome: Outcome) -> bool {
+    matches!(outcome, Outcome::Refused | Outcome::Unanswered)
+}
+
 impl Record {
     fn new(now: Moment) -> Self {
         Self {
@@ -95,9 +101,8 @@ impl Balanced {
         found: &mut Vec<Scan>,
     ) {
         let (now, flow) = (self.latest, &tried.flow);
-        let silent = matches!(outcome, Outcome::Refused | Outcome::Unanswered);
-        if silent
-            && (self.open.knows(flow.server, flow.port, now)
+        if is_silent(outcome)
+            && (self.open.knows(whose(flow.server, host), flow.port, now)
                 || host.owns(flow.server) && self.own.has_stopped(flow.port, now))
         {
             return;
@@ -158,6 +163,12 @@ impl Balanced {
         }
         if reported.is_some_and(|reported| !now.is_past(reported, A_MINUTE.within)) {
             return;
+        }
+        if record.ports.broken(now).is_some() {
+            // Some may have been shown to be open since they were tried.
+            let server = whose(flow.server, host);
+            let open = |port| self.open.knows(server, port, now);
+            record.ports.retain(|attempt| !(is_silent(attempt.outcome) && open(attempt.port)));
         }
         if let Some(broken) = record.ports.broken(now) {
             self.report_ports(flow, key, &broken, now, host, found);

@@ -71,9 +71,17 @@ impl RecentPorts {
     }
 
     /// Takes a port out: it was answered after all.
-    pub(super) fn take_back(&mut self, port: Port) -> bool {
-        let known = self.attempts().iter().position(|known| known.port == port);
-        known.map(|at| self.remove_at(at)).is_some()
+    pub(super) fn take_back(&mut self, port: Port) {
+        self.retain(|attempt| attempt.port != port);
+    }
+
+    /// Takes out what is not to be kept.
+    pub(super) fn retain(&mut self, keep: impl Fn(&Attempt) -> bool) {
+        for at in (0..usize::from(self.kept)).rev() {
+            if !keep(&self.recent[at]) {
+                self.remove_at(at);
+            }
+        }
     }
 
     fn remove_at(&mut self, at: usize) {

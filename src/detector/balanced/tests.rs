@@ -569,3 +569,21 @@ fn a_sweep_of_open_and_closed_hosts_is_one() {
         assert_eq!(kinds, vec![ScanKind::Sweep; expected], "{open} of 30 are open");
     }
 }
+
+/// A browser tries IPv6 first, where nobody listens.
+#[test]
+fn a_host_open_by_one_of_its_addresses_is_open() {
+    let mut wire = Wire::of_the_server();
+    wire.host = Host::with_addresses(
+        [SERVER, "2001:db8::1"].map(|a| IpNet::from(a.parse::<IpAddr>().unwrap())),
+    );
+    for port in [80, 443, 8080, 8443, 9090] {
+        wire.refused("2001:db8:9::1", "2001:db8::1", port);
+        wire.visit("192.0.2.1", SERVER, port);
+    }
+    assert_eq!(wire.found, []);
+    for port in 1..=4 {
+        wire.refused("2001:db8:9::1", "2001:db8::1", port);
+    }
+    assert_eq!(wire.scanners(), ["2001:db8:9::"]);
+}
