@@ -13,6 +13,7 @@
 
 mod bus;
 mod caller;
+mod clients;
 mod disk;
 mod files;
 mod flood;

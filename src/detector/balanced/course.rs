@@ -57,14 +57,18 @@ impl Balanced {
         if !begun.closed {
             self.sight.unanswered(begun.flow.client);
         }
-        if self.sight.is_blind() {
-            if !blind {
-                self.has_gone_blind(host, found);
-            }
-        } else if self.sight.is_one_sided() {
-            self.fall_back(&begun.flow, host, found);
-        } else {
+        if !self.sight.is_one_sided() {
             self.failed(begun.tried(), Outcome::Unanswered, host, found);
+            return;
+        }
+        if !self.sight.is_blind() {
+            self.fall_back(&begun.flow, host, found);
+        } else if !blind {
+            self.has_gone_blind(host, found);
+        }
+        // The classic rule knows no sweeps, and here nothing else tells them from a browser's many hosts.
+        if begun.bare {
+            self.failed_at_host(&begun.tried(), Outcome::Unanswered, host, found);
         }
     }
 

@@ -122,10 +122,10 @@ mod tests {
         }
         assert_eq!(in_a_minute, usize::from(FORGIVEN_A_MINUTE));
         assert_eq!(forgiven, usize::from(FORGIVEN_AN_HOUR));
-        for _ in 0..15 {
+        for _ in 1..CONNECTIONS_FOR_A_FAILURE {
             credits.earn(1, at(1000));
         }
-        assert!(!credits.forgives(1, at(1000)), "fifteen connections are not enough");
+        assert!(!credits.forgives(1, at(1000)), "one connection is missing");
     }
 
     #[test]

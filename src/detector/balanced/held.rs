@@ -231,7 +231,7 @@ impl Balanced {
         found.push(Scan { probes, continued, others, ..scan });
     }
 
-    fn failed_at_host(
+    pub(super) fn failed_at_host(
         &mut self,
         tried: &Tried,
         outcome: Outcome,

@@ -78,17 +78,18 @@ pub(super) const CONNECTIONS_FOR_A_HOST: u16 = 4;
 /// So many at the most in [`SWEEP`]'s span.
 pub(super) const HOSTS_FORGIVEN: u16 = 30;
 
-/// A failure is forgiven for so many connections of the same source that came about: twice as many as
-/// the three in a hundred of a large network's users who err.
-pub(super) const CONNECTIONS_FOR_A_FAILURE: u16 = 16;
-/// So many connections are remembered: those of a minute of such a network, good for 32 failures.
-pub(super) const CONNECTIONS_KEPT: u16 = 512;
+/// A failure is forgiven for so many connections of the same source that came about: three times as many as
+/// the three in a hundred of a large network's users who err. With twice as many, one such network in fifty
+/// would by chance be blocked within its first 4,000 connections; with three times, one in 3,000.
+pub(super) const CONNECTIONS_FOR_A_FAILURE: u16 = 10;
+/// So many connections are remembered, good for 32 failures.
+pub(super) const CONNECTIONS_KEPT: u16 = 320;
 /// For so long without another.
 pub(super) const CONNECTIONS_KEPT_FOR: Duration = Duration::from_secs(3600);
 /// So many failures at the most in a minute: three in a hundred of 70 connections a second. A scanner that
 /// makes connections to be forgiven, or hides among others behind one address, gets no further ...
 pub(super) const FORGIVEN_A_MINUTE: u16 = 128;
-/// ... and so many in an hour: for these it has made 8,192 connections, and is caught with the next four.
+/// ... and so many in an hour: for these it has made 5,120 connections, and is caught with the next four.
 pub(super) const FORGIVEN_AN_HOUR: u16 = 512;
 /// Sources and hosts whose connections are counted: 24 bytes each.
 pub(super) const CREDITS: usize = 1 << 16;

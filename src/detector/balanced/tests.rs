@@ -587,3 +587,21 @@ fn a_host_open_by_one_of_its_addresses_is_open() {
     }
     assert_eq!(wire.scanners(), ["2001:db8:9::"]);
 }
+
+/// Many hosts are a sweep if their SYNs are made up, else somebody's day at work.
+#[test]
+fn a_sweep_is_seen_in_a_one_sided_capture_by_its_made_up_segments() {
+    for (bare, expected) in [(true, vec![ScanKind::Sweep]), (false, vec![])] {
+        let mut wire = Wire { bare, ..Wire::new() };
+        for number in 0..60 {
+            let target = format!("198.51.100.{number}");
+            let from = wire.syn("192.0.2.1", &target, 443);
+            wire.send(("192.0.2.1", from), (&target, 443), ProbeKind::Reset, 8);
+            wire.pass(100);
+        }
+        wire.live(1);
+        assert!(wire.detector.is_one_sided());
+        let kinds: Vec<ScanKind> = wire.found.iter().map(|scan| scan.kind).collect();
+        assert_eq!(kinds, expected, "bare: {bare}");
+    }
+}

@@ -15,6 +15,7 @@ mod exemptions;
 mod firewalls;
 mod floods;
 mod healing;
+mod honest;
 mod instances;
 mod log;
 mod memory;

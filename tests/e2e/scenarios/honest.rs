@@ -1,0 +1,216 @@
+//! Whoever connects to many ports for a reason, and whoever scans beside: both presets, as each promises.
+
+use std::net::IpAddr;
+
+use crate::clients::{Clients, Server, run_python};
+use crate::kernel::Rules;
+use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
+use crate::service::Service;
+use crate::tools::Random;
+
+const BYSTANDER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 77, 0, 3));
+
+const MAIL: [u16; 7] = [25, 110, 143, 465, 587, 993, 995];
+
+pub(super) fn start(lab: &Lab, preset: &str) -> Service {
+    lab.configure(&format!("[detection]\npreset = \"{preset}\"\n"));
+    let service = lab.start();
+    Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
+    service
+}
+
+/// The bystander's business, and then a scan: who is blocked by each preset.
+#[track_caller]
+fn assert_blocked(ports: &[u16], business: impl Fn(&Lab), by: [(&str, &[IpAddr]); 2]) {
+    for (preset, expected) in by {
+        let lab = Lab::new();
+        let server = Server::on(&lab, ports);
+        let mut service = start(&lab, preset);
+        business(&lab);
+        // What came before was judged before.
+        lab.attacker.nmap("-sS -p 1-20", VICTIM);
+        service.await_line(&format!("blocked {ATTACKER}"));
+        let mut blocked: Vec<String> = lab.bus.list().into_iter().map(|block| block.0).collect();
+        blocked.sort();
+        let expected: Vec<String> = expected.iter().map(IpAddr::to_string).collect();
+        assert_eq!(blocked, expected, "{preset}");
+        if !expected.contains(&BYSTANDER.to_string()) {
+            lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+        }
+        assert_eq!(service.stop().code(), Some(0));
+        drop(server);
+    }
+}
+
+/// The hair trigger takes the client for a scanner, the balanced rules do not.
+const ONLY_CLASSIC: [(&str, &[IpAddr]); 2] =
+    [("classic", &[ATTACKER, BYSTANDER]), ("balanced", &[ATTACKER])];
+
+/// Neither does.
+const NEITHER: [(&str, &[IpAddr]); 2] = [("classic", &[ATTACKER]), ("balanced", &[ATTACKER])];
+
+#[test]
+fn a_mail_client_uses_seven_ports() {
+    let business = |lab: &Lab| {
+        // Shut out it waits in vain.
+        let client = Clients::at(&lab.bystander).begin(&[&MAIL[..], &MAIL[..]].concat());
+        if is_balanced(lab) { client.await_end() } else { lab.await_blocked(BYSTANDER) }
+    };
+    assert_blocked(&MAIL, business, ONLY_CLASSIC);
+}
+
+#[test]
+fn a_browser_tries_open_and_closed_ports() {
+    let business = |lab: &Lab| {
+        let client = Clients::at(&lab.bystander).begin(&[443, 80, 8000, 8888].repeat(5));
+        if is_balanced(lab) { client.await_end() } else { lab.await_blocked(BYSTANDER) }
+    };
+    assert_blocked(&[80, 443], business, ONLY_CLASSIC);
+    // And one dead port, over and over, is nothing to anybody.
+    let again = |lab: &Lab| Clients::at(&lab.bystander).visit(&[443, 80, 8443].repeat(20));
+    assert_blocked(&[80, 443], again, NEITHER);
+}
+
+/// It only looks whether services are up, of which three are not, and leaves greetings unread: its kernel
+/// breaks those connections off, as a connect scanner's does.
+#[test]
+fn a_monitoring_host_finds_services_down() {
+    let down = [21, 3306, 5432];
+    let all = [&MAIL[..], &down].concat();
+    let business = |lab: &Lab| {
+        let client = Clients::at(&lab.bystander).only_look().begin(&all.repeat(3));
+        if is_balanced(lab) { client.await_end() } else { lab.await_blocked(BYSTANDER) }
+    };
+    assert_blocked(&MAIL, business, ONLY_CLASSIC);
+}
+
+/// 60 users behind one address, three in a hundred of whose connections go to some port or other.
+#[test]
+fn a_network_behind_one_address_errs() {
+    let services = [22, 80, 443, 587, 993, 8080];
+    let mut random = Random::seeded(7);
+    let ports: Vec<u16> = (0..1800)
+        .map(|_| match random.below(100) {
+            0..3 => 10_000 + u16::try_from(random.below(50_000)).unwrap(),
+            _ => services[random.below(services.len())],
+        })
+        .collect();
+    let business = |lab: &Lab| {
+        let clients = Clients::at(&lab.bystander).at_once(60).begin(&ports);
+        if is_balanced(lab) { clients.await_end() } else { lab.await_blocked(BYSTANDER) }
+    };
+    assert_blocked(&services, business, ONLY_CLASSIC);
+}
+
+/// A hundred honest connections a second, and a patient scan beside them from another address.
+#[test]
+fn a_scanner_hides_among_a_hundred_connections_a_second() {
+    let services = [80, 443, 8080];
+    for preset in ["classic", "balanced"] {
+        let lab = Lab::new();
+        let server = Server::on(&lab, &services);
+        let mut service = start(&lab, preset);
+        let honest = Clients::at(&lab.bystander).at_once(20).rate(100).begin(&services.repeat(130));
+        lab.attacker.nmap("-sS -T2 -p 101-106", VICTIM);
+        service.await_line(&format!("blocked {ATTACKER}"));
+        honest.await_end();
+        assert_eq!(lab.bus.list().len(), 1, "{preset}");
+        lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+        drop(server);
+    }
+}
+
+/// And from the same address: what its neighbours do is no credit to it.
+#[test]
+fn a_scanner_hides_behind_its_neighbours() {
+    for scan in ["-sS", "-sT --max-rate 40"] {
+        let lab = Lab::new();
+        let server = Server::on(&lab, &[80, 443]);
+        let mut service = start(&lab, "balanced");
+        Clients::at(&lab.bystander).at_once(20).visit(&[80, 443].repeat(100));
+        let _honest =
+            Clients::at(&lab.bystander).at_once(20).rate(100).begin(&[80, 443].repeat(2000));
+        lab.bystander.nmap(&format!("{scan} -p 1001-1200"), VICTIM);
+        service.await_line(&format!("blocked {BYSTANDER}"));
+        drop(server);
+    }
+}
+
+/// Active and passive, with a real server and client; more files than a minute has room for.
+#[test]
+fn ftp_takes_a_port_for_each_file() {
+    const DAEMON: &str = "
+import logging, sys
+logging.basicConfig(level=logging.WARNING)
+from pyftpdlib.authorizers import DummyAuthorizer
+from pyftpdlib.handlers import FTPHandler
+from pyftpdlib.servers import FTPServer
+FTPHandler.authorizer = DummyAuthorizer()
+FTPHandler.authorizer.add_anonymous(sys.argv[1])
+server = FTPServer(('', 21), FTPHandler)
+print('ready', flush=True)
+server.serve_forever()
+";
+    const CLIENT: &str = "
+import ftplib, sys
+for passive in (True, False):
+    ftp = ftplib.FTP(sys.argv[1], timeout=20)
+    ftp.login()
+    ftp.set_pasv(passive)
+    for _ in range(120):
+        ftp.retrbinary('RETR file', lambda data: None)
+    ftp.quit()
+";
+    let lab = Lab::new();
+    let directory = lab.path("ftp");
+    std::fs::create_dir(&directory).unwrap();
+    std::fs::write(directory.join("file"), "content").unwrap();
+    let server = Server::python(&lab, DAEMON, &[directory.display().to_string()]);
+    let mut service = start(&lab, "balanced");
+    run_python(&lab.bystander, CLIENT, &[VICTIM.to_string()]);
+    lab.attacker.nmap("-sS -p 1-20", VICTIM);
+    service.await_line(&format!("blocked {ATTACKER}"));
+    assert_eq!(service.lines_with("port scan by").len(), 1, "{:?}", service.log());
+    assert_eq!(lab.bus.list().len(), 1);
+
+    // By the other preset the client is one.
+    service.stop();
+    let mut service = start(&lab, "classic");
+    let client = "import ftplib, sys
+ftp = ftplib.FTP(sys.argv[1], timeout=20)
+ftp.login()
+for _ in range(3):
+    ftp.retrbinary('RETR file', lambda data: None)
+";
+    run_python(&lab.bystander, client, &[VICTIM.to_string()]);
+    service.await_line(&format!("blocked {BYSTANDER}"));
+    drop(server);
+}
+
+/// A port forwarded to somebody else: nothing listens on it here, and it is open.
+#[test]
+fn a_redirected_port_is_an_open_one() {
+    let redirected: Vec<u16> = (2001..=2008).collect();
+    let business = |lab: &Lab| {
+        for port in &redirected {
+            let rule =
+                format!("-t nat -A PREROUTING -p tcp --dport {port} -j REDIRECT --to-ports 80");
+            crate::tools::run(lab.victim.command("iptables").args(rule.split(' '))).ok();
+        }
+        let client = Clients::at(&lab.bystander).begin(&redirected.repeat(2));
+        if is_balanced(lab) { client.await_end() } else { lab.await_blocked(BYSTANDER) }
+    };
+    assert_blocked(&[80], business, ONLY_CLASSIC);
+}
+
+fn is_balanced(lab: &Lab) -> bool {
+    std::fs::read_to_string(lab.path("tcptracker.toml")).unwrap().contains("balanced")
+}
+
+impl Lab {
+    fn await_blocked(&self, address: IpAddr) {
+        crate::tools::await_that("it is blocked", || {
+            self.bus.list().iter().any(|block| block.0 == address.to_string())
+        });
+    }
+}
