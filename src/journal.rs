@@ -16,7 +16,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::clock::HumanDuration;
 use crate::config::LogFormat;
-use crate::detector::{DECOYS_NAMED, Scan};
+use crate::detector::{Attempt, DECOYS_NAMED, Scan, ScanKind};
 use crate::events::{BlockCause, Event, Spared, UnblockCause};
 use crate::interface::InterfaceName;
 use crate::network::show_network;
@@ -255,10 +255,11 @@ fn write_scan(interface: &InterfaceName, scan: &Scan) {
         TCPTRACKER_PORTS = list_of(&ports, ","),
         TCPTRACKER_KIND = scan.kind.as_str(),
         TCPTRACKER_DECOYS = scan.may_be_decoy().then(|| list_of(&scan.others, ",")),
-        "{} port scan by {} on {}: {}{}",
+        "{} port scan by {} on {}{}: {}{}",
         scan.kind.as_str(),
         show_network(&scan.source),
         scan.destination,
+        if scan.kind == ScanKind::Sweep { " and others" } else { "" },
         evidence_of(scan, &ports),
         decoys_of(scan),
     );
@@ -266,16 +267,13 @@ fn write_scan(interface: &InterfaceName, scan: &Scan) {
 
 /// The ports that make it a scan and, where that counts, what became of each.
 fn evidence_of(scan: &Scan, ports: &[crate::probe::Port]) -> String {
-    if !scan.has_outcomes() {
+    if !scan.rule.looks_at_outcomes() {
         let (ports, within) = (list_of(ports, ", "), HumanDuration(scan.span));
         return format!("ports {ports}, more than {} within {within}", scan.threshold);
     }
-    let told: Vec<String> = scan
-        .attempts
-        .iter()
-        .map(|attempt| format!("{} {}", attempt.port, attempt.outcome.as_str()))
-        .collect();
-    format!("ports {}; {}", told.join(", "), scan.rule.sentence(scan.threshold, scan.span))
+    let told: Vec<String> = scan.attempts.iter().map(Attempt::told).collect();
+    let what = if told.len() == 1 { "port" } else { "ports" };
+    format!("{what} {}; {}", told.join(", "), scan.rule.sentence(scan.threshold, scan.span))
 }
 
 /// The others of a group of which most are decoys.

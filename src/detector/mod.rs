@@ -36,7 +36,7 @@ use crate::clock::Moment;
 use crate::config::{DetectionConfig, Per};
 use crate::events::Direction;
 use crate::host::Host;
-use crate::probe::{Outcome, Port, Probe};
+use crate::probe::{Port, Probe};
 use decoys::Decoys;
 use episodes::Episodes;
 use sources::{Key, Sources};
@@ -104,11 +104,6 @@ impl Scan {
     /// The ports alone.
     pub fn ports(&self) -> Vec<Port> {
         self.attempts.iter().map(|attempt| attempt.port).collect()
-    }
-
-    /// Whether what became of its probes is known.
-    pub fn has_outcomes(&self) -> bool {
-        self.attempts.iter().any(|attempt| attempt.outcome != Outcome::Unknown)
     }
 
     /// Whether its source may be a decoy, forged by somebody else.

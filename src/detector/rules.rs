@@ -37,6 +37,11 @@ impl Rule {
         !matches!(self, Self::ManyPorts | Self::ManySources)
     }
 
+    /// Whether it counts what became of probes.
+    pub const fn looks_at_outcomes(self) -> bool {
+        !matches!(self, Self::Ports | Self::PortsOfHost)
+    }
+
     /// The rule in words, for a threshold that was exceeded within a span.
     pub fn sentence(self, threshold: usize, span: Duration) -> String {
         let span = HumanDuration(span);

@@ -29,6 +29,14 @@ impl Attempt {
     pub const fn at(port: Port, moment: Moment) -> Self {
         Self { port, moment, outcome: Outcome::Unknown }
     }
+
+    /// The port, and what became of it if that is known.
+    pub fn told(&self) -> String {
+        match self.outcome {
+            Outcome::Unknown => self.port.to_string(),
+            outcome => format!("{} {}", self.port, outcome.as_str()),
+        }
+    }
 }
 
 /// What a probe changed.

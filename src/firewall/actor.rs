@@ -20,7 +20,7 @@ use super::verdict::{Verdict, judge};
 use super::{Backend, Family, FirewallError, Listed, Order, Refusal};
 use crate::clock::{Moment, WallClock};
 use crate::config::{BlockConfig, ExemptConfig};
-use crate::detector::{Control, Scan};
+use crate::detector::{Control, Scan, ScanKind};
 use crate::events::{BlockCause, Event, Reporter, Spared};
 use crate::host::Host;
 use crate::memory::{Block, Evidence, Place};
@@ -366,5 +366,9 @@ fn reason_of(scan: &Scan) -> String {
         more => format!(" and {more} more"),
     };
     let decoy = if scan.may_be_decoy() { ", as others did at the same time (decoys?)" } else { "" };
-    format!("{} scan: ports {}{more}{decoy}", scan.kind.as_str(), named.join(", "))
+    let named = named.join(", ");
+    match scan.kind {
+        ScanKind::Sweep => format!("sweep: port {named} of more than {} hosts", scan.threshold),
+        kind => format!("{} scan: ports {named}{more}{decoy}", kind.as_str()),
+    }
 }

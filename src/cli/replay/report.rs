@@ -174,7 +174,7 @@ pub(super) fn listing(trial: &Trial, of_file: Option<&str>) -> Table {
 /// A port, what became of it, and how long before the scan was recognised.
 fn evidence(attempt: &Attempt, scan: &Scan) -> String {
     let ago = scan.moment.since(attempt.moment).as_secs_f64();
-    format!("{} {} -{ago:.3}s", attempt.port, attempt.outcome.as_str())
+    format!("{} -{ago:.3}s", attempt.told())
 }
 
 /// A row for each source that any trial would block: by which probe each does.

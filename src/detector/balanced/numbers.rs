@@ -74,7 +74,7 @@ pub(super) const SWEEP: Limit = limit(29, 300);
 pub(super) const SWEEP_FAILED: usize = 10;
 /// A failed host is forgiven for so many connections on the same port that came about: sweeps fail
 /// mostly.
-pub(super) const CONNECTIONS_FOR_A_HOST: u16 = 4;
+pub(super) const CONNECTIONS_FOR_A_HOST: u16 = 2;
 /// So many at the most in [`SWEEP`]'s span.
 pub(super) const HOSTS_FORGIVEN: u16 = 30;
 

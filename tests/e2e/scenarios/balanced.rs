@@ -65,6 +65,9 @@ fn half_open_and_stealthy_scans_of_open_ports_block() {
         let mut service = balanced(&lab);
         lab.attacker.nmap(&format!("{scan} -p 21-28"), VICTIM);
         service.await_line(&format!("blocked {ATTACKER}"));
+        let told = service.await_line("port scan by");
+        assert!(told.contains("more than 3 failed ports of one host in 60s"), "{told}");
+        assert_eq!(told.contains("half-open"), scan == "-sS", "{told}");
         drop(open);
     }
 }
@@ -102,7 +105,10 @@ fn a_sweep_over_the_hosts_behind_blocks() {
     run(lab.attacker.command("nmap").args(["-n", "-Pn", "-sS", "-p", "22", hosts])).ok();
     service.await_line(&format!("blocked {ATTACKER}"));
     let told = service.await_line("sweep port scan by");
+    assert!(told.contains(" and others: port 22 "), "{told}");
     assert!(told.contains("more than 29 failed hosts on one port in 5m"), "{told}");
+    let why = lab.bus.why("10.77.0.1").to_string();
+    assert!(why.contains("sweep: port 22 of more than 29 hosts"), "{why}");
     drop(open);
 }
 
