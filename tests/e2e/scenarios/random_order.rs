@@ -69,7 +69,7 @@ impl Instance {
         );
         std::fs::write(shim.join("count"), "").unwrap();
         for family in ["iptables", "ip6tables"] {
-            for program in ["", "-save", "-restore"] {
+            for program in ["", "-nft-save", "-nft-restore"] {
                 let program = shim.join(format!("{family}{program}"));
                 std::fs::write(&program, &script).unwrap();
                 std::fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();

@@ -11,7 +11,13 @@ use crate::tools::{run, sh};
 /// `systemctl stop` just after `systemctl start`, or Ctrl-C at once.
 #[test]
 fn a_stop_during_the_start_leaves_nothing() {
-    for program in ["iptables-save", "iptables-restore", "ip6tables-save", "ip6tables-restore"] {
+    let programs = [
+        "iptables-nft-save",
+        "iptables-nft-restore",
+        "ip6tables-nft-save",
+        "ip6tables-nft-restore",
+    ];
+    for program in programs {
         let lab = Lab::new();
         // A program that asks its caller to stop at exactly this moment.
         let shim = lab.path("shim");
