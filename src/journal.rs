@@ -185,7 +185,8 @@ fn write(interface: &InterfaceName, event: &Event) {
         Event::Restored { blocks, expired } => info!(
             MESSAGE_ID = id::RESTORED,
             TCPTRACKER_INTERFACE = %interface,
-            "restored {blocks} blocks; {expired} more had ended meanwhile",
+            "restored {blocks} {}; {expired} more had ended meanwhile",
+            if *blocks == 1 { "block" } else { "blocks" },
         ),
         Event::Unblocked { network, cause, uid } => {
             let why = match cause {

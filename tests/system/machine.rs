@@ -31,7 +31,7 @@ const BOOT: &str = r#"
     echo $$ >"$group/cgroup.procs"
     mkdir -p /run/systemd/nspawn
     mount -t tmpfs tmpfs /run/systemd/nspawn
-    exec setpriv --pdeathsig=KILL systemd-nspawn --quiet --boot --directory="$root" --machine="$name" --hostname=web1 \
+    exec setpriv --pdeathsig=KILL systemd-nspawn --quiet --boot --directory="$root" --machine="$name" \
         --network-namespace-path="/run/netns/$name" --register=no --keep-unit --notify-ready=yes \
         --capability=CAP_NET_ADMIN --system-call-filter=bpf \
         --resolv-conf=off --timezone=off --link-journal=no --console=pipe
@@ -73,6 +73,8 @@ impl Machine {
         let mut unpack = Command::new("tar");
         unpack.args(["--extract", "--numeric-owner", "--file"]).arg(archive);
         run(unpack.arg("--directory").arg(machine.root())).ok();
+        // Not that of the host on which the archive was made.
+        machine.write("/etc/hostname", "web1\n");
         machine
     }
 

@@ -39,6 +39,7 @@ pub fn who_looks_is_told(site: &mut Site) {
     assert!(blocked["TCPTRACKER_UNTIL"].as_str().unwrap().parse::<u64>().unwrap() > 0);
     assert!(blocked["TCPTRACKER_REASON"].as_str().unwrap().starts_with("vertical scan: ports "));
     assert_eq!(blocked["SYSLOG_IDENTIFIER"], "tcptracker");
+    assert_eq!(blocked["_HOSTNAME"], "web1");
     let scan = of_kind(message::SCAN);
     assert_eq!(scan["TCPTRACKER_DESTINATION"], *MACHINE.to_string());
     assert_eq!(scan["TCPTRACKER_KIND"], "vertical");

@@ -45,7 +45,8 @@ pub fn the_sandbox_may_kill_from_now_on(site: &Site) {
 pub fn a_restart_keeps_blocks(site: &mut Site) {
     site.forget();
     site.machine.sh("systemctl restart tcptracker@eth0");
-    site.await_message(message::RESTORED, &[]);
+    let told = "restored 1 block; 0 more had ended meanwhile";
+    site.await_message(message::RESTORED, &[("MESSAGE", told)]);
     assert_eq!(site.blocked("eth0"), [SCANNER.to_string()]);
     site.assert_shut_out();
 }
