@@ -110,7 +110,7 @@ impl Balanced {
         }
         self.failed_at_port(&tried, outcome, host, found);
         // Where nobody is but this host, nobody sweeps.
-        if self.sees_others || host.own().len() > SWEEP.more_than {
+        if self.sees_others || host.has_more_addresses_than(SWEEP.more_than) {
             self.failed_at_host(&tried, outcome, host, found);
         }
     }
