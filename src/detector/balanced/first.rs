@@ -46,6 +46,11 @@ impl FirstFailures {
         (tag == hash | 1).then_some(what as u32)
     }
 
+    /// Reads the place of this hash.
+    pub(super) fn read(&self, hash: u64) -> u64 {
+        self.words[self.at(hash) * WORDS]
+    }
+
     /// Notes a failure of whoever has this hash. If it has another already, that one is returned, and its
     /// place is free.
     pub(super) fn note(&mut self, hash: u64, failure: Failure) -> Option<Failure> {

@@ -219,6 +219,22 @@ impl Pending {
         }
     }
 
+    /// Reads what leads to a connection of this hash.
+    pub(super) fn read(&self, hash: u64) -> u64 {
+        self.heads[self.home(hash as u32)].into()
+    }
+
+    /// Reads what leads to so many of the oldest.
+    pub(super) fn read_oldest(&self, count: usize) -> u64 {
+        let oldest = (self.first..self.end).take(count).map(|number| &self.ring[self.slot(number)]);
+        oldest.fold(0, |read, begun| read ^ self.read(begun.hash.into()))
+    }
+
+    /// So many of those whose answers this host itself would have to give next.
+    pub(super) fn soon_due(&self, count: usize) -> impl Iterator<Item = &Begun> {
+        (self.itself..self.end).take(count).map(|number| &self.ring[self.slot(number)])
+    }
+
     /// Connections of which nothing was heard, the oldest first.
     pub(super) fn unanswered(&self) -> impl Iterator<Item = Begun> {
         let begun = (self.first..self.end).map(|number| self.ring[self.slot(number)]);
