@@ -51,6 +51,9 @@ impl Judge {
                     found.clear();
                 }
             } else {
+                if let Self::Balanced(balanced) = self {
+                    balanced.read_ahead(segments);
+                }
                 for segment in segments {
                     let Self::Balanced(balanced) = self else { return };
                     balanced.observe(segment, host, found);

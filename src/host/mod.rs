@@ -96,6 +96,12 @@ impl Host {
         self.own.contains(&address) || self.local.iter().any(|network| network.contains(&address))
     }
 
+    /// Whether there are so many addresses of this host's.
+    pub fn has_more_addresses_than(&self, count: usize) -> bool {
+        let whole = |network: &IpNet| network.prefix_len() < network.max_prefix_len();
+        self.own.len() + self.local.len() > count || self.local.iter().any(whole)
+    }
+
     /// Whether an interface exists and is down.
     pub fn is_down(&self, interface: &InterfaceName) -> bool {
         self.down.iter().any(|name| name == interface.as_str())

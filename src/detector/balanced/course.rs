@@ -4,12 +4,11 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::held::{SweepKey, Tried};
+use super::Balanced;
+use super::held::Tried;
 use super::numbers::{REPEATED_AFTER, STRAY_PORTS_BELOW, SYSTEM_PORTS_BELOW};
 use super::pending::{Begun, Flow, Stage};
-use super::{Balanced, unit_of};
 use crate::detector::Scan;
-use crate::detector::sources::Key;
 use crate::host::Host;
 use crate::probe::{Outcome, Probe, ProbeKind};
 
@@ -20,7 +19,7 @@ pub(super) fn whose(server: IpAddr, host: &Host) -> IpAddr {
 
 impl Begun {
     fn tried(&self) -> Tried {
-        Tried { flow: self.flow, moment: self.moment, bare: self.bare }
+        Tried { flow: self.flow, pair: self.pair, moment: self.moment, bare: self.bare }
     }
 
     /// Whether this segment of the client's shows that it has sent nothing but its SYN, which counts as
@@ -41,13 +40,15 @@ impl Balanced {
         if host.owns(segment.source) {
             return;
         }
+        let flow = Flow::from_client(segment);
         if self.sight.is_blind() {
-            self.fall_back(&Flow::from_client(segment), host, found);
+            self.fall_back(&flow, host, found);
         }
-        let closed = host.owns(segment.destination)
-            && self.own.is_closed(segment.port)
-            && !self.open.knows(whose(segment.destination, host), segment.port, now);
-        self.pending.begin(segment, now, closed);
+        let own = host.owns(segment.destination);
+        self.sees_others |= !own;
+        let closed = own && self.own.is_closed(segment.port) && !self.knows_open(&flow, host);
+        let (hash, pair) = (self.hashes.of_flow(&flow), self.pair_of(&flow, host));
+        self.pending.begin(segment, hash, pair, now, closed);
     }
 
     /// Nothing was heard in time.
@@ -55,7 +56,7 @@ impl Balanced {
         let blind = self.sight.is_blind();
         // Where nothing listens, silence is no riddle.
         if !begun.closed {
-            self.sight.unanswered(begun.flow.client);
+            self.sight.unanswered(self.hashes.of_host(begun.flow.client));
         }
         if !self.sight.is_one_sided() {
             self.failed(begun.tried(), Outcome::Unanswered, host, found);
@@ -74,13 +75,15 @@ impl Balanced {
 
     /// A connection was answered, and nothing was seen of its end.
     pub(super) fn settled(&mut self, begun: &Begun, host: &Host, found: &mut Vec<Scan>) {
-        self.came_about(&begun.flow, host);
-        self.unused(&begun.flow, host, found);
+        self.came_about(&begun.tried(), host);
+        self.unused(&begun.tried(), host, found);
     }
 
     pub(super) fn on_answer(&mut self, segment: &Probe, host: &Host, found: &mut Vec<Scan>) {
         let (now, flow) = (self.latest, Flow::from_server(segment));
-        let Some(begun) = self.pending.find(&flow) else { return };
+        let hash = self.hashes.of_flow(&flow);
+        let Some(begun) = self.pending.find(hash, &flow) else { return };
+        let tried = begun.tried();
         let after = now.since(begun.moment);
         match begun.stage {
             Stage::Begun | Stage::GivenUp => {
@@ -88,9 +91,9 @@ impl Balanced {
                 begun.stage = Stage::Answered;
                 begun.answered_after = u16::try_from(after.as_millis()).unwrap_or(u16::MAX);
                 begun.answer = segment.sequence;
-                self.answered(&flow, given_up, host);
+                self.answered(&tried, given_up, host);
                 if flow.port.0 < SYSTEM_PORTS_BELOW {
-                    self.unused(&flow, host, found);
+                    self.unused(&tried, host, found);
                 }
             }
             // The server asks whether it was heard, and nobody has asked it again.
@@ -98,7 +101,6 @@ impl Balanced {
                 let answered_after = u128::from(begun.answered_after);
                 if after.as_millis() >= answered_after + REPEATED_AFTER.as_millis() {
                     begun.stage = Stage::Over;
-                    let tried = begun.tried();
                     self.failed(tried, Outcome::HalfOpen, host, found);
                 }
             }
@@ -108,7 +110,8 @@ impl Balanced {
 
     pub(super) fn on_reset(&mut self, segment: &Probe, host: &Host, found: &mut Vec<Scan>) {
         let flow = Flow::from_client(segment);
-        if let Some(begun) = self.pending.find(&flow) {
+        let hash = self.hashes.of_flow(&flow);
+        if let Some(begun) = self.pending.find(hash, &flow) {
             let (tried, stage) = (begun.tried(), begun.stage);
             let silent = begun.said_nothing(segment);
             let unused = silent && begun.heard_nothing(segment);
@@ -119,10 +122,10 @@ impl Balanced {
                         self.failed(tried, Outcome::HalfOpen, host, found);
                     }
                     ProbeKind::ResetAck if unused => {
-                        self.unused(&flow, host, found);
+                        self.unused(&tried, host, found);
                         self.failed(tried, Outcome::Answered, host, found);
                     }
-                    _ => self.came_about(&flow, host),
+                    _ => self.came_about(&tried, host),
                 }
             } else if stage != Stage::Over {
                 // It refuses an answer that was not seen.
@@ -131,7 +134,7 @@ impl Balanced {
             return;
         }
         let flow = Flow::from_server(segment);
-        if let Some(begun) = self.pending.find(&flow) {
+        if let Some(begun) = self.pending.find(hash, &flow) {
             let (tried, stage) = (begun.tried(), begun.stage);
             begun.stage = Stage::Over;
             match stage {
@@ -139,7 +142,7 @@ impl Balanced {
                     self.sight.answered(self.latest);
                     self.failed(tried, Outcome::Refused, host, found);
                 }
-                Stage::Answered => self.came_about(&flow, host),
+                Stage::Answered => self.came_about(&tried, host),
                 Stage::GivenUp | Stage::Over => {}
             }
         } else if segment.kind == ProbeKind::Reset
@@ -153,14 +156,16 @@ impl Balanced {
 
     pub(super) fn on_close(&mut self, segment: &Probe, host: &Host, found: &mut Vec<Scan>) {
         let flow = Flow::from_client(segment);
-        if let Some(begun) = self.pending.find(&flow) {
+        let hash = self.hashes.of_flow(&flow);
+        if let Some(begun) = self.pending.find(hash, &flow) {
+            let tried = begun.tried();
             let silent = begun.said_nothing(segment) && begun.heard_nothing(segment);
             match begun.stage {
                 Stage::Answered => {
                     begun.stage = Stage::Over;
-                    self.came_about(&flow, host);
+                    self.came_about(&tried, host);
                     if silent {
-                        self.unused(&flow, host, found);
+                        self.unused(&tried, host, found);
                     }
                 }
                 Stage::Begun | Stage::GivenUp => self.unseen(flow.client, host, found),
@@ -169,14 +174,15 @@ impl Balanced {
             return;
         }
         let flow = Flow::from_server(segment);
-        if let Some(begun) = self.pending.find(&flow) {
+        if let Some(begun) = self.pending.find(hash, &flow) {
+            let tried = begun.tried();
             match std::mem::replace(&mut begun.stage, Stage::Over) {
                 // It closes only what a program has taken from it.
-                Stage::Answered => self.came_about(&flow, host),
+                Stage::Answered => self.came_about(&tried, host),
                 // And it closes what it has answered: that was lost on the way here.
                 stage @ (Stage::Begun | Stage::GivenUp) => {
-                    self.answered(&flow, stage == Stage::GivenUp, host);
-                    self.came_about(&flow, host);
+                    self.answered(&tried, stage == Stage::GivenUp, host);
+                    self.came_about(&tried, host);
                 }
                 Stage::Over => {}
             }
@@ -185,7 +191,8 @@ impl Balanced {
 
     pub(super) fn on_unreachable(&mut self, segment: &Probe, host: &Host, found: &mut Vec<Scan>) {
         let flow = Flow::from_server(segment);
-        let Some(begun) = self.pending.find(&flow) else { return };
+        let hash = self.hashes.of_flow(&flow);
+        let Some(begun) = self.pending.find(hash, &flow) else { return };
         // Whoever makes up such messages has to guess.
         if begun.stage == Stage::Begun && begun.sequence == segment.sequence {
             begun.stage = Stage::Over;
@@ -196,18 +203,19 @@ impl Balanced {
     }
 
     /// A server has answered, perhaps after its client was given up.
-    fn answered(&mut self, flow: &Flow, given_up: bool, host: &Host) {
+    fn answered(&mut self, tried: &Tried, given_up: bool, host: &Host) {
+        let flow = &tried.flow;
         self.sight.answered(self.latest);
-        self.open.note(whose(flow.server, host), flow.port, self.latest);
+        self.open.note(self.hashes.of_port(whose(flow.server, host), flow.port), self.latest);
         if given_up {
-            self.take_back(flow, host);
+            self.take_back(tried, host);
         }
     }
 
     /// A connection went on whose answer was not seen.
     fn unseen(&mut self, client: IpAddr, host: &Host, found: &mut Vec<Scan>) {
         let blind = self.sight.is_blind();
-        self.sight.unseen(client, self.latest);
+        self.sight.unseen(self.hashes.of_host(client), self.latest);
         if self.sight.is_blind() && !blind {
             self.has_gone_blind(host, found);
         }
@@ -222,29 +230,36 @@ impl Balanced {
     }
 
     /// A connection has come about.
-    fn came_about(&mut self, flow: &Flow, host: &Host) {
-        let now = self.latest;
-        let source = unit_of(&self.rule, flow.client, host);
-        let key = Key { source, destination: Some(flow.server) };
-        self.credits.earn(self.records.hash(&key), now);
-        if let Some(sweep) = self.sweeps.look(&SweepKey { source, port: flow.port }) {
+    fn came_about(&mut self, tried: &Tried, host: &Host) {
+        let (now, flow) = (self.latest, &tried.flow);
+        self.credits.earn(tried.pair, now);
+        let key = self.sweep_key(flow, host);
+        let hash = self.hashes.of_sweep(&key.source, key.port);
+        if let Some(sweep) = self.sweeps.look(hash, &key) {
             sweep.earn(now);
         }
     }
 
     /// What was taken for a failure was answered after all.
-    fn take_back(&mut self, flow: &Flow, host: &Host) {
-        let source = unit_of(&self.rule, flow.client, host);
-        let key = Key { source, destination: Some(flow.server) };
-        self.first_ports.take_back(self.records.hash(&key), flow.port.0.into());
-        if let Some(record) = self.records.look(&key) {
+    fn take_back(&mut self, tried: &Tried, host: &Host) {
+        let flow = &tried.flow;
+        let key = self.key(flow, host);
+        self.first_ports.take_back(tried.pair, flow.port.0.into());
+        if let Some(record) = self.records.look(tried.pair, &key) {
             record.ports.take_back(flow.port);
         }
-        let key = SweepKey { source, port: flow.port };
+        let key = self.sweep_key(flow, host);
+        let hash = self.hashes.of_sweep(&key.source, key.port);
         let server = self.hash_of_host(flow.server);
-        self.first_hosts.take_back(self.sweeps.hash(&key), server);
-        if let Some(sweep) = self.sweeps.look(&key) {
+        self.first_hosts.take_back(hash, server);
+        if let Some(sweep) = self.sweeps.look(hash, &key) {
             sweep.take_back(server);
         }
+    }
+
+    /// Whether somebody is known to have answered there lately.
+    pub(super) fn knows_open(&self, flow: &Flow, host: &Host) -> bool {
+        let hash = self.hashes.of_port(whose(flow.server, host), flow.port);
+        self.open.knows(hash, self.latest)
     }
 }

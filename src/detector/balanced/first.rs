@@ -39,6 +39,18 @@ impl FirstFailures {
         Self { words: vec![0; places * WORDS], places }
     }
 
+    /// Where whoever has this hash has failed, if only there.
+    pub(super) fn known(&self, hash: u64) -> Option<u32> {
+        let (places, _) = self.words.as_chunks::<WORDS>();
+        let [tag, what, _] = places[self.at(hash)];
+        (tag == hash | 1).then_some(what as u32)
+    }
+
+    /// Reads the place of this hash.
+    pub(super) fn read(&self, hash: u64) -> u64 {
+        self.words[self.at(hash) * WORDS]
+    }
+
     /// Notes a failure of whoever has this hash. If it has another already, that one is returned, and its
     /// place is free.
     pub(super) fn note(&mut self, hash: u64, failure: Failure) -> Option<Failure> {
@@ -70,8 +82,12 @@ impl FirstFailures {
     }
 
     fn place(&mut self, hash: u64) -> &mut [u64; WORDS] {
-        let at = (hash >> 20) as usize & (self.places - 1);
+        let at = self.at(hash);
         let (places, _) = self.words.as_chunks_mut::<WORDS>();
         &mut places[at]
+    }
+
+    fn at(&self, hash: u64) -> usize {
+        (hash >> 20) as usize & (self.places - 1)
     }
 }

@@ -4,7 +4,6 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "hashes are cut to the bits that are needed")]
 
-use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -43,7 +42,7 @@ pub(super) struct Record {
 }
 
 /// A source and a port it tries on several hosts.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct SweepKey {
     pub(super) source: IpNet,
     pub(super) port: Port,
@@ -53,6 +52,8 @@ pub(super) struct SweepKey {
 #[derive(Clone, Copy)]
 pub(super) struct Tried {
     pub(super) flow: Flow,
+    /// The hash of its source and host.
+    pub(super) pair: u64,
     pub(super) moment: Moment,
     pub(super) bare: bool,
 }
@@ -102,13 +103,16 @@ impl Balanced {
     ) {
         let (now, flow) = (self.latest, &tried.flow);
         if is_silent(outcome)
-            && (self.open.knows(whose(flow.server, host), flow.port, now)
+            && (self.knows_open(flow, host)
                 || host.owns(flow.server) && self.own.has_stopped(flow.port, now))
         {
             return;
         }
         self.failed_at_port(&tried, outcome, host, found);
-        self.failed_at_host(&tried, outcome, host, found);
+        // Where nobody is but this host, nobody sweeps.
+        if self.sees_others || host.has_more_addresses_than(SWEEP.more_than) {
+            self.failed_at_host(&tried, outcome, host, found);
+        }
     }
 
     fn failed_at_port(
@@ -119,13 +123,21 @@ impl Balanced {
         found: &mut Vec<Scan>,
     ) {
         let (now, flow) = (self.latest, &tried.flow);
-        let source = unit_of(&self.rule, flow.client, host);
-        let key = Key { source, destination: Some(flow.server) };
-        let hash = self.records.hash(&key);
+        let (key, hash) = (self.key(flow, host), tried.pair);
         let attempt = Attempt { port: flow.port, moment: tried.moment, outcome };
         let stealthy = outcome == Outcome::Unknown;
         let forgivable = !tried.bare && outcome != Outcome::Answered;
-        let known = self.records.get(&key).map(|record| {
+        let failure =
+            Failure { at: attempt.port.0.into(), outcome, stealthy, moment: attempt.moment };
+        // In a flood this is all there is to be known of a source: everything else is asked only if it is not.
+        let first = self.first_ports.known(hash);
+        if first == Some(failure.at) {
+            self.first_ports.note(hash, failure);
+            self.in_a_crowd(tried, attempt, host, found);
+            return;
+        }
+        let record = if first.is_none() { self.records.get(hash, &key) } else { None };
+        let known = record.map(|record| {
             // A source silent for an hour begins anew.
             if now.is_past(record.latest, AN_HOUR.within) {
                 (record.stealthy, record.reported) = (false, None);
@@ -133,14 +145,13 @@ impl Balanced {
             record.latest = now;
             record.ports.attempts().iter().any(|known| known.port == attempt.port)
         });
-        if known != Some(true) && forgivable && self.credits.forgives(hash, now) {
+        let another = first.is_some() || known == Some(false);
+        if another && forgivable && self.credits.forgives(hash, now) {
             return;
         }
         if known.is_none() {
-            let failure =
-                Failure { at: attempt.port.0.into(), outcome, stealthy, moment: attempt.moment };
             let Some(first) = self.first_ports.note(hash, failure) else {
-                self.in_a_crowd(flow, attempt, host, found);
+                self.in_a_crowd(tried, attempt, host, found);
                 return;
             };
             let mut record = Record::new(now);
@@ -148,11 +159,11 @@ impl Balanced {
             let earlier = Attempt { port, moment: first.moment, outcome: first.outcome };
             record.stealthy = first.stealthy;
             record.add(earlier, now);
-            if let (_, Some(gone)) = self.records.insert(key, record) {
+            if let (_, Some(gone)) = self.records.insert(hash, key, record) {
                 self.evicted += u64::from(!now.is_past(gone.latest, A_MINUTE.within));
             }
         }
-        let Some(record) = self.records.look(&key) else { return };
+        let Some(record) = self.records.look(hash, &key) else { return };
         record.stealthy |= stealthy;
         let is_new = record.add(attempt, now);
         let reported = record.reported;
@@ -167,7 +178,7 @@ impl Balanced {
         if record.ports.broken(now).is_some() {
             // Some may have been shown to be open since they were tried.
             let server = whose(flow.server, host);
-            let open = |port| self.open.knows(server, port, now);
+            let open = |port| self.open.knows(self.hashes.of_port(server, port), now);
             record.ports.retain(|attempt| !(is_silent(attempt.outcome) && open(attempt.port)));
         }
         if let Some(broken) = record.ports.broken(now) {
@@ -183,16 +194,15 @@ impl Balanced {
             }
         }
         if reported.is_none() {
-            self.in_a_crowd(flow, attempt, host, found);
+            self.in_a_crowd(tried, attempt, host, found);
         }
     }
 
     /// A source that seems to have sounded out ports had time to show that it is a load balancer.
     pub(super) fn sounded(&mut self, flow: &Flow, host: &Host, found: &mut Vec<Scan>) {
         let now = self.latest;
-        let source = unit_of(&self.rule, flow.client, host);
-        let key = Key { source, destination: Some(flow.server) };
-        let Some(record) = self.records.look(&key) else { return };
+        let (key, hash) = (self.key(flow, host), self.pair_of(flow, host));
+        let Some(record) = self.records.look(hash, &key) else { return };
         record.sounding = false;
         let within = |moment: Moment, span| !now.is_past(moment, span);
         if record.looked_again.is_some_and(|again| within(again, SOUNDED.within))
@@ -217,7 +227,8 @@ impl Balanced {
         found: &mut Vec<Scan>,
     ) {
         let now = self.latest;
-        let Some(record) = self.records.look(&key) else { return };
+        let hash = self.pair_of(flow, host);
+        let Some(record) = self.records.look(hash, &key) else { return };
         let continued = record.reported.replace(now).is_some();
         let attempts = record.ports.evidence(broken, then);
         let (probes, stealthy) = (record.failures, record.stealthy);
@@ -239,20 +250,24 @@ impl Balanced {
         found: &mut Vec<Scan>,
     ) {
         let (now, flow) = (self.latest, &tried.flow);
-        let source = unit_of(&self.rule, flow.client, host);
-        let key = SweepKey { source, port: flow.port };
+        let key = self.sweep_key(flow, host);
+        let hash = self.hashes.of_sweep(&key.source, key.port);
         let server = self.hash_of_host(flow.server);
         let failed = |outcome| outcome != Outcome::Answered;
-        if self.sweeps.get(&key).is_none() {
-            let failure = Failure { at: server, outcome, stealthy: false, moment: now };
-            let Some(first) = self.first_hosts.note(self.sweeps.hash(&key), failure) else {
+        let failure = Failure { at: server, outcome, stealthy: false, moment: now };
+        if self.first_hosts.known(hash) == Some(server) {
+            self.first_hosts.note(hash, failure);
+            return;
+        }
+        if self.sweeps.get(hash, &key).is_none() {
+            let Some(first) = self.first_hosts.note(hash, failure) else {
                 return;
             };
             let mut sweep = RecentHosts::new(first.moment);
             sweep.add(first.at, failed(first.outcome), first.moment);
-            self.sweeps.insert(key, sweep);
+            self.sweeps.insert(hash, key, sweep);
         }
-        let Some(sweep) = self.sweeps.look(&key) else { return };
+        let Some(sweep) = self.sweeps.look(hash, &key) else { return };
         if failed(outcome) && !tried.bare && !sweep.knows(server) && sweep.forgives(now) {
             return;
         }
@@ -273,12 +288,11 @@ impl Balanced {
     /// A segment that belongs to no connection was refused.
     pub(super) fn strayed(&mut self, flow: &Flow, host: &Host, found: &mut Vec<Scan>) {
         let now = self.latest;
-        let source = unit_of(&self.rule, flow.client, host);
-        let key = Key { source, destination: Some(flow.server) };
-        if self.strays.get(&key).is_none() {
-            self.strays.insert(key, Record::new(now));
+        let (key, hash) = (self.key(flow, host), self.pair_of(flow, host));
+        if self.strays.get(hash, &key).is_none() {
+            self.strays.insert(hash, key, Record::new(now));
         }
-        let Some(record) = self.strays.look(&key) else { return };
+        let Some(record) = self.strays.look(hash, &key) else { return };
         let attempt = Attempt { port: flow.port, moment: now, outcome: Outcome::Refused };
         record.add(attempt, now);
         let too_many = record.ports.within(STRAY.within, now).0 > STRAY.more_than;
@@ -295,23 +309,22 @@ impl Balanced {
     }
 
     /// A failure of somebody who has not been reported.
-    fn in_a_crowd(&mut self, flow: &Flow, attempt: Attempt, host: &Host, found: &mut Vec<Scan>) {
+    fn in_a_crowd(&mut self, tried: &Tried, attempt: Attempt, host: &Host, found: &mut Vec<Scan>) {
         if attempt.outcome == Outcome::Answered {
             return;
         }
-        let (server, client) =
-            (self.hasher.hash_one(flow.server), self.hasher.hash_one(flow.client));
-        if self.crowds.failed(server, client, flow.port, self.latest) {
+        let flow = &tried.flow;
+        let server = self.hashes.of_host(flow.server);
+        if self.crowds.failed(server, tried.pair, flow.port, self.latest) {
             let broken = Broken::new(Rule::ManySources, MANY_SOURCES);
             found.push(self.scan(flow, ScanKind::Distributed, &broken, vec![attempt], host));
         }
     }
 
     /// A port was answered and not used, or is one of those of which nobody uses many.
-    pub(super) fn unused(&mut self, flow: &Flow, host: &Host, found: &mut Vec<Scan>) {
-        let now = self.latest;
-        let pair = self.hasher.hash_one((flow.client, flow.server));
-        if self.crowds.answered(pair, flow.port, now) {
+    pub(super) fn unused(&mut self, tried: &Tried, host: &Host, found: &mut Vec<Scan>) {
+        let (now, flow) = (self.latest, &tried.flow);
+        if self.crowds.answered(tried.pair, flow.port, now) {
             let attempt = Attempt { port: flow.port, moment: now, outcome: Outcome::Answered };
             let broken = Broken::new(Rule::ManyPorts, MANY_PORTS);
             found.push(self.scan(flow, ScanKind::Vertical, &broken, vec![attempt], host));
@@ -320,7 +333,20 @@ impl Balanced {
 
     /// What is remembered of a host a source sweeps over.
     pub(super) fn hash_of_host(&self, host: IpAddr) -> u32 {
-        self.hasher.hash_one(host) as u32
+        self.hashes.of_host(host) as u32
+    }
+
+    pub(super) fn key(&self, flow: &Flow, host: &Host) -> Key {
+        let source = unit_of(&self.rule, flow.client, host);
+        Key { source, destination: Some(flow.server) }
+    }
+
+    pub(super) fn pair_of(&self, flow: &Flow, host: &Host) -> u64 {
+        self.hashes.of_pair(&unit_of(&self.rule, flow.client, host), flow.server)
+    }
+
+    pub(super) fn sweep_key(&self, flow: &Flow, host: &Host) -> SweepKey {
+        SweepKey { source: unit_of(&self.rule, flow.client, host), port: flow.port }
     }
 
     fn scan(

@@ -8,6 +8,7 @@ mod course;
 mod credit;
 mod crowd;
 mod first;
+mod hash;
 mod held;
 mod hosts;
 mod numbers;
@@ -18,7 +19,6 @@ mod sight;
 mod table;
 
 use std::collections::VecDeque;
-use std::hash::RandomState;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -36,6 +36,7 @@ use crate::probe::{Outcome, Port, Probe, ProbeKind};
 use credit::Credits;
 use crowd::Crowds;
 use first::FirstFailures;
+use hash::Hashes;
 use held::{Record, SweepKey, Tried};
 use hosts::RecentHosts;
 pub use numbers::WAITS_AT_MOST;
@@ -65,12 +66,14 @@ pub struct Balanced {
     sight: Sight,
     open: OpenPorts,
     own: OwnPorts,
+    /// Somebody has tried to reach another host than this one.
+    sees_others: bool,
     /// What is gone back to where answers are not seen.
     classic: Detector,
     sought: Vec<Sought>,
     episodes: Episodes,
     decoys: Decoys,
-    hasher: RandomState,
+    hashes: Hashes,
     latest: Moment,
     evicted: u64,
 }
@@ -92,11 +95,12 @@ impl Balanced {
             sight: Sight::new(),
             open: OpenPorts::new(),
             own: OwnPorts::default(),
+            sees_others: false,
             classic: Detector::new(per_host(&rule)),
             sought: Vec::with_capacity(1),
             episodes: Episodes::new(),
             decoys: Decoys::new(),
-            hasher: RandomState::new(),
+            hashes: Hashes::new(),
             latest: Moment::default(),
             evicted: 0,
             rule,
@@ -117,6 +121,20 @@ impl Balanced {
         kept
     }
 
+    /// Reads what these segments, and what is due meanwhile, will ask of memory: all at once, instead of one
+    /// after the other, is most of what a flood costs.
+    pub fn read_ahead(&self, segments: &[Probe]) {
+        let mut read = 0;
+        for segment in segments {
+            read ^= self.pending.read(self.hashes.of_flow(&Flow::from_client(segment)));
+        }
+        for begun in self.pending.soon_due(segments.len()) {
+            read ^= self.first_ports.read(begun.pair);
+        }
+        read ^= self.pending.read_oldest(segments.len());
+        std::hint::black_box(read);
+    }
+
     /// Considers a segment. Scans it makes known are added to `found`: of its own source, or of one that
     /// has waited for an answer in vain.
     pub fn observe(&mut self, segment: &Probe, host: &Host, found: &mut Vec<Scan>) {
@@ -127,7 +145,8 @@ impl Balanced {
                 if self.rule.stealth && !host.owns(segment.source) {
                     // Whatever comes of it, nobody honest sends it.
                     let flow = Flow::from_client(segment);
-                    let tried = Tried { flow, moment: self.latest, bare: true };
+                    let pair = self.pair_of(&flow, host);
+                    let tried = Tried { flow, pair, moment: self.latest, bare: true };
                     self.failed(tried, Outcome::Unknown, host, found);
                 }
             }
@@ -224,11 +243,14 @@ impl Balanced {
     /// A scan could not be handed on: its source's next failure makes it one again.
     pub fn not_delivered(&mut self, scan: &Scan) {
         let key = Key { source: scan.source, destination: Some(scan.destination) };
-        for record in [self.records.look(&key), self.strays.look(&key)].into_iter().flatten() {
+        let hash = self.hashes.of_pair(&scan.source, scan.destination);
+        let records = [self.records.look(hash, &key), self.strays.look(hash, &key)];
+        for record in records.into_iter().flatten() {
             record.reported = None;
         }
         let port = scan.attempts.first().map_or(Port(0), |attempt| attempt.port);
-        if let Some(sweep) = self.sweeps.look(&SweepKey { source: scan.source, port }) {
+        let hash = self.hashes.of_sweep(&scan.source, port);
+        if let Some(sweep) = self.sweeps.look(hash, &SweepKey { source: scan.source, port }) {
             sweep.reported = None;
         }
         self.classic.not_delivered(scan);

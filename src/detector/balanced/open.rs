@@ -2,8 +2,6 @@
 //!
 //! Pure. Such a port is no secret, and that it does not answer now is no fault of those who try it.
 
-use std::hash::{BuildHasher, RandomState};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::numbers::{KNOWN_OPEN_FOR, LISTENED_WITHIN, OPEN_PORTS};
@@ -12,33 +10,27 @@ use crate::host::Listening;
 use crate::probe::Port;
 
 /// The ports on which somebody has answered. Each has one place, which the latest takes.
-pub(super) struct OpenPorts {
-    places: Vec<(u64, Moment)>,
-    hasher: RandomState,
-}
+pub(super) struct OpenPorts(Vec<(u64, Moment)>);
 
 impl OpenPorts {
     pub(super) fn new() -> Self {
-        Self { places: vec![(0, Moment::default()); OPEN_PORTS], hasher: RandomState::new() }
+        Self(vec![(0, Moment::default()); OPEN_PORTS])
     }
 
-    /// A host has answered on a port.
-    pub(super) fn note(&mut self, host: IpAddr, port: Port, now: Moment) {
-        let (tag, at) = self.place(host, port);
-        self.places[at] = (tag, now);
+    /// The host and port of this hash have answered.
+    pub(super) fn note(&mut self, hash: u64, now: Moment) {
+        self.0[place(hash)] = (hash | 1, now);
     }
 
-    /// Whether a host has answered anybody on a port lately.
-    pub(super) fn knows(&self, host: IpAddr, port: Port, now: Moment) -> bool {
-        let (tag, at) = self.place(host, port);
-        let (known, moment) = self.places[at];
-        known == tag && !now.is_past(moment, KNOWN_OPEN_FOR)
+    /// Whether they have answered anybody lately.
+    pub(super) fn knows(&self, hash: u64, now: Moment) -> bool {
+        let (known, moment) = self.0[place(hash)];
+        known == hash | 1 && !now.is_past(moment, KNOWN_OPEN_FOR)
     }
+}
 
-    fn place(&self, host: IpAddr, port: Port) -> (u64, usize) {
-        let tag = self.hasher.hash_one((host, port)) | 1;
-        (tag, (tag >> 32) as usize & (OPEN_PORTS - 1))
-    }
+fn place(hash: u64) -> usize {
+    (hash >> 32) as usize & (OPEN_PORTS - 1)
 }
 
 /// The ports on which this host itself listens, and did.

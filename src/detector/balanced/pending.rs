@@ -9,7 +9,6 @@
     reason = "hashes are cut to the bits that are needed, places fit by construction"
 )]
 
-use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -21,7 +20,7 @@ use crate::probe::{Port, Probe};
 const NEVER: Moment = Moment::from_nanos(u64::MAX);
 
 /// A connection by its ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Flow {
     pub(super) client: IpAddr,
     pub(super) server: IpAddr,
@@ -69,6 +68,9 @@ pub(super) enum Stage {
 pub(super) struct Begun {
     pub(super) flow: Flow,
     pub(super) moment: Moment,
+    /// The hash of its source and host; and of all of it, as far as the index wants it.
+    pub(super) pair: u64,
+    hash: u32,
     /// When it was answered, in milliseconds after its begin.
     pub(super) answered_after: u16,
     pub(super) stage: Stage,
@@ -103,7 +105,6 @@ pub(super) struct Pending {
     end: u64,
     itself: u64,
     others: u64,
-    hasher: RandomState,
     evicted: u64,
 }
 
@@ -114,6 +115,8 @@ impl Pending {
         let none = Begun {
             flow: Flow { client: nobody, server: nobody, client_port: Port(0), port: Port(0) },
             moment: Moment::default(),
+            pair: 0,
+            hash: 0,
             answered_after: 0,
             stage: Stage::Over,
             sequence: 0,
@@ -131,7 +134,6 @@ impl Pending {
             end: 0,
             itself: 0,
             others: 0,
-            hasher: RandomState::new(),
             evicted: 0,
         }
     }
@@ -141,10 +143,10 @@ impl Pending {
         self.evicted
     }
 
-    /// A connection begins, or its client asks again.
-    pub(super) fn begin(&mut self, probe: &Probe, now: Moment, closed: bool) {
+    /// A connection begins, or its client asks again. `pair` is the hash of its source and host.
+    pub(super) fn begin(&mut self, probe: &Probe, hash: u64, pair: u64, now: Moment, closed: bool) {
         let flow = Flow::from_client(probe);
-        if let Some(known) = self.find(&flow)
+        if let Some(known) = self.find(hash, &flow)
             && (known.stage != Stage::Over || known.sequence == probe.sequence)
         {
             known.repeated = true;
@@ -155,10 +157,12 @@ impl Pending {
             self.evicted += u64::from(self.ring[oldest].stage == Stage::Begun);
             self.drop_first();
         }
-        let (slot, home) = (self.slot(self.end), self.home(&flow));
+        let (slot, home) = (self.slot(self.end), self.home(hash as u32));
         self.ring[slot] = Begun {
             flow,
             moment: now,
+            pair,
+            hash: hash as u32,
             answered_after: 0,
             stage: Stage::Begun,
             sequence: probe.sequence,
@@ -172,9 +176,9 @@ impl Pending {
         self.end += 1;
     }
 
-    /// The latest connection between these ends.
-    pub(super) fn find(&mut self, flow: &Flow) -> Option<&mut Begun> {
-        let mut at = self.heads[self.home(flow)];
+    /// The latest connection between these ends, whose hash this is.
+    pub(super) fn find(&mut self, hash: u64, flow: &Flow) -> Option<&mut Begun> {
+        let mut at = self.heads[self.home(hash as u32)];
         while let Some(slot) = at.checked_sub(1) {
             if self.ring[slot as usize].flow == *flow {
                 return Some(&mut self.ring[slot as usize]);
@@ -215,6 +219,22 @@ impl Pending {
         }
     }
 
+    /// Reads what leads to a connection of this hash.
+    pub(super) fn read(&self, hash: u64) -> u64 {
+        self.heads[self.home(hash as u32)].into()
+    }
+
+    /// Reads what leads to so many of the oldest.
+    pub(super) fn read_oldest(&self, count: usize) -> u64 {
+        let oldest = (self.first..self.end).take(count).map(|number| &self.ring[self.slot(number)]);
+        oldest.fold(0, |read, begun| read ^ self.read(begun.hash.into()))
+    }
+
+    /// So many of those whose answers this host itself would have to give next.
+    pub(super) fn soon_due(&self, count: usize) -> impl Iterator<Item = &Begun> {
+        (self.itself..self.end).take(count).map(|number| &self.ring[self.slot(number)])
+    }
+
     /// Connections of which nothing was heard, the oldest first.
     pub(super) fn unanswered(&self) -> impl Iterator<Item = Begun> {
         let begun = (self.first..self.end).map(|number| self.ring[self.slot(number)]);
@@ -243,7 +263,7 @@ impl Pending {
 
     fn drop_first(&mut self) {
         let slot = self.slot(self.first);
-        let (home, next) = (self.home(&self.ring[slot].flow), self.ring[slot].next);
+        let (home, next) = (self.home(self.ring[slot].hash), self.ring[slot].next);
         let wanted = slot as u32 + 1;
         if self.heads[home] == wanted {
             self.heads[home] = next;
@@ -266,7 +286,7 @@ impl Pending {
         number as usize & (self.ring.len() - 1)
     }
 
-    fn home(&self, flow: &Flow) -> usize {
-        self.hasher.hash_one(flow) as usize & (self.heads.len() - 1)
+    fn home(&self, hash: u32) -> usize {
+        hash as usize & (self.heads.len() - 1)
     }
 }

@@ -4,15 +4,11 @@
 //! the connections. Then silence means nothing. Owns noticing it; where answers are seen, a single source
 //! cannot feign it.
 
-use std::hash::{BuildHasher, RandomState};
-use std::net::IpAddr;
-
 use super::numbers::{UNANSWERED_IN_A_ROW, UNANSWERED_SOURCES, UNSEEN_FOR, UNSEEN_SOURCES};
 use crate::clock::Moment;
 
 /// What can be seen.
 pub(super) struct Sight {
-    hasher: RandomState,
     /// An answer was seen, ever.
     answered: bool,
     /// Probes since the last answer, and a bit for each of their sources.
@@ -30,7 +26,6 @@ pub(super) struct Sight {
 impl Sight {
     pub(super) fn new() -> Self {
         Self {
-            hasher: RandomState::new(),
             answered: false,
             unanswered: 0,
             sources: 0,
@@ -58,29 +53,29 @@ impl Sight {
         self.partly = self.partly.filter(|shown| !now.is_past(*shown, UNSEEN_FOR));
     }
 
-    /// A probe has stayed unanswered.
-    pub(super) fn unanswered(&mut self, source: IpAddr) {
+    /// A probe of the source of this hash has stayed unanswered.
+    pub(super) fn unanswered(&mut self, source: u64) {
         self.unanswered = self.unanswered.saturating_add(1);
-        self.sources |= self.bit(source);
+        self.sources |= bit(source);
         self.blind |=
             self.unanswered >= UNANSWERED_IN_A_ROW && many(self.sources, UNANSWERED_SOURCES);
     }
 
-    /// A connection went on whose answer was not seen.
-    pub(super) fn unseen(&mut self, source: IpAddr, now: Moment) {
+    /// A connection of the source of this hash went on whose answer was not seen.
+    pub(super) fn unseen(&mut self, source: u64, now: Moment) {
         if now.is_past(self.since, UNSEEN_FOR) {
             (self.since, self.unseen) = (now, 0);
         }
-        self.unseen |= self.bit(source);
+        self.unseen |= bit(source);
         self.blind |= !self.answered;
         if many(self.unseen, UNSEEN_SOURCES) {
             self.partly = Some(now);
         }
     }
+}
 
-    fn bit(&self, source: IpAddr) -> u64 {
-        1 << (self.hasher.hash_one(source) & 63)
-    }
+fn bit(source: u64) -> u64 {
+    1 << (source & 63)
 }
 
 /// Whether a set of bits, chosen by chance, is of so many at least.

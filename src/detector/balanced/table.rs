@@ -1,4 +1,5 @@
-//! A table of so many entries and no more: the one longest untouched goes for a new one.
+//! A table of so many entries and no more: the one longest untouched goes for a new one. Whoever has a key has its
+//! hash.
 //!
 //! Pure. All memory is there from the beginning (and taken from the system when it is used); nothing is
 //! allocated for an entry.
@@ -8,12 +9,11 @@
     reason = "hashes are cut to the bits that are needed, places fit by construction"
 )]
 
-use std::hash::{BuildHasher, Hash, RandomState};
-
 /// No entry.
 const NONE: u32 = u32::MAX;
 
 struct Entry<K, V> {
+    hash: u64,
     key: K,
     value: V,
     /// The next with the same hash.
@@ -30,10 +30,9 @@ pub(super) struct Table<K, V> {
     capacity: usize,
     oldest: u32,
     newest: u32,
-    hasher: RandomState,
 }
 
-impl<K: Copy + Eq + Hash, V> Table<K, V> {
+impl<K: Copy + Eq, V> Table<K, V> {
     /// Room for so many.
     pub(super) fn new(capacity: usize) -> Self {
         let capacity = capacity.clamp(1, 1 << 30);
@@ -43,13 +42,7 @@ impl<K: Copy + Eq + Hash, V> Table<K, V> {
             capacity,
             oldest: NONE,
             newest: NONE,
-            hasher: RandomState::new(),
         }
-    }
-
-    /// A hash of a key, keyed anew in each process.
-    pub(super) fn hash(&self, key: &K) -> u64 {
-        self.hasher.hash_one(key)
     }
 
     /// Entries there are.
@@ -58,37 +51,37 @@ impl<K: Copy + Eq + Hash, V> Table<K, V> {
     }
 
     /// An entry, which is the latest touched from now on.
-    pub(super) fn get(&mut self, key: &K) -> Option<&mut V> {
-        let at = self.find(key)?;
+    pub(super) fn get(&mut self, hash: u64, key: &K) -> Option<&mut V> {
+        let at = self.find(hash, key)?;
         self.leave_order(at);
         self.enter_order(at);
         Some(&mut self.entries[at as usize].value)
     }
 
     /// An entry, wherever it stands.
-    pub(super) fn look(&mut self, key: &K) -> Option<&mut V> {
-        let at = self.find(key)?;
+    pub(super) fn look(&mut self, hash: u64, key: &K) -> Option<&mut V> {
+        let at = self.find(hash, key)?;
         Some(&mut self.entries[at as usize].value)
     }
 
     /// Enters what is not there; returns it, and what had to go for it.
-    pub(super) fn insert(&mut self, key: K, value: V) -> (&mut V, Option<V>) {
+    pub(super) fn insert(&mut self, hash: u64, key: K, value: V) -> (&mut V, Option<V>) {
         let mut gone = None;
         let at = if self.entries.len() < self.capacity {
             let at = u32::try_from(self.entries.len()).unwrap_or(NONE);
-            self.entries.push(Entry { key, value, next: NONE, older: NONE, newer: NONE });
+            self.entries.push(Entry { hash, key, value, next: NONE, older: NONE, newer: NONE });
             at
         } else {
             let at = self.oldest;
             self.leave_order(at);
             self.leave_chain(at);
             let entry = &mut self.entries[at as usize];
-            entry.key = key;
+            (entry.hash, entry.key) = (hash, key);
             gone = Some(std::mem::replace(&mut entry.value, value));
             at
         };
         self.enter_order(at);
-        let home = self.home(&key);
+        let home = self.home(hash);
         self.entries[at as usize].next = self.heads[home].checked_sub(1).unwrap_or(NONE);
         self.heads[home] = at + 1;
         (&mut self.entries[at as usize].value, gone)
@@ -112,7 +105,7 @@ impl<K: Copy + Eq + Hash, V> Table<K, V> {
         self.leave_chain(at);
         if at != last {
             // The last moves into the gap; whoever knew it by its place is told.
-            let home = self.home(&self.entries[last as usize].key);
+            let home = self.home(self.entries[last as usize].hash);
             self.leave_chain(last);
             let (older, newer) = {
                 let entry = &self.entries[last as usize];
@@ -133,15 +126,15 @@ impl<K: Copy + Eq + Hash, V> Table<K, V> {
         self.entries.pop();
     }
 
-    fn home(&self, key: &K) -> usize {
-        self.hasher.hash_one(key) as usize & (self.heads.len() - 1)
+    fn home(&self, hash: u64) -> usize {
+        hash as usize & (self.heads.len() - 1)
     }
 
-    fn find(&self, key: &K) -> Option<u32> {
-        let mut at = self.heads[self.home(key)].checked_sub(1)?;
+    fn find(&self, hash: u64, key: &K) -> Option<u32> {
+        let mut at = self.heads[self.home(hash)].checked_sub(1)?;
         while at != NONE {
             let entry = &self.entries[at as usize];
-            if entry.key == *key {
+            if entry.hash == hash && entry.key == *key {
                 return Some(at);
             }
             at = entry.next;
@@ -150,7 +143,7 @@ impl<K: Copy + Eq + Hash, V> Table<K, V> {
     }
 
     fn leave_chain(&mut self, gone: u32) {
-        let home = self.home(&self.entries[gone as usize].key);
+        let home = self.home(self.entries[gone as usize].hash);
         let next = self.entries[gone as usize].next;
         let first = self.heads[home].checked_sub(1).unwrap_or(NONE);
         if first == gone {
@@ -200,8 +193,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn hash(key: u8) -> u64 {
+        u64::from(key % 5)
+    }
+
     proptest! {
-        /// Held against a list that is searched from end to end.
+        /// Held against a list that is searched from end to end. Keys collide.
         #[test]
         fn equals_a_list(steps in proptest::collection::vec((0..4u8, 0..12u8), 1..300)) {
             let mut table = Table::new(6);
@@ -213,15 +210,15 @@ mod tests {
                         table.remove_where(|k| *k == key);
                         list.retain(|(k, _)| *k != key);
                     }
-                    1 => prop_assert_eq!(table.look(&key).copied(), known.map(|at| list[at].1)),
+                    1 => prop_assert_eq!(table.look(hash(key), &key).copied(), known.map(|at| list[at].1)),
                     _ => if let Some(at) = known {
                         let entry = list.remove(at);
                         list.push(entry);
-                        prop_assert_eq!(table.get(&key).copied(), Some(entry.1));
+                        prop_assert_eq!(table.get(hash(key), &key).copied(), Some(entry.1));
                     } else {
                         let gone = (list.len() == 6).then(|| list.remove(0).1);
                         list.push((key, number));
-                        prop_assert_eq!(table.insert(key, number).1, gone);
+                        prop_assert_eq!(table.insert(hash(key), key, number).1, gone);
                     },
                 }
                 prop_assert_eq!(table.len(), list.len());

@@ -346,3 +346,21 @@ fn more_connect_scanners_than_are_waited_for_are_judged_at_once() {
     wire.live(15);
     assert_eq!(wire.scanners().len(), SOUNDINGS + 1);
 }
+
+/// Whether they are this host's own, or those of a network said to be local, or others.
+#[test]
+fn a_sweep_is_one_whosever_the_hosts_are() {
+    let own: Vec<IpNet> = (0..40).map(|n| IpAddr::from([198, 51, 100, n]).into()).collect();
+    let hosts = [
+        Host::with_addresses(own),
+        Host::with_networks(vec!["198.51.100.0/24".parse().unwrap()]),
+        Host::with_addresses(["198.51.100.77/24".parse().unwrap()]),
+    ];
+    for host in hosts {
+        let mut wire = Wire { host, ..Wire::new() };
+        for number in 0..30 {
+            wire.refused("192.0.2.1", &format!("198.51.100.{number}"), 22);
+        }
+        assert_eq!(wire.found.first().map(|scan| scan.kind), Some(ScanKind::Sweep));
+    }
+}
