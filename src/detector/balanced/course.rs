@@ -46,7 +46,7 @@ impl Balanced {
         }
         let own = host.owns(segment.destination);
         self.sees_others |= !own;
-        let closed = own && self.own.is_closed(segment.port) && !self.knows_open(&flow, host);
+        let closed = own && self.own.is_closed(segment.port, now) && !self.knows_open(&flow, host);
         let (hash, pair) = (self.hashes.of_flow(&flow), self.pair_of(&flow, host));
         self.pending.begin(segment, hash, pair, now, closed);
     }
@@ -88,10 +88,14 @@ impl Balanced {
         match begun.stage {
             Stage::Begun | Stage::GivenUp => {
                 let given_up = begun.stage == Stage::GivenUp;
+                let late = given_up && begun.closed;
                 begun.stage = Stage::Answered;
                 begun.answered_after = u16::try_from(after.as_millis()).unwrap_or(u16::MAX);
                 begun.answer = segment.sequence;
                 self.answered(&tried, given_up, host);
+                if late {
+                    self.own.forward(now);
+                }
                 if flow.port.0 < SYSTEM_PORTS_BELOW {
                     self.unused(&tried, host, found);
                 }

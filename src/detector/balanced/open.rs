@@ -41,6 +41,8 @@ pub(super) struct OwnPorts {
     /// On which somebody has stopped to listen: in this span of time, and in the one before.
     stopped: [Listening; 2],
     turned: Moment,
+    /// Somebody else has answered for this host, later than it would have itself.
+    forwarded: Option<Moment>,
 }
 
 impl OwnPorts {
@@ -53,9 +55,15 @@ impl OwnPorts {
         self.listening = Some(ports);
     }
 
-    /// Whether nothing listens on a port, as far as is known.
-    pub(super) fn is_closed(&self, port: Port) -> bool {
-        self.listening.as_ref().is_some_and(|ports| !ports.contains(port))
+    /// Whether nothing listens on a port, as far as is known, nor behind this host.
+    pub(super) fn is_closed(&self, port: Port, now: Moment) -> bool {
+        let forwards = self.forwarded.is_some_and(|then| !now.is_past(then, KNOWN_OPEN_FOR));
+        !forwards && self.listening.as_ref().is_some_and(|ports| !ports.contains(port))
+    }
+
+    /// A port on which nothing listens has answered after all: it is forwarded to somewhere far.
+    pub(super) fn forward(&mut self, now: Moment) {
+        self.forwarded = Some(now);
     }
 
     /// Whether somebody has stopped to listen on a port lately.
@@ -93,10 +101,10 @@ mod tests {
     #[test]
     fn a_service_that_has_stopped_is_remembered_for_an_hour_at_least_and_two_at_most() {
         let mut own = OwnPorts::default();
-        assert!(!own.is_closed(Port(25)), "nobody has told");
+        assert!(!own.is_closed(Port(25), at(10_000)), "nobody has told");
         own.follow(listening(&[25, 80]), at(10_000));
         own.follow(listening(&[80]), at(10_100));
-        assert!(own.is_closed(Port(25)) && own.has_stopped(Port(25), at(10_101)));
+        assert!(own.is_closed(Port(25), at(10_101)) && own.has_stopped(Port(25), at(10_101)));
         assert!(own.has_stopped(Port(25), at(10_100 + 3599)));
         assert!(!own.has_stopped(Port(25), at(10_100 + 7200)));
         assert!(!own.has_stopped(Port(80), at(10_101)) && !own.has_stopped(Port(22), at(10_101)));

@@ -196,3 +196,19 @@ fn a_client_that_asks_again_leaves_nothing_half_open() {
     }
     assert_eq!(wire.found, []);
 }
+
+/// Ports of this host's that are forwarded to another, 30 ms away. The first answer tells.
+#[test]
+fn ports_forwarded_to_somewhere_far_are_open() {
+    let mut wire = Wire::of_the_server();
+    let ask = |wire: &mut Wire, ports: std::ops::Range<u16>| {
+        let asked: Vec<_> = ports.map(|p| (wire.syn("192.0.2.1", SERVER, p), p)).collect();
+        wire.pass(30);
+        for (from, port) in asked {
+            wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Answer, 0);
+        }
+    };
+    ask(&mut wire, 2000..2001);
+    ask(&mut wire, 2001..2021);
+    assert_eq!(wire.found, []);
+}
