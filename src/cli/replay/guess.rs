@@ -30,3 +30,51 @@ fn own_address(segments: &[Probe], ipv4: bool) -> Option<IpNet> {
     let own = asked.into_iter().filter(|(end, asked)| *asked > 0 && seen[end] == all);
     own.map(|(end, _)| IpNet::from(end)).next()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Moment;
+    use crate::probe::{Port, ProbeKind};
+
+    fn segment(kind: ProbeKind, source: &str, destination: &str) -> Probe {
+        Probe {
+            moment: Moment::default(),
+            source: source.parse().unwrap(),
+            destination: destination.parse().unwrap(),
+            source_port: Port(40_000),
+            port: Port(80),
+            kind,
+            sequence: 0,
+            acknowledged: 0,
+            bare: false,
+        }
+    }
+
+    fn asks(source: &str, destination: &str) -> Probe {
+        segment(ProbeKind::Syn, source, destination)
+    }
+
+    #[test]
+    fn a_servers_capture_tells_its_addresses_of_both_families() {
+        let server = [
+            asks("192.0.2.1", "203.0.113.10"),
+            segment(ProbeKind::ResetAck, "203.0.113.10", "192.0.2.1"),
+            asks("192.0.2.2", "203.0.113.10"),
+            // It may ask others, too, if it is asked more often.
+            asks("203.0.113.10", "192.0.2.3"),
+            asks("2001:db8::1", "2001:db8::10"),
+        ];
+        let own = ["203.0.113.10/32", "2001:db8::10/128"];
+        assert_eq!(own_addresses(&server), own.map(|network| network.parse().unwrap()));
+    }
+
+    #[test]
+    fn a_clients_capture_and_one_made_elsewhere_tell_none() {
+        let client = [asks("203.0.113.10", "192.0.2.1"), asks("203.0.113.10", "192.0.2.2")];
+        assert_eq!(own_addresses(&client), []);
+        let gateway = [asks("192.0.2.1", "203.0.113.10"), asks("192.0.2.1", "203.0.113.11")];
+        assert_eq!(own_addresses(&gateway), []);
+        assert_eq!(own_addresses(&[]), []);
+    }
+}
