@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::CliError;
-use super::output::{print, print_json};
-use crate::config::{Effective, Sources};
+use super::output::{Style, print, print_json, styled};
+use crate::config::{Effective, Origin, Sources};
 
 /// A key, as a program reads it. The names stay as they are.
 #[derive(Serialize)]
@@ -12,6 +12,8 @@ struct Setting<'a> {
     key: &'a str,
     value: &'a toml::Value,
     origin: String,
+    #[serde(skip)]
+    is_default: bool,
 }
 
 /// Prints what could be put into a file as it stands.
@@ -19,7 +21,10 @@ pub(super) fn run(sources: &Sources, json: bool) -> Result<(), CliError> {
     let effective = Effective::load(sources)?;
     let settings: Vec<Setting<'_>> = effective
         .settings()
-        .map(|(key, value, origin)| Setting { key, value, origin: origin.to_string() })
+        .map(|(key, value, origin)| {
+            let is_default = *origin == Origin::Default;
+            Setting { key, value, origin: origin.to_string(), is_default }
+        })
         .collect();
     if json {
         return print_json(&settings);
@@ -28,7 +33,12 @@ pub(super) fn run(sources: &Sources, json: bool) -> Result<(), CliError> {
         settings.iter().map(|setting| format!("{} = {}", setting.key, setting.value)).collect();
     let width = written.iter().map(|line| line.chars().count()).max().unwrap_or(0);
     let lines = written.iter().zip(&settings);
-    let text: String =
-        lines.map(|(line, setting)| format!("{line:<width$}  # {}\n", setting.origin)).collect();
+    // What somebody has set stands out.
+    let text: String = lines
+        .map(|(line, setting)| {
+            let line = format!("{line:<width$}  # {}", setting.origin);
+            (if setting.is_default { styled(Style::Dim, &line) } else { line }) + "\n"
+        })
+        .collect();
     print(&text)
 }

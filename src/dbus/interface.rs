@@ -13,6 +13,7 @@ use zbus::{Connection, fdo, interface};
 use super::account::{self, Answer};
 use super::authority::Authority;
 use super::error::Error;
+use super::turns::{OneAtATime, UntilSent};
 use crate::firewall::{Firewall, Listed, Order, Reply};
 use crate::interface::InterfaceName;
 use crate::metrics::Metrics;
@@ -70,38 +71,6 @@ impl BackendName {
     /// Another one from now on.
     pub fn set(&self, name: &'static str) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = name;
-    }
-}
-
-/// Lets one caller pass at a time; the others wait their turn.
-pub struct OneAtATime {
-    leave: async_channel::Sender<()>,
-    enter: async_channel::Receiver<()>,
-}
-
-impl Default for OneAtATime {
-    fn default() -> Self {
-        let (leave, enter) = async_channel::bounded(1);
-        // There is room for exactly this.
-        let _ = leave.try_send(());
-        Self { leave, enter }
-    }
-}
-
-/// Held by the one whose turn it is, also if he goes away in between.
-struct Turn<'a>(&'a OneAtATime);
-
-impl OneAtATime {
-    async fn turn(&self) -> Turn<'_> {
-        // Both ends live here: it cannot be closed.
-        let _ = self.enter.recv().await;
-        Turn(self)
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let _ = self.0.leave.try_send(());
     }
 }
 
@@ -170,8 +139,8 @@ impl Tracker {
     /// until unblocked); which offence it is (0: none, blocked by hand); reason. Where they are more than a
     /// message of the bus can hold, some 250,000, the error is `org.freedesktop.DBus.Error.LimitsExceeded`.
     #[zbus(out_args("blocks"))]
-    async fn list(&self) -> Result<Vec<(String, u64, u64, u32, String)>, Error> {
-        let _turn = self.one_list.turn().await;
+    async fn list(&self) -> Result<UntilSent<Vec<(String, u64, u64, u32, String)>>, Error> {
+        let turn = self.one_list.turn().await;
         let blocks = self.ask(|reply| Order::List { reply }).await?;
         let count = blocks.len();
         let mut bytes = 0;
@@ -182,7 +151,7 @@ impl Tracker {
             fits.then_some((address, block.since, block.until, block.offences, block.reason))
         };
         let listed: Option<Vec<_>> = blocks.into_iter().map(shown).collect();
-        listed.ok_or_else(|| {
+        listed.map(|listed| turn.until_sent(listed)).ok_or_else(|| {
             let interface = &self.interface;
             let why = format!(
                 "the {count} blocks on {interface} are more than a message of the bus can hold; ask for one \

@@ -11,6 +11,7 @@ mod interface;
 mod limiter;
 mod names;
 mod signals;
+mod turns;
 
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -23,8 +24,9 @@ use zbus::fdo::{RequestNameFlags, RequestNameReply};
 mod description_tests;
 
 pub use authority::Authority;
-pub use interface::{BackendName, OneAtATime, Tracker};
+pub use interface::{BackendName, Tracker};
 pub use names::{COMMON_NAME, INTERFACE, bus_name, interface_of, object_path};
+pub use turns::OneAtATime;
 
 use crate::crew::Pulse;
 use crate::events::Event;

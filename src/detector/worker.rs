@@ -37,13 +37,16 @@ const CHANGE_OVER: Duration = Duration::from_secs(3);
 /// Requests carried out between two batches of probes: those must not wait for long.
 const REQUESTS_AT_ONCE: usize = 1024;
 
+/// Behind one request there may be thousands, whose sender waits as soon as the channel is full.
+const MORE_MAY_COME: Duration = Duration::from_millis(1);
+
 /// What others ask of the detector.
 #[derive(Clone, Debug)]
 pub enum Control {
     /// The host has other addresses.
     Host(Arc<Host>),
-    /// This network was let in again: its past is forgotten.
-    Forget(IpNet),
+    /// These networks were let in again: their past is forgotten.
+    Forget(Vec<IpNet>),
     /// The host listens on other ports.
     Listening(Arc<Listening>),
     /// Another configuration holds from now on. True comes back once it does, unless what was remembered
@@ -93,17 +96,18 @@ impl Worker {
     /// Works until capture ends.
     pub fn run(mut self, batches: &Batches, beat: impl Fn()) {
         let mut limits = Limits::new(&self.log);
-        let mut more_requests = false;
+        let mut taken = 0;
         let mut work = Work::default();
         let mut found = Vec::new();
         let mut ports: Option<Arc<Listening>> = None;
         let mut sight = Sight { changed: None, lost: 0, one_sided: false };
         loop {
             beat();
-            let tick = match (more_requests, self.judge.is_waiting()) {
-                (true, _) => Duration::ZERO,
-                (false, true) => SHORT_TICK,
-                (false, false) => TICK,
+            let tick = match (taken, self.judge.is_waiting()) {
+                (REQUESTS_AT_ONCE.., _) => Duration::ZERO,
+                (1.., _) => MORE_MAY_COME,
+                (0, true) => SHORT_TICK,
+                (0, false) => TICK,
             };
             let batch = match batches.next(tick) {
                 Ok(batch) => Some(batch),
@@ -114,12 +118,18 @@ impl Worker {
                 }
             };
             // Before the probes: a source let in again must not be judged by its past.
-            let (mut taken, mut another) = (0, None);
-            for request in self.control.try_iter().take(REQUESTS_AT_ONCE) {
+            taken = 0;
+            let mut another = None;
+            while taken < REQUESTS_AT_ONCE
+                && let Ok(request) = self.control.try_recv()
+            {
                 taken += 1;
                 match request {
                     Control::Host(host) => self.host = host,
-                    Control::Forget(network) => self.judge.forget(network),
+                    Control::Forget(networks) => {
+                        taken += networks.len();
+                        networks.into_iter().for_each(|network| self.judge.forget(network));
+                    }
                     Control::Listening(other) => {
                         self.judge.listens_on(&other);
                         ports = Some(other);
@@ -147,7 +157,6 @@ impl Worker {
                 }
                 let _ = reply.try_send(kept);
             }
-            more_requests = taken == REQUESTS_AT_ONCE;
             self.sum_up(&mut limits, false);
             sight.look(&mut self.judge, &self.reporter);
             if let Some(mut batch) = batch {

@@ -71,11 +71,13 @@ impl Actor {
     ) {
         self.keeper.keep(&mut self.ledger, clock.now());
         self.count();
-        for network in networks {
+        for some in networks.chunks(AT_ONCE) {
             // The detector drains this before it looks at another probe; it cannot wait for us, so we
             // may wait for it.
-            let _ = self.detector.send(Control::Forget(network));
-            self.reporter.tell(Event::Unblocked { network, cause, uid });
+            let _ = self.detector.send(Control::Forget(some.to_vec()));
+            for network in some.iter().copied() {
+                self.reporter.tell(Event::Unblocked { network, cause, uid });
+            }
         }
     }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::namespace::Namespace;
@@ -178,6 +179,11 @@ impl Bus {
     /// Whether a name has an owner.
     pub fn has(&self, name: &str) -> bool {
         run(self.busctl().args(["status", name])).code == Some(0)
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.daemon), signal).unwrap();
     }
 
     /// Kills it.

@@ -2,6 +2,7 @@
 
 use std::sync::mpsc::channel;
 
+use rustix::process::Signal;
 use serde_json::json;
 
 use crate::caller::{Answer, Caller};
@@ -138,6 +139,57 @@ fn a_list_that_no_message_can_hold_is_refused() {
     assert_eq!(lab.bus.why(FIRST)["blocked"]["data"], true);
     lab.bus.call("eth0", &["Unblock", "s", FIRST]).ok();
     assert_eq!(lab.bus.property("Blocked").1, 44_999);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// A bus that does not take answers, as one does not for somebody who takes none: the service must not keep
+/// them all. A long list is made when the one before is on its way.
+#[test]
+fn long_lists_nobody_takes_fill_no_memory() {
+    const LISTS: u32 = 60;
+    /// A reason and what is beside it, as a message has it.
+    const ENTRY: u64 = 230;
+    const ENTRIES: u32 = 20_000;
+    let lab = Lab::new();
+    leave_blocks(&lab, ENTRIES, &"x".repeat(200));
+    let mut service = lab.start();
+    let list = ENTRY * u64::from(ENTRIES);
+    let caller = Caller::on(&lab.bus);
+    // What one list takes is there after a few.
+    (0..3).for_each(|_| assert!(matches!(caller.list(), Answer::Told(_))));
+    let before = service.resident_bytes();
+
+    // They have all been asked for when the first is made.
+    service.signal(Signal::STOP);
+    let deaf = crate::caller::Deaf::on(&lab.bus);
+    deaf.ask_often("List", LISTS);
+    assert!(lab.bus.has("org.tcptracker.Tracker1.eth0"));
+    lab.bus.signal(Signal::STOP);
+    service.signal(Signal::CONT);
+    // Long enough for many lists: each of these takes a part of the time the service has.
+    (0..300).for_each(|_| assert_eq!(lab.metric("tcptracker_blocks_total{cause=\"manual\"}"), 0));
+    let after = service.resident_bytes();
+    assert!(after < before + 6 * list, "{before} bytes before, {after} after; a list has {list}");
+
+    drop(deaf);
+    lab.bus.signal(Signal::CONT);
+    assert!(matches!(caller.list(), Answer::Told(blocks) if blocks.len() == ENTRIES as usize));
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// Thousands are let in at once, with nothing on the wire that would wake the detector, which has to forget
+/// each.
+#[test]
+fn many_are_let_in_without_a_pause() {
+    let lab = Lab::new();
+    leave_blocks(&lab, 10_000, "one of many");
+    let mut service = lab.start();
+    lab.bus.call("eth0", &["Unblock", "s", "100.64.0.0/10"]).ok();
+    assert_eq!(lab.bus.list(), []);
+    // The firewall's thread has never been away for so long that it was missed.
+    assert_eq!(service.lines_with("no sign of life"), Vec::<String>::new());
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }

@@ -74,6 +74,12 @@ fn colours_are_for_terminals_and_only_where_they_are_wanted() {
         assert!(!text.contains(escape), "{text:?}");
     }
     assert!(!lab.cli("list").ok().contains(escape));
+    // Of the configuration only what somebody has set stands out.
+    let file = lab.configure("[detection]\nports = 10\n");
+    let shown = lab.on_terminal_of(80, "NO_COLOR=", &format!("config --config {}", file.display()));
+    let is_set = |line: &&str| !line.starts_with(escape);
+    let set: Vec<&str> = shown.lines().filter(is_set).collect();
+    assert!(set.len() == 1 && set[0].starts_with("detection.ports = 10 "), "{shown:?}");
 }
 
 /// One of two instances hangs: what the other says is shown, and who has not answered is named.
