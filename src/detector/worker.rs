@@ -128,7 +128,9 @@ impl Worker {
                     Control::Host(host) => self.host = host,
                     Control::Forget(networks) => {
                         taken += networks.len();
-                        networks.into_iter().for_each(|network| self.judge.forget(network));
+                        for network in networks {
+                            self.judge.forget(network);
+                        }
                     }
                     Control::Listening(other) => {
                         self.judge.listens_on(&other);

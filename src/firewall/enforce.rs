@@ -70,7 +70,7 @@ impl Actor {
     fn displace(&mut self, family: Family, clock: &WallClock) -> bool {
         let Some(network) = self.ledger.nearest_end(family) else { return false };
         let (let_in, failed) = self.let_in(vec![network]);
-        self.tell_unblocked(let_in, UnblockCause::Displaced, None, clock);
+        self.tell_unblocked(&let_in, UnblockCause::Displaced, None, clock);
         failed.is_empty()
     }
 

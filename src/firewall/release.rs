@@ -34,7 +34,7 @@ impl Actor {
             for graced in let_in.iter().copied().chain(failed.is_empty().then_some(network)) {
                 self.ledger.grant_grace(graced, until);
             }
-            self.tell_unblocked(let_in, UnblockCause::Manual, Some(uid), clock);
+            self.tell_unblocked(&let_in, UnblockCause::Manual, Some(uid), clock);
             failed
                 .first()
                 .map_or(Ok(()), |(_, error)| Err(Refusal::Kernel(self.kernel_failed(error))))
@@ -64,7 +64,7 @@ impl Actor {
     /// Keeps and tells who was let in; the detector forgets them.
     pub(super) fn tell_unblocked(
         &mut self,
-        networks: Vec<IpNet>,
+        networks: &[IpNet],
         cause: UnblockCause,
         uid: Option<u32>,
         clock: &WallClock,
@@ -108,7 +108,7 @@ impl Actor {
 
     fn release(&mut self, exempt: Vec<IpNet>, clock: &WallClock) {
         let (let_in, failed) = self.let_in(exempt);
-        self.tell_unblocked(let_in, UnblockCause::Exempt, None, clock);
+        self.tell_unblocked(&let_in, UnblockCause::Exempt, None, clock);
         for (_, error) in failed {
             self.kernel_failed(&error);
             self.unfinished = true;
@@ -133,7 +133,7 @@ impl Actor {
             }
         }
         let (let_in, still_held) = self.let_in(over);
-        self.tell_unblocked(let_in, UnblockCause::Expired, None, clock);
+        self.tell_unblocked(&let_in, UnblockCause::Expired, None, clock);
         for (network, error) in failed.into_iter().chain(still_held) {
             self.kernel_failed(&error);
             self.ledger.put_off(network, clock.now() + TICK);
