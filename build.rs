@@ -1,8 +1,8 @@
 //! How the binary is linked.
 
 fn main() {
-    // What the loader has to relocate, in a tenth of a megabyte's place: at every start it reads all of it, and
-    // an idle service would have half a megabyte of that in memory for ever. (glibc 2.36, binutils 2.38.)
+    // The loader reads the whole table of relocations at every start, and it stays in memory: packed, the
+    // relative ones take 10 KiB instead of 430. (glibc 2.36 and binutils 2.38 know how.)
     println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
     println!("cargo::rerun-if-changed=build.rs");
 }

@@ -38,6 +38,9 @@ trap 'exit 143' TERM HUP
 bold='' dim='' green='' red='' plain=''
 if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then
     bold=$'\e[1m' dim=$'\e[2m' green=$'\e[32m' red=$'\e[31m' plain=$'\e[0m'
+else
+    # Nor tcptracker, whose terminal is one of the demo's own.
+    export NO_COLOR=1
 fi
 
 # A line of the story.

@@ -106,6 +106,16 @@ impl Bus {
             .args(arguments))
     }
 
+    /// Nobody but the service may have its names.
+    #[track_caller]
+    pub fn assert_name_refused_to_nobody(&self) {
+        let bus = "org.freedesktop.DBus";
+        let name = "org.tcptracker.Tracker1.eth9";
+        let asked = ["call", bus, "/org/freedesktop/DBus", bus, "RequestName", "su", name, "0"];
+        let taken = self.as_nobody(&asked);
+        assert_eq!(taken.code, Some(1), "{taken:?}");
+    }
+
     /// What a member of our interface answers, as JSON.
     #[track_caller]
     pub fn ask(&self, instance: &str, member: &str) -> Value {

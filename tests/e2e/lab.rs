@@ -190,6 +190,13 @@ impl Lab {
         Start::on("eth0").begin(self).await_ready()
     }
 
+    /// Adds a second link, and starts one instance on each.
+    pub fn start_on_two_links(&self) -> [Service; 2] {
+        self.second_link();
+        let second = Start::on("eth1").env("TCPTRACKER_METRICS__LISTEN", "127.0.0.1:8082");
+        [self.start(), second.begin(self).await_ready()]
+    }
+
     /// The service's command line, in the victim, to be run to its end.
     pub fn run_service(&self, start: &Start) -> Outcome {
         run(&mut start.command(self))

@@ -9,12 +9,7 @@ use crate::service::{Service, Start};
 #[test]
 fn two_interfaces_share_the_chain_and_leave_each_other_alone() {
     let lab = Lab::new();
-    lab.second_link();
-    let mut first = lab.start();
-    let mut second = Start::on("eth1")
-        .env("TCPTRACKER_METRICS__LISTEN", "127.0.0.1:8082")
-        .begin(&lab)
-        .await_ready();
+    let [mut first, mut second] = lab.start_on_two_links();
     Rules::of(&lab.victim).assert_enforced_for(&["eth0", "eth1"]);
 
     lab.attacker.nmap("-sS -p 1-10", VICTIM_ON_ETH1);

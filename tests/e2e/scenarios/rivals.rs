@@ -4,7 +4,6 @@
 use crate::kernel::Rules;
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::scenarios::healing::{attacked, block, shell};
-use crate::service::Start;
 use crate::tools::run;
 
 /// Rules made with nft(8) that iptables cannot express keep it from showing any of the table's: that is no
@@ -115,12 +114,7 @@ fn a_fight_for_the_first_place_is_bounded_and_told() {
 #[test]
 fn instances_mend_what_they_share_together() {
     let lab = Lab::new();
-    lab.second_link();
-    let mut first = lab.start();
-    let mut second = Start::on("eth1")
-        .env("TCPTRACKER_METRICS__LISTEN", "127.0.0.1:8082")
-        .begin(&lab)
-        .await_ready();
+    let [mut first, mut second] = lab.start_on_two_links();
     block(&lab);
     for round in 1..=3 {
         shell(&lab.victim, "nft flush ruleset");
