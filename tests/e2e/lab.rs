@@ -233,11 +233,17 @@ impl Lab {
 
     /// What a command prints to a terminal so many columns wide.
     pub fn on_terminal_of(&self, columns: u16, environment: &str, words: &str) -> String {
-        let line =
-            format!("stty cols {columns} -onlcr; TZ=UTC TERM=xterm {environment} {BINARY} {words}");
+        let line = format!("TZ=UTC TERM=xterm {environment} {BINARY} {words}");
+        run(&mut self.terminal(&format!("cols {columns} -onlcr"), &line)).ok()
+    }
+
+    /// Who carries out a line of shell on a terminal, set up as stty(1) says.
+    pub fn terminal(&self, stty: &str, line: &str) -> Command {
         let mut command = self.victim.command("script");
-        command.args(["-qec", &line, "/dev/null"]);
-        run(self.bus.environment(&mut command)).ok()
+        command.args(["-qec", &format!("stty {stty}; {line}"), "/dev/null"]);
+        // Not the shell that whoever runs the tests likes: they differ.
+        self.bus.environment(&mut command).env("SHELL", "/bin/sh");
+        command
     }
 
     /// The value of a metric, by its name and labels as they are written.

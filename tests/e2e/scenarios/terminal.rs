@@ -116,10 +116,10 @@ struct OnTerminal {
 
 impl OnTerminal {
     fn begin(lab: &Lab, words: &str) -> Self {
-        let mut command = lab.victim.command("script");
-        command.args(["-qec", &format!("stty cols 80; {BINARY} {words}"), "/dev/null"]);
+        // Ctrl-C is for the command: a shell around it would die of it as well.
+        let mut command = lab.terminal("cols 80", &format!("exec {BINARY} {words}"));
         command.env("STATE_DIRECTORY", lab.state_directory("eth0")).env("TERM", "xterm");
-        lab.bus.environment(&mut command).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         Self { child: command.spawn().unwrap(), shown: String::new() }
     }
 

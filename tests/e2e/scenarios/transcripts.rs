@@ -144,10 +144,9 @@ impl Story<'_> {
 
     fn shell(&self, command: &str) -> std::process::Command {
         let command = command.replacen("tcptracker", BINARY, 1);
-        let line = format!("stty cols 80 -onlcr; cd {}; {command}", self.lab.path("").display());
-        let mut shell = self.lab.victim.command("script");
-        shell.args(["-qec", &line, "/dev/null"]).env("NO_COLOR", "1").env("TZ", "UTC");
-        self.lab.bus.environment(&mut shell);
+        let line = format!("cd {}; {command}", self.lab.path("").display());
+        let mut shell = self.lab.terminal("cols 80 -onlcr", &line);
+        shell.env("NO_COLOR", "1").env("TZ", "UTC");
         shell
     }
 
