@@ -32,8 +32,8 @@ use crate::state::StateBoard;
 use crate::{journal, memory, service_manager};
 use lock::lock;
 use threads::{
-    Followers, start_bus, start_detector, start_firewall, start_host, start_journal, start_memory,
-    start_metrics,
+    Followers, start_bus, start_capture, start_detector, start_firewall, start_host, start_journal,
+    start_memory, start_metrics,
 };
 
 /// How often main looks whether every thread has made progress. Each beats at least once a second.
@@ -85,7 +85,7 @@ pub fn run(interface: &InterfaceName, sources: &Sources) -> Result<(), DaemonErr
     journal::init(effective.config.log.format);
 
     let outcomes = effective.config.detection.preset == Preset::Balanced;
-    let capture = LiveCapture::open(interface, outcomes)?;
+    let capture = LiveCapture::open_if_up(interface, outcomes)?;
     let host = host::now()?;
     let backend = firewall::connect(interface, &effective.config)?;
     let configuration = (sources.clone(), effective);
@@ -145,7 +145,7 @@ impl Service {
     fn start(
         interface: &InterfaceName,
         (sources, effective): (Sources, Effective),
-        capture: LiveCapture,
+        capture: Option<LiveCapture>,
         host: Arc<Host>,
         (backend, note): (Box<dyn Backend + Send>, Option<String>),
     ) -> Result<Self, DaemonError> {
@@ -189,10 +189,11 @@ impl Service {
         }
         let stop_metrics = start_metrics(&mut crew, config.metrics.listen, &reporter, &board)?;
 
-        let outcomes = Arc::new(AtomicBool::new(capture.outcomes()));
+        let judge = Judge::new(config.detection);
+        let outcomes = Arc::new(AtomicBool::new(judge.wants_outcomes()));
         let (hand_over, batches) = capture::channel();
         let worker = Worker {
-            judge: Judge::new(config.detection),
+            judge,
             host: Arc::clone(&host),
             log: config.log,
             control,
@@ -211,7 +212,7 @@ impl Service {
             outcomes: Arc::clone(&outcomes),
             stop: Arc::clone(&stop_capture),
         };
-        crew.start("capture", move |pulse| watch.run(capture, pulse))?;
+        start_capture(&mut crew, watch, capture)?;
 
         let stop_host = Arc::new(StopFlag::new().map_err(std::io::Error::from)?);
         let followers = Followers {
@@ -231,9 +232,8 @@ impl Service {
             // Whoever only observes has nothing to remember, and leaves alone what is remembered.
             None
         };
-        let ask_sessions = ask_for_sessions();
         let (block, exempt) = (config.block, config.exempt);
-        let blocking = Blocking { block, exempt, host, ask_sessions };
+        let blocking = Blocking { block, exempt, host, ask_sessions: ask_for_sessions() };
         let (telling, remembers) = ((reporter.clone(), Arc::clone(&board)), place.is_some());
         let actor = Actor::new(backend, blocking, place, telling, control_in.clone());
         start_firewall(&mut crew, actor, orders)?;

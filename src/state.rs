@@ -43,7 +43,7 @@ impl fmt::Display for State {
 /// A part of the service that can be unwell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
-    /// The interface is gone.
+    /// The interface cannot be captured on yet, or is gone.
     Interface,
     /// The interface is down.
     Link,
@@ -126,7 +126,9 @@ impl Reasons {
         if self.unwell.is_empty() {
             (self.well, None)
         } else {
-            let all: Vec<&str> = self.unwell.values().map(String::as_str).collect();
+            // Interface and link may say the same.
+            let mut all: Vec<&str> = self.unwell.values().map(String::as_str).collect();
+            all.dedup();
             (State::Degraded, Some(all.join("; ")))
         }
     }

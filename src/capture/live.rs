@@ -53,6 +53,19 @@ pub struct CaptureCounters {
 }
 
 impl LiveCapture {
+    /// As [`Self::open`]; nothing where the interface exists and is down, for which there is no
+    /// opening it yet.
+    pub fn open_if_up(
+        interface: &InterfaceName,
+        outcomes: bool,
+    ) -> Result<Option<Self>, CaptureError> {
+        match Self::open(interface, outcomes) {
+            Ok(capture) => Ok(Some(capture)),
+            Err(CaptureError::InterfaceDown(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Opens `interface` for reading without waiting: probes only, or with what tells of their outcomes.
     pub fn open(interface: &InterfaceName, outcomes: bool) -> Result<Self, CaptureError> {
         let explain = |error: pcap::Error| CaptureError::explain(interface, &text_of(&error));

@@ -57,7 +57,7 @@ pub enum CaptureError {
     )]
     NotPermitted(InterfaceName),
     /// The interface exists and is down.
-    #[error("interface {0} is down; bring it up first: ip link set {0} up")]
+    #[error("{0} is down; bring it up: ip link set {0} up")]
     InterfaceDown(InterfaceName),
     /// The interface went away while it was watched.
     #[error("interface {0} is gone; waiting for it to come back")]
@@ -124,19 +124,25 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// The capture thread: reads until asked to stop. When the interface disappears it waits for it
-    /// to come back.
-    pub fn run(mut self, mut capture: LiveCapture, pulse: &Pulse) -> Result<(), CaptureError> {
+    /// The capture thread: reads until asked to stop. It waits for an interface that cannot be opened yet,
+    /// and when it disappears for it to come back.
+    pub fn run(mut self, opened: Option<LiveCapture>, pulse: &Pulse) -> Result<(), CaptureError> {
+        let mut opened = opened;
         loop {
+            let capture = match opened.take() {
+                Some(capture) => capture,
+                None => match self.reopen(pulse)? {
+                    Some(capture) => capture,
+                    None => return Ok(()),
+                },
+            };
+            self.board.clear(Part::Interface);
             match self.read(capture, pulse) {
                 Err(gone @ CaptureError::InterfaceGone(_)) => {
                     self.board.raise(Part::Interface, gone.to_string());
                 }
                 result => return result,
             }
-            let Some(reopened) = self.reopen(pulse)? else { return Ok(()) };
-            capture = reopened;
-            self.board.clear(Part::Interface);
         }
     }
 

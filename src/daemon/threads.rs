@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use super::DaemonError;
-use crate::capture::Batches;
+use crate::capture::{Batches, CaptureError, LiveCapture, Watch};
 use crate::clock::WallClock;
 use crate::config::Listen;
 use crate::crew::{Crew, StopFlag};
@@ -90,6 +90,20 @@ pub(super) fn start_metrics(
     Ok(Some(stop))
 }
 
+/// Starts capture; where the interface is down, as soon as it is up.
+pub(super) fn start_capture(
+    crew: &mut Crew,
+    watch: Watch,
+    opened: Option<LiveCapture>,
+) -> std::io::Result<()> {
+    if opened.is_none() {
+        // Not only until it is up, which others see: until it is captured on.
+        let why = CaptureError::InterfaceDown(watch.interface.clone());
+        watch.board.raise(Part::Interface, why.to_string());
+    }
+    crew.start("capture", move |pulse| watch.run(opened, pulse))
+}
+
 /// Starts the thread that flushes what is remembered; returns where that is.
 pub(super) fn start_memory(crew: &mut Crew, file: PathBuf) -> std::io::Result<Place> {
     let (place, flusher) = flusher(file);
@@ -151,13 +165,17 @@ impl Followers {
         }
     }
 
-    fn tell(&self, host: Arc<Host>) {
+    fn look_at_link(&self, host: &Host) {
         if host.is_down(&self.interface) {
-            let (name, part) = (&self.interface, Part::Link);
-            self.board.raise(part, format!("{name} is down; bring it up: ip link set {name} up"));
+            let why = CaptureError::InterfaceDown(self.interface.clone());
+            self.board.raise(Part::Link, why.to_string());
         } else {
             self.board.clear(Part::Link);
         }
+    }
+
+    fn tell(&self, host: Arc<Host>) {
+        self.look_at_link(&host);
         self.firewall.order(Order::Host(Arc::clone(&host)));
         // The detector has ended: the process is about to.
         let _ = self.detector.send(Control::Host(host));
@@ -170,6 +188,7 @@ pub(super) fn start_host(
     followers: Followers,
     stop: Arc<StopFlag>,
 ) -> std::io::Result<()> {
+    followers.look_at_link(&host);
     followers.warn(&host.ssh.unreadable);
     let mut told = host.ssh.unreadable.clone();
     crew.start("host", move |pulse| {

@@ -59,6 +59,27 @@ fn an_interface_that_goes_away_is_waited_for() {
     lab.assert_untouched();
 }
 
+/// One that comes up late, an hour after boot or never, is no failure of the service's.
+#[test]
+fn an_interface_that_is_down_at_the_start_is_waited_for() {
+    let lab = Lab::new();
+    lab.victim.ip("link set eth0 down");
+    let mut service = lab.start();
+    let why = "degraded: eth0 is down; bring it up: ip link set eth0 up";
+    service.await_line(why);
+    service.await_notice(&format!("STATUS=watching eth0, {why}"));
+    assert_eq!(lab.bus.property("State").1, "degraded");
+    // By hand one may block already.
+    lab.cli("block 192.0.2.7").ok();
+
+    lab.victim.ip("link set eth0 up");
+    service.await_line("enforcing: all is well again");
+    lab.attacker.nmap("-sS -p 1-4", VICTIM);
+    service.await_line(&format!("WARN blocked {ATTACKER} for 1h"));
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
 /// A set another rule refers to cannot go. That is no reason to leave the rest, or to be silent.
 #[test]
 fn what_cannot_be_taken_down_is_told_and_the_rest_goes() {
