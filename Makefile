@@ -16,6 +16,8 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # (everybody else), not in /usr/local; polkit reads actions in /usr/share only.
 POLICY  = $(if $(filter /usr,$(PREFIX)),/usr/share,/etc)/dbus-1/system.d
 UNIT    = $(PREFIX)/lib/systemd/system/tcptracker@.service
+# What other programs are given: alerts and a dashboard.
+DATA    = $(PREFIX)/share/tcptracker
 CONFIG  = /etc/tcptracker/tcptracker.toml
 ZSH_COMPLETIONS ?= $(PREFIX)/share/zsh/site-functions
 # What is installed besides the program and its configuration, and as what.
@@ -30,7 +32,10 @@ FILES = systemd/tcptracker@.service:$(UNIT) \
 	packaging/man/tcptracker.toml.5:$(PREFIX)/share/man/man5/tcptracker.toml.5 \
 	packaging/completions/tcptracker.bash:$(PREFIX)/share/bash-completion/completions/tcptracker \
 	packaging/completions/_tcptracker:$(ZSH_COMPLETIONS)/_tcptracker \
-	packaging/completions/tcptracker.fish:$(PREFIX)/share/fish/vendor_completions.d/tcptracker.fish
+	packaging/completions/tcptracker.fish:$(PREFIX)/share/fish/vendor_completions.d/tcptracker.fish \
+	packaging/prometheus/scrape.yml:$(DATA)/prometheus/scrape.yml \
+	packaging/prometheus/tcptracker.rules.yml:$(DATA)/prometheus/tcptracker.rules.yml \
+	packaging/grafana/tcptracker.json:$(DATA)/grafana/tcptracker.json
 
 # Build: a linker, libpcap's and SQLite's header files. Run: iptables (the sets need no program).
 DEPS      = gcc libc6-dev libpcap-dev libsqlite3-dev iptables
@@ -170,6 +175,8 @@ ifeq ($(DESTDIR),)
 endif
 	rm -f $(DESTDIR)$(PREFIX)/bin/tcptracker \
 	    $(foreach file,$(FILES),$(DESTDIR)$(lastword $(subst :, ,$(file))))
+	[ ! -d $(DESTDIR)$(DATA) ] || rmdir --ignore-fail-on-non-empty \
+	    $(addprefix $(DESTDIR)$(DATA),/prometheus /grafana /)
 	@# Unless somebody has changed it.
 	! cmp -s packaging/tcptracker.toml $(DESTDIR)$(CONFIG) || rm -f $(DESTDIR)$(CONFIG)
 	[ ! -d $(DESTDIR)$(dir $(CONFIG)) ] || rmdir --ignore-fail-on-non-empty $(DESTDIR)$(dir $(CONFIG))

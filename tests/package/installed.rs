@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::{output, read, tree};
 
 /// What DESIGN calls the files of tcptracker, as a package has them.
-const FILES: [&str; 14] = [
+const FILES: [&str; 17] = [
     "etc/tcptracker/tcptracker.toml",
     "usr/bin/tcptracker",
     "usr/lib/sysusers.d/tcptracker.conf",
@@ -22,6 +22,9 @@ const FILES: [&str; 14] = [
     "usr/share/man/man1/tcptracker.1",
     "usr/share/man/man5/tcptracker.toml.5",
     "usr/share/polkit-1/actions/org.tcptracker.Tracker1.policy",
+    "usr/share/tcptracker/grafana/tcptracker.json",
+    "usr/share/tcptracker/prometheus/scrape.yml",
+    "usr/share/tcptracker/prometheus/tcptracker.rules.yml",
     "usr/share/zsh/site-functions/_tcptracker",
 ];
 
@@ -83,6 +86,7 @@ fn what_is_installed_is_removed() {
     assert_eq!(files(&package), FILES.iter().map(ToString::to_string).collect());
     make("uninstall", &package, Some("/usr"));
     assert_eq!(files(&package), BTreeSet::new());
+    assert!(!package.join("usr/share/tcptracker").exists());
 
     make("install", &local, None);
     assert_eq!(files(&local), FILES.iter().map(|file| in_usr_local(file)).collect());
