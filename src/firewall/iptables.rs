@@ -62,8 +62,8 @@ impl Program {
         let name = name_of(family);
         match found {
             Ok(version) => {
-                let is_nft = String::from_utf8_lossy(&version.stdout).contains("nf_tables");
-                Ok(Self { family, is_nft })
+                let version = String::from_utf8_lossy(&version.stdout);
+                Ok(Self { family, is_nft: is_nft(&version) })
             }
             Err(error) => Err(match error.downcast_ref::<std::io::Error>() {
                 Some(error) if is_not_found(error) => RulesError::NotInstalled(name),
@@ -73,6 +73,14 @@ impl Program {
                 },
             }),
         }
+    }
+
+    /// The other kind's of the same family, where it is installed beside this one.
+    pub fn other_kind(self) -> Option<Self> {
+        let other = Self { is_nft: !self.is_nft, ..self };
+        // Where there is one kind only, that one answers.
+        let version = other.run("", &["--version"], None).ok()?;
+        (is_nft(&version) == other.is_nft).then_some(other)
     }
 
     /// The table, as `iptables-save` prints it with counters; none where it has rules that only nf_tables
@@ -140,6 +148,11 @@ fn name_of(family: Family) -> &'static str {
         Family::V4 => "iptables",
         Family::V6 => "ip6tables",
     }
+}
+
+/// Whether what `iptables --version` prints is the kind whose rules nf_tables keeps.
+fn is_nft(version: &str) -> bool {
+    version.contains("nf_tables")
 }
 
 fn is_not_found(error: &std::io::Error) -> bool {

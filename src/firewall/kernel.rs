@@ -98,7 +98,15 @@ impl Backend for KernelSets {
         for set in &self.sets {
             let mut elements = Vec::new();
             match self.ipset.each_element(&set.name, set.family, |element| elements.push(element)) {
-                Ok(()) => found.get_or_insert_default().append(&mut elements),
+                Ok(()) => {
+                    found.get_or_insert_default().append(&mut elements);
+                    let look = self.rules.look(set.family)?;
+                    if look.fitting.is_empty() && look.misfits == 0 {
+                        // The set without its rule. Should that be there and not go, it does no harm
+                        // before the stop, which tells why the set cannot go.
+                        let _ = self.rules.take_down_other_kind(set.family);
+                    }
+                }
                 Err(IpsetError::Missing(_)) => {}
                 Err(error) => return Err(error.into()),
             }

@@ -183,6 +183,17 @@ impl Rules {
         self.change(family, |listing, _| listing.to_take_down())
     }
 
+    /// Takes down what an instance that did not stop in order has left with the other kind of iptables,
+    /// to which [`Self::list`] is blind: its administrator has changed from one to the other since.
+    pub fn take_down_other_kind(&mut self, family: Family) -> Result<(), FirewallError> {
+        let Some((side, _)) = self.side(family) else { return Ok(()) };
+        let Some(other) = side.program.other_kind() else { return Ok(()) };
+        let _alone = RulesLock::take();
+        let saved = other.save()?.unwrap_or_default();
+        let commands = Listing::parse(&saved, &self.comment).to_take_down();
+        if commands.is_empty() { Ok(()) } else { Ok(other.restore(&commands)?) }
+    }
+
     /// Adds rules to the chain, all or none.
     pub fn add(&mut self, family: Family, sources: &[Source]) -> Result<(), FirewallError> {
         let Some((side, _)) = self.side(family) else { return Ok(()) };

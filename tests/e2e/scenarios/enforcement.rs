@@ -13,8 +13,6 @@ use tcptracker::firewall::{Backend, KernelSets};
 use crate::kernel::Rules;
 use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::namespace::{Namespace, SILENCE};
-use crate::scenarios::healing::legacy;
-use crate::service::Start;
 use crate::tools::{PATIENCE, await_that, run};
 
 fn block(lab: &Lab, address: &str, seconds: &str) {
@@ -381,39 +379,4 @@ fn the_kernel_says_when_a_set_is_full() {
         sets.remove().unwrap();
     });
     lab.assert_untouched();
-}
-
-/// A kernel without netfilter's netlink has no sets. Older iptables do without it.
-#[test]
-fn where_the_kernel_has_no_sets_auto_takes_rules() {
-    let lab = Lab::new();
-    let path = legacy(&lab);
-    // Netlink sockets of that protocol are refused (seccomp(2)): EPROTONOSUPPORT, as such a kernel does.
-    let without = "import ctypes, os, struct, sys\n\
-        def op(code, jt, jf, k): return struct.pack('HBBI', code, jt, jf, k)\n\
-        program = b''.join([op(0x20, 0, 0, 0), op(0x15, 0, 5, 41), op(0x20, 0, 0, 16), op(0x15, 0, 3, 16),\n\
-            op(0x20, 0, 0, 32), op(0x15, 0, 1, 12), op(0x06, 0, 0, 0x50000 | 93), op(0x06, 0, 0, 0x7fff0000)])\n\
-        code = ctypes.create_string_buffer(program)\n\
-        filter = struct.pack('HxxxxxxP', 8, ctypes.addressof(code))\n\
-        libc = ctypes.CDLL(None, use_errno=True)\n\
-        assert libc.prctl(38, 1, 0, 0, 0) == 0\n\
-        assert libc.prctl(22, 2, ctypes.c_char_p(filter), 0, 0) == 0\n\
-        os.execvp(sys.argv[1], sys.argv[1:])\n";
-    let start = Start::on("eth0").env("PATH", &path).through(["python3", "-c", without]);
-    let mut service = start.begin(&lab).await_ready();
-    service.await_line(
-        "this kernel has no IP sets of type hash:net (modules ip_set and ip_set_hash_net): going on \
-         with a rule per address, 1000 at most",
-    );
-    assert_eq!(lab.bus.property("Backend").1, json!("iptables"));
-    lab.attacker.nmap("-sS -p 1-10", VICTIM);
-    service.await_line(&format!("WARN blocked {ATTACKER} for 1h"));
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
-    run(lab.victim.command("iptables-legacy").args(["-F", "tcptracker"])).ok();
-    service.await_line("mended: 1 blocked (ipv4) missing");
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-    assert_eq!(service.stop().code(), Some(0));
-    let left = run(&mut lab.victim.command("iptables-legacy-save")).ok();
-    assert!(!left.contains("tcptracker"), "{left}");
 }

@@ -1,7 +1,5 @@
 //! What others do to the kernel's side of the blocks is noticed, told and mended.
 
-use std::path::PathBuf;
-
 use crate::journal::Journal;
 use crate::kernel::Rules;
 use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
@@ -249,45 +247,6 @@ fn a_member_of_many_removed_and_all_of_them() {
     }
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
-}
-
-/// With iptables of the older kind, which numbers no changes.
-#[test]
-fn rules_of_the_older_kind_are_mended_as_well() {
-    let lab = Lab::new();
-    let path = legacy(&lab);
-    let mut service = Start::on("eth0").env("PATH", &path).begin(&lab).await_ready();
-    block(&lab);
-    for (number, damage) in [
-        "iptables-legacy -F; iptables-legacy -X",
-        "ip6tables-legacy -F tcptracker",
-        "iptables-legacy -I INPUT -p tcp -j ACCEPT",
-    ]
-    .iter()
-    .enumerate()
-    {
-        shell(&lab.victim, damage);
-        service.await_lines("mended: ", number + 1);
-        service.await_lines("enforcing: all is well again", number + 1);
-        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-        lab.attacker.assert_shut_out(VICTIM_V6, OPEN_PORT);
-    }
-    assert_eq!(service.stop().code(), Some(0));
-    let left = run(&mut lab.victim.command("iptables-legacy-save")).ok();
-    assert!(!left.contains("tcptracker"), "{left}");
-}
-
-/// A PATH on which iptables is the older kind.
-pub(super) fn legacy(lab: &Lab) -> String {
-    let directory = lab.path("legacy");
-    std::fs::create_dir(&directory).unwrap();
-    for program in ["iptables", "ip6tables"] {
-        for suffix in ["", "-save", "-restore"] {
-            let real = PathBuf::from("/usr/sbin/xtables-legacy-multi");
-            std::os::unix::fs::symlink(real, directory.join(format!("{program}{suffix}"))).unwrap();
-        }
-    }
-    format!("{}:{}", directory.display(), std::env::var("PATH").unwrap())
 }
 
 /// While it cannot be mended everybody is told, and the gap shows; then it is, by itself.

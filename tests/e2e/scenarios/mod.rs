@@ -21,6 +21,7 @@ mod log;
 mod memory;
 mod no_bus;
 mod observe;
+mod older_kind;
 mod own_captures;
 mod prometheus;
 mod random_order;

@@ -1,6 +1,6 @@
 //! What keeps the service from starting: one sentence that says what to do, and nothing half-done.
 
-use super::healing::legacy;
+use super::older_kind::legacy;
 use crate::lab::{BINARY, Lab};
 use crate::service::Start;
 use crate::tools::Outcome;

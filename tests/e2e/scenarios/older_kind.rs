@@ -1,0 +1,114 @@
+//! With iptables of the older kind, which keeps its rules in ip_tables instead of nf_tables.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::healing::{block, shell};
+use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
+use crate::service::Start;
+use crate::tools::run;
+
+/// With iptables of the older kind, which numbers no changes.
+#[test]
+fn rules_of_the_older_kind_are_mended_as_well() {
+    let lab = Lab::new();
+    let path = legacy(&lab);
+    let mut service = Start::on("eth0").env("PATH", &path).begin(&lab).await_ready();
+    block(&lab);
+    for (number, damage) in [
+        "iptables-legacy -F; iptables-legacy -X",
+        "ip6tables-legacy -F tcptracker",
+        "iptables-legacy -I INPUT -p tcp -j ACCEPT",
+    ]
+    .iter()
+    .enumerate()
+    {
+        shell(&lab.victim, damage);
+        service.await_lines("mended: ", number + 1);
+        service.await_lines("enforcing: all is well again", number + 1);
+        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+        lab.attacker.assert_shut_out(VICTIM_V6, OPEN_PORT);
+    }
+    assert_eq!(service.stop().code(), Some(0));
+    let left = run(&mut lab.victim.command("iptables-legacy-save")).ok();
+    assert!(!left.contains("tcptracker"), "{left}");
+}
+
+/// A kernel without netfilter's netlink has no sets. Older iptables do without it.
+#[test]
+fn where_the_kernel_has_no_sets_auto_takes_rules() {
+    let lab = Lab::new();
+    let path = legacy(&lab);
+    // Netlink sockets of that protocol are refused (seccomp(2)): EPROTONOSUPPORT, as such a kernel does.
+    let without = "import ctypes, os, struct, sys\n\
+        def op(code, jt, jf, k): return struct.pack('HBBI', code, jt, jf, k)\n\
+        program = b''.join([op(0x20, 0, 0, 0), op(0x15, 0, 5, 41), op(0x20, 0, 0, 16), op(0x15, 0, 3, 16),\n\
+            op(0x20, 0, 0, 32), op(0x15, 0, 1, 12), op(0x06, 0, 0, 0x50000 | 93), op(0x06, 0, 0, 0x7fff0000)])\n\
+        code = ctypes.create_string_buffer(program)\n\
+        filter = struct.pack('HxxxxxxP', 8, ctypes.addressof(code))\n\
+        libc = ctypes.CDLL(None, use_errno=True)\n\
+        assert libc.prctl(38, 1, 0, 0, 0) == 0\n\
+        assert libc.prctl(22, 2, ctypes.c_char_p(filter), 0, 0) == 0\n\
+        os.execvp(sys.argv[1], sys.argv[1:])\n";
+    let start = Start::on("eth0").env("PATH", &path).through(["python3", "-c", without]);
+    let mut service = start.begin(&lab).await_ready();
+    service.await_line(
+        "this kernel has no IP sets of type hash:net (modules ip_set and ip_set_hash_net): going on \
+         with a rule per address, 1000 at most",
+    );
+    assert_eq!(lab.bus.property("Backend").1, json!("iptables"));
+    lab.attacker.nmap("-sS -p 1-10", VICTIM);
+    service.await_line(&format!("WARN blocked {ATTACKER} for 1h"));
+    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    run(lab.victim.command("iptables-legacy").args(["-F", "tcptracker"])).ok();
+    service.await_line("mended: 1 blocked (ipv4) missing");
+    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    assert_eq!(service.stop().code(), Some(0));
+    let left = run(&mut lab.victim.command("iptables-legacy-save")).ok();
+    assert!(!left.contains("tcptracker"), "{left}");
+}
+
+/// What one kind of iptables has put up the other does not see.
+#[test]
+fn what_the_other_kind_has_left_is_taken_down() {
+    let lab = Lab::new();
+    let path = legacy(&lab);
+    for older_first in [true, false] {
+        let start = |older: bool| {
+            let start = Start::on("eth0");
+            if older { start.env("PATH", &path) } else { start }
+        };
+        let mut service = start(older_first).begin(&lab).await_ready();
+        lab.cli(&format!("block {ATTACKER}")).ok();
+        service.crash();
+        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+
+        let mut service = start(!older_first).begin(&lab).await_ready();
+        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+        lab.cli(&format!("unblock {ATTACKER}")).ok();
+        lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+        assert_eq!(service.stop().code(), Some(0));
+        for kind in ["legacy", "nft"] {
+            for program in ["iptables", "ip6tables"] {
+                let left = run(&mut lab.victim.command(format!("{program}-{kind}-save"))).ok();
+                assert!(!left.contains("tcptracker"), "{left}");
+            }
+        }
+    }
+    lab.assert_untouched();
+}
+
+/// A PATH on which iptables is the older kind.
+pub(super) fn legacy(lab: &Lab) -> String {
+    let directory = lab.path("legacy");
+    std::fs::create_dir(&directory).unwrap();
+    for program in ["iptables", "ip6tables"] {
+        for suffix in ["", "-save", "-restore"] {
+            let real = PathBuf::from("/usr/sbin/xtables-legacy-multi");
+            std::os::unix::fs::symlink(real, directory.join(format!("{program}{suffix}"))).unwrap();
+        }
+    }
+    format!("{}:{}", directory.display(), std::env::var("PATH").unwrap())
+}
