@@ -131,8 +131,9 @@ impl fmt::Display for Spared {
     }
 }
 
-/// Something that has happened.
-#[derive(Clone, Debug)]
+/// Something that has happened. Whom it is told to shares it: a queue's place is taken from the start, and
+/// had rather be small.
+#[derive(Debug)]
 pub enum Event {
     /// A new connection was tried.
     Connection {
@@ -241,7 +242,7 @@ pub enum Event {
 /// Where events are told. Cheap to clone; every thread has one.
 #[derive(Clone)]
 pub struct Reporter {
-    journal: SyncSender<Event>,
+    journal: SyncSender<Arc<Event>>,
     bus: Option<async_channel::Sender<Task>>,
     metrics: Arc<Metrics>,
 }
@@ -249,7 +250,7 @@ pub struct Reporter {
 impl Reporter {
     /// A reporter to the journal and, where there is one, the bus.
     pub fn new(
-        journal: SyncSender<Event>,
+        journal: SyncSender<Arc<Event>>,
         bus: Option<async_channel::Sender<Task>>,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -259,8 +260,9 @@ impl Reporter {
     /// Tells an event. Never waits.
     pub fn tell(&self, event: Event) {
         self.metrics.count(&event);
+        let event = Arc::new(event);
         if let Some(bus) = self.bus.as_ref().filter(|_| event.is_signal())
-            && bus.try_send(Task::Tell(event.clone())).is_err()
+            && bus.try_send(Task::Tell(Arc::clone(&event))).is_err()
         {
             self.metrics.events_lost_on_bus.inc();
         }

@@ -3,6 +3,7 @@
 //! Owns the texts, the structured fields and the identifiers of messages, and the one thread that
 //! writes them: journald may be slow, and nobody else waits for it.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
@@ -22,8 +23,7 @@ use crate::interface::InterfaceName;
 use crate::network::show_network;
 use crate::state::State;
 
-/// Events that may wait for the journal: twenty seconds of as many as are listed one by one. Room for each is
-/// made at the start.
+/// Events that may wait for the journal: twenty seconds of as many as are listed one by one.
 pub const QUEUE: usize = 2048;
 
 /// How long the thread waits at most before it shows that it is alive.
@@ -116,7 +116,7 @@ pub fn failed(interface: &InterfaceName, error: &dyn std::error::Error) {
 }
 
 /// Writes events until all who could tell one have ended.
-pub fn run(interface: &InterfaceName, events: &Receiver<Event>, beat: impl Fn()) {
+pub fn run(interface: &InterfaceName, events: &Receiver<Arc<Event>>, beat: impl Fn()) {
     loop {
         beat();
         match events.recv_timeout(TICK) {

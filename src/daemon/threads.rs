@@ -29,7 +29,7 @@ use crate::state::{Part, StateBoard};
 pub(super) fn start_journal(
     crew: &mut Crew,
     interface: &InterfaceName,
-    events: Receiver<Event>,
+    events: Receiver<Arc<Event>>,
 ) -> std::io::Result<()> {
     let interface = interface.clone();
     crew.start("journal", move |pulse| {

@@ -41,7 +41,7 @@ pub const QUEUE: usize = 1024;
 #[derive(Clone, Debug)]
 pub enum Task {
     /// Tell everyone who listens.
-    Tell(Event),
+    Tell(Arc<Event>),
     /// Show that the thread is alive.
     Beat,
     /// Leave the bus.
@@ -102,7 +102,7 @@ pub fn run(
             pulse.beat();
             match task {
                 Task::Tell(event) => {
-                    if !teller.tell(event).await.map_err(lost)? {
+                    if !teller.tell(&event).await.map_err(lost)? {
                         metrics.events_lost_on_bus.inc();
                     }
                 }

@@ -48,7 +48,7 @@ impl Teller {
 
     /// Tells an event by the signal it has, unless there were too many: then false. A change of state is
     /// told in any case: it may be what the flood has brought about.
-    pub(super) async fn tell(&mut self, event: Event) -> zbus::Result<bool> {
+    pub(super) async fn tell(&mut self, event: &Event) -> zbus::Result<bool> {
         let matters = matches!(event, Event::StateChanged { .. });
         if !matters && !self.limiter.permits(Moment::now()) {
             return Ok(false);
@@ -61,10 +61,10 @@ impl Teller {
                 Tracker::scan_detected(emitter, &source, &ports, scan.kind.as_str()).await?;
             }
             Event::Blocked { network, until, reason, .. } => {
-                Tracker::blocked(emitter, &show_network(&network), until, &reason).await?;
+                Tracker::blocked(emitter, &show_network(network), *until, reason).await?;
             }
             Event::Unblocked { network, cause, .. } => {
-                Tracker::unblocked(emitter, &show_network(&network), cause.as_str()).await?;
+                Tracker::unblocked(emitter, &show_network(network), cause.as_str()).await?;
             }
             Event::StateChanged { state, .. } => {
                 Tracker::state_is_another(emitter, state.as_str()).await?;

@@ -1,8 +1,8 @@
 //! The programs of iptables: found, run, and what they say understood.
 //!
-//! Owns starting them, the only processes the service starts: iptables itself, by the crate of that name,
-//! to know what there is; `iptables-save` to see table `filter`; `iptables-restore`, which the crate does
-//! not know, to change it, all changes at once or none. Knows no chain or rule.
+//! Owns starting them, the only processes the service starts: iptables itself to know what there is,
+//! `iptables-save` to see table `filter`, and `iptables-restore` to change it, all changes at once or none.
+//! Knows no chain or rule.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -57,22 +57,9 @@ pub struct Program {
 impl Program {
     /// Finds it; changes nothing.
     pub fn find(family: Family) -> Result<Self, RulesError> {
-        let found = ::iptables::new(family == Family::V6)
-            .and_then(|iptables| iptables.execute(TABLE, "--version"));
         let name = name_of(family);
-        match found {
-            Ok(version) => {
-                let version = String::from_utf8_lossy(&version.stdout);
-                Ok(Self { family, is_nft: is_nft(&version) })
-            }
-            Err(error) => Err(match error.downcast_ref::<std::io::Error>() {
-                Some(error) if is_not_found(error) => RulesError::NotInstalled(name),
-                _ => RulesError::Failed {
-                    command: format!("{name} --version"),
-                    said: error.to_string(),
-                },
-            }),
-        }
+        let version = run(name, &["--version"], None)?.ok_or(RulesError::NotInstalled(name))?;
+        Ok(Self { family, is_nft: is_nft(&version) })
     }
 
     /// The other kind's of the same family, where it is installed beside this one.
@@ -102,7 +89,8 @@ impl Program {
         self.run("-restore", &["-w", PATIENCE, "--noflush"], Some(&script)).map(drop)
     }
 
-    #[expect(clippy::disallowed_methods, reason = "this file starts the processes of the firewall")]
+    /// Starts it under the name of its kind: which one `iptables` is may be changed while there are rules
+    /// of ours (update-alternatives), and whoever made them has to take them away.
     fn run(
         self,
         suffix: &str,
@@ -110,37 +98,43 @@ impl Program {
         input: Option<&str>,
     ) -> Result<String, RulesError> {
         let name = name_of(self.family);
-        // Under the name of its kind: which one `iptables` is may be changed while there are rules of ours
-        // (update-alternatives), and whoever made them has to take them away.
         let kind = if self.is_nft { "nft" } else { "legacy" };
-        let mut command = format!("{name}-{kind}{suffix}");
-        let mut outcome = start(Command::new(&command).args(arguments), input);
-        // Where there is one kind only.
-        if outcome.as_ref().is_err_and(is_not_found) {
-            command = format!("{name}{suffix}");
-            outcome = start(Command::new(&command).args(arguments), input);
-        }
-        let failed = |said: &str| RulesError::Failed {
-            command: format!("{command} {}", arguments.join(" ")),
-            said: said.trim().to_owned(),
+        let said = match run(&format!("{name}-{kind}{suffix}"), arguments, input)? {
+            Some(said) => Some(said),
+            // Where there is one kind only.
+            None => run(&format!("{name}{suffix}"), arguments, input)?,
         };
-        let output = match outcome {
-            Ok(output) => output,
-            Err(error) if is_not_found(&error) => return Err(RulesError::NotInstalled(name)),
-            Err(error) => return Err(failed(&error.to_string())),
-        };
-        if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-        }
-        let said = String::from_utf8_lossy(&output.stderr);
-        if said.contains("can't open lock file") {
-            return Err(RulesError::LockDenied);
-        }
-        if said.contains("Permission denied") || said.contains("Operation not permitted") {
-            return Err(RulesError::NotPermitted);
-        }
-        Err(failed(&said))
+        said.ok_or(RulesError::NotInstalled(name))
     }
+}
+
+/// What a program prints; none where there is no such program.
+#[expect(clippy::disallowed_methods, reason = "this file starts the processes of the firewall")]
+fn run(
+    program: &str,
+    arguments: &[&str],
+    input: Option<&str>,
+) -> Result<Option<String>, RulesError> {
+    let failed = |said: &str| RulesError::Failed {
+        command: format!("{program} {}", arguments.join(" ")),
+        said: said.trim().to_owned(),
+    };
+    let output = match start(Command::new(program).args(arguments), input) {
+        Ok(output) => output,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(&error.to_string())),
+    };
+    if output.status.success() {
+        return Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()));
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("can't open lock file") {
+        return Err(RulesError::LockDenied);
+    }
+    if said.contains("Permission denied") || said.contains("Operation not permitted") {
+        return Err(RulesError::NotPermitted);
+    }
+    Err(failed(&said))
 }
 
 fn name_of(family: Family) -> &'static str {
@@ -153,10 +147,6 @@ fn name_of(family: Family) -> &'static str {
 /// Whether what `iptables --version` prints is the kind whose rules nf_tables keeps.
 fn is_nft(version: &str) -> bool {
     version.contains("nf_tables")
-}
-
-fn is_not_found(error: &std::io::Error) -> bool {
-    error.kind() == std::io::ErrorKind::NotFound
 }
 
 fn start(command: &mut Command, input: Option<&str>) -> std::io::Result<Output> {

@@ -27,7 +27,7 @@ pub(super) const EPOCH: u64 = 1_700_000_000;
 pub(super) struct Bench {
     pub(super) actor: Actor,
     pub(super) kernel: FakeKernel,
-    pub(super) events: Receiver<Event>,
+    pub(super) events: Receiver<Arc<Event>>,
     pub(super) control: Receiver<Control>,
     pub(super) board: Arc<StateBoard>,
     sessions: Arc<Mutex<Option<Vec<IpAddr>>>>,
@@ -126,7 +126,7 @@ impl Bench {
     }
 
     pub(super) fn events(&self) -> Vec<Event> {
-        self.events.try_iter().collect()
+        self.events.try_iter().filter_map(Arc::into_inner).collect()
     }
 
     /// These have an SSH session open; none: the kernel does not tell.
