@@ -13,8 +13,9 @@ use rustix::net::{
 };
 
 const HEADER: usize = 16;
-/// More than the kernel puts into one datagram of a dump (`NLMSG_GOODSIZE`, 32 KiB at the most).
-const BUFFER: usize = 64 << 10;
+/// As much as the kernel puts into one datagram of a dump (af_netlink.c, `netlink_dump`). A refusal repeats
+/// the request, which has to be shorter by its own header.
+const BUFFER: usize = 32 << 10;
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;

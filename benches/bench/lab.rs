@@ -100,13 +100,24 @@ impl Lab {
 
     /// The same with another preset.
     pub(crate) fn serve_with(&self, preset: &str) -> Service {
+        self.begin(&[
+            ("TCPTRACKER_BUS__ENABLED", "false"),
+            ("TCPTRACKER_LOG__CONNECTIONS", "false"),
+            ("TCPTRACKER_DETECTION__PRESET", preset),
+        ])
+    }
+
+    /// The same as it is installed, on a bus.
+    pub(crate) fn serve_on(&self, bus: &Bus) -> Service {
+        self.begin(&[("DBUS_SYSTEM_BUS_ADDRESS", &bus.address)])
+    }
+
+    fn begin(&self, environment: &[(&str, &str)]) -> Service {
         // As the unit does.
         let niced = ["-n", NICE, TCPTRACKER, "run", "-i", "eth0"];
         let mut child = Self::command(&self.victim, "nice", &niced)
             .env("STATE_DIRECTORY", self.state.path())
-            .env("TCPTRACKER_BUS__ENABLED", "false")
-            .env("TCPTRACKER_LOG__CONNECTIONS", "false")
-            .env("TCPTRACKER_DETECTION__PRESET", preset)
+            .envs(environment.iter().copied())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -132,6 +143,45 @@ impl Drop for Lab {
         for namespace in [&self.attacker, &self.victim] {
             let _ = Command::new("ip").args(["netns", "del", namespace]).status();
         }
+    }
+}
+
+/// A bus on which everybody may do everything.
+pub(crate) struct Bus {
+    daemon: Child,
+    address: String,
+    _directory: TempDir,
+}
+
+impl Bus {
+    pub(crate) fn new() -> Self {
+        let directory = TempDir::new().unwrap();
+        let file = directory.path().join("bus.conf");
+        let socket = directory.path().join("bus");
+        let configuration = format!(
+            r#"<busconfig><listen>unix:path={}</listen><auth>EXTERNAL</auth><policy context="default">
+                <allow user="*"/><allow own="*"/>
+                <allow send_destination="*"/><allow receive_sender="*"/>
+            </policy></busconfig>"#,
+            socket.display()
+        );
+        std::fs::write(&file, configuration).unwrap();
+        let mut daemon = Command::new("dbus-daemon")
+            .args(["--nofork", "--print-address"])
+            .arg(format!("--config-file={}", file.display()))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut address = String::new();
+        BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut address).unwrap();
+        Self { daemon, address: address.trim().to_owned(), _directory: directory }
+    }
+}
+
+impl Drop for Bus {
+    fn drop(&mut self) {
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::lab::{Lab, Service};
+use crate::lab::{Bus, Lab, Service};
 use crate::{median, row};
 
 const RATE: f64 = 300_000.0;
@@ -121,7 +121,8 @@ fn learned_at(preset: &str, pause: &str, bar: u32) {
 /// Nothing happens.
 pub(crate) fn idle() {
     let lab = Lab::new();
-    let service = lab.serve();
+    let bus = Bus::new();
+    let service = lab.serve_on(&bus);
     settle();
     let before = service.cpu();
     let span = Duration::from_secs(10);

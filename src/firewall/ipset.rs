@@ -73,8 +73,9 @@ pub const LONGEST_TIMEOUT: Duration = Duration::from_secs(2_147_483);
 /// over; the kernel takes memory as it fills, some 100 bytes each.
 pub const CAPACITY: u32 = 524_288;
 
-/// Elements added by one message: an attribute holds 64 KiB, an element takes at most 52 bytes of it.
-pub const AT_ONCE: usize = 1000;
+/// Elements added by one message, each of which takes at most 52 bytes: a refusal of all has to fit
+/// 32 KiB (`netlink.rs`).
+pub const AT_ONCE: usize = 600;
 
 /// Why the kernel did not do as asked.
 #[derive(Debug, thiserror::Error)]
