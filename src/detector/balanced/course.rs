@@ -56,7 +56,7 @@ impl Balanced {
         let blind = self.sight.is_blind();
         // Where nothing listens, silence is no riddle.
         if !begun.closed {
-            self.sight.unanswered(self.hashes.of_host(begun.flow.client));
+            self.sight.unanswered(self.hashes.of_host(begun.flow.client), begun.moment);
         }
         if !self.sight.is_one_sided() {
             self.failed(begun.tried(), Outcome::Unanswered, host, found);
@@ -259,6 +259,12 @@ impl Balanced {
         if let Some(sweep) = self.sweeps.look(hash, &key) {
             sweep.take_back(server);
         }
+    }
+
+    /// Whether a port has answered lately, or was listened on: it is no fault to ask there.
+    pub(super) fn is_no_secret(&mut self, flow: &Flow, host: &Host) -> bool {
+        let own = host.owns(flow.server);
+        self.knows_open(flow, host) || own && self.own.has_stopped(flow.port, self.latest)
     }
 
     /// Whether somebody is known to have answered there lately.

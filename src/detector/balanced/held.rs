@@ -101,11 +101,7 @@ impl Balanced {
         host: &Host,
         found: &mut Vec<Scan>,
     ) {
-        let (now, flow) = (self.latest, &tried.flow);
-        if is_silent(outcome)
-            && (self.knows_open(flow, host)
-                || host.owns(flow.server) && self.own.has_stopped(flow.port, now))
-        {
+        if is_silent(outcome) && self.is_no_secret(&tried.flow, host) {
             return;
         }
         self.failed_at_port(&tried, outcome, host, found);

@@ -201,8 +201,12 @@ impl Balanced {
         self.pending.give_nobody_up();
     }
 
-    /// Judges a probe by the classic rule.
+    /// Judges a probe by the classic rule, unless its port has answered while answers were seen: where a host
+    /// has gone, all its clients go on asking.
     fn fall_back(&mut self, flow: &Flow, host: &Host, found: &mut Vec<Scan>) {
+        if self.is_no_secret(flow, host) {
+            return;
+        }
         let probe = Probe {
             moment: self.latest,
             source: flow.client,

@@ -9,8 +9,8 @@ use crate::clock::Moment;
 
 /// What can be seen.
 pub(super) struct Sight {
-    /// An answer was seen, ever.
-    answered: bool,
+    /// When an answer was last seen, if ever.
+    answered: Option<Moment>,
     /// Probes since the last answer, and a bit for each of their sources.
     unanswered: u32,
     sources: u64,
@@ -26,7 +26,7 @@ pub(super) struct Sight {
 impl Sight {
     pub(super) fn new() -> Self {
         Self {
-            answered: false,
+            answered: None,
             unanswered: 0,
             sources: 0,
             unseen: 0,
@@ -49,12 +49,16 @@ impl Sight {
     /// Somebody has answered.
     pub(super) fn answered(&mut self, now: Moment) {
         (self.unanswered, self.sources) = (0, 0);
-        (self.answered, self.blind) = (true, false);
+        (self.answered, self.blind) = (Some(now), false);
         self.partly = self.partly.filter(|shown| !now.is_past(*shown, UNSEEN_FOR));
     }
 
-    /// A probe of the source of this hash has stayed unanswered.
-    pub(super) fn unanswered(&mut self, source: u64) {
+    /// A probe of then, of the source of this hash, has stayed unanswered. If somebody was answered since,
+    /// answers were seen all the while it waited.
+    pub(super) fn unanswered(&mut self, source: u64, then: Moment) {
+        if self.answered.is_some_and(|answered| answered >= then) {
+            return;
+        }
         self.unanswered = self.unanswered.saturating_add(1);
         self.sources |= bit(source);
         self.blind |=
@@ -67,7 +71,7 @@ impl Sight {
             (self.since, self.unseen) = (now, 0);
         }
         self.unseen |= bit(source);
-        self.blind |= !self.answered;
+        self.blind |= self.answered.is_none();
         if many(self.unseen, UNSEEN_SOURCES) {
             self.partly = Some(now);
         }

@@ -142,3 +142,44 @@ fn scanners_of_a_host_behind_a_firewall_make_no_capture_one_sided() {
     }
     assert!(!wire.detector.is_one_sided());
 }
+
+/// Clients that ask by the clock: whom nobody answers is known when all answers of the round have come.
+#[test]
+fn answers_seen_while_others_wait_in_vain_are_no_one_sided_capture() {
+    let mut wire = Wire::new();
+    for _ in 0..4 {
+        for client in 1..=200 {
+            let client = format!("203.0.113.{client}");
+            wire.syn(&client, SERVER, 8443);
+            wire.refused(&client, SERVER, 9443);
+            wire.pass(1);
+        }
+        wire.live(2);
+    }
+    assert!(!wire.detector.is_one_sided());
+}
+
+/// A host with six services is gone, and all its clients go on asking.
+#[test]
+fn an_outage_looks_one_sided_and_makes_no_scanners() {
+    let mut wire = Wire::new();
+    let services = [2379, 5432, 5672, 6379, 8500, 9092];
+    let clients: Vec<String> = (1..=60).map(|client| format!("203.0.113.{client}")).collect();
+    for client in &clients {
+        services.iter().for_each(|port| wire.visit(client, SERVER, *port));
+    }
+    for _ in 0..5 {
+        for client in &clients {
+            for port in services {
+                wire.syn(client, SERVER, port);
+            }
+        }
+        wire.live(2);
+    }
+    assert!(wire.detector.is_one_sided());
+    assert_eq!(wire.scanners(), Vec::<String>::new());
+    for port in 1..=4 {
+        wire.syn("192.0.2.1", SERVER, port);
+    }
+    assert_eq!(wire.scanners(), ["192.0.2.1"]);
+}
