@@ -17,6 +17,16 @@ pub(super) fn whose(server: IpAddr, host: &Host) -> IpAddr {
     if host.owns(server) { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { server }
 }
 
+impl Flow {
+    /// Whether a segment of no connection may be a scanner's: else it is what a server has sent to a client
+    /// that was gone already.
+    fn may_be_a_probe(&self) -> bool {
+        let to_a_service = self.port.0 < STRAY_PORTS_BELOW;
+        let from_a_service = self.client_port.0 < STRAY_PORTS_BELOW;
+        self.port.0 < SYSTEM_PORTS_BELOW || to_a_service && !from_a_service
+    }
+}
+
 impl Begun {
     fn tried(&self) -> Tried {
         Tried { flow: self.flow, pair: self.pair, moment: self.moment, bare: self.bare }
@@ -150,7 +160,7 @@ impl Balanced {
                 Stage::GivenUp | Stage::Over => {}
             }
         } else if segment.kind == ProbeKind::Reset
-            && flow.port.0 < STRAY_PORTS_BELOW
+            && flow.may_be_a_probe()
             && self.rule.stealth
             && !host.owns(flow.client)
         {

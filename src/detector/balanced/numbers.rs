@@ -26,8 +26,8 @@ pub(super) const ANSWERS_ITSELF_WITHIN: Duration = Duration::from_millis(5);
 /// host repeats its answer after a second if the client says no more (RFC 6298, 2.1).
 pub(super) const SETTLED_AFTER: Duration = Duration::from_secs(3);
 
-/// An answer that comes again this long after the first was not heard; copies of one packet, as on a
-/// bridge, come within milliseconds.
+/// An answer that comes again this long after the first was not heard, unless its client has asked again;
+/// copies of one packet, as on a bridge, come within milliseconds.
 pub(super) const REPEATED_AFTER: Duration = Duration::from_millis(900);
 
 /// Connections followed at a time: at 20,000 new ones a second, all that are not settled. 72 bytes each.
@@ -51,8 +51,8 @@ pub(super) const A_DAY: Limit = limit(7, 86_400);
 /// heard, and some fail. An honest client has something to say on the ports it connects to.
 pub(super) const SOUNDED: Limit = limit(3, 60);
 /// Load balancers that look whether services are up do the same, one of which may be down. But they look
-/// again and again, each two to ten seconds: who has looked again at a port that is open is none.
-pub(super) const SOUNDED_AFTER: Duration = Duration::from_secs(15);
+/// again and again, each two to thirty seconds: who has looked again at a port that is open is none.
+pub(super) const SOUNDED_AFTER: Duration = Duration::from_secs(35);
 /// How long it may take in all until a probe is judged.
 pub const WAITS_AT_MOST: Duration =
     Duration::from_secs(ANSWERS_WITHIN.as_secs() + SOUNDED_AFTER.as_secs());
@@ -64,7 +64,8 @@ pub(super) const SOUNDINGS: usize = 1 << 10;
 /// six.
 pub(super) const STRAY: Limit = limit(7, 60);
 /// Above are the ports of a host's own connections, whose other end sends to as many of them as there
-/// are connections: FreeBSD's begin here, all others' above.
+/// are connections: FreeBSD's begin here, all others' above. Busy proxies and address translation use all from
+/// [`SYSTEM_PORTS_BELOW`] on: there, whoever sends from a port below this one may be the server.
 pub(super) const STRAY_PORTS_BELOW: u16 = 10_000;
 
 /// Failed hosts on one port. A mail server or a file-sharing program finds a dozen dead in that time.

@@ -12,7 +12,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use super::numbers::{ANSWERS_ITSELF_WITHIN, ANSWERS_WITHIN, SETTLED_AFTER};
+use super::numbers::{ANSWERS_ITSELF_WITHIN, ANSWERS_WITHIN, REPEATED_AFTER, SETTLED_AFTER};
 use crate::clock::Moment;
 use crate::probe::{Port, Probe};
 
@@ -149,7 +149,7 @@ impl Pending {
         if let Some(known) = self.find(hash, &flow)
             && (known.stage != Stage::Over || known.sequence == probe.sequence)
         {
-            known.repeated = true;
+            known.repeated |= now.is_past(known.moment, REPEATED_AFTER);
             return;
         }
         if self.end - self.first == self.ring.len() as u64 {

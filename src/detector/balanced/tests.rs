@@ -168,6 +168,24 @@ fn half_open_is_seen_with_and_without_the_scanners_reset() {
     assert_eq!(wire.scanners(), ["192.0.2.2"], "the server has asked again, the client has not");
 }
 
+/// Each packet is seen twice: where it comes in, and where it goes out.
+#[test]
+fn half_open_is_seen_in_copies() {
+    let mut wire = Wire::new();
+    let from = [1, 2, 3, 4].map(|port| {
+        let from = wire.syn("192.0.2.1", SERVER, port);
+        wire.send(("192.0.2.1", from), (SERVER, port), ProbeKind::Syn, 7);
+        wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Answer, 0);
+        wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Answer, 0);
+        (port, from)
+    });
+    wire.pass(1000);
+    for (port, from) in from {
+        wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Answer, 0);
+    }
+    assert_eq!(wire.scanners(), ["192.0.2.1"]);
+}
+
 #[test]
 fn slow_scans_are_found_by_the_longer_windows() {
     for (pause, at_most) in [(20, 5), (60, 5), (300, 5), (3 * 3600 - 600, 8)] {
@@ -289,7 +307,7 @@ fn a_connect_scan_of_open_ports_is_told_by_those_that_are_not() {
         let mut wire = Wire::new();
         (0..open).for_each(|port| wire.sound("192.0.2.1", SERVER, 80 + port));
         (0..closed).for_each(|port| wire.refused("192.0.2.1", SERVER, 20 + port));
-        wire.live(14);
+        wire.live(34);
         assert_eq!(wire.found, []);
         wire.live(1);
         let rules: Vec<Rule> = wire.found.iter().map(|scan| scan.rule).collect();
@@ -307,10 +325,11 @@ fn segments_of_no_connection_that_are_refused_are_a_scan() {
         }
         assert_eq!(wire.found.iter().map(|s| s.rule).collect::<Vec<_>>(), [Rule::StrayPorts]);
     }
-    // Whoever the host was connected to before its restart.
+    // Whoever the host was connected to before its restart, or as a proxy.
     let mut wire = Wire::new();
-    for port in 33_000..33_100 {
+    for port in (1024..1124).chain(33_000..33_100) {
         wire.send((SERVER, port), ("192.0.2.1", 443), ProbeKind::Reset, 0);
+        wire.send((SERVER, port), ("192.0.2.2", 8080), ProbeKind::Reset, 0);
     }
     assert_eq!(wire.found, []);
 }
@@ -343,7 +362,7 @@ fn more_connect_scanners_than_are_waited_for_are_judged_at_once() {
         wire.refused(&source, SERVER, 20);
     }
     assert_eq!(wire.scanners(), ["192.0.4.0"]);
-    wire.live(15);
+    wire.live(35);
     assert_eq!(wire.scanners().len(), SOUNDINGS + 1);
 }
 
