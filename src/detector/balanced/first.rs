@@ -22,7 +22,8 @@ const OUTCOMES: [Outcome; 5] =
 pub(super) struct Failure {
     pub(super) at: u32,
     pub(super) outcome: Outcome,
-    pub(super) stealthy: bool,
+    /// Nothing an operating system sends of its own: a stealth probe, a SYN made up.
+    pub(super) crafted: bool,
     pub(super) moment: Moment,
 }
 
@@ -62,13 +63,13 @@ impl FirstFailures {
             return Some(Failure {
                 at: *what as u32,
                 outcome: OUTCOMES[(*what >> 32) as usize & 7],
-                stealthy: *what >> 40 & 1 == 1,
+                crafted: *what >> 40 & 1 == 1,
                 moment: Moment::from_nanos(*moment),
             });
         }
         let outcome = OUTCOMES.iter().position(|o| *o == failure.outcome).unwrap_or(0) as u64;
         *known_tag = tag;
-        *what = u64::from(failure.at) | outcome << 32 | u64::from(failure.stealthy) << 40;
+        *what = u64::from(failure.at) | outcome << 32 | u64::from(failure.crafted) << 40;
         *moment = failure.moment.as_nanos();
         None
     }

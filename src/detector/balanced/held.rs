@@ -123,8 +123,12 @@ impl Balanced {
         let attempt = Attempt { port: flow.port, moment: tried.moment, outcome };
         let stealthy = outcome == Outcome::Unknown;
         let forgivable = !tried.bare && outcome != Outcome::Answered;
-        let failure =
-            Failure { at: attempt.port.0.into(), outcome, stealthy, moment: attempt.moment };
+        let failure = Failure {
+            at: attempt.port.0.into(),
+            outcome,
+            crafted: stealthy,
+            moment: attempt.moment,
+        };
         // In a flood this is all there is to be known of a source: everything else is asked only if it is not.
         let first = self.first_ports.known(hash);
         if first == Some(failure.at) {
@@ -153,7 +157,7 @@ impl Balanced {
             let mut record = Record::new(now);
             let port = Port(u16::try_from(first.at).unwrap_or(0));
             let earlier = Attempt { port, moment: first.moment, outcome: first.outcome };
-            record.stealthy = first.stealthy;
+            record.stealthy = first.crafted;
             record.add(earlier, now);
             if let (_, Some(gone)) = self.records.insert(hash, key, record) {
                 self.evicted += u64::from(!now.is_past(gone.latest, A_MINUTE.within));
@@ -250,7 +254,7 @@ impl Balanced {
         let hash = self.hashes.of_sweep(&key.source, key.port);
         let server = self.hash_of_host(flow.server);
         let failed = |outcome| outcome != Outcome::Answered;
-        let failure = Failure { at: server, outcome, stealthy: false, moment: now };
+        let failure = Failure { at: server, outcome, crafted: tried.bare, moment: now };
         if self.first_hosts.known(hash) == Some(server) {
             self.first_hosts.note(hash, failure);
             return;
@@ -260,24 +264,25 @@ impl Balanced {
                 return;
             };
             let mut sweep = RecentHosts::new(first.moment);
-            sweep.add(first.at, failed(first.outcome), first.moment);
+            sweep.add(first.at, failed(first.outcome), first.crafted, first.moment);
             self.sweeps.insert(hash, key, sweep);
         }
         let Some(sweep) = self.sweeps.look(hash, &key) else { return };
         if failed(outcome) && !tried.bare && !sweep.knows(server) && sweep.forgives(now) {
             return;
         }
-        let too_many = sweep.add(server, failed(outcome), now);
+        let broken = sweep.add(server, failed(outcome), tried.bare, now);
         let reported = sweep.reported;
-        if !too_many || reported.is_some_and(|reported| !now.is_past(reported, SWEEP.within)) {
+        let Some(limit) = broken else { return };
+        if reported.is_some_and(|reported| !now.is_past(reported, SWEEP.within)) {
             return;
         }
         sweep.reported = Some(now);
         // The first of them stands for all.
         let first = Attempt { port: flow.port, moment: sweep.first(), outcome };
-        let broken = Broken::new(Rule::FailedHosts, SWEEP);
+        let broken = Broken::new(Rule::FailedHosts, limit);
         let scan = self.scan(flow, ScanKind::Sweep, &broken, vec![first], host);
-        let probes = SWEEP.more_than as u64 + 1;
+        let probes = limit.more_than as u64 + 1;
         found.push(Scan { probes, continued: reported.is_some(), ..scan });
     }
 

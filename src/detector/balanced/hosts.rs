@@ -9,7 +9,9 @@
 
 use std::time::Duration;
 
-use super::numbers::{CONNECTIONS_FOR_A_HOST, HOSTS_FORGIVEN, SWEEP, SWEEP_FAILED};
+use super::numbers::{
+    CONNECTIONS_FOR_A_HOST, HOSTS_FORGIVEN, Limit, SLOW_SWEEP, SWEEP, SWEEP_FAILED,
+};
 use crate::clock::Moment;
 
 const KEPT: usize = SWEEP.more_than + 1;
@@ -23,6 +25,8 @@ pub(super) struct RecentHosts {
     begun: Moment,
     /// A bit for each that has failed.
     failed: u32,
+    /// Likewise, for each that has failed to answer a SYN no operating system makes.
+    bare: u32,
     kept: u8,
     connections: u16,
     forgiven: u16,
@@ -37,6 +41,7 @@ impl RecentHosts {
             moments: [0; KEPT],
             begun: now,
             failed: 0,
+            bare: 0,
             kept: 0,
             connections: 0,
             forgiven: 0,
@@ -65,12 +70,20 @@ impl RecentHosts {
         self.hosts[..usize::from(self.kept)].contains(&host)
     }
 
-    /// A failure at a host, or a connection left unused; whether they are too many now.
-    pub(super) fn add(&mut self, host: u32, failed: bool, now: Moment) -> bool {
-        let mut failed = failed;
+    /// A failure at a host, by a SYN that is bare or not, or a connection left unused; the rule that is
+    /// broken by now, if one is.
+    pub(super) fn add(
+        &mut self,
+        host: u32,
+        failed: bool,
+        bare: bool,
+        now: Moment,
+    ) -> Option<Limit> {
+        let (mut failed, mut bare) = (failed, failed && bare);
         let mut kept = usize::from(self.kept);
         if let Some(at) = self.hosts[..kept].iter().position(|known| *known == host) {
             failed |= self.failed >> at & 1 == 1;
+            bare |= self.bare >> at & 1 == 1;
             self.remove(at);
             kept -= 1;
         } else if kept == KEPT {
@@ -80,10 +93,14 @@ impl RecentHosts {
         self.hosts[kept] = host;
         self.moments[kept] = self.millis(now);
         self.failed |= u32::from(failed) << kept;
+        self.bare |= u32::from(bare) << kept;
         self.kept = kept as u8 + 1;
         let age = Duration::from_millis(self.millis(now).wrapping_sub(self.moments[0]).into());
-        let all_failed = self.failed.count_ones() as usize;
-        usize::from(self.kept) == KEPT && age < SWEEP.within && all_failed >= SWEEP_FAILED
+        let within = |limit: Limit| usize::from(self.kept) == KEPT && age < limit.within;
+        if within(SWEEP) && self.failed.count_ones() as usize >= SWEEP_FAILED {
+            return Some(SWEEP);
+        }
+        (within(SLOW_SWEEP) && self.bare.count_ones() as usize == KEPT).then_some(SLOW_SWEEP)
     }
 
     /// A host has answered after all.
@@ -102,8 +119,8 @@ impl RecentHosts {
     fn remove(&mut self, at: usize) {
         self.hosts.copy_within(at + 1.., at);
         self.moments.copy_within(at + 1.., at);
-        let below = self.failed & ((1 << at) - 1);
-        self.failed = self.failed >> (at + 1) << at | below;
+        let without = |bits: u32| bits >> (at + 1) << at | bits & ((1 << at) - 1);
+        (self.failed, self.bare) = (without(self.failed), without(self.bare));
         self.kept -= 1;
     }
 
@@ -131,23 +148,36 @@ mod tests {
     fn thirty_hosts_are_too_many_if_some_have_failed() {
         for (every, expected) in [(1, Some(29)), (2, Some(29)), (10, None)] {
             let mut hosts = RecentHosts::new(at(1));
-            let fired = (0..60).find(|host| hosts.add(*host, host % every == 0, at(1)));
-            assert_eq!(fired, expected, "one of {every} has failed");
+            let mut add = |host| hosts.add(host, host % every == 0, false, at(1)).is_some();
+            assert_eq!((0..60).find(|host| add(*host)), expected, "one of {every} has failed");
         }
-        let mut hosts = RecentHosts::new(at(1));
-        assert!((0..60).all(|host| !hosts.add(host, true, at(1 + 11 * u64::from(host)))), "slow");
+    }
+
+    #[test]
+    fn slowly_they_are_too_many_if_all_have_failed_by_bare_segments() {
+        for (pause, every, expected) in
+            [(11, 1, Some(29)), (2900, 1, Some(29)), (3000, 1, None), (11, 29, None)]
+        {
+            let mut hosts = RecentHosts::new(at(1));
+            let mut add = |host: u32| {
+                hosts.add(host, true, host % every == 0, at(1 + pause * u64::from(host))).is_some()
+            };
+            assert_eq!((0..60).find(|host| add(*host)), expected, "a pause of {pause} s");
+        }
     }
 
     #[test]
     fn a_host_that_has_failed_once_has_failed_and_one_taken_back_has_not() {
         let mut hosts = RecentHosts::new(at(1));
+        let add =
+            |hosts: &mut RecentHosts, host, failed| hosts.add(host, failed, false, at(2)).is_some();
         for host in 0..29 {
-            hosts.add(host, host < 10, at(1));
+            add(&mut hosts, host, host < 10);
         }
-        assert!(!hosts.add(3, false, at(2)), "the same again is no thirtieth");
+        assert!(!add(&mut hosts, 3, false), "the same again is no thirtieth");
         hosts.take_back(4);
-        assert!(!hosts.add(30, false, at(2)));
-        assert!(!hosts.add(31, false, at(2)), "nine have failed");
-        assert!(hosts.add(31, true, at(2)));
+        assert!(!add(&mut hosts, 30, false));
+        assert!(!add(&mut hosts, 31, false), "nine have failed");
+        assert!(add(&mut hosts, 31, true));
     }
 }

@@ -352,6 +352,20 @@ fn a_sweep_of_open_and_closed_hosts_is_one() {
     }
 }
 
+/// Slowly, it is one by what it sends; nobody's mail server does that.
+#[test]
+fn a_slow_sweep_is_told_by_its_made_up_segments() {
+    for (bare, expected) in [(true, vec![Duration::from_secs(86_400)]), (false, vec![])] {
+        let mut wire = Wire { bare, ..Wire::new() };
+        for number in 0..30 {
+            wire.syn("192.0.2.1", &format!("198.51.100.{number}"), 25);
+            wire.pass(300_000);
+        }
+        let spans: Vec<Duration> = wire.found.iter().map(|scan| scan.span).collect();
+        assert_eq!(spans, expected, "bare: {bare}");
+    }
+}
+
 /// Those who wait for their judgement are only so many.
 #[test]
 fn more_connect_scanners_than_are_waited_for_are_judged_at_once() {
