@@ -115,7 +115,7 @@ impl Balanced {
                 let answered_after = u128::from(begun.answered_after);
                 if after.as_millis() >= answered_after + REPEATED_AFTER.as_millis() {
                     begun.stage = Stage::Over;
-                    self.failed(tried, Outcome::HalfOpen, host, found);
+                    self.left(tried, Outcome::HalfOpen, host, found);
                 }
             }
             Stage::Answered | Stage::Over => {}
@@ -133,11 +133,11 @@ impl Balanced {
                 begun.stage = Stage::Over;
                 match segment.kind {
                     ProbeKind::Reset if silent => {
-                        self.failed(tried, Outcome::HalfOpen, host, found);
+                        self.left(tried, Outcome::HalfOpen, host, found);
                     }
                     ProbeKind::ResetAck if unused => {
                         self.unused(&tried, host, found);
-                        self.failed(tried, Outcome::Answered, host, found);
+                        self.left(tried, Outcome::Answered, host, found);
                     }
                     _ => self.came_about(&tried, host),
                 }
@@ -179,6 +179,7 @@ impl Balanced {
                     begun.stage = Stage::Over;
                     self.came_about(&tried, host);
                     if silent {
+                        self.credits.silent(tried.pair, tried.flow.port);
                         self.unused(&tried, host, found);
                     }
                 }
@@ -221,6 +222,10 @@ impl Balanced {
         let flow = &tried.flow;
         self.sight.answered(self.latest);
         self.open.note(self.hashes.of_port(whose(flow.server, host), flow.port), self.latest);
+        // Counted at once, or a busy network would err before its first connections are over.
+        if !tried.bare {
+            self.credits.earn(tried.pair, self.latest);
+        }
         if given_up {
             self.take_back(tried, host);
         }
@@ -243,10 +248,20 @@ impl Balanced {
         }
     }
 
+    /// A connection that was answered has not come about, or was dropped at once.
+    fn left(&mut self, tried: Tried, outcome: Outcome, host: &Host, found: &mut Vec<Scan>) {
+        if !tried.bare {
+            self.credits.take_back(tried.pair);
+        }
+        self.failed(tried, outcome, host, found);
+    }
+
     /// A connection has come about.
     fn came_about(&mut self, tried: &Tried, host: &Host) {
         let (now, flow) = (self.latest, &tried.flow);
-        self.credits.earn(tried.pair, now);
+        if tried.bare {
+            self.credits.earn(tried.pair, now);
+        }
         let key = self.sweep_key(flow, host);
         let hash = self.hashes.of_sweep(&key.source, key.port);
         if let Some(sweep) = self.sweeps.look(hash, &key) {

@@ -14,6 +14,7 @@ use super::numbers::{
     FORGIVEN_AN_HOUR,
 };
 use crate::clock::Moment;
+use crate::probe::Port;
 
 const HOUR: u32 = 3600;
 const MINUTE: u32 = 60;
@@ -22,6 +23,8 @@ const MINUTE: u32 = 60;
 struct Credit {
     tag: u32,
     connections: u16,
+    /// The port of the latest on which nothing was said.
+    silent: u16,
     forgiven: u16,
     forgiven_in_hour: u16,
     /// In seconds: the latest connection, and since when it is counted what was forgiven.
@@ -38,7 +41,7 @@ impl Credits {
         Self(vec![Credit::default(); CREDITS])
     }
 
-    /// A connection of the source and host of this hash came about.
+    /// A connection of the source and host of this hash came about, or seems to.
     pub(super) fn earn(&mut self, hash: u64, now: Moment) {
         let (credit, now) = (self.place(hash), seconds(now));
         if credit.tag != tag(hash) {
@@ -52,6 +55,23 @@ impl Credits {
         }
         credit.connections = (credit.connections + 1).min(CONNECTIONS_KEPT);
         credit.latest = now;
+    }
+
+    /// One of those counted was none.
+    pub(super) fn take_back(&mut self, hash: u64) {
+        let credit = self.place(hash);
+        if credit.tag == tag(hash) {
+            credit.connections = credit.connections.saturating_sub(1);
+        }
+    }
+
+    /// On one of them nothing was said. A monitoring host does so on many ports; on one port over and over
+    /// it is no use to anybody, but to be forgiven.
+    pub(super) fn silent(&mut self, hash: u64, port: Port) {
+        let credit = self.place(hash);
+        if credit.tag == tag(hash) && std::mem::replace(&mut credit.silent, port.0) == port.0 {
+            credit.connections = credit.connections.saturating_sub(1);
+        }
     }
 
     /// Whether a failure of theirs is forgiven.

@@ -34,6 +34,11 @@ impl Hashes {
         self.of(source.addr(), host, 1 << 32 | u64::from(source.prefix_len()))
     }
 
+    /// Of a source, a host and a port, from that of the first two.
+    pub(super) fn with_port(pair: u64, port: Port) -> u64 {
+        pair ^ u64::from(port.0).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
     /// Of a source and a port it tries on several hosts.
     pub(super) fn of_sweep(&self, source: &IpNet, port: Port) -> u64 {
         let rest = u64::from(port.0) << 8 | u64::from(source.prefix_len());

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 
 use super::course::whose;
 use super::first::Failure;
+use super::hash::Hashes;
 use super::hosts::RecentHosts;
 use super::numbers::{
     A_MINUTE, AN_HOUR, MANY_PORTS, MANY_SOURCES, SOUNDED, SOUNDED_AFTER, SOUNDINGS, STRAY, SWEEP,
@@ -146,7 +147,7 @@ impl Balanced {
             record.ports.attempts().iter().any(|known| known.port == attempt.port)
         });
         let another = first.is_some() || known == Some(false);
-        if another && forgivable && self.credits.forgives(hash, now) {
+        if another && forgivable && self.forgives(hash, flow.port) {
             return;
         }
         if known.is_none() {
@@ -196,6 +197,17 @@ impl Balanced {
         if reported.is_none() {
             self.in_a_crowd(tried, attempt, host, found);
         }
+    }
+
+    /// Whether a failure of the source and host of this hash is forgiven; if it was within the hour, for
+    /// nothing: a dead port is tried over and over.
+    fn forgives(&mut self, pair: u64, port: Port) -> bool {
+        let (now, failure) = (self.latest, Hashes::with_port(pair, port));
+        let forgives = self.forgiven.knows(failure, now) || self.credits.forgives(pair, now);
+        if forgives {
+            self.forgiven.note(failure, now);
+        }
+        forgives
     }
 
     /// A source that seems to have sounded out ports had time to show that it is a load balancer.

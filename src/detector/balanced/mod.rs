@@ -41,7 +41,7 @@ use held::{Record, SweepKey, Tried};
 use hosts::RecentHosts;
 pub use numbers::WAITS_AT_MOST;
 use numbers::{FOLLOWED, SOUNDINGS};
-use open::{OpenPorts, OwnPorts};
+use open::{OwnPorts, RecentlySeen};
 use pending::{Due, Flow, Pending};
 use sight::Sight;
 use table::Table;
@@ -57,6 +57,8 @@ pub struct Balanced {
     first_ports: FirstFailures,
     records: Table<Key, Record>,
     credits: Credits,
+    /// Failures that were forgiven.
+    forgiven: RecentlySeen,
     /// Who seems to have sounded out ports, and when it is time to see whether that was all.
     soundings: VecDeque<(Moment, Flow)>,
     first_hosts: FirstFailures,
@@ -64,7 +66,8 @@ pub struct Balanced {
     strays: Table<Key, Record>,
     crowds: Crowds,
     sight: Sight,
-    open: OpenPorts,
+    /// Ports on which somebody has answered.
+    open: RecentlySeen,
     own: OwnPorts,
     /// Somebody has tried to reach another host than this one.
     sees_others: bool,
@@ -87,13 +90,14 @@ impl Balanced {
             first_ports: FirstFailures::new(sources * 2),
             records: Table::new(sources),
             credits: Credits::new(),
+            forgiven: RecentlySeen::new(),
             soundings: VecDeque::with_capacity(SOUNDINGS),
             first_hosts: FirstFailures::new(sources),
             sweeps: Table::new(sources / SHARE_OF_OTHERS),
             strays: Table::new(sources / SHARE_OF_OTHERS),
             crowds: Crowds::new(),
             sight: Sight::new(),
-            open: OpenPorts::new(),
+            open: RecentlySeen::new(),
             own: OwnPorts::default(),
             sees_others: false,
             classic: Detector::new(per_host(&rule)),

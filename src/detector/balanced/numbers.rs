@@ -101,7 +101,7 @@ pub(super) const CREDITS: usize = 1 << 16;
 /// A port that has answered anybody within this time is no secret: that it does not answer now is the
 /// service's fault, and after its restart all its clients try it in vain.
 pub(super) const KNOWN_OPEN_FOR: Duration = Duration::from_secs(3600);
-/// Open ports remembered: 16 bytes each.
+/// Open ports, and forgiven failures, remembered: 16 bytes each.
 pub(super) const OPEN_PORTS: usize = 1 << 13;
 
 /// So many ports of one host by one source, whatever came of it: a host that answers on all its ports (a

@@ -9,20 +9,20 @@ use crate::clock::Moment;
 use crate::host::Listening;
 use crate::probe::Port;
 
-/// The ports on which somebody has answered. Each has one place, which the latest takes.
-pub(super) struct OpenPorts(Vec<(u64, Moment)>);
+/// What was seen within an hour, such as a port that has answered. Each has one place, which the latest takes.
+pub(super) struct RecentlySeen(Vec<(u64, Moment)>);
 
-impl OpenPorts {
+impl RecentlySeen {
     pub(super) fn new() -> Self {
         Self(vec![(0, Moment::default()); OPEN_PORTS])
     }
 
-    /// The host and port of this hash have answered.
+    /// What has this hash was seen now.
     pub(super) fn note(&mut self, hash: u64, now: Moment) {
         self.0[place(hash)] = (hash | 1, now);
     }
 
-    /// Whether they have answered anybody lately.
+    /// Whether it was seen lately.
     pub(super) fn knows(&self, hash: u64, now: Moment) -> bool {
         let (known, moment) = self.0[place(hash)];
         known == hash | 1 && !now.is_past(moment, KNOWN_OPEN_FOR)

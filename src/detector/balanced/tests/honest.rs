@@ -42,6 +42,63 @@ fn users_behind_one_address_may_err_but_hide_no_scanner() {
     assert_eq!(wire.scanners(), Vec::<String>::new());
 }
 
+/// It was busy before it was watched: some have erred before a connection is over.
+#[test]
+fn a_large_network_errs_from_the_first_second() {
+    for (dropped, expected) in [(false, vec![]), (true, vec!["192.0.2.1"])] {
+        let mut wire = Wire::new();
+        for number in 0..100u16 {
+            if number % 20 == 19 {
+                wire.refused("192.0.2.1", SERVER, 20_000 + number);
+            } else {
+                let from = wire.syn("192.0.2.1", SERVER, 443);
+                wire.send((SERVER, 443), ("192.0.2.1", from), ProbeKind::Answer, 0);
+                if dropped {
+                    wire.send(("192.0.2.1", from), (SERVER, 443), ProbeKind::Reset, 8);
+                }
+            }
+            wire.pass(10);
+        }
+        assert_eq!(wire.scanners(), expected, "dropped: {dropped}");
+    }
+}
+
+/// Programs behind one address go on trying what has never been there, beside their work.
+#[test]
+fn dead_ports_are_tried_over_and_over() {
+    let mut wire = Wire::new();
+    for number in 0..3600u16 {
+        for _ in 0..20 {
+            wire.visit("192.0.2.1", SERVER, 443);
+        }
+        if number > 5 {
+            wire.refused("192.0.2.1", SERVER, 8080 + number % 10);
+        }
+        wire.pass(1000);
+    }
+    assert_eq!(wire.scanners(), Vec::<String>::new());
+}
+
+/// Connections on which nothing is said: a monitoring host's, or such as are made to be forgiven.
+#[test]
+fn nobody_is_forgiven_for_saying_nothing_over_and_over() {
+    for (ports, expected) in [(20, vec![]), (1, vec!["192.0.2.1"])] {
+        let mut wire = Wire::new();
+        for number in 0..200 {
+            if number % 20 == 19 {
+                wire.refused("192.0.2.1", SERVER, 1000 + number);
+            } else {
+                let port = 80 + number % ports;
+                let from = wire.syn("192.0.2.1", SERVER, port);
+                wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Answer, 0);
+                wire.send(("192.0.2.1", from), (SERVER, port), ProbeKind::Close, 8);
+            }
+            wire.pass(100);
+        }
+        assert_eq!(wire.scanners(), expected, "{ports} ports");
+    }
+}
+
 #[test]
 fn a_large_network_errs_for_hours() {
     let mut wire = Wire::new();
