@@ -31,6 +31,9 @@ pub(super) struct RecentHosts {
     connections: u16,
     forgiven: u16,
     turned: Moment,
+    /// Likewise within a day: connections, and since when they are counted.
+    in_a_day: u16,
+    day: Moment,
     pub(super) reported: Option<Moment>,
 }
 
@@ -46,6 +49,8 @@ impl RecentHosts {
             connections: 0,
             forgiven: 0,
             turned: now,
+            in_a_day: 0,
+            day: now,
             reported: None,
         }
     }
@@ -54,6 +59,7 @@ impl RecentHosts {
     pub(super) fn earn(&mut self, now: Moment) {
         self.turn(now);
         self.connections = self.connections.saturating_add(1);
+        self.in_a_day = self.in_a_day.saturating_add(1);
     }
 
     /// Whether a failure is forgiven.
@@ -100,7 +106,9 @@ impl RecentHosts {
         if within(SWEEP) && self.failed.count_ones() as usize >= SWEEP_FAILED {
             return Some(SWEEP);
         }
-        (within(SLOW_SWEEP) && self.bare.count_ones() as usize == KEPT).then_some(SLOW_SWEEP)
+        let all_bare = self.bare.count_ones() as usize == KEPT;
+        let is_used = usize::from(self.in_a_day / CONNECTIONS_FOR_A_HOST) >= KEPT;
+        (within(SLOW_SWEEP) && all_bare && !is_used).then_some(SLOW_SWEEP)
     }
 
     /// A host has answered after all.
@@ -133,6 +141,9 @@ impl RecentHosts {
         if now.is_past(self.turned, SWEEP.within) {
             (self.turned, self.connections, self.forgiven) = (now, 0, 0);
         }
+        if now.is_past(self.day, SLOW_SWEEP.within) {
+            (self.day, self.in_a_day) = (now, 0);
+        }
     }
 }
 
@@ -163,6 +174,18 @@ mod tests {
                 hosts.add(host, true, host % every == 0, at(1 + pause * u64::from(host))).is_some()
             };
             assert_eq!((0..60).find(|host| add(*host)), expected, "a pause of {pause} s");
+        }
+    }
+
+    /// A mail server whose firewall takes the options off its SYNs.
+    #[test]
+    fn whoever_uses_a_port_as_well_does_not_sweep_slowly() {
+        for (connections, expected) in [(59, Some(29)), (60, None)] {
+            let mut hosts = RecentHosts::new(at(1));
+            (0..connections).for_each(|_| hosts.earn(at(1)));
+            let mut add =
+                |host: u32| hosts.add(host, true, true, at(1 + 600 * u64::from(host))).is_some();
+            assert_eq!((0..60).find(|host| add(*host)), expected, "{connections} connections");
         }
     }
 

@@ -71,7 +71,8 @@ pub(super) const STRAY_PORTS_BELOW: u16 = 10_000;
 /// Failed hosts on one port. A mail server or a file-sharing program finds a dozen dead in that time.
 pub(super) const SWEEP: Limit = limit(29, 300);
 /// The same with SYNs no operating system makes: nobody honest sends those to so many who do not answer,
-/// however slowly (`nmap -T1`: 15 s; `-T0`: 5 minutes).
+/// however slowly (`nmap -T1`: 15 s; `-T0`: 5 minutes). A firewall may take the options off honest ones: who
+/// has [`CONNECTIONS_FOR_A_HOST`] for each of them in that time does not sweep.
 pub(super) const SLOW_SWEEP: Limit = limit(SWEEP.more_than, 86_400);
 /// A connect scan finds open ports as well, and drops them unused: of the hosts of a [`SWEEP`] so many at
 /// least have failed. A load balancer that looks after thirty hosts has fewer dead ones among them.
