@@ -264,8 +264,9 @@ impl Balanced {
         }
         let key = self.sweep_key(flow, host);
         let hash = self.hashes.of_sweep(&key.source, key.port);
+        let server = self.hash_of_host(flow.server);
         if let Some(sweep) = self.sweeps.look(hash, &key) {
-            sweep.earn(now);
+            sweep.earn(server, now);
         }
     }
 

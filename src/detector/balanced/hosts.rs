@@ -29,6 +29,8 @@ pub(super) struct RecentHosts {
     bare: u32,
     kept: u8,
     connections: u16,
+    /// The host of the latest of them.
+    connected: u32,
     forgiven: u16,
     turned: Moment,
     /// Likewise within a day: connections, and since when they are counted.
@@ -47,6 +49,7 @@ impl RecentHosts {
             bare: 0,
             kept: 0,
             connections: 0,
+            connected: 0,
             forgiven: 0,
             turned: now,
             in_a_day: 0,
@@ -55,9 +58,12 @@ impl RecentHosts {
         }
     }
 
-    /// A connection on the port came about.
-    pub(super) fn earn(&mut self, now: Moment) {
+    /// A connection to a host came about. Over and over to the same one, it is no use but to be forgiven.
+    pub(super) fn earn(&mut self, host: u32, now: Moment) {
         self.turn(now);
+        if std::mem::replace(&mut self.connected, host) == host {
+            return;
+        }
         self.connections = self.connections.saturating_add(1);
         self.in_a_day = self.in_a_day.saturating_add(1);
     }
@@ -182,7 +188,7 @@ mod tests {
     fn whoever_uses_a_port_as_well_does_not_sweep_slowly() {
         for (connections, expected) in [(59, Some(29)), (60, None)] {
             let mut hosts = RecentHosts::new(at(1));
-            (0..connections).for_each(|_| hosts.earn(at(1)));
+            (0..connections).for_each(|host| hosts.earn(host + 1, at(1)));
             let mut add =
                 |host: u32| hosts.add(host, true, true, at(1 + 600 * u64::from(host))).is_some();
             assert_eq!((0..60).find(|host| add(*host)), expected, "{connections} connections");
