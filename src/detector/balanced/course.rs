@@ -66,7 +66,8 @@ impl Balanced {
         let blind = self.sight.is_blind();
         // Where nothing listens, silence is no riddle.
         if !begun.closed {
-            self.sight.unanswered(self.hashes.of_host(begun.flow.client), begun.moment);
+            let source = self.hashes.of_host(begun.flow.client);
+            self.sight.unanswered(source, begun.moment, begun.bare);
         }
         if !self.sight.is_one_sided() {
             self.failed(begun.tried(), Outcome::Unanswered, host, found);

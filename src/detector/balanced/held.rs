@@ -106,6 +106,11 @@ impl Balanced {
             return;
         }
         self.failed_at_port(&tried, outcome, host, found);
+        let is_cut_off =
+            outcome == Outcome::Unanswered && !tried.bare && self.sight.is_cut_off(tried.moment);
+        if is_cut_off {
+            return;
+        }
         // Where nobody is but this host, nobody sweeps.
         if self.sees_others || host.has_more_addresses_than(SWEEP.more_than) {
             self.failed_at_host(&tried, outcome, host, found);

@@ -126,6 +126,9 @@ pub(super) const LISTENED_WITHIN: Duration = KNOWN_OPEN_FOR;
 pub(super) const UNANSWERED_IN_A_ROW: u32 = 128;
 /// ... if so many sources sent them: a single scanner of a silent network makes none.
 pub(super) const UNANSWERED_SOURCES: u32 = 16;
+/// So many whom nobody answers any more, while nobody else is answered either, are a line that is down, not a
+/// sweep. A scanner would need two helpers, and hosts that are silent all of them.
+pub(super) const CUT_OFF_SOURCES: u32 = 3;
 /// Connections that went on though they seemed unanswered, of so many sources in an hour, show the same
 /// of a part of the traffic (an asymmetric route). One source alone could feign them; where no answer has
 /// ever been seen, one will do.

@@ -4,7 +4,9 @@
 //! the connections. Then silence means nothing. Owns noticing it; where answers are seen, a single source
 //! cannot feign it.
 
-use super::numbers::{UNANSWERED_IN_A_ROW, UNANSWERED_SOURCES, UNSEEN_FOR, UNSEEN_SOURCES};
+use super::numbers::{
+    CUT_OFF_SOURCES, UNANSWERED_IN_A_ROW, UNANSWERED_SOURCES, UNSEEN_FOR, UNSEEN_SOURCES,
+};
 use crate::clock::Moment;
 
 /// What can be seen.
@@ -14,6 +16,8 @@ pub(super) struct Sight {
     /// Probes since the last answer, and a bit for each of their sources.
     unanswered: u32,
     sources: u64,
+    /// Likewise, of those whose SYNs an operating system has made.
+    ordinary: u64,
     /// A bit for each source whose connections went on though they seemed unanswered, since when.
     unseen: u64,
     since: Moment,
@@ -29,6 +33,7 @@ impl Sight {
             answered: None,
             unanswered: 0,
             sources: 0,
+            ordinary: 0,
             unseen: 0,
             since: Moment::default(),
             blind: false,
@@ -46,21 +51,28 @@ impl Sight {
         self.blind || self.partly.is_some()
     }
 
+    /// Whether since then nobody is answered any more, whoever he is: the way to all of them is cut.
+    pub(super) fn is_cut_off(&self, then: Moment) -> bool {
+        self.answered.is_some_and(|answered| answered < then)
+            && many(self.ordinary, CUT_OFF_SOURCES)
+    }
+
     /// Somebody has answered.
     pub(super) fn answered(&mut self, now: Moment) {
-        (self.unanswered, self.sources) = (0, 0);
+        (self.unanswered, self.sources, self.ordinary) = (0, 0, 0);
         (self.answered, self.blind) = (Some(now), false);
         self.partly = self.partly.filter(|shown| !now.is_past(*shown, UNSEEN_FOR));
     }
 
     /// A probe of then, of the source of this hash, has stayed unanswered. If somebody was answered since,
     /// answers were seen all the while it waited.
-    pub(super) fn unanswered(&mut self, source: u64, then: Moment) {
+    pub(super) fn unanswered(&mut self, source: u64, then: Moment, bare: bool) {
         if self.answered.is_some_and(|answered| answered >= then) {
             return;
         }
         self.unanswered = self.unanswered.saturating_add(1);
         self.sources |= bit(source);
+        self.ordinary |= if bare { 0 } else { bit(source) };
         self.blind |=
             self.unanswered >= UNANSWERED_IN_A_ROW && many(self.sources, UNANSWERED_SOURCES);
     }

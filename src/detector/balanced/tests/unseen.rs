@@ -183,3 +183,18 @@ fn an_outage_looks_one_sided_and_makes_no_scanners() {
     }
     assert_eq!(wire.scanners(), ["192.0.2.1"]);
 }
+
+/// A gateway's line is down for ten minutes: whoever is behind it finds nobody. A single one would be a sweep.
+#[test]
+fn a_line_that_is_down_makes_no_scanners() {
+    for (clients, expected) in [(5, vec![]), (1, vec!["203.0.113.0"])] {
+        let mut wire = Wire::new();
+        wire.visit("203.0.113.0", "198.51.100.1", 443);
+        for number in 0..600 {
+            let target = format!("198.51.{}.{}", 101 + number / 250, number % 250);
+            wire.syn(&format!("203.0.113.{}", number % clients), &target, 443);
+            wire.pass(1000);
+        }
+        assert_eq!(wire.scanners(), expected, "{clients} clients");
+    }
+}
