@@ -34,9 +34,9 @@ impl Hashes {
         self.of(source.addr(), host, 1 << 32 | u64::from(source.prefix_len()))
     }
 
-    /// Of a source, a host and a port, from that of the first two.
-    pub(super) fn with_port(pair: u64, port: Port) -> u64 {
-        pair ^ u64::from(port.0).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    /// Of what has this hash, and one of its ports or hosts.
+    pub(super) fn with(hash: u64, which: u32) -> u64 {
+        hash ^ u64::from(which).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
     /// Of a source and a port it tries on several hosts.

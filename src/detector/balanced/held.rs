@@ -207,7 +207,7 @@ impl Balanced {
     /// Whether a failure of the source and host of this hash is forgiven; if it was within the hour, for
     /// nothing: a dead port is tried over and over.
     fn forgives(&mut self, pair: u64, port: Port) -> bool {
-        let (now, failure) = (self.latest, Hashes::with_port(pair, port));
+        let (now, failure) = (self.latest, Hashes::with(pair, port.0.into()));
         let forgives = self.forgiven.knows(failure, now) || self.credits.forgives(pair, now);
         if forgives {
             self.forgiven.note(failure, now);
@@ -285,8 +285,13 @@ impl Balanced {
             self.sweeps.insert(hash, key, sweep);
         }
         let Some(sweep) = self.sweeps.look(hash, &key) else { return };
-        if failed(outcome) && !tried.bare && !sweep.knows(server) && sweep.forgives(now) {
-            return;
+        if failed(outcome) && !tried.bare && !sweep.knows(server) {
+            // Somebody who is not answered asks again for minutes.
+            let failure = Hashes::with(hash, server);
+            if self.forgiven.knows(failure, now) || sweep.forgives(now) {
+                self.forgiven.note(failure, now);
+                return;
+            }
         }
         let broken = sweep.add(server, failed(outcome), tried.bare, now);
         let reported = sweep.reported;

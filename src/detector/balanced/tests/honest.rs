@@ -233,7 +233,10 @@ fn whoever_finds_most_hosts_alive_does_not_sweep() {
         for number in 0..400 {
             let host = |number: u32| format!("198.51.{}.{}", 100 + number / 250, number % 250);
             if number % 4 == 0 {
-                wire.refused("192.0.2.1", &host(number), 25);
+                // Each is tried again later.
+                for earlier in [0, 16, 32, 64] {
+                    wire.refused("192.0.2.1", &host(number - number.min(earlier)), 25);
+                }
             } else if alive > 0 {
                 wire.visit("192.0.2.1", &host(400 + number % alive), 25);
             }
