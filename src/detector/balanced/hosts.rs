@@ -177,7 +177,9 @@ mod tests {
         {
             let mut hosts = RecentHosts::new(at(1));
             let mut add = |host: u32| {
-                hosts.add(host, true, host % every == 0, at(1 + pause * u64::from(host))).is_some()
+                hosts
+                    .add(host, true, host.is_multiple_of(every), at(1 + pause * u64::from(host)))
+                    .is_some()
             };
             assert_eq!((0..60).find(|host| add(*host)), expected, "a pause of {pause} s");
         }

@@ -166,7 +166,9 @@ fn an_outage_looks_one_sided_and_makes_no_scanners() {
     let services = [2379, 5432, 5672, 6379, 8500, 9092];
     let clients: Vec<String> = (1..=60).map(|client| format!("203.0.113.{client}")).collect();
     for client in &clients {
-        services.iter().for_each(|port| wire.visit(client, SERVER, *port));
+        for port in services {
+            wire.visit(client, SERVER, port);
+        }
     }
     for _ in 0..5 {
         for client in &clients {
