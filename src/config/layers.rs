@@ -16,6 +16,7 @@ use toml::{Table, Value};
 use super::Config;
 use super::reference::{KEYS, SECTIONS, expected};
 use crate::interface::InterfaceName;
+use crate::network::{InvalidAddress, parse_network};
 
 /// Where the service's files are.
 pub const DIRECTORY: &str = "/etc/tcptracker";
@@ -210,8 +211,16 @@ impl Effective {
 
     fn read_variable(&mut self, name: &str, text: &str, problems: &mut Vec<String>) {
         // Other variables may begin like ours; those with a section in them are meant for us.
-        let Some((section, key)) = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once("__"))
-        else {
+        let Some(rest) = name.strip_prefix(PREFIX) else { return };
+        let Some((section, key)) = rest.split_once("__") else {
+            if let Some((section, key)) = rest.split_once('_')
+                && is_section(&section.to_ascii_lowercase())
+            {
+                problems.push(format!(
+                    "environment {name}: two underscores stand for the dot, as in \
+                     {PREFIX}{section}__{key}"
+                ));
+            }
             return;
         };
         let key = format!("{section}.{key}").to_ascii_lowercase();
@@ -239,8 +248,27 @@ impl Effective {
         changed.insert(key.to_owned(), (value.clone(), origin.clone()));
         match Config::deserialize(table_of(&changed)) {
             Ok(config) => *self = Self { config, settings: changed },
-            Err(_) => problems.push(format!("{origin}: {key}: expected {expected}, found {value}")),
+            Err(_) => {
+                let wrong = self.wrong_items(key, value);
+                problems.extend(wrong.iter().map(|wrong| match unreadable_network(key, wrong) {
+                    Some(why) => format!("{origin}: {key}: {why}"),
+                    None => format!("{origin}: {key}: expected {expected}, found {wrong}"),
+                }));
+            }
         }
+    }
+
+    /// Of a list, what cannot be in it; else the value itself.
+    fn wrong_items(&self, key: &str, value: &Value) -> Vec<Value> {
+        let is_wrong = |item: &Value| {
+            let mut changed = self.settings.clone();
+            let alone = Value::Array(vec![item.clone()]);
+            changed.insert(key.to_owned(), (alone, Origin::Default));
+            Config::deserialize(table_of(&changed)).is_err()
+        };
+        let items = value.as_array().into_iter().flatten();
+        let wrong: Vec<Value> = items.filter(|item| is_wrong(item)).cloned().collect();
+        if wrong.is_empty() { vec![value.clone()] } else { wrong }
     }
 }
 
@@ -271,6 +299,12 @@ fn table_of(settings: &BTreeMap<String, (Value, Origin)>) -> Table {
         }
     }
     table
+}
+
+/// What is wrong with an address that should never be blocked.
+fn unreadable_network(key: &str, item: &Value) -> Option<InvalidAddress> {
+    let text = item.as_str().filter(|_| key == "exempt.networks")?;
+    parse_network(text).err()
 }
 
 fn is_section(name: &str) -> bool {
