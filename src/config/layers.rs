@@ -246,15 +246,15 @@ impl Effective {
         };
         let mut changed = self.settings.clone();
         changed.insert(key.to_owned(), (value.clone(), origin.clone()));
-        match Config::deserialize(table_of(&changed)) {
-            Ok(config) => *self = Self { config, settings: changed },
-            Err(_) => {
-                let wrong = self.wrong_items(key, value);
-                problems.extend(wrong.iter().map(|wrong| match unreadable_network(key, wrong) {
-                    Some(why) => format!("{origin}: {key}: {why}"),
-                    None => format!("{origin}: {key}: expected {expected}, found {wrong}"),
-                }));
-            }
+        if let Ok(config) = Config::deserialize(table_of(&changed)) {
+            *self = Self { config, settings: changed };
+            return;
+        }
+        for wrong in self.wrong_items(key, value) {
+            problems.push(match unreadable_network(key, &wrong) {
+                Some(why) => format!("{origin}: {key}: {why}"),
+                None => format!("{origin}: {key}: expected {expected}, found {wrong}"),
+            });
         }
     }
 
