@@ -38,7 +38,8 @@ fn asking_an_observer_to_block_does_not_make_it_ill() {
         (refused.code, refused.err.as_str()),
         (
             Some(1),
-            "tcptracker: this instance only observes; set block.enabled = true to let it block\n"
+            "tcptracker: this instance only observes; to let it block, set block.enabled = true \
+             and start it without --observe\n"
         )
     );
     assert_eq!(lab.bus.property("State").1, "observing");
