@@ -210,11 +210,11 @@ impl Effective {
     }
 
     fn read_variable(&mut self, name: &str, text: &str, problems: &mut Vec<String>) {
-        // Other variables may begin like ours; those with a section in them are meant for us.
+        // Other variables may begin like ours; those with a section or a key in them are meant for us.
         let Some(rest) = name.strip_prefix(PREFIX) else { return };
         let Some((section, key)) = rest.split_once("__") else {
             if let Some((section, key)) = rest.split_once('_')
-                && is_section(&section.to_ascii_lowercase())
+                && expected(&format!("{section}.{key}").to_ascii_lowercase()).is_some()
             {
                 problems.push(format!(
                     "environment {name}: two underscores stand for the dot, as in \

@@ -112,7 +112,7 @@ impl Service {
         let started = start_metrics(&mut self.crew, new.metrics.listen, reporter, board);
         // Where the new address cannot be had, the old one is better than none.
         self.stop_metrics = match started {
-            Ok(None) if new.metrics.listen != Listen::Off => {
+            Ok(None) if ![Listen::Off, old.metrics.listen].contains(&new.metrics.listen) => {
                 start_metrics(&mut self.crew, old.metrics.listen, reporter, board).ok().flatten()
             }
             started => started.ok().flatten(),

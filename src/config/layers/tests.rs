@@ -156,7 +156,9 @@ fn a_variable_with_one_underscore_is_not_passed_over() {
         "environment TCPTRACKER_BLOCK_ENABLED: two underscores stand for the dot, as in \
          TCPTRACKER_BLOCK__ENABLED"
     );
-    load(&[], &[("TCPTRACKER_CORPUS", "x"), ("TCPTRACKER_HOME_DIRECTORY", "x")], true).unwrap();
+    // Kubernetes sets such for a service of the name tcptracker-metrics.
+    let others = [("TCPTRACKER_CORPUS", "x"), ("TCPTRACKER_METRICS_PORT", "tcp://192.0.2.1:80")];
+    load(&[], &others, true).unwrap();
 }
 
 #[test]

@@ -35,6 +35,9 @@ fn a_taken_port_is_told_and_endured() {
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER}"));
     lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.cli("reload").ok();
+    service.await_line("configuration reloaded");
+    assert_eq!(service.lines_with("cannot serve metrics").len(), 2, "once for each attempt");
     // Once whoever has it has left, a reload is enough.
     drop(taken);
     lab.cli("reload").ok();
