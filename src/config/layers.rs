@@ -106,6 +106,13 @@ impl Sources {
 }
 
 impl Sources {
+    /// All files in the usual place; none where another one stands for them.
+    pub fn usual_files(&self) -> Vec<PathBuf> {
+        let [(common, false)] = &self.files[..] else { return Vec::new() };
+        let others = self.beside().into_iter().map(|(file, _)| file);
+        std::iter::once(common.clone()).chain(others).filter(|file| file.exists()).collect()
+    }
+
     /// The files beside the common one, each of which is for one interface, and what is read for that. None
     /// where another file stands for all of them.
     pub fn beside(&self) -> Vec<(PathBuf, Self)> {
@@ -142,7 +149,7 @@ impl Effective {
             match std::fs::read_to_string(file) {
                 Ok(text) => effective.read_file(file, &text, &mut problems),
                 Err(error) if error.kind() == ErrorKind::NotFound && !required => {}
-                Err(error) => problems.push(format!("cannot read {}: {error}", file.display())),
+                Err(error) => problems.push(unreadable(file, &error)),
             }
         }
         for (name, text) in &sources.environment {
@@ -299,6 +306,21 @@ fn table_of(settings: &BTreeMap<String, (Value, Origin)>) -> Table {
         }
     }
     table
+}
+
+/// Why a file cannot be read. What root has written, the service, which is not root, must be let read.
+fn unreadable(file: &Path, error: &std::io::Error) -> String {
+    let said = format!("cannot read {}: {error}", file.display());
+    if error.kind() != ErrorKind::PermissionDenied {
+        return said;
+    }
+    // Where not even that it is there can be seen, it is its directory.
+    match file.parent() {
+        Some(directory) if file.metadata().is_err() => {
+            format!("{said}; let everybody in: chmod a+x {}", directory.display())
+        }
+        _ => format!("{said}; let everybody read it: chmod a+r {}", file.display()),
+    }
 }
 
 /// What is wrong with an address that should never be blocked.
