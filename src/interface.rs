@@ -25,6 +25,10 @@ pub struct InvalidInterfaceName {
 /// What would be a name. In that of a unit a "-" stands for "/", as in `tcptracker@wg-0`, and systemd has
 /// made `wg/0` of it.
 fn expected(name: &str) -> String {
+    let plain = name.replace("\\x2d", "-").replace("\\x40", "@");
+    if plain != name && plain.parse::<InterfaceName>().is_ok() {
+        return format!("only in the names of units it is written so; write {plain}");
+    }
     match name.replace('/', "-").parse::<InterfaceName>() {
         Ok(meant) => {
             format!("the unit of {meant} is written tcptracker@$(systemd-escape {meant})")
@@ -174,6 +178,7 @@ mod tests {
              tcptracker@$(systemd-escape wg-0)"
         );
         assert!(told("br/lan/5").contains("$(systemd-escape br-lan-5)"));
+        assert!(told("wg\\x2d0").ends_with("; write wg-0"));
         for other in ["", "a b", "much/too/long/a/name"] {
             assert!(told(other).contains("1 to 15 characters"), "{other:?}");
         }

@@ -17,6 +17,16 @@ pub enum InvalidAddress {
         "{0:?} is neither an address nor a network; write 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32"
     )]
     Unreadable(String),
+    /// An address, and behind it no length of a network.
+    #[error(
+        "{text:?} needs a prefix length from 0 to {longest} behind its \"/\", such as 192.0.2.0/24 or 2001:db8::/32"
+    )]
+    Length {
+        /// What was written.
+        text: String,
+        /// The greatest there is.
+        longest: u8,
+    },
     /// An address within a network, with the network's length.
     #[error(
         "{text:?} has bits set behind its prefix length; did you mean the network {network} or the address {address}?"
@@ -34,12 +44,11 @@ pub enum InvalidAddress {
 /// Reads an address, or a network in CIDR notation. What is IPv4 written as IPv6 (`::ffff:192.0.2.7`) is
 /// IPv4: so it comes over the wire.
 pub fn parse_network(text: &str) -> Result<IpNet, InvalidAddress> {
-    let unreadable = || InvalidAddress::Unreadable(text.to_owned());
     let trimmed = text.trim();
     if let Ok(address) = trimmed.parse::<IpAddr>() {
         return Ok(IpNet::from(address.to_canonical()));
     }
-    let network = unmapped(trimmed.parse().map_err(|_| unreadable())?);
+    let network = unmapped(trimmed.parse().map_err(|_| unreadable(text))?);
     if network.addr() != network.network() {
         return Err(InvalidAddress::HostBits {
             text: text.to_owned(),
@@ -48,6 +57,14 @@ pub fn parse_network(text: &str) -> Result<IpNet, InvalidAddress> {
         });
     }
     Ok(network)
+}
+
+fn unreadable(text: &str) -> InvalidAddress {
+    let address = text.split_once('/').and_then(|(address, _)| address.trim().parse().ok());
+    match address.map(|address: IpAddr| IpNet::from(address).max_prefix_len()) {
+        Some(longest) => InvalidAddress::Length { text: text.to_owned(), longest },
+        None => InvalidAddress::Unreadable(text.to_owned()),
+    }
 }
 
 fn unmapped(network: IpNet) -> IpNet {
@@ -118,6 +135,12 @@ mod tests {
         for bad in ["", "scanner", "192.0.2", "192.0.2.7/33", "192.0.2.7 192.0.2.8", "10.0.0.1-9"] {
             let error = parse_network(bad).unwrap_err().to_string();
             assert!(error.contains(&format!("{bad:?}")), "{error}");
+        }
+        for (bad, longest) in [("192.0.2.7/33", 32), ("10.0.0.0/255.0.0.0", 32), ("::/129", 128)] {
+            let error = parse_network(bad).unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("{bad:?} needs a prefix length from 0 to {longest} "))
+            );
         }
         let error = parse_network("10.1.2.3/8").unwrap_err().to_string();
         assert!(error.contains("10.0.0.0/8") && error.contains("10.1.2.3?"), "{error}");

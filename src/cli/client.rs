@@ -58,9 +58,14 @@ pub(super) enum ClientError {
          `tcptracker doctor` says of the bus policy"
     )]
     DeniedByBus,
-    /// The service said no; its own sentence.
-    #[error("{0}")]
-    Refused(String),
+    /// An instance said no; its own sentence.
+    #[error("{why}")]
+    Refused {
+        /// The interface.
+        interface: InterfaceName,
+        /// The sentence.
+        why: String,
+    },
     /// The service's configuration is wrong; its own sentences.
     #[error("{0}")]
     Configuration(String),
@@ -96,6 +101,15 @@ pub(super) enum ClientError {
         /// What happened.
         error: zbus::Error,
     },
+}
+
+impl ClientError {
+    /// Where others answer otherwise, an instance's sentence says whose it is.
+    fn say_whose(&mut self) {
+        if let Self::Refused { interface, why } = self {
+            *why = format!("{interface}: {why}");
+        }
+    }
 }
 
 /// A block as the bus tells it: address, since, until, offences, reason.
@@ -201,7 +215,7 @@ impl Instance {
             "UnknownMethod" => ClientError::Outdated(interface),
             INVALID => ClientError::Configuration(text),
             _ if text.is_empty() => ClientError::Bus { interface, error },
-            _ => ClientError::Refused(text),
+            _ => ClientError::Refused { interface, why: text },
         }
     }
 }
@@ -332,6 +346,11 @@ pub(super) async fn ask_each<T>(
             Ok(value) => answers.told.push((instance.interface.clone(), value)),
             Err(error) => answers.failures.push(error),
         }
+    }
+    let mut sentences = answers.failures.iter().map(ToString::to_string);
+    let first = sentences.next();
+    if !answers.told.is_empty() || sentences.any(|other| Some(other) != first) {
+        answers.failures.iter_mut().for_each(ClientError::say_whose);
     }
     answers
 }

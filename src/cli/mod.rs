@@ -14,6 +14,7 @@ mod replay;
 mod stats;
 mod table;
 mod time;
+mod usage;
 mod watch;
 mod why;
 
@@ -30,7 +31,7 @@ use client::ClientError;
 
 /// Something did not work.
 const FAILED: u8 = 1;
-/// The command line was wrong; clap's own code as well.
+/// The command line was wrong.
 const USAGE: u8 = 2;
 /// The configuration was wrong (`EX_CONFIG`, sysexits.h).
 const CONFIGURATION: u8 = 78;
@@ -94,7 +95,11 @@ pub fn command() -> clap::Command {
 
 /// Reads the command line and does what it says.
 pub fn main() -> ExitCode {
-    match carry_out(Arguments::parse().command) {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return usage::answer(&error),
+    };
+    match carry_out(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read the output has seen enough.
         Err(CliError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {

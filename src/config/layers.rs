@@ -16,6 +16,7 @@ use toml::{Table, Value};
 use super::Config;
 use super::reference::{KEYS, SECTIONS, expected};
 use crate::interface::InterfaceName;
+use crate::network::{InvalidAddress, parse_network};
 
 /// Where the service's files are.
 pub const DIRECTORY: &str = "/etc/tcptracker";
@@ -105,6 +106,13 @@ impl Sources {
 }
 
 impl Sources {
+    /// All files in the usual place; none where another one stands for them.
+    pub fn usual_files(&self) -> Vec<PathBuf> {
+        let [(common, false)] = &self.files[..] else { return Vec::new() };
+        let others = self.beside().into_iter().map(|(file, _)| file);
+        std::iter::once(common.clone()).chain(others).filter(|file| file.exists()).collect()
+    }
+
     /// The files beside the common one, each of which is for one interface, and what is read for that. None
     /// where another file stands for all of them.
     pub fn beside(&self) -> Vec<(PathBuf, Self)> {
@@ -141,7 +149,7 @@ impl Effective {
             match std::fs::read_to_string(file) {
                 Ok(text) => effective.read_file(file, &text, &mut problems),
                 Err(error) if error.kind() == ErrorKind::NotFound && !required => {}
-                Err(error) => problems.push(format!("cannot read {}: {error}", file.display())),
+                Err(error) => problems.push(unreadable(file, &error)),
             }
         }
         for (name, text) in &sources.environment {
@@ -209,9 +217,17 @@ impl Effective {
     }
 
     fn read_variable(&mut self, name: &str, text: &str, problems: &mut Vec<String>) {
-        // Other variables may begin like ours; those with a section in them are meant for us.
-        let Some((section, key)) = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once("__"))
-        else {
+        // Other variables may begin like ours; those with a section or a key in them are meant for us.
+        let Some(rest) = name.strip_prefix(PREFIX) else { return };
+        let Some((section, key)) = rest.split_once("__") else {
+            if let Some((section, key)) = rest.split_once('_')
+                && expected(&format!("{section}.{key}").to_ascii_lowercase()).is_some()
+            {
+                problems.push(format!(
+                    "environment {name}: two underscores stand for the dot, as in \
+                     {PREFIX}{section}__{key}"
+                ));
+            }
             return;
         };
         let key = format!("{section}.{key}").to_ascii_lowercase();
@@ -237,10 +253,29 @@ impl Effective {
         };
         let mut changed = self.settings.clone();
         changed.insert(key.to_owned(), (value.clone(), origin.clone()));
-        match Config::deserialize(table_of(&changed)) {
-            Ok(config) => *self = Self { config, settings: changed },
-            Err(_) => problems.push(format!("{origin}: {key}: expected {expected}, found {value}")),
+        if let Ok(config) = Config::deserialize(table_of(&changed)) {
+            *self = Self { config, settings: changed };
+            return;
         }
+        for wrong in self.wrong_items(key, value) {
+            problems.push(match unreadable_network(key, &wrong) {
+                Some(why) => format!("{origin}: {key}: {why}"),
+                None => format!("{origin}: {key}: expected {expected}, found {wrong}"),
+            });
+        }
+    }
+
+    /// Of a list, what cannot be in it; else the value itself.
+    fn wrong_items(&self, key: &str, value: &Value) -> Vec<Value> {
+        let is_wrong = |item: &Value| {
+            let mut changed = self.settings.clone();
+            let alone = Value::Array(vec![item.clone()]);
+            changed.insert(key.to_owned(), (alone, Origin::Default));
+            Config::deserialize(table_of(&changed)).is_err()
+        };
+        let items = value.as_array().into_iter().flatten();
+        let wrong: Vec<Value> = items.filter(|item| is_wrong(item)).cloned().collect();
+        if wrong.is_empty() { vec![value.clone()] } else { wrong }
     }
 }
 
@@ -271,6 +306,27 @@ fn table_of(settings: &BTreeMap<String, (Value, Origin)>) -> Table {
         }
     }
     table
+}
+
+/// Why a file cannot be read. What root has written, the service, which is not root, must be let read.
+fn unreadable(file: &Path, error: &std::io::Error) -> String {
+    let said = format!("cannot read {}: {error}", file.display());
+    if error.kind() != ErrorKind::PermissionDenied {
+        return said;
+    }
+    // Where not even that it is there can be seen, it is its directory.
+    match file.parent() {
+        Some(directory) if file.metadata().is_err() => {
+            format!("{said}; let everybody in: chmod a+x {}", directory.display())
+        }
+        _ => format!("{said}; let everybody read it: chmod a+r {}", file.display()),
+    }
+}
+
+/// What is wrong with an address that should never be blocked.
+fn unreadable_network(key: &str, item: &Value) -> Option<InvalidAddress> {
+    let text = item.as_str().filter(|_| key == "exempt.networks")?;
+    parse_network(text).err()
 }
 
 fn is_section(name: &str) -> bool {

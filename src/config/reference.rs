@@ -135,7 +135,7 @@ pub const KEYS: [Key; 23] = [
     Key {
         name: "metrics.listen",
         expected: r#""off", or an address and port, such as "127.0.0.1:8081""#,
-        meaning: r#"address and port, or `"off"`; where it is taken by another instance the service runs on without"#,
+        meaning: r#"address and port, or `"off"`; where it is taken by another instance the service runs on without, and an address this host does not have yet is waited for"#,
     },
     Key {
         name: "bus.enabled",

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 
 use super::Service;
 use super::threads::{start_memory, start_metrics};
-use crate::config::{Config, Effective};
+use crate::config::{Config, Effective, Listen};
 use crate::detector::Control;
 use crate::events::Event;
 use crate::firewall::{self, FirewallError, NewBlocking, Order};
@@ -46,7 +46,9 @@ impl Service {
         {
             notes.push("what was remembered of sources begins anew".to_owned());
         }
-        if new.metrics != old.metrics {
+        // Whoever has had the port may have left.
+        let are_missing = self.stop_metrics.is_none() && new.metrics.listen != Listen::Off;
+        if new.metrics != old.metrics || are_missing {
             self.apply_to_metrics(&new, &old);
         }
         if new.bus != old.bus {
@@ -110,7 +112,7 @@ impl Service {
         let started = start_metrics(&mut self.crew, new.metrics.listen, reporter, board);
         // Where the new address cannot be had, the old one is better than none.
         self.stop_metrics = match started {
-            Ok(None) if new.metrics.listen != crate::config::Listen::Off => {
+            Ok(None) if ![Listen::Off, old.metrics.listen].contains(&new.metrics.listen) => {
                 start_metrics(&mut self.crew, old.metrics.listen, reporter, board).ok().flatten()
             }
             started => started.ok().flatten(),

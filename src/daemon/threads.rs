@@ -84,6 +84,13 @@ pub(super) fn start_metrics(
             return Ok(None);
         }
     };
+    if server.awaits_its_address() {
+        reporter.tell(Event::Warning(format!(
+            "{} is not an address of this host yet; metrics are served there as soon as it is \
+             (metrics.listen)",
+            address.ip()
+        )));
+    }
     let stop = server.stop();
     let (metrics, board) = (Arc::clone(reporter.metrics()), Arc::clone(board));
     crew.start("metrics", move |pulse| server.run(&metrics, &board, pulse))?;

@@ -135,7 +135,10 @@ pub enum FirewallError {
         room: u32,
     },
     /// Nothing is blocked here.
-    #[error("this instance only observes; set block.enabled = true to let it block")]
+    #[error(
+        "this instance only observes; to let it block, set block.enabled = true and start it without \
+         --observe"
+    )]
     Observing,
 }
 

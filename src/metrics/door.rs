@@ -10,8 +10,8 @@ use std::os::fd::AsFd;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::listen;
-use rustix::net::sockopt::set_socket_recv_buffer_size;
+use rustix::net::sockopt::{set_ip_freebind, set_socket_recv_buffer_size, set_socket_reuseaddr};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
 
 use super::head::{Ask, LIMIT};
 use super::visitor::Visitor;
@@ -34,6 +34,8 @@ const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
 /// The listener and who has come.
 pub(super) struct Door {
     listener: TcpListener,
+    /// This host did not have the address.
+    awaited: bool,
     /// In the order in which they have come.
     visitors: Vec<Visitor>,
     /// There was no descriptor for one more: nobody is let in for a tick.
@@ -41,14 +43,22 @@ pub(super) struct Door {
 }
 
 impl Door {
-    /// Listens.
+    /// Listens. At boot the service may be there before the address is: then, it is waited for.
     pub(super) fn open(address: SocketAddr) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(address)?;
+        let (listener, awaited) = match TcpListener::bind(address) {
+            Err(error) if error.kind() == ErrorKind::AddrNotAvailable => (ahead(address)?, true),
+            bound => (bound?, false),
+        };
         listener.set_nonblocking(true)?;
         // Connections have this from their listener. The kernel would keep megabytes for each.
         set_socket_recv_buffer_size(&listener, LIMIT)?;
         listen(&listener, QUEUE)?;
-        Ok(Self { listener, visitors: Vec::new(), shut: false })
+        Ok(Self { listener, awaited, visitors: Vec::new(), shut: false })
+    }
+
+    /// Whether this host did not have the address.
+    pub(super) const fn awaits_its_address(&self) -> bool {
+        self.awaited
     }
 
     /// Waits until somebody comes, asks or takes, a tick at most; false once it is to stop.
@@ -120,6 +130,17 @@ impl Door {
 fn is_want_of_room(error: &std::io::Error) -> bool {
     let wants = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
     Errno::from_io_error(error).is_some_and(|error| wants.contains(&error))
+}
+
+/// At an address that this host does not have yet.
+fn ahead(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // As the standard library does for others: connections of the last instance's may linger.
+    set_socket_reuseaddr(&socket, true)?;
+    set_ip_freebind(&socket, true)?;
+    bind(&socket, &address)?;
+    Ok(TcpListener::from(socket))
 }
 
 #[cfg(test)]

@@ -56,6 +56,11 @@ impl MetricsServer {
         begin().map_err(|error| ServeError { address, error })
     }
 
+    /// Whether nobody can be answered yet, as this host does not have the address.
+    pub const fn awaits_its_address(&self) -> bool {
+        self.door.awaits_its_address()
+    }
+
     /// What ends [`Self::run`].
     pub fn stop(&self) -> MetricsStop {
         MetricsStop(Arc::clone(&self.stopping))

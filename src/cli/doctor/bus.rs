@@ -114,7 +114,8 @@ async fn instances(connection: &Connection) -> Vec<Finding> {
         Finding::ok(CHECK, found)
     });
     let silent = answers.failures.into_iter().map(|error| {
-        Finding::failed(CHECK, error.to_string(), "systemctl restart it if it does not recover")
+        let mend = "if it stays so: systemctl restart 'tcptracker@*'";
+        Finding::failed(CHECK, error.to_string(), mend)
     });
     told.chain(silent).collect()
 }

@@ -1,6 +1,7 @@
 //! What is configured: for all interfaces, and in the files of single ones.
 
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use super::Finding;
 use crate::config::{Config, Effective, Sources};
@@ -31,6 +32,9 @@ pub(super) fn examine(sources: &Sources) -> (Vec<Finding>, Config) {
         Finding::warning(CHECK, found, "`ip -brief link` lists those that are; rename it")
     });
     findings.extend(unread);
+    if let Some(service) = Reader::service() {
+        findings.extend(sources.usual_files().iter().filter_map(|file| service.is_kept_from(file)));
+    }
     (findings, effective.config)
 }
 
@@ -43,8 +47,53 @@ fn is_read_here(file: &Path) -> bool {
     })
 }
 
+/// A user who is not root, and his group.
+struct Reader {
+    user: u32,
+    group: u32,
+}
+
+impl Reader {
+    /// As whom the unit runs the service.
+    fn service() -> Option<Self> {
+        let users = std::fs::read_to_string("/etc/passwd").ok()?;
+        let mut fields =
+            users.lines().find(|line| line.starts_with("tcptracker:"))?.split(':').skip(2);
+        let mut number = || fields.next()?.parse().ok();
+        Some(Self { user: number()?, group: number()? })
+    }
+
+    /// What is to be done where he cannot read a file that is there: with it, or with its directory.
+    fn is_kept_from(&self, file: &Path) -> Option<Finding> {
+        let directory = file.parent().map(PathBuf::from)?;
+        let wrong = [(directory, 0o1, "x"), (file.to_owned(), 0o4, "r")]
+            .into_iter()
+            .find(|(path, needed, _)| !self.may(path, *needed))?;
+        let (path, _, letters) = wrong;
+        let found = format!("{}: the service, user tcptracker, cannot read it", path.display());
+        Some(Finding::failed(CHECK, found, format!("chmod a+{letters} {}", path.display())))
+    }
+
+    fn may(&self, path: &Path, needed: u32) -> bool {
+        // What cannot be looked at has been told of already.
+        let Ok(metadata) = path.metadata() else { return true };
+        let bits = metadata.mode();
+        let granted = if metadata.uid() == self.user {
+            bits >> 6
+        } else if metadata.gid() == self.group {
+            bits >> 3
+        } else {
+            bits
+        };
+        granted & needed == needed
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::super::Verdict;
     use super::*;
     use crate::config::Flags;
@@ -74,5 +123,27 @@ mod tests {
         // What is wrong for all is told once.
         let both = findings(&[("tcptracker.toml", "[log]\nrate = 0\n"), valid]);
         assert_eq!(both.len(), 1, "{both:?}");
+    }
+
+    #[test]
+    fn what_only_root_may_read_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("tcptracker.toml");
+        std::fs::write(&file, "").unwrap();
+        let owner = file.metadata().unwrap();
+        let stranger = Reader { user: owner.uid() + 1, group: owner.gid() + 1 };
+        let member = Reader { group: owner.gid(), ..stranger };
+        let set = |path: &Path, mode| {
+            std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        };
+        let told = |reader: &Reader| reader.is_kept_from(&file).and_then(|finding| finding.mend);
+        set(directory.path(), 0o755);
+        set(&file, 0o644);
+        assert_eq!((told(&stranger), told(&member)), (None, None));
+        set(&file, 0o640);
+        assert_eq!(told(&stranger), Some(format!("chmod a+r {}", file.display())));
+        assert_eq!(told(&member), None);
+        set(directory.path(), 0o700);
+        assert_eq!(told(&member), Some(format!("chmod a+x {}", directory.path().display())));
     }
 }

@@ -112,7 +112,6 @@ fn values_out_of_bounds_are_refused() {
         "[detection]\nwindow = 60",
         "[detection]\npreset = \"clasic\"",
         "[detection]\nipv6_prefix = 129",
-        "[exempt]\nnetworks = [\"10.0.0.1/8\"]",
         "[exempt]\nnetworks = \"10.0.0.0/8\"",
         "[block]\ndurations = []",
         "[block]\ndurations = [\"0s\"]",
@@ -124,6 +123,42 @@ fn values_out_of_bounds_are_refused() {
     ] {
         assert!(problem(bad).contains(": expected "), "{bad}");
     }
+}
+
+/// Of a long list nobody wants to look for it.
+#[test]
+fn of_a_list_what_is_wrong_in_it_is_named() {
+    let file = "[exempt]\nnetworks = [\"10.0.0.0/8\", \"10.0.0.1/8\", \"office\", 5]";
+    let ConfigError(told) = load(&[("tcptracker.toml", file)], &[], false).unwrap_err();
+    let expected = [
+        "\"10.0.0.1/8\" has bits set behind its prefix length; did you mean the network 10.0.0.0/8 \
+         or the address 10.0.0.1?",
+        "\"office\" is neither an address nor a network; write 192.0.2.7, 192.0.2.0/24 or \
+         2001:db8::/32",
+        "expected a list of addresses and networks, such as [\"192.0.2.7\", \"10.0.0.0/8\"], found 5",
+    ];
+    assert_eq!(told.len(), expected.len(), "{told:#?}");
+    for (told, expected) in told.iter().zip(expected) {
+        assert!(
+            told.ends_with(&format!("tcptracker.toml:2: exempt.networks: {expected}")),
+            "{told}"
+        );
+    }
+    let error = problem("[block]\ndurations = [\"1h\", \"soon\"]");
+    assert!(error.ends_with(", found \"soon\""), "{error}");
+}
+
+#[test]
+fn a_variable_with_one_underscore_is_not_passed_over() {
+    let error = load(&[], &[("TCPTRACKER_BLOCK_ENABLED", "false")], true).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "environment TCPTRACKER_BLOCK_ENABLED: two underscores stand for the dot, as in \
+         TCPTRACKER_BLOCK__ENABLED"
+    );
+    // Kubernetes sets such for a service of the name tcptracker-metrics.
+    let others = [("TCPTRACKER_CORPUS", "x"), ("TCPTRACKER_METRICS_PORT", "tcp://192.0.2.1:80")];
+    load(&[], &others, true).unwrap();
 }
 
 #[test]

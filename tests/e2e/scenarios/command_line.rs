@@ -113,7 +113,6 @@ fn what_fails_says_why_and_how() {
     assert_failed(&lab.cli("block 10.77.0.2"), 1, sentence);
 
     for usage in [
-        "",
         "blok 192.0.2.1",
         "block",
         "block 192.0.2.300",
@@ -125,8 +124,12 @@ fn what_fails_says_why_and_how() {
     ] {
         let outcome = lab.cli(usage);
         assert_eq!((outcome.code, outcome.out.as_str()), (Some(2), ""), "{usage}: {outcome:?}");
-        assert!(!outcome.err.is_empty(), "{usage}");
+        let is_one_line = outcome.err.lines().count() == 1;
+        assert!(is_one_line && outcome.err.starts_with("tcptracker: "), "{usage}: {outcome:?}");
     }
+    let outcome = lab.cli("");
+    assert_eq!((outcome.code, outcome.out.as_str()), (Some(2), ""), "{outcome:?}");
+    assert!(outcome.err.contains("Usage: tcptracker <COMMAND>"), "{outcome:?}");
     assert_eq!(lab.bus.list(), []);
     assert_eq!(service.stop().code(), Some(0));
 

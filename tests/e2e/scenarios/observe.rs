@@ -33,16 +33,19 @@ fn an_observer_reports_and_leaves_the_firewall_alone() {
 fn asking_an_observer_to_block_does_not_make_it_ill() {
     let lab = Lab::new();
     let mut service = Start::on("eth0").flag("--observe").begin(&lab).await_ready();
+    let sentence = "this instance only observes; to let it block, set block.enabled = true and start it \
+                    without --observe\n";
     let refused = lab.cli("block 10.77.0.1");
-    assert_eq!(
-        (refused.code, refused.err.as_str()),
-        (
-            Some(1),
-            "tcptracker: this instance only observes; set block.enabled = true to let it block\n"
-        )
-    );
+    assert_eq!((refused.code, refused.err), (Some(1), format!("tcptracker: {sentence}")));
     assert_eq!(lab.bus.property("State").1, "observing");
     assert_eq!(lab.victim.http_get(8081, "/health").0, 200);
+    // Beside one that blocks it is named.
+    lab.second_link();
+    let mut enforcer = Start::on("eth1").begin(&lab).await_ready();
+    let partly = lab.cli("block 10.77.0.1");
+    assert_eq!((partly.code, partly.err), (Some(1), format!("tcptracker: eth0: {sentence}")));
+    assert_eq!(partly.out, "blocked 10.77.0.1 on eth1 until unblocked\n");
+    assert_eq!(enforcer.stop().code(), Some(0));
     assert_eq!(service.stop().code(), Some(0));
 }
 

@@ -99,7 +99,7 @@ fn a_bad_configuration() {
         (
             "[block]\ndurations = [\"soon\"]",
             ":2: block.durations: expected a list of lengths of time of at least \"1s\", or \
-             \"forever\", such as [\"1h\", \"1d\", \"forever\"], found [\"soon\"]",
+             \"forever\", such as [\"1h\", \"1d\", \"forever\"], found \"soon\"",
         ),
     ] {
         lab.configure(text);

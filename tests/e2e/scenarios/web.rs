@@ -35,9 +35,42 @@ fn a_taken_port_is_told_and_endured() {
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER}"));
     lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-    assert_eq!(service.stop().code(), Some(0));
+    lab.cli("reload").ok();
+    service.await_line("configuration reloaded");
+    assert_eq!(service.lines_with("cannot serve metrics").len(), 2, "once for each attempt");
+    // Once whoever has it has left, a reload is enough.
     drop(taken);
+    lab.cli("reload").ok();
+    assert_eq!(lab.victim.http_get(8081, "/health").0, 200);
+    assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
+}
+
+/// At boot the service runs before the network is configured.
+#[test]
+fn an_address_that_comes_later_is_waited_for() {
+    let lab = Lab::new();
+    for (address, written) in [("10.77.0.5", "10.77.0.5:8081"), ("fd77::5", "[fd77::5]:8081")] {
+        let start = Start::on("eth0").env("TCPTRACKER_METRICS__LISTEN", written);
+        let mut service = start.begin(&lab).await_ready();
+        let told = service.await_line("is not an address of this host yet");
+        assert!(told.contains(&format!("WARN {address} ")), "{told}");
+        let options = if address.contains(':') { "nodad" } else { "" };
+        lab.victim.ip(&format!("addr add {address} dev lo {options}"));
+        let answer = lab.victim.inside(|| {
+            let mut stream = TcpStream::connect(written).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.write_all(b"GET /health HTTP/1.0\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        });
+        assert!(
+            answer.starts_with("HTTP/1.1 200") || answer.starts_with("HTTP/1.0 200"),
+            "{answer}"
+        );
+        assert_eq!(service.stop().code(), Some(0));
+    }
 }
 
 #[test]

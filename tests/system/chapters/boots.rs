@@ -9,9 +9,9 @@ pub fn it_waits_for_its_interface(site: &mut Site) {
     site.switch_on_unconnected();
     site.machine.journal().await_words(UNIT, "there is no interface eth0 on this host");
     site.connect_down();
-    site.machine.journal().await_words(UNIT, "interface eth0 is down");
+    site.machine.journal().await_words(UNIT, "degraded: eth0 is down");
     site.machine.network().ip("link set eth0 up");
-    site.await_start_after("eth0", "");
+    site.machine.journal().await_words(UNIT, "enforcing: all is well again");
     site.assert_active(UNIT);
     assert_eq!(site.blocked("eth0"), [SCANNER.to_string()]);
     site.assert_shut_out();

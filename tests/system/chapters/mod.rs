@@ -60,6 +60,7 @@ pub fn story(release: &str) {
     life::nothing_was_denied(&site);
 
     package::removed_it_leaves_no_rule(&mut site);
+    package::removed_half_installed_it_leaves_no_rule(&site);
     package::purged_it_leaves_no_file(&site, &files);
 }
 

@@ -52,16 +52,34 @@ pub fn removed_it_leaves_no_rule(site: &mut Site) {
     site.machine.sh("systemctl start tcptracker@eth1");
     site.machine.sh("systemctl kill --signal=KILL tcptracker@eth1; systemctl stop tcptracker@eth1");
     assert!(site.firewall().contains("tcptracker@eth1"), "{}", site.firewall());
-    site.machine.sh("DEBIAN_FRONTEND=noninteractive apt-get remove --yes tcptracker");
-    assert_ne!(site.property(UNIT, "ActiveState"), "active");
-    let firewall = site.firewall();
-    assert!(!firewall.contains("-j tcptracker") && !firewall.contains(":tcptracker"), "{firewall}");
-    assert!(!firewall.contains("tcptracker-eth0"), "{firewall}");
+    remove(site);
     site.assert_let_in();
     assert!(
         site.machine.path("/var/lib/tcptracker/eth0/tcptracker.db").exists(),
         "it was not purged"
     );
+}
+
+/// As an upgrade that asked about the configuration, and got no answer.
+pub fn removed_half_installed_it_leaves_no_rule(site: &Site) {
+    install(site, &site.package);
+    site.machine.sh("systemctl start tcptracker@eth0");
+    site.assert_shut_out();
+    let package = site.package.file_name().unwrap().display();
+    site.machine.sh(&format!("dpkg --unpack ./{package}"));
+    site.assert_active(UNIT);
+    remove(site);
+    site.assert_let_in();
+}
+
+/// `apt remove`, behind which nothing is left of it in the kernel.
+#[track_caller]
+fn remove(site: &Site) {
+    site.machine.sh("DEBIAN_FRONTEND=noninteractive apt-get remove --yes tcptracker");
+    assert_eq!(site.property(UNIT, "ActiveState"), "inactive");
+    let firewall = site.firewall();
+    assert!(!firewall.contains("-j tcptracker") && !firewall.contains(":tcptracker"), "{firewall}");
+    assert!(!firewall.contains("tcptracker-eth0"), "{firewall}");
 }
 
 pub fn purged_it_leaves_no_file(site: &Site, before: &BTreeSet<String>) {
