@@ -87,27 +87,15 @@ impl LiveCapture {
                 interface: interface.clone(),
                 name: linktype.get_name().unwrap_or_else(|_| linktype.0.to_string()),
             })?;
+        let filter = if outcomes { filter::segments_on(link) } else { filter::probes_on(link) };
         let mut capture = Self { handle, link, outcomes };
-        capture.let_through(interface, outcomes)?;
+        capture.handle.filter(&filter, true).map_err(explain)?;
         Ok(capture)
     }
 
     /// Whether what tells of outcomes is let through.
     pub fn outcomes(&self) -> bool {
         self.outcomes
-    }
-
-    /// Lets through probes only from now on, or also what tells of their outcomes.
-    pub fn let_through(
-        &mut self,
-        interface: &InterfaceName,
-        outcomes: bool,
-    ) -> Result<(), CaptureError> {
-        let wanted =
-            if outcomes { filter::segments_on(self.link) } else { filter::probes_on(self.link) };
-        self.outcomes = outcomes;
-        let explain = |error: pcap::Error| CaptureError::explain(interface, &text_of(&error));
-        self.handle.filter(&wanted, true).map_err(explain)
     }
 
     /// How this interface wraps its packets.

@@ -9,6 +9,7 @@ pub mod frame;
 mod hand_over;
 mod live;
 mod saved;
+mod seam;
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -18,9 +19,12 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use frame::LinkLayer;
 pub use hand_over::{Batch, Batches, HandOver, channel};
+use live::Frame;
 pub use live::{CaptureCounters, LiveCapture};
 pub use saved::{SavedCapture, SavedError, name_of};
+use seam::Seam;
 
 use crate::clock::{Moment, WallClock};
 use crate::crew::{Pulse, StopFlag};
@@ -37,6 +41,13 @@ const PUBLISH_EVERY: Duration = Duration::from_millis(500);
 
 /// Frames read before the thread looks at its stop flag again.
 const FRAMES_PER_ROUND: usize = 4096;
+
+/// How long one capture goes on beside the other that takes its place: as long as the kernel may hold
+/// packets back, several times over.
+const OVERLAP: Duration = Duration::from_millis(10);
+
+/// How long it is waited for packets meanwhile.
+const MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 
 /// Why nothing can be captured, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +116,14 @@ impl CaptureError {
             Self::Failed { interface, text: text.trim().to_owned() }
         }
     }
+
+    /// Whether it may be over when the interface is up, or there, again.
+    const fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            Self::NoSuchInterface { .. } | Self::InterfaceDown(_) | Self::InterfaceGone(_)
+        )
+    }
 }
 
 /// What the capture thread works with, whatever becomes of the interface.
@@ -148,29 +167,30 @@ impl Watch {
 
     /// Reads until asked to stop, or until the interface is gone.
     fn read(&mut self, mut capture: LiveCapture, pulse: &Pulse) -> Result<(), CaptureError> {
-        let link = capture.link();
         let mut published = (Moment::default(), CaptureCounters::default());
         loop {
             pulse.beat();
             if self.wait(Some(&capture))? == Woken::ToStop {
                 return Ok(());
             }
+            let clock = WallClock::read();
             let outcomes = self.outcomes.load(Ordering::Relaxed);
             if outcomes != capture.outcomes() {
-                capture.let_through(&self.interface, outcomes)?;
+                match LiveCapture::open(&self.interface, outcomes) {
+                    Ok(other) => {
+                        let old = std::mem::replace(&mut capture, other);
+                        self.change_over(old, &mut capture, &published.1)?;
+                        published = (clock.now(), CaptureCounters::default());
+                    }
+                    // Then there are no packets either.
+                    Err(error) if error.is_passing() => {}
+                    Err(error) => return Err(error),
+                }
             }
-            let clock = WallClock::read();
+            let (link, outcomes) = (capture.link(), capture.outcomes());
             for _ in 0..FRAMES_PER_ROUND {
                 let Some(frame) = capture.next_frame(&self.interface)? else { break };
-                let moment = clock.moment_of(frame.unix_nanos);
-                let probe = if outcomes {
-                    frame::segment_in(link, frame.bytes, moment)
-                } else {
-                    frame::probe_in(link, frame.bytes, moment)
-                };
-                if let Some(probe) = probe {
-                    self.out.push(probe);
-                }
+                self.take(&frame, link, outcomes, &clock);
             }
             self.out.flush();
             // The kernel's counters cost a system call: not for every packet.
@@ -183,17 +203,65 @@ impl Watch {
         }
     }
 
+    #[inline]
+    fn take(&mut self, frame: &Frame<'_>, link: LinkLayer, outcomes: bool, clock: &WallClock) {
+        let moment = clock.moment_of(frame.unix_nanos);
+        let probe = if outcomes {
+            frame::segment_in(link, frame.bytes, moment)
+        } else {
+            frame::probe_in(link, frame.bytes, moment)
+        };
+        if let Some(probe) = probe {
+            self.out.push(probe);
+        }
+    }
+
+    /// Goes on with another capture. (To change the filter of one, libpcap lets nothing through for a moment:
+    /// pcap-linux.c, `set_kernel_filter`.)
+    fn change_over(
+        &mut self,
+        mut old: LiveCapture,
+        new: &mut LiveCapture,
+        published: &CaptureCounters,
+    ) -> Result<(), CaptureError> {
+        let clock = WallClock::read();
+        let begun = clock.now();
+        // Before 1970 nobody is, for long.
+        let mut seam = Seam::at(u64::try_from(clock.unix_nanos(begun)).unwrap_or(0));
+        while Moment::now().since(begun) < OVERLAP {
+            // Whatever comes of it, it is looked what there is.
+            let _ =
+                poll(&mut [PollFd::from_borrowed_fd(old.as_fd(), PollFlags::IN)], Some(&MOMENT));
+            let (link, outcomes) = (old.link(), old.outcomes());
+            while let Some(frame) = old.next_frame(&self.interface)? {
+                if seam.takes_old(&frame) {
+                    self.take(&frame, link, outcomes, &clock);
+                }
+            }
+            self.out.flush();
+        }
+        if let Some(counters) = old.counters() {
+            self.metrics.publish(published, &counters, self.out.take_lost());
+        }
+        let (link, outcomes) = (new.link(), new.outcomes());
+        while let Some(frame) = new.next_frame(&self.interface)? {
+            if seam.takes_new(&frame) {
+                self.take(&frame, link, outcomes, &clock);
+            }
+            if seam.is_behind(&frame) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Waits until the interface can be opened again; nothing if asked to stop meanwhile.
     fn reopen(&mut self, pulse: &Pulse) -> Result<Option<LiveCapture>, CaptureError> {
         loop {
             pulse.beat();
             match LiveCapture::open(&self.interface, self.outcomes.load(Ordering::Relaxed)) {
                 Ok(capture) => return Ok(Some(capture)),
-                Err(
-                    CaptureError::NoSuchInterface { .. }
-                    | CaptureError::InterfaceDown(_)
-                    | CaptureError::InterfaceGone(_),
-                ) => {}
+                Err(error) if error.is_passing() => {}
                 Err(error) => return Err(error),
             }
             if self.wait(None)? == Woken::ToStop {

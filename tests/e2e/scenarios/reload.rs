@@ -1,7 +1,11 @@
 //! The configuration read again while running: `tcptracker reload`, `Reload` and SIGHUP.
 
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
 use rustix::process::Signal;
 
+use crate::flood::Flood;
 use crate::kernel::Rules;
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
 use crate::service::Start;
@@ -85,6 +89,39 @@ fn a_changed_file_holds_once_the_caller_has_his_answer() {
     Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
+}
+
+/// The presets take other packets from the kernel: none is lost on the way from one to the other, or counted
+/// twice.
+#[test]
+fn no_packet_is_lost_while_the_preset_changes() {
+    const SEEN: &str = r#"tcptracker_connections_total{direction="inbound",family="ipv4"}"#;
+    let lab = Lab::new();
+    let IpAddr::V4(victim) = VICTIM else { panic!("it is IPv4") };
+    let mut service = Start::on("eth0").flag("--observe").begin(&lab).await_ready();
+    let (sent, is_over) = (AtomicU32::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut flood = Flood::on(&lab);
+            while !is_over.load(Ordering::Relaxed) {
+                let number = sent.fetch_add(1, Ordering::Relaxed);
+                flood.syn(Ipv4Addr::from(0x0b00_0000 + number), victim, 80);
+            }
+            flood.settle();
+        });
+        for number in 0..20 {
+            let preset = ["balanced", "classic"][number % 2];
+            lab.configure(&format!("[detection]\npreset = \"{preset}\"\n"));
+            service.signal(Signal::HUP);
+            service.await_lines("configuration reloaded", number + 1);
+            // By those the thread that captures has been woken up.
+            let before = sent.load(Ordering::Relaxed);
+            await_that("more is sent", || sent.load(Ordering::Relaxed) > before + 500);
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    lab.assert_counted(&[SEEN], sent.into_inner().into());
+    assert_eq!(service.stop().code(), Some(0));
 }
 
 /// Not for a moment: somebody blocked knocks all the time while everything is changed.
