@@ -176,6 +176,19 @@ fn sessions_nobody_tells_of_are_no_secret() {
 }
 
 #[test]
+fn that_nobody_tells_of_sessions_is_said_no_longer_than_it_is_so() {
+    let mut bench = bench(|_| {});
+    bench.sessions(None);
+    bench.scan("198.51.100.1/32", 0);
+    bench.unblock("198.51.100.1", 1).unwrap();
+    bench.actor.look_round(&clock(2));
+    assert_eq!(bench.board.current().0, State::Degraded);
+    bench.sessions(Some(&[]));
+    bench.actor.look_round(&clock(3));
+    assert_eq!(bench.board.current(), (State::Enforcing, None), "though nobody is blocked");
+}
+
+#[test]
 fn observing_reports_and_leaves_the_kernel_alone() {
     let mut bench = bench(|c| c.block.enabled = false);
     bench.scan("198.51.100.1/32", 0);
