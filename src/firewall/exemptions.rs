@@ -41,12 +41,12 @@ impl Exemptions {
         Self { config, host, ask_sessions, peers: Vec::new(), asked: None, is_unanswered: false }
     }
 
-    /// Another configuration holds from now on.
-    pub fn configure(&mut self, config: ExemptConfig) {
+    /// Another configuration holds from now on. Returns the one before.
+    pub fn configure(&mut self, config: ExemptConfig) -> ExemptConfig {
         // Whoever was a peer is one only where that counts.
         self.peers.clear();
         self.asked = None;
-        self.config = config;
+        std::mem::replace(&mut self.config, config)
     }
 
     /// The host has changed.
