@@ -201,6 +201,28 @@ fn without_room_a_new_scanner_takes_the_place_of_the_one_nearest_his_end() {
     assert_eq!(bench.board.current(), (State::Enforcing, None), "there is room again");
 }
 
+/// Where there are always as many scanners as there is room for.
+#[test]
+fn room_for_one_is_not_told_as_room() {
+    let mut bench = bench(|_| {});
+    bench.kernel.inner().capacity = Some(200);
+    for last in 0..201 {
+        bench.scan(&format!("198.51.100.{last}/32"), last);
+    }
+    let state = |bench: &Bench| bench.board.current().0;
+    assert_eq!(state(&bench), State::Degraded);
+    let let_in = |bench: &mut Bench, last: u64| {
+        bench.unblock(&format!("198.51.100.{last}"), 300 + last).unwrap();
+        bench.actor.look_round(&clock(300 + last));
+    };
+    for last in [1, 2] {
+        let_in(&mut bench, last);
+        assert_eq!(state(&bench), State::Degraded, "{last}");
+    }
+    let_in(&mut bench, 3);
+    assert_eq!(state(&bench), State::Enforcing);
+}
+
 #[test]
 fn blocks_by_hand_do_not_make_way() {
     let mut bench = bench(|_| {});
