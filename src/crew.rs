@@ -74,7 +74,17 @@ struct Member {
     name: &'static str,
     pulse: Pulse,
     last_seen: u64,
+    was_stalled: bool,
     handle: JoinHandle<()>,
+}
+
+/// The names of threads that show no sign of life.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Stalled {
+    /// Those that have shown none since they were last looked at.
+    pub now: Vec<&'static str>,
+    /// Those of which that was so the last time, too.
+    pub twice: Vec<&'static str>,
 }
 
 /// The running threads.
@@ -110,7 +120,7 @@ impl Crew {
             // Main is gone only when the process is.
             let _ = notices.send(Notice::Ended { thread: name, result });
         })?;
-        self.members.push(Member { name, pulse, last_seen: 0, handle });
+        self.members.push(Member { name, pulse, last_seen: 0, was_stalled: false, handle });
         Ok(())
     }
 
@@ -129,12 +139,16 @@ impl Crew {
     }
 
     /// The threads that have shown no sign of life since the last call.
-    pub fn stalled(&mut self) -> Vec<&'static str> {
-        let mut stalled = Vec::new();
+    pub fn stalled(&mut self) -> Stalled {
+        let mut stalled = Stalled::default();
         for member in &mut self.members {
             let seen = member.pulse.0.load(Ordering::Relaxed);
-            if std::mem::replace(&mut member.last_seen, seen) == seen {
-                stalled.push(member.name);
+            let is_stalled = std::mem::replace(&mut member.last_seen, seen) == seen;
+            if is_stalled {
+                stalled.now.push(member.name);
+            }
+            if std::mem::replace(&mut member.was_stalled, is_stalled) && is_stalled {
+                stalled.twice.push(member.name);
             }
         }
         stalled
@@ -167,8 +181,9 @@ mod tests {
         })
         .unwrap();
         told.recv().unwrap();
-        assert_eq!(crew.stalled(), Vec::<&str>::new());
-        assert_eq!(crew.stalled(), ["patient"]);
+        assert_eq!(crew.stalled(), Stalled::default());
+        assert_eq!(crew.stalled(), Stalled { now: vec!["patient"], twice: vec![] });
+        assert_eq!(crew.stalled(), Stalled { now: vec!["patient"], twice: vec!["patient"] });
         go.send(()).unwrap();
         crew.join("patient");
     }

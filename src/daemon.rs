@@ -18,7 +18,7 @@ use std::time::Duration;
 use crate::capture::{self, CaptureError, LiveCapture, Watch};
 use crate::clock::Moment;
 use crate::config::{ConfigError, Effective, Preset, Sources};
-use crate::crew::{Crew, Notice, StopFlag};
+use crate::crew::{Crew, Notice, Stalled, StopFlag};
 use crate::dbus::{self, Authority, BackendName, BusError, OneAtATime, Task, Tracker};
 use crate::detector::{Control, Judge, Worker};
 use crate::events::{Event, Reporter};
@@ -28,7 +28,7 @@ use crate::interface::InterfaceName;
 use crate::metrics::{Metrics, MetricsStop};
 use crate::netlink::NetlinkError;
 use crate::reload::{ReloadRequest, Reloader};
-use crate::state::StateBoard;
+use crate::state::{Part, StateBoard};
 use crate::{journal, memory, service_manager};
 use lock::lock;
 use threads::{
@@ -310,12 +310,17 @@ impl Service {
             return;
         }
         self.looked = now;
-        let stalled = self.crew.stalled();
-        if stalled.is_empty() {
+        let Stalled { now, twice } = self.crew.stalled();
+        if now.is_empty() {
             service_manager::feed_watchdog();
+        }
+        // A state, as there may be no watchdog: then /health is all that shows it. Not for who is only busy
+        // for a moment.
+        if twice.is_empty() {
+            self.board.clear(Part::Threads);
         } else {
-            let names = stalled.join(", ");
-            self.reporter.tell(Event::Warning(format!("no sign of life from: {names}")));
+            let names = twice.join(", ");
+            self.board.raise(Part::Threads, format!("no sign of life from: {names}"));
         }
         if let Some(bus) = &self.bus {
             // A full queue is shown by the pulse that does not come.

@@ -59,6 +59,8 @@ pub enum Part {
     SshSessions,
     /// The database cannot be written.
     Memory,
+    /// A thread makes no progress.
+    Threads,
 }
 
 /// What the state follows from.

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use super::fake::FakeKernel;
 use super::test_bench::{EPOCH, HOUR, bench, bench_on, clock};
-use super::{Listed, Order, Refusal};
+use super::{Listed, NewBlocking, Order, Refusal};
 use crate::clock::{Moment, WallClock};
+use crate::config::{BlockConfig, ExemptConfig};
 use crate::detector::Control;
 use crate::events::{BlockCause, Event, Spared, UnblockCause};
 use crate::host::Host;
@@ -176,12 +177,45 @@ fn sessions_nobody_tells_of_are_no_secret() {
 }
 
 #[test]
+fn that_nobody_tells_of_sessions_is_said_no_longer_than_it_is_so() {
+    let mut bench = bench(|_| {});
+    bench.sessions(None);
+    bench.scan("198.51.100.1/32", 0);
+    bench.unblock("198.51.100.1", 1).unwrap();
+    bench.actor.look_round(&clock(2));
+    assert_eq!(bench.board.current().0, State::Degraded);
+    bench.sessions(Some(&[]));
+    bench.actor.look_round(&clock(3));
+    assert_eq!(bench.board.current(), (State::Enforcing, None), "though nobody is blocked");
+}
+
+#[test]
 fn observing_reports_and_leaves_the_kernel_alone() {
     let mut bench = bench(|c| c.block.enabled = false);
     bench.scan("198.51.100.1/32", 0);
     assert_eq!(bench.spared(), Some(Spared::Observing));
     assert_eq!(bench.kernel.holds("198.51.100.1/32"), None);
     assert_eq!(bench.board.current().0, State::Observing);
+}
+
+/// A reload that fails leaves all of the running configuration in force.
+#[test]
+fn who_a_refused_configuration_would_exempt_is_not_exempt() {
+    let mut bench = bench_on(FakeKernel::default(), None, |config| config.block.enabled = false);
+    bench.actor.install(&clock(0), &mut |_, _| {}).unwrap();
+    let refuses = FakeKernel::default();
+    refuses.inner().out_of_order = true;
+    let network = "198.51.100.1/32".parse().unwrap();
+    let new = NewBlocking {
+        block: BlockConfig::default(),
+        exempt: ExemptConfig { networks: vec![network], automatic: true },
+        backend: Some(Box::new(refuses)),
+        place: None,
+    };
+    bench.actor.reconfigure(new, &clock(1)).unwrap_err();
+    assert_eq!(bench.actor.exemptions.forbid(&network), None);
+    bench.scan("198.51.100.1/32", 2);
+    assert!(matches!(bench.spared(), Some(Spared::Observing)));
 }
 
 #[test]

@@ -252,7 +252,8 @@ impl Backend for AddressRules {
         // What cannot be taken down does not keep the rest up.
         let mut outcome = Ok(());
         for chain in &self.chains {
-            outcome = outcome.and(self.rules.take_down(chain.family));
+            let left = self.rules.take_down(chain.family);
+            outcome = outcome.and(left.and_then(|()| remove_set(&self.interface, chain.family)));
         }
         outcome
     }

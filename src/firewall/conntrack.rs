@@ -57,18 +57,18 @@ impl Conntrack {
     /// fails they are still to be cut.
     pub fn end_pending(&mut self, is_blocked: impl Fn(IpAddr) -> bool) -> Result<(), NetlinkError> {
         for family in Family::ALL {
-            let networks: Vec<IpNet> =
-                self.pending.iter().copied().filter(|n| Family::of(*n) == family).collect();
-            let all = self.all;
-            if all || !networks.is_empty() {
-                end(family, |address| {
-                    (all && is_blocked(address))
-                        || networks.iter().any(|network| network.contains(&address))
-                })?;
+            if self.all || self.pending.iter().any(|network| Family::of(*network) == family) {
+                end(family, |address| self.is_cut(address, &is_blocked))?;
             }
         }
         *self = Self::default();
         Ok(())
+    }
+
+    /// Whether an address is to be cut. Who was let in again meanwhile is not.
+    fn is_cut(&self, address: IpAddr, is_blocked: impl Fn(IpAddr) -> bool) -> bool {
+        let is_pending = || self.pending.iter().any(|network| network.contains(&address));
+        (self.all || is_pending()) && is_blocked(address)
     }
 }
 
@@ -120,4 +120,25 @@ fn source_of(tuple: &[u8]) -> Option<IpAddr> {
         return Some(Ipv4Addr::from(<[u8; 4]>::try_from(address).ok()?).into());
     }
     Some(Ipv6Addr::from(<[u8; 16]>::try_from(address).ok()?).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_is_still_blocked_is_cut() {
+        let address = |last| IpAddr::from([192, 0, 2, last]);
+        let mut conntrack = Conntrack::default();
+        conntrack.cut("192.0.2.1/32".parse().unwrap());
+        conntrack.cut("192.0.2.2/32".parse().unwrap());
+        // The first was let in before the table was looked through.
+        let cut = |conntrack: &Conntrack| {
+            let is_blocked = |blocked| blocked != address(1);
+            [1, 2, 3].map(|last| conntrack.is_cut(address(last), is_blocked))
+        };
+        assert_eq!(cut(&conntrack), [false, true, false]);
+        conntrack.cut_all();
+        assert_eq!(cut(&conntrack), [false, true, true]);
+    }
 }

@@ -76,7 +76,9 @@ impl Actor {
 
     /// Looks whether all is in the kernel that ought to be, and mends what is not.
     pub(super) fn look_after(&mut self, clock: &WallClock) -> Result<(), FirewallError> {
-        let has_room = |family| self.ledger.count(family) < self.backend.capacity();
+        // For more than one: else it would be told of each block that ends, and of the next in its place.
+        let most = self.backend.capacity();
+        let has_room = |family| self.ledger.count(family) < most - most / 100;
         if Family::ALL.into_iter().all(has_room) {
             self.board.clear(Part::Capacity);
         }

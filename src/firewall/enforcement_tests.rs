@@ -129,7 +129,8 @@ fn who_undoes_every_mend_is_answered_ever_more_seldom_until_he_rests() {
     let mends = bench.kernel.inner().mends;
     assert!((10..30).contains(&mends), "{mends} in two minutes");
     let complaint = "degraded: another program keeps changing what blocks are enforced with";
-    assert!(told.iter().any(|line| line.starts_with(complaint)), "{told:?}");
+    let complaints = told.iter().filter(|line| line.starts_with(complaint)).count();
+    assert_eq!(complaints, 1, "one is enough: {told:?}");
     assert_eq!(bench.board.current().0, State::Degraded);
 
     for second in 121..200 {
@@ -198,6 +199,28 @@ fn without_room_a_new_scanner_takes_the_place_of_the_one_nearest_his_end() {
     bench.unblock("203.0.113.1", 22).unwrap();
     bench.actor.look_round(&clock(22));
     assert_eq!(bench.board.current(), (State::Enforcing, None), "there is room again");
+}
+
+/// Where there are always as many scanners as there is room for.
+#[test]
+fn room_for_one_is_not_told_as_room() {
+    let mut bench = bench(|_| {});
+    bench.kernel.inner().capacity = Some(200);
+    for last in 0..201 {
+        bench.scan(&format!("198.51.100.{last}/32"), last);
+    }
+    let state = |bench: &Bench| bench.board.current().0;
+    assert_eq!(state(&bench), State::Degraded);
+    let let_in = |bench: &mut Bench, last: u64| {
+        bench.unblock(&format!("198.51.100.{last}"), 300 + last).unwrap();
+        bench.actor.look_round(&clock(300 + last));
+    };
+    for last in [1, 2] {
+        let_in(&mut bench, last);
+        assert_eq!(state(&bench), State::Degraded, "{last}");
+    }
+    let_in(&mut bench, 3);
+    assert_eq!(state(&bench), State::Enforcing);
 }
 
 #[test]

@@ -31,20 +31,22 @@ pub struct Exemptions {
     peers: Vec<IpAddr>,
     /// When that was.
     asked: Option<Moment>,
+    /// The last question was not answered.
+    is_unanswered: bool,
 }
 
 impl Exemptions {
     /// What is configured, and what follows from the host.
     pub fn new(config: ExemptConfig, host: Arc<Host>, ask_sessions: AskSessions) -> Self {
-        Self { config, host, ask_sessions, peers: Vec::new(), asked: None }
+        Self { config, host, ask_sessions, peers: Vec::new(), asked: None, is_unanswered: false }
     }
 
-    /// Another configuration holds from now on.
-    pub fn configure(&mut self, config: ExemptConfig) {
+    /// Another configuration holds from now on. Returns the one before.
+    pub fn configure(&mut self, config: ExemptConfig) -> ExemptConfig {
         // Whoever was a peer is one only where that counts.
         self.peers.clear();
         self.asked = None;
-        self.config = config;
+        std::mem::replace(&mut self.config, config)
     }
 
     /// The host has changed.
@@ -56,11 +58,17 @@ impl Exemptions {
     pub fn ask_for_sessions(&mut self, now: Moment) -> Result<(), NetlinkError> {
         let fresh = self.asked.is_some_and(|asked| now.since(asked) < ANSWER_STANDS);
         if self.config.automatic && !fresh {
-            self.asked = None;
+            (self.asked, self.is_unanswered) = (None, true);
             self.peers = (self.ask_sessions)(&self.host.ssh.ports)?;
             self.asked = Some(now);
         }
+        self.is_unanswered = false;
         Ok(())
+    }
+
+    /// Whether the last question who has an SSH session open was not answered.
+    pub fn is_unanswered(&self) -> bool {
+        self.is_unanswered
     }
 
     /// The peers of live SSH sessions, when last asked.

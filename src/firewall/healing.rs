@@ -243,12 +243,12 @@ impl Healer {
             // Why a mend failed was told already.
             if !self.has_failed {
                 (self.is_fight, self.is_told) = (true, true);
-                let count = self.pace.recent.len();
+                // Without a number, which would be another each time, and told each time.
                 board.raise(
                     Part::Enforcement,
                     format!(
-                        "another program keeps changing what blocks are enforced with; mended \
-                         {count} times within a minute, tried again ever more seldom; now {found}"
+                        "another program keeps changing what blocks are enforced with; mended again \
+                         and again, at ever longer intervals; now {found}"
                     ),
                 );
             }

@@ -19,10 +19,21 @@ const RETRY: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub(super) struct Recalled {
     pub(super) remembered: Remembered,
-    /// It was written until the last instance's end: what is not in it was not so.
-    pub(super) is_current: bool,
+    pub(super) right: Right,
     /// Everything has to be written anew.
     pub(super) is_outdated: bool,
+}
+
+/// Who is right where the database and the kernel differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Right {
+    /// The kernel: the database was not written to the end.
+    #[default]
+    Kernel,
+    /// The database, but for what the last instance did in its last moment.
+    Memory,
+    /// The database: it is of an earlier boot, since when no instance has told the kernel anything.
+    MemoryAlone,
 }
 
 /// Who keeps the ledger's records.
@@ -60,7 +71,13 @@ impl Keeper {
     pub(super) fn recall(&mut self, clock: &WallClock) -> Recalled {
         self.rests = false;
         let Some(place) = &self.place else { return Recalled::default() };
-        let Found { remembered, memory, is_current, is_outdated, set_aside } = place.recall(clock);
+        let found = place.recall(clock);
+        let right = match (found.is_current, found.is_of_another_boot) {
+            (false, _) => Right::Kernel,
+            (true, false) => Right::Memory,
+            (true, true) => Right::MemoryAlone,
+        };
+        let Found { remembered, memory, is_outdated, set_aside, .. } = found;
         if let Some(sentence) = set_aside {
             let instead = "starting with what the kernel still holds";
             self.reporter.tell(Event::Warning(format!("{sentence}; {instead}")));
@@ -69,7 +86,7 @@ impl Keeper {
             Ok(memory) => self.memory = Some(memory),
             Err(error) => self.give_up(&error, clock.now()),
         }
-        Recalled { remembered, is_current, is_outdated }
+        Recalled { remembered, right, is_outdated }
     }
 
     /// Keeps what has changed in the ledger. When this returns, it survives the process, or the state

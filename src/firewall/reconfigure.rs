@@ -36,23 +36,21 @@ impl Actor {
             self.keeper.settle_at(place);
         }
         let before = std::mem::replace(&mut self.config, block);
+        // Whom it may no longer block is known before anybody is blocked again.
+        let exempt_before = self.exemptions.configure(exempt);
         let changed = match (before.enabled, self.config.enabled, backend) {
             (true, false, _) => self.begin_to_observe(),
-            (false, true, Some(backend)) => {
-                // Whom it may no longer block is known before anybody is blocked again.
-                self.exemptions.configure(exempt.clone());
-                self.begin_to_block(backend, clock)
-            }
+            (false, true, Some(backend)) => self.begin_to_block(backend, clock),
             (true, true, Some(backend)) => self.replace_backend(backend, clock),
             _ => Ok(()),
         };
         if let Err(error) = changed {
             self.config = before;
+            self.exemptions.configure(exempt_before);
             self.kernel_failed(&error);
             return Err(error);
         }
         self.guard.set_limit(self.config.max_per_minute.0);
-        self.exemptions.configure(exempt);
         self.release_exempt(clock);
         self.release_peers(clock);
         self.count();

@@ -94,8 +94,8 @@ impl Actor {
     /// Lets in whoever has got an SSH session open although blocked: one that exists goes on, and it may
     /// have begun just before the block.
     pub(super) fn release_peers(&mut self, clock: &WallClock) {
-        // Nobody is asked where nothing could follow.
-        if self.ledger.blocks().len() == 0 {
+        // Nobody is asked where nothing could follow; but that there was no answer must not be said for ever.
+        if self.ledger.blocks().len() == 0 && !self.exemptions.is_unanswered() {
             return;
         }
         self.ask_for_sessions(clock.now());

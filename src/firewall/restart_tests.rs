@@ -203,6 +203,34 @@ fn a_killed_instance_is_continued_by_what_callers_were_told() {
     assert_eq!(start(state.path(), &kernel, 100).list(100).len(), 4);
 }
 
+/// By a program that keeps sets over a boot (netfilter-persistent, ipset.service).
+#[test]
+fn who_was_let_in_stays_so_though_the_sets_of_before_are_brought_back() {
+    let (scanner, other) = (SCANNER.parse().unwrap(), "198.51.100.2/32".parse().unwrap());
+    let hour = Duration::from_secs(HOUR);
+    for (is_of_another_boot, left) in [(false, vec!["198.51.100.2/32"]), (true, vec![])] {
+        let state = TempDir::new().unwrap();
+        let mut bench = start(state.path(), &FakeKernel::default(), 0);
+        bench.scan(SCANNER, 10);
+        bench.unblock("198.51.100.1", 20).unwrap();
+        drop(bench);
+        if is_of_another_boot {
+            let database = rusqlite::Connection::open(state.path().join("tcptracker.db")).unwrap();
+            database.execute("UPDATE timeline SET boot = 'an earlier one'", ()).unwrap();
+        }
+        let kernel = FakeKernel::default();
+        kernel.inner().elements = Some([(scanner, hour), (other, hour)].into());
+        let mut bench = start(state.path(), &kernel, 30);
+        assert_eq!(addresses(&mut bench, 30), left, "within a boot it may be the last moment's");
+        assert_eq!(kernel.holds(SCANNER), None);
+        assert_eq!(kernel.holds("198.51.100.2/32").is_some(), !is_of_another_boot);
+        let told = bench.events();
+        let is_told =
+            |event: &Event| matches!(event, Event::Warning(text) if text.contains("brought"));
+        assert!(told.iter().any(is_told), "{told:?}");
+    }
+}
+
 /// The state directory becomes useless while the service runs, and again usable.
 #[test]
 fn blocks_go_on_while_nothing_can_be_kept_and_are_kept_as_soon_as_it_can() {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 
 use super::actor::Actor;
-use super::keeper::Recalled;
+use super::keeper::{Recalled, Right};
 use super::ledger::Ledger;
 use super::{Element, FirewallError};
 use crate::clock::{Moment, WallClock};
@@ -27,6 +27,9 @@ struct Merged {
     held: Vec<(IpNet, Block)>,
     /// Held by the kernel, and not remembered.
     unknown: Vec<Element>,
+    /// The same, but put there by somebody else: a program that keeps rules and sets over a boot brings back
+    /// who was blocked when it saved them.
+    brought_back: Vec<IpNet>,
 }
 
 /// How many are blocked again before it is told how far it is.
@@ -40,14 +43,15 @@ impl Actor {
     /// there are many. If that fails, nothing is left half-done.
     pub fn install(&mut self, clock: &WallClock, how_far: HowFar<'_>) -> Result<(), FirewallError> {
         let now = clock.now();
-        let Recalled { remembered, is_current, is_outdated } = self.keeper.recall(clock);
+        let Recalled { remembered, right, is_outdated } = self.keeper.recall(clock);
         let found = self.backend.install().inspect_err(|_| {
             // The first error is the one to tell.
             let _ = self.backend.remove();
         })?;
         let Remembered { blocks, offences, graces } = remembered;
         self.ledger.recall_past(offences, graces);
-        let merged = merge(blocks, is_current, found, now, &self.ledger);
+        let merged = merge(blocks, right, found, now, &self.ledger);
+        self.let_in_again(&merged.brought_back);
         let unknown: Vec<_> = merged
             .unknown
             .iter()
@@ -91,6 +95,20 @@ impl Actor {
         Ok(())
     }
 
+    /// Ends what somebody has brought back to the kernel.
+    fn let_in_again(&mut self, brought_back: &[IpNet]) {
+        if brought_back.is_empty() {
+            return;
+        }
+        for (_, error) in self.backend.unblock_all(brought_back) {
+            self.kernel_failed(&error);
+        }
+        self.reporter.tell(Event::Warning(format!(
+            "another program has brought saved blocks back into the kernel; ended again: {}",
+            brought_back.len()
+        )));
+    }
+
     /// Blocks those whom nobody has exempted since. Returns those the kernel did not take.
     fn block_again(
         &mut self,
@@ -127,15 +145,15 @@ impl Actor {
 }
 
 /// Puts together what is remembered and what the kernel holds; none: it held nothing of ours, as after
-/// a stop or a boot. What is remembered is current if it was written to the end.
+/// a stop or a boot.
 fn merge(
     remembered: Vec<(IpNet, Block)>,
-    is_current: bool,
+    right: Right,
     found: Option<Vec<Element>>,
     now: Moment,
     ledger: &Ledger,
 ) -> Merged {
-    let is_kernel_right = !is_current && found.is_some();
+    let is_kernel_right = right == Right::Kernel && found.is_some();
     let found = found.unwrap_or_default().into_iter();
     let mut found: BTreeMap<IpNet, Element> =
         found.map(|element| (element.network, element)).collect();
@@ -169,7 +187,19 @@ fn merge(
             }
         }
     }
-    merged.unknown = found.into_values().collect();
+    let is_brought_back = |element: &Element| match right {
+        Right::Kernel => false,
+        // Blocked in the last instance's last moment; but not whom it had let in by hand.
+        Right::Memory => ledger.grace(&element.network, now).is_some(),
+        Right::MemoryAlone => true,
+    };
+    for element in found.into_values() {
+        if is_brought_back(&element) {
+            merged.brought_back.push(element.network);
+        } else {
+            merged.unknown.push(element);
+        }
+    }
     merged
 }
 

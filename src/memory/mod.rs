@@ -133,6 +133,8 @@ pub struct Found {
     pub memory: Result<Memory, MemoryError>,
     /// It was written until the last instance's end: what is not in it was not so.
     pub is_current: bool,
+    /// It was last written in another boot.
+    pub is_of_another_boot: bool,
     /// Everything has to be written anew: it is behind, empty, or from another boot.
     pub is_outdated: bool,
     /// A file that could not be used, and where it is now: a sentence.
@@ -169,6 +171,8 @@ impl Place {
             }
         };
         let (mut remembered, kept_on) = loaded;
+        let is_of_another_boot =
+            kept_on.as_ref().is_some_and(|kept_on| kept_on.is_of_another_boot_than(&present));
         let is_same_boot =
             kept_on.is_some_and(|kept_on| kept_on.bring_over(&mut remembered, &present));
         let memory = database.and_then(|database| {
@@ -181,7 +185,7 @@ impl Place {
         // One that cannot be written now may have been so before.
         let is_current = memory.is_ok() && !beside(&self.file, BEHIND).exists();
         let is_outdated = !is_same_boot || !is_current;
-        Found { remembered, memory, is_current, is_outdated, set_aside }
+        Found { remembered, memory, is_current, is_of_another_boot, is_outdated, set_aside }
     }
 
     /// Leaves word for the next instance that the database is no longer written, or is again. On a disk

@@ -24,6 +24,11 @@ impl Timeline {
         Self { boot, moment, unix_nanos: clock.unix_nanos(moment) }
     }
 
+    /// Whether the other is known to be another boot's.
+    pub fn is_of_another_boot_than(&self, other: &Self) -> bool {
+        self.boot.as_ref().zip(other.boot.as_ref()).is_some_and(|(one, other)| one != other)
+    }
+
     /// Whether the other is the same boot's, and the wall clock has not been set between them by more
     /// than time passes unnoticed.
     pub fn agrees_with(&self, other: &Self) -> bool {

@@ -7,6 +7,7 @@ use crate::caller::{Answer, Caller};
 use crate::disk::Disk;
 use crate::kernel::{Rules, remaining, wipe};
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
+use crate::scenarios::healing::shell;
 use crate::service::{Service, Start};
 use crate::tools::unix_now;
 
@@ -105,6 +106,27 @@ fn a_boot_forgets_nothing() {
     assert_restored(&lab, &before);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
+}
+
+/// As netfilter-persistent or ipset.service do: what they once saved is there again at each boot.
+#[test]
+fn who_was_let_in_is_not_blocked_by_sets_saved_before() {
+    let lab = Lab::new();
+    lab.configure("[block]\ngrace_after_unblock = \"0s\"\n");
+    let mut service = lab.start();
+    block(&lab, "10.77.0.1", "0");
+    let at = |name: &str| lab.path(name).display().to_string();
+    let (sets, rules) = (at("sets"), at("rules"));
+    shell(&lab.victim, &format!("ipset save >{sets}; iptables-save >{rules}"));
+    lab.bus.call("eth0", &["Unblock", "s", "10.77.0.1"]).ok();
+    assert_eq!(service.stop().code(), Some(0));
+
+    shell(&lab.victim, &format!("ipset restore <{sets}; iptables-restore <{rules}"));
+    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    let mut service = start_after_a_boot(&lab, "the-next-boot", 60);
+    service.await_line("brought saved blocks back into the kernel; ended again: 1");
+    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    assert_eq!(lab.bus.list(), []);
 }
 
 #[test]

@@ -53,14 +53,19 @@ fn asking_an_observer_to_block_does_not_make_it_ill() {
 #[test]
 fn an_observer_removes_what_a_dead_enforcer_has_left() {
     let lab = Lab::new();
-    let mut enforcer = lab.start();
-    lab.bus.call("eth0", &["Block", "sts", "10.77.0.1", "0", "left behind"]).ok();
-    enforcer.crash();
-    Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    // Whatever backend it would have itself.
+    for backend in ["ipset", "iptables"] {
+        let mut enforcer = lab.start();
+        lab.bus.call("eth0", &["Block", "sts", "10.77.0.1", "0", "left behind"]).ok();
+        enforcer.crash();
+        Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
+        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
 
-    let mut observer = Start::on("eth0").flag("--observe").begin(&lab).await_ready();
-    lab.assert_untouched();
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
-    assert_eq!(observer.stop().code(), Some(0));
+        let observer = Start::on("eth0").flag("--observe");
+        let observer = observer.env("TCPTRACKER_FIREWALL__BACKEND", backend);
+        let mut observer = observer.begin(&lab).await_ready();
+        lab.assert_untouched();
+        lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+        assert_eq!(observer.stop().code(), Some(0));
+    }
 }

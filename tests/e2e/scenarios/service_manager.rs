@@ -8,6 +8,7 @@ use crate::frames::{Tags, send_syns};
 use crate::kernel::Rules;
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
 use crate::service::{Service, Start};
+use crate::tools::run;
 
 #[test]
 fn ready_means_that_everything_is_up_and_stopping_is_told() {
@@ -71,6 +72,40 @@ fn the_watchdog_is_fed_only_while_every_thread_makes_progress() {
     service.hear_log();
     service.await_line("no sign of life from: journal");
     fed(&mut service, 2);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// Where there is no watchdog nobody would see it otherwise: a firewall that hangs blocks nobody.
+#[test]
+fn a_thread_that_hangs_is_told_once_and_shows_in_state_and_health() {
+    let lab = Lab::new();
+    let (shim, hangs) = (lab.path("shim"), lab.path("hangs"));
+    std::fs::create_dir(&shim).unwrap();
+    let script = format!(
+        "#!/bin/sh\nwhile [ -e {} ]; do sleep 0.1; done\nexec /usr/sbin/iptables-nft-save \"$@\"\n",
+        hangs.display()
+    );
+    let program = shim.join("iptables-nft-save");
+    std::fs::write(&program, script).unwrap();
+    run(std::process::Command::new("chmod").arg("755").arg(&program)).ok();
+    let path = format!("{}:{}", shim.display(), std::env::var("PATH").unwrap());
+    let start = Start::on("eth0").env("PATH", &path).env("WATCHDOG_USEC", "3000000");
+    let mut service = start.begin(&lab).await_ready();
+    std::fs::write(&hangs, "").unwrap();
+    run(lab.victim.command("iptables").args(["-D", "INPUT", "-j", "tcptracker"])).ok();
+
+    service.await_line("degraded: no sign of life from: firewall");
+    let (code, body) = lab.victim.http_get(8081, "/health");
+    assert!(code == 503 && body.contains("no sign of life from: firewall"), "{code} {body}");
+    assert_eq!(lab.bus.property("State").1, "degraded");
+    assert!(service.falls_silent("WATCHDOG=1", Duration::from_secs(3)));
+    assert_eq!(service.lines_with("no sign of life").len(), 1);
+
+    std::fs::remove_file(&hangs).unwrap();
+    service.await_line("mended: hook INPUT (ipv4) gone");
+    service.await_line("enforcing: all is well again");
+    assert_eq!(lab.victim.http_get(8081, "/health").0, 200);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
