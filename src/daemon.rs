@@ -4,12 +4,10 @@
 //! Composes; decides nothing about packets. What can fail at the start fails before anything is
 //! changed: the firewall comes last.
 
-mod lock;
 mod reconfigure;
 mod threads;
 
 use std::io::IsTerminal;
-use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
@@ -25,12 +23,12 @@ use crate::events::{Event, Reporter};
 use crate::firewall::{self, Actor, Backend, Blocking, Firewall, FirewallError, Order};
 use crate::host::{self, Host, Sessions};
 use crate::interface::InterfaceName;
+use crate::lock::{Lock, LockError};
 use crate::metrics::{Metrics, MetricsStop};
 use crate::netlink::NetlinkError;
 use crate::reload::{ReloadRequest, Reloader};
 use crate::state::{Part, StateBoard};
 use crate::{journal, memory, service_manager};
-use lock::lock;
 use threads::{
     Followers, start_bus, start_capture, start_detector, start_firewall, start_host, start_journal,
     start_memory, start_metrics,
@@ -114,6 +112,23 @@ fn ask_for_sessions() -> firewall::AskSessions {
     Box::new(move |ports| sessions.peers(ports))
 }
 
+/// Keeps a second instance away from the same interface. Where somebody else has taken the lock's name, only
+/// the bus does.
+fn lock(interface: &InterfaceName, reporter: &Reporter) -> Result<Option<Lock>, DaemonError> {
+    let name = format!("tcptracker@{interface}");
+    match Lock::take(&name) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(LockError::Stranger(uid)) => {
+            let who = uid.map_or_else(|| "somebody".to_owned(), |uid| format!("uid {uid}"));
+            let warning = format!("{who} holds the socket @{name} and is no tcptracker");
+            reporter.tell(Event::Warning(warning));
+            Ok(None)
+        }
+        Err(LockError::Taken) => Err(DaemonError::AlreadyRunning(interface.clone())),
+        Err(LockError::System(error)) => Err(error.into()),
+    }
+}
+
 /// The running service.
 struct Service {
     interface: InterfaceName,
@@ -138,7 +153,7 @@ struct Service {
     reporter: Reporter,
     board: Arc<StateBoard>,
     /// Keeps a second instance away.
-    _lock: Option<UnixListener>,
+    _lock: Option<Lock>,
 }
 
 impl Service {

@@ -17,6 +17,7 @@ pub mod firewall;
 pub mod host;
 pub mod interface;
 pub mod journal;
+pub mod lock;
 pub mod memory;
 pub mod metrics;
 pub mod netlink;

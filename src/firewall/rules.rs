@@ -5,11 +5,9 @@
 //! instances' rules are never touched. Every operation is idempotent: what is already so is success.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use rustix::fs::{FlockOperation, flock};
 
 use super::healing::Fault;
 use super::iptables::{Program, RulesError};
@@ -22,12 +20,13 @@ use crate::clock::Moment;
 use crate::config::FirewallConfig;
 use crate::config::values::{Established, Hook, Target};
 use crate::interface::InterfaceName;
+use crate::lock::Lock;
 
 /// Where the kernel says that it speaks IPv6. (`/proc/net` is not there under `ProcSubset=pid`.)
 const IPV6_PRESENT: &str = "/proc/self/net/if_inet6";
 
-/// What stands for the network namespace whose rules these are.
-const NAMESPACE: &str = "/proc/self/ns/net";
+/// How long it is waited for another instance that changes rules.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// ip_tables does not number its changes: all there is to do is to look, which takes two processes.
 /// As seldom as something may be noticed and mended within a second.
@@ -171,7 +170,7 @@ impl Rules {
         family: Family,
         wanted: &BTreeSet<Source>,
     ) -> Result<(), FirewallError> {
-        let _alone = RulesLock::take();
+        let _alone = alone();
         let hooks = self.hooks.clone();
         self.change(family, |listing, form| listing.to_put_up(wanted, form, &hooks))?;
         self.learn(family)
@@ -179,7 +178,7 @@ impl Rules {
 
     /// Takes down this instance's rules and, if they were the last, hooks and chain.
     pub fn take_down(&mut self, family: Family) -> Result<(), FirewallError> {
-        let _alone = RulesLock::take();
+        let _alone = alone();
         self.change(family, |listing, _| listing.to_take_down())
     }
 
@@ -188,7 +187,7 @@ impl Rules {
     pub fn take_down_other_kind(&mut self, family: Family) -> Result<(), FirewallError> {
         let Some((side, _)) = self.side(family) else { return Ok(()) };
         let Some(other) = side.program.other_kind() else { return Ok(()) };
-        let _alone = RulesLock::take();
+        let _alone = alone();
         let saved = other.save()?.unwrap_or_default();
         let commands = Listing::parse(&saved, &self.comment).to_take_down();
         if commands.is_empty() { Ok(()) } else { Ok(other.restore(&commands)?) }
@@ -344,28 +343,7 @@ fn form(
 }
 
 /// Held while rules come and go in several steps, so that one instance does not take down what another
-/// puts up. It is a lock on the network namespace itself, and goes with the process.
-struct RulesLock {
-    _namespace: Option<File>,
-}
-
-impl RulesLock {
-    /// Waits for the others. Not for ever: any user can hold a lock on his namespace, and the steps are
-    /// right without it unless two instances come or go at the same moment.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a lock with a time limit has no event to wait for"
-    )]
-    fn take() -> Self {
-        const PATIENCE: u32 = 250;
-        const PAUSE: Duration = Duration::from_millis(20);
-        let Ok(namespace) = File::open(NAMESPACE) else { return Self { _namespace: None } };
-        for _ in 0..PATIENCE {
-            match flock(&namespace, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => break,
-                Err(_) => std::thread::sleep(PAUSE),
-            }
-        }
-        Self { _namespace: Some(namespace) }
-    }
+/// puts up. Without it the steps are right unless two instances come or go at the same moment.
+fn alone() -> Option<Lock> {
+    Lock::await_free("tcptracker-rules", PATIENCE).ok()
 }

@@ -1,5 +1,8 @@
 //! Several instances on one host.
 
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
 use rustix::process::Signal;
 
 use crate::kernel::Rules;
@@ -98,4 +101,44 @@ fn an_instance_without_bus_gives_way_to_one_with_it() {
     lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
     assert_eq!(first.stop().code(), Some(0));
     lab.assert_untouched();
+}
+
+/// Any local user can take the names by which instances make room for each other.
+#[test]
+fn who_is_no_instance_keeps_none_from_starting() {
+    let lab = Lab::new();
+    for manner in ["s", "s.listen()", "s.listen(0), fill(n)"] {
+        let script = format!(
+            "import itertools, socket, sys\n\
+             def fill(name):\n\
+             \x20   for kept in itertools.count():\n\
+             \x20       c = socket.socket(socket.AF_UNIX); c.setblocking(False); all.append(c)\n\
+             \x20       try: c.connect(name)\n\
+             \x20       except BlockingIOError: return\n\
+             all = []\n\
+             for n in ['\\0tcptracker@eth0', '\\0tcptracker-rules']:\n\
+             \x20   s = socket.socket(socket.AF_UNIX); s.bind(n); all.append(s)\n\
+             \x20   {manner}\n\
+             print('held', flush=True)\n\
+             sys.stdin.read()\n"
+        );
+        let mut stranger = lab.victim.command("setpriv");
+        stranger.args(["--reuid=65534", "--clear-groups", "/usr/bin/python3", "-c", &script]);
+        let mut stranger = stranger.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut told = String::new();
+        BufReader::new(stranger.stdout.take().unwrap()).read_line(&mut told).unwrap();
+        assert_eq!(told, "held\n");
+
+        let mut service = lab.start();
+        let who = if manner == "s.listen()" { "uid 65534" } else { "somebody" };
+        let sentence = format!("{who} holds the socket @tcptracker@eth0 and is no tcptracker");
+        service.await_line(&sentence);
+        let attacker = ATTACKER.to_string();
+        lab.bus.call("eth0", &["Block", "sts", &attacker, "0", "all the same"]).ok();
+        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+        assert_eq!(service.stop().code(), Some(0));
+        lab.assert_untouched();
+        drop(stranger.stdin.take());
+        stranger.wait().unwrap();
+    }
 }
