@@ -13,7 +13,6 @@ use lru::LruCache;
 use super::Family;
 use crate::clock::Moment;
 use crate::memory::{Block, Offences, Record};
-use crate::network::overlap;
 
 /// Past offences and grace periods remembered, each: as many as sources by default.
 const MEMORY: NonZeroUsize = NonZeroUsize::new(131_072).unwrap();
@@ -326,10 +325,10 @@ impl Ledger {
         self.changes = Changes::default();
     }
 
-    /// Ends the grace of a network, and of what lies in it.
+    /// Ends the grace of a network, and of what lies in it. That of a larger one goes on: others are in it.
     pub fn end_grace(&mut self, network: &IpNet) {
-        let ended: Vec<IpNet> =
-            self.graces.iter().map(|(n, _)| *n).filter(|graced| overlap(graced, network)).collect();
+        let all = self.graces.iter().map(|(graced, _)| *graced);
+        let ended: Vec<IpNet> = all.filter(|graced| network.contains(graced)).collect();
         for graced in ended {
             self.graces.pop(&graced);
             self.changes.graces.insert(graced);

@@ -103,8 +103,11 @@ fn grace_covers_what_lies_in_it_until_it_ends() {
     ledger.grant_grace(net("192.0.2.0/24"), at(10));
     assert_eq!(ledger.grace(&net("192.0.2.1/32"), at(4)), seconds(6));
     assert_eq!(ledger.grace(&net("192.0.2.1/32"), at(10)), None);
+    // One is blocked by hand: the others are still left alone.
     ledger.end_grace(&net("192.0.2.1/32"));
-    assert_eq!(ledger.grace(&net("192.0.2.1/32"), at(4)), None);
+    assert_eq!(ledger.grace(&net("192.0.2.2/32"), at(4)), seconds(6));
+    ledger.end_grace(&net("192.0.0.0/16"));
+    assert_eq!(ledger.grace(&net("192.0.2.2/32"), at(4)), None);
 }
 
 #[derive(Clone, Debug)]
