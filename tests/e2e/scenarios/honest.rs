@@ -87,7 +87,8 @@ fn a_monitoring_host_finds_services_down() {
 /// 60 users behind one address, three in a hundred of whose connections go to some port or other.
 #[test]
 fn a_network_behind_one_address_errs() {
-    let services = [22, 80, 443, 587, 993, 8080];
+    // No SSH among them: whoever has a session open just then is exempt.
+    let services = [25, 80, 443, 587, 993, 8080];
     let mut random = Random::seeded(7);
     let ports: Vec<u16> = (0..1800)
         .map(|_| match random.below(100) {
