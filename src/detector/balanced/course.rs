@@ -66,7 +66,7 @@ impl Balanced {
         let blind = self.sight.is_blind();
         // Where nothing listens, silence is no riddle.
         if !begun.closed {
-            let source = self.hashes.of_host(begun.flow.client);
+            let source = self.hashes.of_source(begun.flow.client);
             self.sight.unanswered(source, begun.moment, begun.bare);
         }
         if !self.sight.is_one_sided() {
@@ -235,7 +235,7 @@ impl Balanced {
     /// A connection went on whose answer was not seen.
     fn unseen(&mut self, client: IpAddr, host: &Host, found: &mut Vec<Scan>) {
         let blind = self.sight.is_blind();
-        self.sight.unseen(self.hashes.of_host(client), self.latest);
+        self.sight.unseen(self.hashes.of_source(client), self.latest);
         if self.sight.is_blind() && !blind {
             self.has_gone_blind(host, found);
         }

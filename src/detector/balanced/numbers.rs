@@ -30,7 +30,7 @@ pub(super) const SETTLED_AFTER: Duration = Duration::from_secs(3);
 /// copies of one packet, as on a bridge, come within milliseconds.
 pub(super) const REPEATED_AFTER: Duration = Duration::from_millis(900);
 
-/// Connections followed at a time: at 20,000 new ones a second, all that are not settled. 72 bytes each.
+/// Connections followed at a time: at 20,000 new ones a second, all that are not settled. 64 bytes each.
 pub(super) const FOLLOWED: usize = 1 << 16;
 
 /// Failed ports remembered of a source on a host: as many as the longest rule asks for.

@@ -3,6 +3,9 @@
 //! Pure. A ring in the order in which they began, so that who is due is always at a known place, and an
 //! index by addresses and ports. When it is full the oldest goes, and is counted if nobody knows yet what
 //! became of it.
+//!
+//! The index is one of chains, the latest first. Who goes is the oldest, and so the last of its chain:
+//! its end is where links become too old, and nothing need be unlinked.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -63,14 +66,14 @@ pub(super) enum Stage {
     Over,
 }
 
-/// A connection.
+/// A connection: a cache line.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
 pub(super) struct Begun {
     pub(super) flow: Flow,
     pub(super) moment: Moment,
-    /// The hash of its source and host; and of all of it, as far as the index wants it.
+    /// The hash of its source and host.
     pub(super) pair: u64,
-    hash: u32,
     /// When it was answered, in milliseconds after its begin.
     pub(super) answered_after: u16,
     pub(super) stage: Stage,
@@ -83,7 +86,35 @@ pub(super) struct Begun {
     pub(super) closed: bool,
     /// The client has asked again.
     pub(super) repeated: bool,
-    next: u32,
+}
+
+/// The way to a connection: the lower bits of its number, and a few of its hash, so that most that are
+/// looked for in vain are not even looked at.
+///
+/// Numbers come again. What is found by a link of long ago is another connection, which is seen by its ends.
+#[derive(Clone, Copy, Default)]
+struct Link(u32);
+
+impl Link {
+    const NUMBERS: u32 = (1 << 24) - 1;
+
+    fn to(number: u64, hash: u64) -> Self {
+        Self(number as u32 & Self::NUMBERS | Self::tag(hash))
+    }
+
+    fn may_be_of(self, hash: u64) -> bool {
+        self.0 & !Self::NUMBERS == Self::tag(hash)
+    }
+
+    /// How many have begun since, itself among them.
+    fn age(self, end: u64) -> u64 {
+        u64::from((end as u32).wrapping_sub(self.0) & Self::NUMBERS)
+    }
+
+    /// Not of those bits that choose the chain.
+    fn tag(hash: u64) -> u32 {
+        (hash >> 32) as u32 & !Self::NUMBERS
+    }
 }
 
 /// The time of a connection is up.
@@ -99,7 +130,9 @@ pub(super) struct Due {
 /// The connections.
 pub(super) struct Pending {
     ring: Vec<Begun>,
-    heads: Vec<u32>,
+    /// The latest of each chain, and the one before each.
+    heads: Vec<Link>,
+    before: Vec<Link>,
     /// Numbers of the oldest; of the next; and of the next to be looked at for each time.
     first: u64,
     end: u64,
@@ -116,7 +149,6 @@ impl Pending {
             flow: Flow { client: nobody, server: nobody, client_port: Port(0), port: Port(0) },
             moment: Moment::default(),
             pair: 0,
-            hash: 0,
             answered_after: 0,
             stage: Stage::Over,
             sequence: 0,
@@ -124,12 +156,12 @@ impl Pending {
             bare: false,
             closed: false,
             repeated: false,
-            next: 0,
         };
         let capacity = capacity.next_power_of_two();
         Self {
             ring: vec![none; capacity],
-            heads: vec![0; capacity * 2],
+            heads: vec![Link::default(); capacity * 2],
+            before: vec![Link::default(); capacity],
             first: 0,
             end: 0,
             itself: 0,
@@ -157,12 +189,11 @@ impl Pending {
             self.evicted += u64::from(self.ring[oldest].stage == Stage::Begun);
             self.drop_first();
         }
-        let (slot, home) = (self.slot(self.end), self.home(hash as u32));
+        let (slot, home) = (self.slot(self.end), self.home(hash));
         self.ring[slot] = Begun {
             flow,
             moment: now,
             pair,
-            hash: hash as u32,
             answered_after: 0,
             stage: Stage::Begun,
             sequence: probe.sequence,
@@ -170,22 +201,25 @@ impl Pending {
             bare: probe.bare,
             closed,
             repeated: false,
-            next: self.heads[home],
         };
-        self.heads[home] = slot as u32 + 1;
+        self.before[slot] = std::mem::replace(&mut self.heads[home], Link::to(self.end, hash));
         self.end += 1;
     }
 
     /// The latest connection between these ends, whose hash this is.
     pub(super) fn find(&mut self, hash: u64, flow: &Flow) -> Option<&mut Begun> {
-        let mut at = self.heads[self.home(hash as u32)];
-        while let Some(slot) = at.checked_sub(1) {
-            if self.ring[slot as usize].flow == *flow {
-                return Some(&mut self.ring[slot as usize]);
+        let (mut link, mut younger) = (self.heads[self.home(hash)], 0);
+        loop {
+            let age = link.age(self.end);
+            if age <= younger || age > self.end - self.first {
+                return None;
             }
-            at = self.ring[slot as usize].next;
+            let slot = self.slot(self.end - age);
+            if link.may_be_of(hash) && self.ring[slot].flow == *flow {
+                return Some(&mut self.ring[slot]);
+            }
+            (link, younger) = (self.before[slot], age);
         }
-        None
     }
 
     /// What is due by now, one after the other, in the order in which it is.
@@ -221,13 +255,7 @@ impl Pending {
 
     /// Reads what leads to a connection of this hash.
     pub(super) fn read(&self, hash: u64) -> u64 {
-        self.heads[self.home(hash as u32)].into()
-    }
-
-    /// Reads what leads to so many of the oldest.
-    pub(super) fn read_oldest(&self, count: usize) -> u64 {
-        let oldest = (self.first..self.end).take(count).map(|number| &self.ring[self.slot(number)]);
-        oldest.fold(0, |read, begun| read ^ self.read(begun.hash.into()))
+        self.heads[self.home(hash)].0.into()
     }
 
     /// So many of those whose answers this host itself would have to give next.
@@ -262,21 +290,6 @@ impl Pending {
     }
 
     fn drop_first(&mut self) {
-        let slot = self.slot(self.first);
-        let (home, next) = (self.home(self.ring[slot].hash), self.ring[slot].next);
-        let wanted = slot as u32 + 1;
-        if self.heads[home] == wanted {
-            self.heads[home] = next;
-        } else {
-            let mut at = self.heads[home];
-            while let Some(before) = at.checked_sub(1) {
-                at = self.ring[before as usize].next;
-                if at == wanted {
-                    self.ring[before as usize].next = next;
-                    break;
-                }
-            }
-        }
         self.first += 1;
         self.itself = self.itself.max(self.first);
         self.others = self.others.max(self.first);
@@ -286,7 +299,69 @@ impl Pending {
         number as usize & (self.ring.len() - 1)
     }
 
-    fn home(&self, hash: u32) -> usize {
+    fn home(&self, hash: u64) -> usize {
         hash as usize & (self.heads.len() - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::ProbeKind;
+    use proptest::prelude::*;
+
+    fn probe(client_port: u16, sequence: u8) -> Probe {
+        Probe {
+            moment: Moment::default(),
+            source: Ipv4Addr::new(192, 0, 2, 1).into(),
+            destination: Ipv4Addr::new(192, 0, 2, 2).into(),
+            source_port: Port(client_port),
+            port: Port(80),
+            kind: ProbeKind::Syn,
+            sequence,
+            acknowledged: 0,
+            bare: false,
+        }
+    }
+
+    /// Some share a chain, and some of those what a link has of the hash.
+    fn hash(client_port: u16) -> u64 {
+        u64::from(client_port % 2) << 56 | u64::from(client_port % 3)
+    }
+
+    proptest! {
+        /// Held against a list that is searched from end to end, where links' numbers begin anew.
+        #[test]
+        fn equals_a_list(
+            begun_before in prop_oneof![Just(0), Just(u64::from(Link::NUMBERS) - 5)],
+            steps in proptest::collection::vec((0..4u8, 0..9u16), 1..200),
+        ) {
+            let mut pending = Pending::new(8);
+            (pending.first, pending.end) = (begun_before, begun_before);
+            (pending.itself, pending.others) = (begun_before, begun_before);
+            let mut list: Vec<(u16, u8, Moment)> = Vec::new();
+            let mut now = Moment::from_nanos(1);
+            for (number, (what, port)) in (0..).zip(steps) {
+                if what == 0 {
+                    now = now + SETTLED_AFTER / 4;
+                    while pending.due(now).is_some() {}
+                    list.retain(|(_, _, begun)| *begun + SETTLED_AFTER > now);
+                } else {
+                    let (probe, hash) = (probe(port, number), hash(port));
+                    if let Some(known) = pending.find(hash, &Flow::from_client(&probe)) {
+                        // The next is another connection.
+                        known.stage = Stage::Over;
+                    }
+                    pending.begin(&probe, hash, 0, now, false);
+                    list.push((port, number, now));
+                    list = list.split_off(list.len().saturating_sub(8));
+                }
+                for port in 0..9 {
+                    let found = pending.find(hash(port), &Flow::from_client(&probe(port, 0)));
+                    let latest = list.iter().rev().find(|(known, ..)| *known == port);
+                    prop_assert_eq!(found.map(|begun| begun.sequence), latest.map(|entry| entry.1));
+                }
+            }
+        }
     }
 }
