@@ -43,8 +43,11 @@ const PUBLISH_EVERY: Duration = Duration::from_millis(500);
 const FRAMES_PER_ROUND: usize = 4096;
 
 /// How long one capture goes on beside the other that takes its place: as long as the kernel may hold
-/// packets back, several times over.
-const OVERLAP: Duration = Duration::from_millis(10);
+/// packets back, many times over, and less than what it has room for.
+const OVERLAP: Duration = Duration::from_millis(30);
+
+/// How long it is then looked at each packet of the other, if so few come that none is clearly its own.
+const AFTERWARDS: Duration = OVERLAP;
 
 /// How long it is waited for packets meanwhile.
 const MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
@@ -229,9 +232,7 @@ impl Watch {
         // Before 1970 nobody is, for long.
         let mut seam = Seam::at(u64::try_from(clock.unix_nanos(begun)).unwrap_or(0));
         while Moment::now().since(begun) < OVERLAP {
-            // Whatever comes of it, it is looked what there is.
-            let _ =
-                poll(&mut [PollFd::from_borrowed_fd(old.as_fd(), PollFlags::IN)], Some(&MOMENT));
+            await_moment(&old);
             let (link, outcomes) = (old.link(), old.outcomes());
             while let Some(frame) = old.next_frame(&self.interface)? {
                 if seam.takes_old(&frame) {
@@ -244,13 +245,17 @@ impl Watch {
             self.metrics.publish(published, &counters, self.out.take_lost());
         }
         let (link, outcomes) = (new.link(), new.outcomes());
-        while let Some(frame) = new.next_frame(&self.interface)? {
-            if seam.takes_new(&frame) {
-                self.take(&frame, link, outcomes, &clock);
+        while Moment::now().since(begun) < OVERLAP + AFTERWARDS {
+            await_moment(new);
+            while let Some(frame) = new.next_frame(&self.interface)? {
+                if seam.takes_new(&frame) {
+                    self.take(&frame, link, outcomes, &clock);
+                }
+                if seam.is_behind(&frame) {
+                    return Ok(());
+                }
             }
-            if seam.is_behind(&frame) {
-                break;
-            }
+            self.out.flush();
         }
         Ok(())
     }
@@ -290,6 +295,11 @@ impl Watch {
             Err(error) => Err(CaptureError::Wait { interface: self.interface.clone(), error }),
         }
     }
+}
+
+/// Waits for packets. Whatever comes of it, it is looked then what there is.
+fn await_moment(capture: &LiveCapture) {
+    let _ = poll(&mut [PollFd::from_borrowed_fd(capture.as_fd(), PollFlags::IN)], Some(&MOMENT));
 }
 
 #[derive(PartialEq, Eq)]

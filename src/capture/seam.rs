@@ -4,32 +4,38 @@
 //! one, then from the new one. Each has read the clock for itself; so close to that moment it is the frame
 //! that tells whether it is the same.
 
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
 
 use super::live::Frame;
 
-/// How far apart, in nanoseconds, two captures may have seen the same frame. The kernel hands it to one after
-/// the other, some microseconds apart, unless it is interrupted.
-const APART: u64 = 100_000;
+/// How far apart two captures may have seen the same frame. The kernel hands it to one after the other, some
+/// microseconds apart, unless it is interrupted: on a busy virtual machine for milliseconds.
+pub(super) const APART: Duration = Duration::from_millis(10);
 
-/// The moment between them, and what was taken just before it.
+/// The same in nanoseconds.
+#[expect(clippy::cast_possible_truncation, reason = "it is short")]
+const NANOS_APART: u64 = APART.as_nanos() as u64;
+
+/// The moment between them, and what was taken just before it, each as often as it was.
 pub(super) struct Seam {
     at: u64,
-    taken: Vec<u64>,
+    taken: HashMap<u64, u32>,
 }
 
 impl Seam {
     /// At this time, in nanoseconds since the Unix epoch. Both captures have to be running.
-    pub(super) const fn at(unix_nanos: u64) -> Self {
-        Self { at: unix_nanos, taken: Vec::new() }
+    pub(super) fn at(unix_nanos: u64) -> Self {
+        Self { at: unix_nanos, taken: HashMap::new() }
     }
 
     /// Whether a frame of the old capture is to be taken. They come first.
     pub(super) fn takes_old(&mut self, frame: &Frame<'_>) -> bool {
         let takes = frame.unix_nanos < self.at;
         // The new capture may have seen it later.
-        if takes && frame.unix_nanos + 2 * APART >= self.at {
-            self.taken.push(hash(frame));
+        if takes && frame.unix_nanos + 2 * NANOS_APART >= self.at {
+            *self.taken.entry(hash(frame)).or_default() += 1;
         }
         takes
     }
@@ -39,16 +45,16 @@ impl Seam {
         if self.is_behind(frame) {
             return true;
         }
-        if frame.unix_nanos + APART < self.at {
+        if frame.unix_nanos + NANOS_APART < self.at {
             return false;
         }
-        let known = self.taken.iter().position(|taken| *taken == hash(frame));
-        known.map(|known| self.taken.swap_remove(known)).is_none()
+        let taken = self.taken.get_mut(&hash(frame)).filter(|times| **times > 0);
+        taken.map(|times| *times -= 1).is_none()
     }
 
     /// Whether a frame of the new capture, and with it all later ones, can only be its own.
     pub(super) const fn is_behind(&self, frame: &Frame<'_>) -> bool {
-        frame.unix_nanos >= self.at + APART
+        frame.unix_nanos >= self.at + NANOS_APART
     }
 }
 
@@ -64,13 +70,13 @@ mod tests {
 
     use super::*;
 
-    const AT: u64 = 500_000;
+    const AT: u64 = 5 * NANOS_APART;
 
     proptest! {
         /// Each capture has its own idea of when it has seen one. The new one has begun later.
         #[test]
         fn each_frame_is_taken_once(
-            frames in prop::collection::vec((0..2 * AT, 0..APART / 2, 0..APART / 2), 0..200),
+            frames in prop::collection::vec((0..2 * AT, 0..NANOS_APART, 0..NANOS_APART), 0..200),
             opened in 0..AT / 2,
         ) {
             // Each has the time at which it is seen, and its number.
