@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::tools::{run, sh};
 
@@ -68,6 +69,15 @@ impl ElectricDisk {
     pub fn cut_power(&self) {
         let mut cut = std::process::Command::new("python3");
         run(cut.args(["-c", CUT]).arg(&self.disk.place)).ok();
+    }
+
+    /// How long the disk beneath takes at the moment to keep something.
+    pub fn takes_to_flush(&self) -> Duration {
+        let begun = Instant::now();
+        let mut file = std::fs::File::create(self.image.with_extension("probe")).unwrap();
+        file.write_all(&[1; 4096]).unwrap();
+        file.sync_all().unwrap();
+        begun.elapsed()
     }
 
     /// The power is back: there is what had reached it.

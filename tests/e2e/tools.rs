@@ -8,6 +8,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// load balancer is judged after 35 s.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Between two looks.
+const BREATH: Duration = Duration::from_millis(5);
+
 const PROGRAMS: [&str; 18] = [
     "gdbus",
     "ip",
@@ -90,12 +93,13 @@ pub fn require_what_is_needed() {
     }
 }
 
-/// Looks again and again whether something is so that nobody tells.
+/// Looks again and again whether something is so that nobody tells; whoever has to do it needs the machine, too.
 #[track_caller]
 pub fn await_that(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
         assert!(begun.elapsed() < PATIENCE, "not so: {what}");
+        std::thread::sleep(BREATH);
     }
 }
 

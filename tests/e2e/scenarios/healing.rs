@@ -1,5 +1,7 @@
 //! What others do to the kernel's side of the blocks is noticed, told and mended.
 
+use rustix::process::Signal;
+
 use crate::journal::Journal;
 use crate::kernel::Rules;
 use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
@@ -30,12 +32,21 @@ pub(super) fn shell(host: &Namespace, script: &str) {
     run(host.command("sh").args(["-ec", script])).ok();
 }
 
+/// Does damage in several steps, of which the service sees nothing before they are all done: it would mend the
+/// first before the second, on a machine that is slow to start programs.
+#[track_caller]
+pub(super) fn damage_at_once(lab: &Lab, service: &Service, script: &str) {
+    service.signal(Signal::STOP);
+    shell(&lab.victim, script);
+    service.signal(Signal::CONT);
+}
+
 /// Damage is found and mended, told by log and state, and the attacker shut out again.
 #[track_caller]
 fn assert_heals(damage: &str, found: &[&str]) {
     let (lab, mut service) = attacked();
     let whole = Rules::of(&lab.victim);
-    shell(&lab.victim, damage);
+    damage_at_once(&lab, &service, damage);
     let line = service.await_line("mended: ");
     for part in found {
         assert!(line.contains(part), "{part:?} is not in {line:?} after {damage:?}");
@@ -239,7 +250,7 @@ fn a_member_of_many_removed_and_all_of_them() {
     .into_iter()
     .enumerate()
     {
-        shell(&lab.victim, damage);
+        damage_at_once(&lab, &service, damage);
         service.await_line(found);
         service.await_lines("enforcing: all is well again", number + 1);
         lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);

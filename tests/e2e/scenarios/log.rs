@@ -24,9 +24,10 @@ fn above_the_rate_connections_are_summed_up_and_none_is_forgotten() {
     });
     assert_eq!(listed + sums.iter().sum::<u64>(), BURST);
     assert_eq!(lab.metric("tcptracker_new_connections"), BURST);
-    // A burst is over in a moment; that moment may lie in two seconds, or on a slow machine more.
+    // A burst is over in a moment; that moment may lie in two seconds, or on a slow machine more. In the last
+    // of them there may have been fewer than would be summed up.
     let seconds = u64::try_from(sums.len()).unwrap();
-    assert!((1..=3).contains(&seconds), "{sums:?}");
+    assert!((1..=10).contains(&seconds), "{sums:?}");
     assert!((RATE..=RATE * (seconds + 1)).contains(&listed), "{listed} in {seconds} seconds");
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::healing::{block, shell};
+use super::healing::{block, damage_at_once};
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::service::Start;
 use crate::tools::run;
@@ -24,7 +24,7 @@ fn rules_of_the_older_kind_are_mended_as_well() {
     .iter()
     .enumerate()
     {
-        shell(&lab.victim, damage);
+        damage_at_once(&lab, &service, damage);
         service.await_lines("mended: ", number + 1);
         service.await_lines("enforcing: all is well again", number + 1);
         lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);

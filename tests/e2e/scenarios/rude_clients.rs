@@ -12,7 +12,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
 use crate::namespace::SILENCE;
 use crate::service::{Service, Start};
-use crate::tools::await_that;
+use crate::tools::{PATIENCE, await_that};
 
 const METRICS: ([u8; 4], u16) = ([127, 0, 0, 1], 8081);
 const REQUEST: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -62,13 +62,14 @@ fn allow_many_files() {
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
 }
 
-/// Nobody waits for ever for a service that does not hear.
-fn connect_soon() -> std::io::Result<TcpStream> {
-    TcpStream::connect_timeout(&SocketAddr::from(METRICS), SILENCE)
+/// Nobody waits for ever for a service that does not hear. One that is slow to accept leaves a SYN
+/// unanswered, which comes again after a second.
+fn connect() -> std::io::Result<TcpStream> {
+    TcpStream::connect_timeout(&SocketAddr::from(METRICS), PATIENCE)
 }
 
 fn idle(lab: &Lab, count: usize) -> Vec<TcpStream> {
-    lab.victim.inside(|| (0..count).map(|_| connect_soon().unwrap()).collect())
+    lab.victim.inside(|| (0..count).map(|_| connect().unwrap()).collect())
 }
 
 #[test]
@@ -88,7 +89,7 @@ fn they_hang_up_as_soon_as_they_have_asked() {
     endures(as_usual(), |lab| {
         lab.victim.inside(|| {
             for _ in 0..2000 {
-                let Ok(mut client) = connect_soon() else { continue };
+                let Ok(mut client) = connect() else { continue };
                 set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
                 let _ = client.write_all(REQUEST);
             }
@@ -100,7 +101,7 @@ fn they_hang_up_as_soon_as_they_have_asked() {
 fn they_ask_for_more_than_any_buffer_holds_and_read_nothing() {
     endures(as_usual(), |lab| {
         let ask = || {
-            let mut client = connect_soon().unwrap();
+            let mut client = connect().unwrap();
             client.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
             while client.write(&REQUEST.repeat(1000)).is_ok() {}
             client
@@ -113,7 +114,7 @@ fn they_ask_for_more_than_any_buffer_holds_and_read_nothing() {
 fn heads_have_no_end() {
     endures(as_usual(), |lab| {
         let ask = |line: &[u8]| {
-            let mut client = connect_soon().unwrap();
+            let mut client = connect().unwrap();
             client.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
             // A hundred megabytes, or as much as anybody listens to.
             let sent =
@@ -132,7 +133,7 @@ fn they_announce_a_body_larger_than_any_memory() {
     endures(as_usual(), |lab| {
         lab.victim.inside(|| {
             for length in ["5000000000", "1000000000000000", "18446744073709551615"] {
-                let mut client = connect_soon().unwrap();
+                let mut client = connect().unwrap();
                 let head = format!("POST /metrics HTTP/1.1\r\nContent-Length: {length}\r\n\r\n");
                 client.set_read_timeout(Some(SILENCE)).unwrap();
                 client.write_all(head.as_bytes()).unwrap();
@@ -161,7 +162,7 @@ fn a_crowd_that_does_all_of_it_does_not_rest() {
                 lab.victim.inside(|| {
                     let mut held = std::collections::VecDeque::new();
                     while !enough.load(Ordering::Relaxed) {
-                        let Ok(mut client) = connect_soon() else { continue };
+                        let Ok(mut client) = connect() else { continue };
                         if resets {
                             set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
                         }

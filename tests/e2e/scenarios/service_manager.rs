@@ -8,7 +8,7 @@ use crate::frames::{Tags, send_syns};
 use crate::kernel::Rules;
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
 use crate::service::{Service, Start};
-use crate::tools::run;
+use crate::tools::{await_that, run};
 
 #[test]
 fn ready_means_that_everything_is_up_and_stopping_is_told() {
@@ -65,8 +65,8 @@ fn the_watchdog_is_fed_only_while_every_thread_makes_progress() {
     assert!(service.falls_silent("WATCHDOG=1", Duration::from_secs(4)), "fed all the time");
     // Capture, detector, firewall and bus wait for nobody.
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
+    await_that("the scanner is blocked", || lab.bus.list().len() == 1);
     lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-    assert_eq!(lab.bus.list().len(), 1);
     assert_eq!(lab.metric(r#"tcptracker_blocks_total{cause="scan"}"#), 1);
 
     service.hear_log();
