@@ -118,6 +118,7 @@ impl Start {
             log: Vec::new(),
             notices: Vec::new(),
             log_ended: false,
+            notices_ended: false,
             _terminal: terminal,
         };
         std::thread::spawn(move || hear_notices(&socket, &tell));
@@ -133,6 +134,7 @@ enum Told {
     Line(String),
     LogEnded,
     Notice(String),
+    NoticesEnded,
 }
 
 /// A running service. Dropped, it is killed.
@@ -147,6 +149,7 @@ pub struct Service {
     /// What it has told the service manager so far.
     notices: Vec<String>,
     log_ended: bool,
+    notices_ended: bool,
     /// Stays open as long as it runs.
     _terminal: Option<Terminal>,
 }
@@ -290,7 +293,7 @@ impl Service {
 
     #[track_caller]
     pub fn await_end(&mut self) -> ExitStatus {
-        self.await_until("the end of the service", |service| service.log_ended.then_some(()));
+        self.await_until("the end of the service", |service| service.has_ended().then_some(()));
         self.child.wait().unwrap()
     }
 
@@ -318,7 +321,7 @@ impl Service {
                 return Some(found);
             }
             // Nothing more will come.
-            if self.log_ended {
+            if self.has_ended() {
                 return None;
             }
             let remaining = deadline.saturating_duration_since(Instant::now());
@@ -331,7 +334,24 @@ impl Service {
         match told {
             Told::Line(line) => self.log.push(line),
             Told::Notice(notice) => self.notices.push(notice),
-            Told::LogEnded => self.log_ended = true,
+            Told::LogEnded => {
+                self.log_ended = true;
+                // What it has told the service manager until then is on its way, and may be heard later.
+                self.end_notices();
+            }
+            Told::NoticesEnded => self.notices_ended = true,
+        }
+    }
+
+    /// Nothing more will come of it: neither a line nor a notification.
+    fn has_ended(&self) -> bool {
+        self.log_ended && self.notices_ended
+    }
+
+    /// Behind all that was told until now.
+    fn end_notices(&self) {
+        if let Ok(socket) = UnixDatagram::unbound() {
+            let _ = socket.send_to(NO_MORE.as_bytes(), &self.socket_path);
         }
     }
 
@@ -345,8 +365,8 @@ impl Drop for Service {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        if let Ok(socket) = UnixDatagram::unbound() {
-            let _ = socket.send_to(NO_MORE.as_bytes(), &self.socket_path);
+        if !self.log_ended {
+            self.end_notices();
         }
     }
 }
@@ -356,6 +376,7 @@ fn hear_notices(socket: &UnixDatagram, tell: &Sender<Told>) {
     while let Ok(length) = socket.recv(&mut buffer) {
         for notice in String::from_utf8_lossy(&buffer[..length]).lines() {
             if notice == NO_MORE {
+                let _ = tell.send(Told::NoticesEnded);
                 return;
             }
             let _ = tell.send(Told::Notice(notice.to_owned()));
