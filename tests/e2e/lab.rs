@@ -14,13 +14,14 @@ use std::process::Command;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use rustix::fs::Mode;
 use tempfile::TempDir;
 
 use crate::bus::{Bus, Kind};
 use crate::kernel::Rules;
 use crate::namespace::{self, Namespace};
 use crate::service::{Service, Start};
-use crate::tools::{Outcome, require_what_is_needed, run};
+use crate::tools::{Outcome, install_copy, require_what_is_needed, run};
 use crate::users::{View, remove_view, views};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_tcptracker");
@@ -82,7 +83,11 @@ impl Lab {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         static CLEAN: Once = Once::new();
         require_what_is_needed();
-        CLEAN.call_once(remove_what_dead_runs_left);
+        CLEAN.call_once(|| {
+            remove_what_dead_runs_left();
+            // Ordinary users read what is written here, whatever whoever runs the tests keeps from others.
+            rustix::process::umask(Mode::WGRP | Mode::WOTH);
+        });
         let prefix = format!("tt-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let directory = tempfile::Builder::new().prefix(&format!("{prefix}-")).tempdir().unwrap();
         // Ordinary users reach the bus, too.
@@ -213,8 +218,7 @@ impl Lab {
     pub fn client_as_nobody(&self, words: &str) -> Command {
         // Where the binary was built an ordinary user may have no access.
         let binary = self.path("tcptracker");
-        // Not copied here: a process another test starts meanwhile would hold the new file open.
-        run(Command::new("cp").arg(BINARY).arg(&binary)).ok();
+        install_copy(&binary, BINARY);
         let mut command = self.victim.command("setpriv");
         command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups"]).arg(binary);
         self.bus.environment(&mut command).args(words.split_whitespace());
@@ -239,7 +243,9 @@ impl Lab {
 
     /// Who carries out a line of shell on a terminal, set up as stty(1) says.
     pub fn terminal(&self, stty: &str, line: &str) -> Command {
-        let mut command = self.victim.command("script");
+        // Whoever runs the tests in the background ignores Ctrl-C, and so would all that is started here.
+        let mut command = self.victim.command("env");
+        command.args(["--default-signal=INT,QUIT,HUP", "script"]);
         command.args(["-qec", &format!("stty {stty}; {line}"), "/dev/null"]);
         // Not the shell that whoever runs the tests likes: they differ.
         self.bus.environment(&mut command).env("SHELL", "/bin/sh");

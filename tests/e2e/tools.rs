@@ -1,5 +1,6 @@
 //! Programs the tests use: running them, and saying clearly what is missing.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -61,6 +62,21 @@ pub fn run(command: &mut Command) -> Outcome {
         .unwrap_or_else(|error| panic!("cannot run {}: {error}", command.get_program().display()));
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Outcome { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+}
+
+/// Puts a program in a place from where it will be started. Not written by the tests themselves: a process that
+/// another test starts meanwhile would hold the new file open for writing, and nobody could execute it
+/// (ETXTBSY).
+#[track_caller]
+pub fn install_script(at: &Path, script: &str) {
+    let install = "printf %s \"$2\" >\"$1\" && chmod 755 \"$1\"";
+    run(Command::new("sh").args(["-c", install, "sh"]).arg(at).arg(script)).ok();
+}
+
+/// The same for a copy of a program.
+#[track_caller]
+pub fn install_copy(at: &Path, program: impl AsRef<Path>) {
+    run(Command::new("install").args(["-m", "755"]).arg(program.as_ref()).arg(at)).ok();
 }
 
 /// Runs a program that must succeed.

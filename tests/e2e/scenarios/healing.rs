@@ -7,7 +7,7 @@ use crate::kernel::Rules;
 use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::namespace::Namespace;
 use crate::service::{Service, Start};
-use crate::tools::run;
+use crate::tools::{install_script, run};
 
 /// The identifier of the message that something was mended.
 const MENDED: &str = "19a8d40cb80c4be493ce1d5c7abcd599";
@@ -273,8 +273,7 @@ fn what_cannot_be_mended_is_told_until_it_can() {
             "#!/bin/sh\n[ ! -e {} ] || {{ echo out of order >&2; exit 4; }}\nexec /usr/sbin/{program} \"$@\"\n",
             broken.display()
         );
-        std::fs::write(&file, script).unwrap();
-        run(std::process::Command::new("chmod").arg("755").arg(&file)).ok();
+        install_script(&file, &script);
     }
     let path = format!("{}:{}", shim.display(), std::env::var("PATH").unwrap());
     let mut service = Start::on("eth0").env("PATH", &path).begin(&lab).await_ready();
@@ -330,8 +329,7 @@ fn its_own_changes_are_not_looked_at_for_ever() {
         "#!/bin/sh\necho look >> {}\nexec /usr/sbin/iptables-nft-save \"$@\"\n",
         log.display()
     );
-    std::fs::write(&file, script).unwrap();
-    run(std::process::Command::new("chmod").arg("755").arg(&file)).ok();
+    install_script(&file, &script);
     let path = format!("{}:{}", shim.display(), std::env::var("PATH").unwrap());
     let mut service = Start::on("eth0").env("PATH", &path).begin(&lab).await_ready();
     shell(&lab.victim, "iptables -F INPUT");

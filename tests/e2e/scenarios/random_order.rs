@@ -4,8 +4,6 @@
 //! step, and against real packets after some. `TCPTRACKER_SEED` repeats a run that failed.
 
 use std::collections::BTreeSet;
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
@@ -13,7 +11,7 @@ use rustix::process::Signal;
 use crate::kernel::Rules;
 use crate::lab::{Lab, OPEN_PORT, VICTIM};
 use crate::service::{Service, Start};
-use crate::tools::{Random, run};
+use crate::tools::{Random, await_that, install_script, run};
 
 const STEPS: usize = 60;
 const INTERFACES: [&str; 3] = ["eth0", "eth1", "eth2"];
@@ -62,22 +60,26 @@ impl Instance {
     fn crash_while_starting(&mut self, lab: &Lab, calls: usize) {
         let shim = lab.path("shim");
         std::fs::create_dir_all(&shim).unwrap();
+        // The last call is carried out as well, though nobody waits for it any more.
+        let (count, over) = (shim.join("count"), shim.join("over"));
         let script = format!(
-            "#!/bin/sh\necho >>{count}\n[ $(wc -l <{count}) -le {calls} ] || kill -KILL $PPID\n\
-             PATH=${{PATH#*:}} exec $(basename $0) \"$@\"\n",
-            count = shim.join("count").display()
+            "#!/bin/sh\necho >>{count}\nPATH=${{PATH#*:}}\n\
+             [ $(wc -l <{count}) -gt {calls} ] || exec $(basename $0) \"$@\"\n\
+             kill -KILL $PPID\n$(basename $0) \"$@\"\n>{over}\n",
+            count = count.display(),
+            over = over.display()
         );
-        std::fs::write(shim.join("count"), "").unwrap();
+        std::fs::write(&count, "").unwrap();
+        let _ = std::fs::remove_file(&over);
         for family in ["iptables", "ip6tables"] {
             for program in ["", "-nft-save", "-nft-restore"] {
-                let program = shim.join(format!("{family}{program}"));
-                std::fs::write(&program, &script).unwrap();
-                std::fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+                install_script(&shim.join(format!("{family}{program}")), &script);
             }
         }
         let path = format!("{}:{}", shim.display(), std::env::var("PATH").unwrap());
         let mut service = self.start.clone().env("PATH", &path).begin(lab);
         assert_eq!(service.await_end().code(), None, "it did not crash");
+        await_that("its last call of iptables is over", || over.exists());
     }
 }
 

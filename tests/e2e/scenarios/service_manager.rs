@@ -8,7 +8,7 @@ use crate::frames::{Tags, send_syns};
 use crate::kernel::Rules;
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
 use crate::service::{Service, Start};
-use crate::tools::{await_that, run};
+use crate::tools::{await_that, install_script, run};
 
 #[test]
 fn ready_means_that_everything_is_up_and_stopping_is_told() {
@@ -86,9 +86,7 @@ fn a_thread_that_hangs_is_told_once_and_shows_in_state_and_health() {
         "#!/bin/sh\nwhile [ -e {} ]; do sleep 0.1; done\nexec /usr/sbin/iptables-nft-save \"$@\"\n",
         hangs.display()
     );
-    let program = shim.join("iptables-nft-save");
-    std::fs::write(&program, script).unwrap();
-    run(std::process::Command::new("chmod").arg("755").arg(&program)).ok();
+    install_script(&shim.join("iptables-nft-save"), &script);
     let path = format!("{}:{}", shim.display(), std::env::var("PATH").unwrap());
     let start = Start::on("eth0").env("PATH", &path).env("WATCHDOG_USEC", "3000000");
     let mut service = start.begin(&lab).await_ready();

@@ -3,7 +3,7 @@
 use super::older_kind::legacy;
 use crate::lab::{BINARY, Lab};
 use crate::service::Start;
-use crate::tools::Outcome;
+use crate::tools::{Outcome, install_copy};
 use crate::users::{SERVICE, as_the_unit};
 
 const FAILED: i32 = 1;
@@ -35,7 +35,7 @@ fn no_privilege() {
     let lab = Lab::new();
     // Where the binary was built an ordinary user may have no access.
     let binary = lab.path("tcptracker");
-    std::fs::copy(BINARY, &binary).unwrap();
+    install_copy(&binary, BINARY);
     let nobody = "setpriv --reuid=nobody --regid=nogroup --clear-groups --inh-caps=-all \
                   --bounding-set=-all";
     let start = Start::on("eth0").through(nobody.split_whitespace()).binary(binary.clone());
@@ -58,7 +58,7 @@ fn no_privilege() {
 fn the_lock_of_the_older_iptables() {
     let lab = Lab::with_users();
     let binary = lab.path("tcptracker");
-    std::fs::copy(BINARY, &binary).unwrap();
+    install_copy(&binary, BINARY);
     lab.let_state_belong_to(SERVICE);
     let path = legacy(&lab);
     let after_boot = |make_files: &str| {

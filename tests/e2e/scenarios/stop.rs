@@ -1,12 +1,9 @@
 //! Stops that come at a bad moment: nothing of the service may stay behind, nothing of others go.
 
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
-
 use crate::kernel::Rules;
 use crate::lab::{ATTACKER, Lab, VICTIM};
 use crate::service::Start;
-use crate::tools::{run, sh};
+use crate::tools::{install_script, run, sh};
 
 /// `systemctl stop` just after `systemctl start`, or Ctrl-C at once.
 #[test]
@@ -25,8 +22,7 @@ fn a_stop_during_the_start_leaves_nothing() {
         let real = sh(&format!("which {program}"));
         let script = format!("#!/bin/sh\nkill -TERM $PPID\nexec {} \"$@\"\n", real.trim());
         let program = shim.join(program);
-        std::fs::write(&program, script).unwrap();
-        std::fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+        install_script(&program, &script);
         let path = format!("{}:{}", shim.display(), std::env::var("PATH").unwrap());
 
         let mut service = Start::on("eth0").env("PATH", &path).begin(&lab);
