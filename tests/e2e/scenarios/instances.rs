@@ -94,7 +94,7 @@ fn an_instance_without_bus_gives_way_to_one_with_it() {
     lab.bus.call("eth0", &["Block", "sts", "10.77.0.1", "0", "stays"]).ok();
     let second = Start::on("eth0").env("TCPTRACKER_BUS__ENABLED", "false");
     // Should it start after all, it must not run for ever.
-    let second = lab.run_service(&second.through(["timeout", "--foreground", "5"]));
+    let second = lab.run_service(&second.through(["timeout", "--foreground", "60"]));
     assert_eq!(second.code, Some(1), "{second:?}");
     assert!(second.err.contains("another tcptracker is running on eth0"), "{second:?}");
     Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);

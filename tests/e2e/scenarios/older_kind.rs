@@ -16,10 +16,11 @@ fn rules_of_the_older_kind_are_mended_as_well() {
     let path = legacy(&lab);
     let mut service = Start::on("eth0").env("PATH", &path).begin(&lab).await_ready();
     block(&lab);
+    // Their lock is the machine's: other tests may have it (-w).
     for (number, damage) in [
-        "iptables-legacy -F; iptables-legacy -X",
-        "ip6tables-legacy -F tcptracker",
-        "iptables-legacy -I INPUT -p tcp -j ACCEPT",
+        "iptables-legacy -w -F; iptables-legacy -w -X",
+        "ip6tables-legacy -w -F tcptracker",
+        "iptables-legacy -w -I INPUT -p tcp -j ACCEPT",
     ]
     .iter()
     .enumerate()
@@ -62,7 +63,7 @@ fn where_the_kernel_has_no_sets_auto_takes_rules() {
     service.await_line(&format!("WARN blocked {ATTACKER} for 1h"));
     lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
     lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
-    run(lab.victim.command("iptables-legacy").args(["-F", "tcptracker"])).ok();
+    run(lab.victim.command("iptables-legacy").args(["-w", "-F", "tcptracker"])).ok();
     service.await_line("mended: 1 blocked (ipv4) missing");
     lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
     assert_eq!(service.stop().code(), Some(0));

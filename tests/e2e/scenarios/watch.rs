@@ -117,16 +117,19 @@ fn each_line_says_on_which_interface_and_one_can_be_chosen() {
     });
     lab.cli("block 192.0.2.2 -i eth0").ok();
     lab.cli("block 192.0.2.3 -i eth1").ok();
-    let until_third = |watcher: &Watcher| {
-        let mut lines = Vec::new();
-        while !lines.last().is_some_and(|line: &String| line.contains("192.0.2.3")) {
+    // Two services tell it, each when it comes to it.
+    let until = |watcher: &Watcher, words: &[&str]| {
+        let mut lines: Vec<String> = Vec::new();
+        while !words.iter().all(|words| lines.iter().any(|line| line.contains(words))) {
             lines.push(watcher.next());
         }
         lines
     };
-    let on_eth0 = |lines: &[String]| lines.iter().any(|line| line.contains("\teth0\tblocked"));
-    assert!(on_eth0(&until_third(&watchers[0])));
-    assert!(!on_eth0(&until_third(&watchers[1])));
+    let [on_eth0, on_eth1] = ["\teth0\tblocked\t192.0.2.2 ", "\teth1\tblocked\t192.0.2.3 "];
+    until(&watchers[0], &[on_eth0, on_eth1]);
+    lab.cli("block 192.0.2.4 -i eth1").ok();
+    let told = until(&watchers[1], &[on_eth1, "192.0.2.4"]);
+    assert!(told.iter().all(|line| line.contains("\teth1\t")), "{told:?}");
     for service in &mut services {
         assert_eq!(service.stop().code(), Some(0));
     }
