@@ -3,7 +3,7 @@
 
 use crate::kernel::Rules;
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
-use crate::scenarios::healing::{attacked, block, damage_at_once, shell};
+use crate::scenarios::healing::{attacked, block, shell};
 use crate::tools::{await_that, run};
 
 /// Rules made with nft(8) that iptables cannot express keep it from showing any of the table's: that is no
@@ -64,11 +64,15 @@ fn a_rule_of_others_in_front_of_ours() {
         let mut service = lab.start();
         block(&lab);
         let others = "tcptracker -s 10.77.0.0/24 -j ACCEPT";
-        let both = format!("iptables -I {others}; ip6tables -I tcptracker -j RETURN");
-        damage_at_once(&lab, &service, &both);
-        service.await_line("rule (ipv4) behind another's");
-        service.await_line("rule (ipv6) behind another's");
-        service.await_line("enforcing: all is well again");
+        // One family after the other: who has just looked at the one would find the other's only, and mend both.
+        for (number, family, damage) in [
+            (1, "ipv4", format!("iptables -I {others}")),
+            (2, "ipv6", "ip6tables -I tcptracker -j RETURN".to_owned()),
+        ] {
+            shell(&lab.victim, &damage);
+            service.await_line(&format!("mended: rule ({family}) behind another's"));
+            service.await_lines("enforcing: all is well again", number);
+        }
         lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
         lab.attacker.assert_shut_out(VICTIM_V6, OPEN_PORT);
         lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
