@@ -93,7 +93,14 @@ impl Balanced {
     pub(super) fn on_answer(&mut self, segment: &Probe, host: &Host, found: &mut Vec<Scan>) {
         let (now, flow) = (self.latest, Flow::from_server(segment));
         let hash = self.hashes.of_flow(&flow);
-        let Some(begun) = self.pending.find(hash, &flow) else { return };
+        let Some(begun) = self.pending.find(hash, &flow) else {
+            // Its question was lost, or comes after it in a capture of two lines put together: the port is open
+            // all the same. What this host asks itself is no matter.
+            if !host.owns(flow.client) {
+                self.open.note(self.hashes.of_port(whose(flow.server, host), flow.port), now);
+            }
+            return;
+        };
         let tried = begun.tried();
         let after = now.since(begun.moment);
         match begun.stage {

@@ -10,7 +10,8 @@
 use std::time::Duration;
 
 use super::numbers::{
-    CONNECTIONS_FOR_A_HOST, HOSTS_FORGIVEN, Limit, SLOW_SWEEP, SWEEP, SWEEP_FAILED,
+    CONNECTIONS_FOR_A_HOST, CONNECTIONS_FOR_ANOTHER_HOST, HOSTS_FORGIVEN, Limit, SLOW_SWEEP, SWEEP,
+    SWEEP_FAILED,
 };
 use crate::clock::Moment;
 
@@ -71,7 +72,9 @@ impl RecentHosts {
     /// Whether a failure is forgiven.
     pub(super) fn forgives(&mut self, now: Moment) -> bool {
         self.turn(now);
-        let allowed = (self.connections / CONNECTIONS_FOR_A_HOST).min(HOSTS_FORGIVEN);
+        let allowed = (self.connections / CONNECTIONS_FOR_A_HOST)
+            .min(HOSTS_FORGIVEN)
+            .max(self.connections / CONNECTIONS_FOR_ANOTHER_HOST);
         let forgives = self.forgiven < allowed;
         self.forgiven += u16::from(forgives);
         forgives
@@ -194,6 +197,21 @@ mod tests {
             let mut add =
                 |host: u32| hosts.add(host, true, true, at(1 + 600 * u64::from(host))).is_some();
             assert_eq!((0..60).find(|host| add(*host)), expected, "{connections} connections");
+        }
+    }
+
+    /// However fast it is. Where a third is dead, no more than a fifth of what is alive is forgiven beyond the
+    /// limit.
+    #[test]
+    fn a_crawler_is_forgiven_every_sixth_host() {
+        for (connections_each, expected) in [(2, 3000 * 2 / 5), (5, 3000)] {
+            let mut hosts = RecentHosts::new(at(1));
+            let mut forgiven = 0;
+            for failure in 0..3000 {
+                (0..connections_each).for_each(|next| hosts.earn(failure * 5 + next + 1, at(2)));
+                forgiven += u16::from(hosts.forgives(at(2)));
+            }
+            assert_eq!(forgiven, expected, "{connections_each} connections for each failure");
         }
     }
 

@@ -83,6 +83,9 @@ pub(super) const CONNECTIONS_FOR_A_HOST: u16 = 2;
 /// So many at the most in [`SWEEP`]'s span: a busy mail server finds one dead a second. Whoever makes connections
 /// to be forgiven has to make two for each probe, and finds no more.
 pub(super) const HOSTS_FORGIVEN: u16 = 300;
+/// More than those, for so many connections each: a crawler finds one in twenty dead, however fast it is, and
+/// nobody gets five in six right by guessing.
+pub(super) const CONNECTIONS_FOR_ANOTHER_HOST: u16 = 5;
 
 /// A failure is forgiven for so many connections of the same source that came about: three times as many as
 /// the three in a hundred of a large network's users who err. With twice as many, one such network in fifty

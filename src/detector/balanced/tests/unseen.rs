@@ -89,6 +89,26 @@ fn answers_that_were_lost_make_no_scanners() {
     assert_eq!(wire.scanners(), Vec::<String>::new());
 }
 
+/// A tap's two directions put together may show the answer before its question, and a capture may have
+/// lost or not seen the question. A port that is closed is none the less.
+#[test]
+fn an_answer_without_its_question_shows_an_open_port() {
+    for (answered, expected) in [(true, Vec::new()), (false, vec!["192.0.2.1".to_owned()])] {
+        let mut wire = Wire::new();
+        wire.visit("192.0.2.9", SERVER, 443);
+        for port in [8001, 8002, 8003, 8004] {
+            let from = wire.next_port + 1;
+            if answered {
+                wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Answer, 0);
+            }
+            wire.syn("192.0.2.1", SERVER, port);
+            wire.send(("192.0.2.1", from), (SERVER, port), ProbeKind::ResetAck, 8);
+        }
+        wire.pass(1001);
+        assert_eq!(wire.scanners(), expected);
+    }
+}
+
 #[test]
 fn a_single_scanner_of_a_silent_network_makes_no_capture_one_sided() {
     let mut wire = Wire::new();
