@@ -269,6 +269,16 @@ impl Service {
         kibibytes * 1024
     }
 
+    /// Whether it waits for another program, such as iptables.
+    pub fn runs_programs(&self) -> bool {
+        let parent = format!("PPid:\t{}", self.child.id());
+        let is_child = |entry: std::fs::DirEntry| {
+            let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+            status.lines().any(|line| line == parent)
+        };
+        std::fs::read_dir("/proc").unwrap().flatten().any(is_child)
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid(), signal).unwrap();
     }

@@ -7,7 +7,7 @@ use crate::kernel::Rules;
 use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::namespace::Namespace;
 use crate::service::{Service, Start};
-use crate::tools::{install_script, run};
+use crate::tools::{await_that, install_script, run};
 
 /// The identifier of the message that something was mended.
 const MENDED: &str = "19a8d40cb80c4be493ce1d5c7abcd599";
@@ -36,7 +36,15 @@ pub(super) fn shell(host: &Namespace, script: &str) {
 /// first before the second, on a machine that is slow to start programs.
 #[track_caller]
 pub(super) fn damage_at_once(lab: &Lab, service: &Service, script: &str) {
-    service.signal(Signal::STOP);
+    // Nor is it stopped between its looks at the one family and the other: it would tell of one, and mend both.
+    await_that("it looks at nothing", || {
+        service.signal(Signal::STOP);
+        let looks = service.runs_programs();
+        if looks {
+            service.signal(Signal::CONT);
+        }
+        !looks
+    });
     shell(&lab.victim, script);
     service.signal(Signal::CONT);
 }
