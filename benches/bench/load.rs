@@ -85,6 +85,7 @@ pub(crate) fn scan(interface: &str, source: &str, pause: &str) {
     let source: std::net::Ipv4Addr = source.parse().unwrap();
     let pause = Duration::from_micros(pause.parse().unwrap());
     let mut socket = open(interface);
+    stay_on_one_core();
     let frames: Vec<Vec<u8>> = (1..=1000)
         .map(|port| {
             let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
