@@ -108,10 +108,11 @@ impl Actor {
                 Err(RecvTimeoutError::Timeout) => None,
             };
             let clock = WallClock::read();
+            // First, as whose time is up is no more to be listed, however late this thread comes to it.
+            self.follow_time(&clock);
             if let Some(order) = order {
                 self.carry_out(order, &clock);
             }
-            self.follow_time(&clock);
             if clock.now().since(looked_round) >= TICK {
                 looked_round = clock.now();
                 self.look_round(&clock);

@@ -154,10 +154,15 @@ impl<'a> Wanted<'a> {
         })
     }
 
-    /// For how long at least the kernel has to hold a network from now on: until it would be told again.
+    /// For how long at least the kernel has to hold a network from this moment on: until it would be told again.
     /// None where it is not to be held at all.
-    pub fn least(&self, network: &IpNet) -> Option<Duration> {
-        self.ledger.due(network).map(|due| due.since(self.now))
+    pub fn least(&self, network: &IpNet, moment: Moment) -> Option<Duration> {
+        self.ledger.due(network).map(|due| due.since(moment))
+    }
+
+    /// How many networks of a family need not be held any more at this moment, which comes after the present.
+    pub fn over(&self, family: Family, moment: Moment) -> usize {
+        self.ledger.over(family, moment)
     }
 }
 

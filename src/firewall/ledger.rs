@@ -221,6 +221,16 @@ impl Ledger {
         self.due.first().map(|(due, _)| *due)
     }
 
+    /// How many blocks of a family are over at a moment, though not taken out yet.
+    pub fn over(&self, family: Family, moment: Moment) -> usize {
+        let due = self.due.iter().take_while(|(due, _)| *due <= moment);
+        let is_over = |network: &IpNet| {
+            let until = self.get(network).and_then(|block| block.until);
+            Family::of(*network) == family && until.is_some_and(|until| until <= moment)
+        };
+        due.filter(|(_, network)| is_over(network)).count()
+    }
+
     /// The next block that is due by `now`, and what has to be done about it. One that is over is
     /// still in the ledger; one to be prolonged is put off already.
     pub fn take_due(&mut self, now: Moment) -> Option<(IpNet, Due)> {

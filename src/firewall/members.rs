@@ -16,6 +16,7 @@ use ipnet::IpNet;
 use super::Family;
 use super::healing::{Fault, Wanted};
 use super::ipset::{AT_ONCE, Element, Ipset, IpsetError};
+use crate::clock::Moment;
 
 /// Members asked for at each look, in turn.
 const SAMPLE: usize = 4;
@@ -96,7 +97,8 @@ fn look_at(
         Verdict::Stray => stray += 1,
     })?;
     look.held = u32::try_from(held).unwrap_or(u32::MAX);
-    let missing = count - held;
+    // Whose time was up while the look went on may be there or not.
+    let missing = (count - held).saturating_sub(wanted.over(family, Moment::now()));
     let differs = missing > 0 || stray > 0;
     Ok(differs.then_some(Fault::Members { family, missing, stray }))
 }
@@ -122,6 +124,7 @@ fn sample_is_there(
 }
 
 /// What a member of a set is.
+#[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     /// Wanted, and there for long enough.
     Held,
@@ -140,13 +143,28 @@ fn compare(
     mut each: impl FnMut(IpNet, Verdict),
 ) -> Result<(), IpsetError> {
     ipset.each_element(name, family, |Element { network, remaining, .. }| {
-        let verdict = match wanted.least(&network) {
-            Some(least) if remaining + TOLERANCE >= least => Verdict::Held,
-            Some(_) => Verdict::TooShort,
-            None => Verdict::Stray,
-        };
-        each(network, verdict);
+        each(network, verdict(wanted, &network, remaining, Moment::now));
     })
+}
+
+/// What a member is that the kernel holds for so long still, told about this moment: the look may have begun long
+/// before, on a busy machine. The moment is asked for only where it decides.
+fn verdict(
+    wanted: &Wanted<'_>,
+    network: &IpNet,
+    remaining: Duration,
+    told: impl Fn() -> Moment,
+) -> Verdict {
+    let lasts = |moment| {
+        let least = wanted.least(network, moment)?;
+        Some(remaining + TOLERANCE >= least)
+    };
+    match lasts(wanted.now()) {
+        None => Verdict::Stray,
+        Some(true) => Verdict::Held,
+        Some(false) if lasts(told()) == Some(true) => Verdict::Held,
+        Some(false) => Verdict::TooShort,
+    }
 }
 
 /// Adds what is missing, and removes what is not wanted.
@@ -168,4 +186,51 @@ pub(super) fn mend(
     let missing: Vec<_> =
         wanted.members(family).filter(|(network, _)| !held.contains(network)).collect();
     missing.chunks(AT_ONCE).try_for_each(|some| ipset.add_all(name, some))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ledger::Ledger;
+    use super::*;
+    use crate::memory::Block;
+
+    const NETWORK: &str = "198.51.100.1/32";
+    const BEGUN: u64 = 100;
+
+    fn at(second: u64) -> Moment {
+        Moment::from_nanos(second * 1_000_000_000)
+    }
+
+    /// One network, blocked for an hour from when the look begins.
+    fn ledger() -> Ledger {
+        let mut ledger = Ledger::new(Duration::from_secs(86_400));
+        let (since, until) = (at(BEGUN), Some(at(BEGUN + 3600)));
+        let block = Block { since, until, offences: 0, reason: String::new(), evidence: None };
+        ledger.enter(NETWORK.parse().unwrap(), since, block);
+        ledger
+    }
+
+    #[test]
+    fn a_look_that_takes_long_finds_nothing_too_short() {
+        let ledger = ledger();
+        let wanted = Wanted::of(&ledger, at(BEGUN));
+        let of = |network: &str, remaining, told| {
+            verdict(&wanted, &network.parse().unwrap(), Duration::from_secs(remaining), || at(told))
+        };
+        assert_eq!(of(NETWORK, 3600, BEGUN), Verdict::Held);
+        // Ten seconds later ten less are left, as it ought to be.
+        assert_eq!(of(NETWORK, 3590, BEGUN + 10), Verdict::Held);
+        assert_eq!(of(NETWORK, 3580, BEGUN + 10), Verdict::TooShort);
+        assert_eq!(of(NETWORK, 3590, BEGUN), Verdict::TooShort);
+        assert_eq!(of("198.51.100.2/32", 3600, BEGUN), Verdict::Stray);
+    }
+
+    #[test]
+    fn whose_time_is_up_meanwhile_is_not_missing() {
+        let ledger = ledger();
+        let wanted = Wanted::of(&ledger, at(BEGUN));
+        assert_eq!(wanted.over(Family::V4, at(BEGUN + 3599)), 0);
+        assert_eq!(wanted.over(Family::V4, at(BEGUN + 3600)), 1);
+        assert_eq!(wanted.over(Family::V6, at(BEGUN + 3600)), 0);
+    }
 }

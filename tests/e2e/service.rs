@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -17,6 +17,9 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use crate::lab::{BINARY, Lab};
 use crate::tools::PATIENCE;
+
+/// The system call in which a thread waits for others, by its number in `/proc`.
+const FUTEX: &str = if cfg!(target_arch = "x86_64") { "202" } else { "98" };
 
 /// Ends the thread that hears notifications.
 const NO_MORE: &str = "NO_MORE=1";
@@ -269,14 +272,17 @@ impl Service {
         kibibytes * 1024
     }
 
-    /// Whether it waits for another program, such as iptables.
-    pub fn runs_programs(&self) -> bool {
-        let parent = format!("PPid:\t{}", self.child.id());
-        let is_child = |entry: std::fs::DirEntry| {
-            let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
-            status.lines().any(|line| line == parent)
-        };
-        std::fs::read_dir("/proc").unwrap().flatten().any(is_child)
+    /// Whether a thread of it waits to be told something by another: it computes nothing, and asks neither the kernel
+    /// nor another program.
+    pub fn is_idle(&self, thread: &str) -> bool {
+        let of =
+            |task: &Path, file: &str| std::fs::read_to_string(task.join(file)).unwrap_or_default();
+        let is_thread = |task: &PathBuf| of(task, "comm").trim_end() == thread;
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let task = tasks.flatten().map(|entry| entry.path()).find(is_thread);
+        let task = task.unwrap_or_else(|| panic!("no thread {thread}"));
+        // "running", or the number of the system call it is in, and its arguments.
+        of(&task, "syscall").split(' ').next() == Some(FUTEX)
     }
 
     pub fn signal(&self, signal: Signal) {
