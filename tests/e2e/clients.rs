@@ -21,8 +21,11 @@ while True:
     for ready, _ in waiting.select():
         if ready.data is None:
             connection, _ = ready.fileobj.accept()
-            connection.sendall(b'hello')
-            waiting.register(connection, selectors.EVENT_READ, 'connection')
+            try:
+                connection.sendall(b'hello')
+                waiting.register(connection, selectors.EVENT_READ, 'connection')
+            except ConnectionError:
+                connection.close()
             continue
         try:
             over = not ready.fileobj.recv(100)

@@ -21,7 +21,7 @@ use crate::bus::{Bus, Kind};
 use crate::kernel::Rules;
 use crate::namespace::{self, Namespace};
 use crate::service::{Service, Start};
-use crate::tools::{Outcome, install_copy, require_what_is_needed, run};
+use crate::tools::{Outcome, await_that, install_copy, require_what_is_needed, run};
 use crate::users::{View, remove_view, views};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_tcptracker");
@@ -277,6 +277,12 @@ impl Lab {
 fn connect(switch: &Namespace, host: &Namespace, number: u8) {
     plug_in(switch, &format!("port{number}"), host, "eth0", 77, number);
     switch.ip(&format!("link set port{number} master br0"));
+    // A frame that comes sooner is dropped.
+    await_that("the switch forwards", || {
+        let shown = switch.ip(&format!("-json -details link show port{number}"));
+        let links: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        links[0]["linkinfo"]["info_slave_data"]["state"] == "forwarding"
+    });
 }
 
 /// Connects a host to another by a cable.
@@ -297,6 +303,10 @@ fn plug_in(
     other.ip(&format!("addr add fd{net}::{number}/64 dev {other_end} nodad"));
     one.ip(&format!("link set {its_end} up"));
     other.ip(&format!("link set {other_end} up"));
+    // Even without it the kernel makes an address usable on a thread of its own, in its own time.
+    await_that("the address may be used", || {
+        !other.ip(&format!("-6 addr show dev {other_end} tentative")).contains(&format!("fd{net}"))
+    });
 }
 
 /// A run that was killed could not tidy up.

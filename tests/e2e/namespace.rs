@@ -79,11 +79,16 @@ impl Namespace {
     }
 
     /// Whether a connection attempt is answered: a connection and a refusal are answers.
-    fn is_answered(&self, to: SocketAddr, within: Duration) -> bool {
+    pub fn is_answered(&self, to: SocketAddr, within: Duration) -> bool {
         match self.inside(|| TcpStream::connect_timeout(&to, within)) {
             Ok(_) => true,
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => true,
-            Err(error) if error.kind() == ErrorKind::TimedOut => false,
+            // Nor does a host answer whose hardware address nobody could find out.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::HostUnreachable) =>
+            {
+                false
+            }
             Err(error) => panic!("connecting from {} to {to}: {error}", self.name),
         }
     }

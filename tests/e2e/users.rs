@@ -7,6 +7,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::lab::Lab;
 use crate::namespace::Namespace;
@@ -35,6 +36,9 @@ polkit.addRule(function (action, subject) {
 });
 "#;
 
+/// Held while views come and go: the directory they are in goes with the last of them.
+static VIEWS_CHANGE: Mutex<()> = Mutex::new(());
+
 /// What the victim's programs see instead of the machine's. Dropped, it is gone.
 pub struct View(PathBuf);
 
@@ -43,7 +47,10 @@ impl View {
     pub fn make(host: &Namespace) -> Self {
         let directory = Path::new(VIEWS).join(host.name());
         let rules = directory.join("polkit-1/rules.d");
-        std::fs::create_dir_all(&rules).unwrap();
+        {
+            let _alone = alone();
+            std::fs::create_dir_all(&rules).unwrap();
+        }
         let mut passwd = std::fs::read_to_string("/etc/passwd").unwrap();
         let mut group = without_ours(&std::fs::read_to_string("/etc/group").unwrap());
         passwd = without_ours(&passwd);
@@ -78,8 +85,13 @@ impl Drop for View {
     }
 }
 
+fn alone() -> MutexGuard<'static, ()> {
+    VIEWS_CHANGE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Removes what a host saw; complains about nothing.
 pub fn remove_view(directory: &Path) {
+    let _alone = alone();
     let _ = std::fs::remove_dir_all(directory);
     // Ours only if nobody else uses it.
     let _ = std::fs::remove_dir(VIEWS);

@@ -4,10 +4,13 @@
 //! The machine's own clock is left alone: libfaketime shows the service another one, which can be set while
 //! it runs. Packets keep the kernel's times, as those have that arrived before the clock was set.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use crate::kernel::remaining;
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
+use crate::namespace::SILENCE;
 use crate::service::Start;
 use crate::tools::unix_now;
 
@@ -16,6 +19,9 @@ const STEPS: [i64; 3] = [DAY, -365 * DAY, 30 * DAY];
 
 /// Clocks are compared anew for each answer, and the kernel counts in whole seconds.
 const SLACK: u64 = 3;
+
+/// A block that ends while the test goes on.
+const SHORT: Duration = Duration::from_secs(4);
 
 /// A wall clock of the service's own.
 struct Clock(PathBuf);
@@ -56,9 +62,11 @@ fn assert_blocked(lab: &Lab, ahead: i64) {
     lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
     let (_, since, until, ..) = lab.bus.block_of(&ATTACKER);
     assert_eq!(until - since, 3600);
+    let shown = || unix_now().checked_add_signed(ahead).unwrap();
+    let before = shown();
     let left = remaining(&lab.victim, "tcptracker-eth0-v4", "10.77.0.1");
-    let shown = unix_now().checked_add_signed(ahead).unwrap();
-    assert!((shown + left).abs_diff(until) <= SLACK, "{left} s left at {shown}, until {until}");
+    let ends = before + left - SLACK..=shown() + left + SLACK;
+    assert!(ends.contains(&until), "{left} s left: one of {ends:?}, and not {until}");
     assert!((3400..=3600).contains(&left), "{left}");
 }
 
@@ -72,12 +80,16 @@ fn a_step_of_the_wall_clock_neither_frees_nor_blocks_anybody() {
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER} for 1h"));
     for (number, ahead) in (1..).zip(STEPS) {
-        block(&lab, "10.77.0.3", "4");
+        let begun = Instant::now();
+        block(&lab, "10.77.0.3", &SHORT.as_secs().to_string());
         clock.set(ahead);
         // It does not end before its time is up, and then it does.
-        lab.bystander.assert_shut_out(VICTIM, OPEN_PORT);
+        let to = SocketAddr::new(VICTIM, OPEN_PORT);
+        let is_let_in = lab.bystander.is_answered(to, SILENCE);
+        assert!(!is_let_in || begun.elapsed() >= SHORT, "let in after {:?}", begun.elapsed());
         assert_blocked(&lab, ahead);
         service.await_lines("unblocked 10.77.0.3: its time was up", number);
+        assert!(begun.elapsed() >= SHORT, "over after {:?}", begun.elapsed());
         lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
         assert_eq!(lab.bus.property("State").1, "enforcing");
     }
