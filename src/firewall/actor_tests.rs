@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use super::fake::FakeKernel;
@@ -61,6 +62,20 @@ fn a_block_ends_when_its_time_is_up_and_the_next_is_longer() {
     bench.scan("198.51.100.1/32", HOUR + 1);
     let block = &bench.list(HOUR + 1)[0];
     assert_eq!((block.offences, block.until - block.since), (2, 4 * HOUR));
+}
+
+/// An order may wait for this thread together with the end of a block, on a busy machine.
+#[test]
+fn whose_time_is_up_is_not_listed_however_late_that_is_noticed() {
+    let mut bench = bench(|_| {});
+    bench.block("198.51.100.1", 60, 0).unwrap();
+    let (reply, listed) = async_channel::bounded(1);
+    let (orders_in, orders) = channel();
+    orders_in.send(Order::List { reply }).unwrap();
+    orders_in.send(Order::Stop).unwrap();
+    // The machine is up for longer than a minute.
+    bench.actor.run(&orders, || {}).unwrap();
+    assert_eq!(listed.try_recv().unwrap(), []);
 }
 
 /// Whoever forges somebody's address again and again keeps him out for an hour at a time, not for a week.
