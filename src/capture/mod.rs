@@ -46,8 +46,8 @@ const FRAMES_PER_ROUND: usize = 4096;
 /// packets back, many times over, and less than what it has room for.
 const OVERLAP: Duration = Duration::from_millis(30);
 
-/// How long it is then looked at each packet of the other, if so few come that none is clearly its own.
-const AFTERWARDS: Duration = OVERLAP;
+/// How long each packet of the other is looked at in all, if so few come that none is clearly its own.
+const LOOKED_AT: Duration = Duration::from_millis(60);
 
 /// How long it is waited for packets meanwhile.
 const MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
@@ -245,7 +245,7 @@ impl Watch {
             self.metrics.publish(published, &counters, self.out.take_lost());
         }
         let (link, outcomes) = (new.link(), new.outcomes());
-        while Moment::now().since(begun) < OVERLAP + AFTERWARDS {
+        while Moment::now().since(begun) < LOOKED_AT {
             await_moment(new);
             while let Some(frame) = new.next_frame(&self.interface)? {
                 if seam.takes_new(&frame) {

@@ -6,17 +6,12 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::time::Duration;
 
 use super::live::Frame;
 
-/// How far apart two captures may have seen the same frame. The kernel hands it to one after the other, some
-/// microseconds apart, unless it is interrupted: on a busy virtual machine for milliseconds.
-pub(super) const APART: Duration = Duration::from_millis(10);
-
-/// The same in nanoseconds.
-#[expect(clippy::cast_possible_truncation, reason = "it is short")]
-const NANOS_APART: u64 = APART.as_nanos() as u64;
+/// How far apart, in nanoseconds, two captures may have seen the same frame. The kernel hands it to one after
+/// the other, some microseconds apart, unless it is interrupted: on a busy virtual machine for milliseconds.
+const APART: u64 = 10_000_000;
 
 /// The moment between them, and what was taken just before it, each as often as it was.
 pub(super) struct Seam {
@@ -34,7 +29,7 @@ impl Seam {
     pub(super) fn takes_old(&mut self, frame: &Frame<'_>) -> bool {
         let takes = frame.unix_nanos < self.at;
         // The new capture may have seen it later.
-        if takes && frame.unix_nanos + 2 * NANOS_APART >= self.at {
+        if takes && frame.unix_nanos + 2 * APART >= self.at {
             *self.taken.entry(hash(frame)).or_default() += 1;
         }
         takes
@@ -45,7 +40,7 @@ impl Seam {
         if self.is_behind(frame) {
             return true;
         }
-        if frame.unix_nanos + NANOS_APART < self.at {
+        if frame.unix_nanos + APART < self.at {
             return false;
         }
         let taken = self.taken.get_mut(&hash(frame)).filter(|times| **times > 0);
@@ -54,7 +49,7 @@ impl Seam {
 
     /// Whether a frame of the new capture, and with it all later ones, can only be its own.
     pub(super) const fn is_behind(&self, frame: &Frame<'_>) -> bool {
-        frame.unix_nanos >= self.at + NANOS_APART
+        frame.unix_nanos >= self.at + APART
     }
 }
 
@@ -70,13 +65,13 @@ mod tests {
 
     use super::*;
 
-    const AT: u64 = 5 * NANOS_APART;
+    const AT: u64 = 5 * APART;
 
     proptest! {
         /// Each capture has its own idea of when it has seen one. The new one has begun later.
         #[test]
         fn each_frame_is_taken_once(
-            frames in prop::collection::vec((0..2 * AT, 0..NANOS_APART, 0..NANOS_APART), 0..200),
+            frames in prop::collection::vec((0..2 * AT, 0..APART, 0..APART), 0..200),
             opened in 0..AT / 2,
         ) {
             // Each has the time at which it is seen, and its number.
