@@ -1,29 +1,35 @@
 //! tcptracker: a port-scan sentinel for Linux hosts.
 //!
-//! By stage, in the order a packet travels: [`capture`] (frame to probe), [`detector`] (probe to
-//! scan), [`firewall`] (scan to block), and those who are told: [`journal`], [`dbus`], [`metrics`].
-//! [`daemon`] composes them; [`cli`] is what a user types. ARCHITECTURE.md tells the whole story.
+//! Strata, each of which imports only what lies below it (ARCHITECTURE.md; `make lint` checks it):
+//! `types`, `config`, `detect` (probe to scan), `system` (capture, netlink, the host), `block` (scan
+//! to block), `handles` (the ways to running threads), `api` (journal, D-Bus, metrics), `service`
+//! (the threads) and `cli` (what a user types).
 
-pub mod capture;
+mod api;
+mod block;
 pub mod cli;
-pub mod clock;
-pub mod config;
-pub mod crew;
-pub mod daemon;
-pub mod dbus;
-pub mod detector;
-pub mod events;
-pub mod firewall;
-pub mod host;
-pub mod interface;
-pub mod journal;
-pub mod lock;
-pub mod memory;
-pub mod metrics;
-pub mod netlink;
-pub mod network;
-pub mod probe;
-pub mod progress;
-pub mod reload;
-pub mod service_manager;
-pub mod state;
+mod config;
+mod detect;
+mod handles;
+mod service;
+mod system;
+mod types;
+
+/// What the benchmarks, the fuzz targets and the tests of this repository use. Not an interface for
+/// other programs.
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::api::metrics::reference::COUNTERS;
+    pub use crate::block::backend::Backend;
+    pub use crate::block::backend::ipset::KernelSets;
+    pub use crate::config::reference::{KEYS, Key, SECTIONS};
+    pub use crate::config::{
+        DetectionConfig, Effective, Established, FirewallConfig, Flags, Origin, Preset, Sources,
+    };
+    pub use crate::detect::classic::{Detector, SEEK_AT_ONCE};
+    pub use crate::detect::{Judge, Work};
+    pub use crate::system::capture::frame::{LinkLayer, probe_in, segment_in};
+    pub use crate::types::clock::Moment;
+    pub use crate::types::host::Host;
+    pub use crate::types::segment::{Port, Probe, ProbeKind};
+}

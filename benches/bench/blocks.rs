@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use etherparse::PacketBuilder;
 use ipnet::IpNet;
-use tcptracker::config::{Established, FirewallConfig};
-use tcptracker::firewall::{Backend, KernelSets};
+use tcptracker::internals::{Backend, KernelSets};
+use tcptracker::internals::{Established, FirewallConfig};
 
 use crate::lab::Lab;
 use crate::{load, median, row};

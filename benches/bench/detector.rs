@@ -6,11 +6,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use tcptracker::clock::Moment;
-use tcptracker::config::{DetectionConfig, Preset};
-use tcptracker::detector::{Detector, Judge, SEEK_AT_ONCE, Work};
-use tcptracker::host::Host;
-use tcptracker::probe::{Port, Probe, ProbeKind};
+use tcptracker::internals::Host;
+use tcptracker::internals::Moment;
+use tcptracker::internals::{DetectionConfig, Preset};
+use tcptracker::internals::{Detector, Judge, SEEK_AT_ONCE, Work};
+use tcptracker::internals::{Port, Probe, ProbeKind};
 
 use crate::{median, row};
 

@@ -9,21 +9,21 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueHint};
 use ipnet::IpNet;
 
 use crate::config::{Per, PrefixLength, Preset, Span, Threshold, WindowSpan};
-use crate::interface::InterfaceName;
-use crate::network::{InvalidAddress, parse_network};
+use crate::types::ifname::InterfaceName;
+use crate::types::network::{InvalidAddress, parse_network};
 
 /// Sees TCP connection attempts, recognises port scans, drops the scanner in the kernel.
 #[derive(Parser)]
 #[command(name = "tcptracker", version, max_term_width = 100, arg_required_else_help = true)]
 #[command(after_help = "The service is started with `systemctl enable --now tcptracker@eth0`; \
                         see tcptracker(1), tcptracker.toml(5).")]
-pub(super) struct Arguments {
+pub struct Arguments {
     #[command(subcommand)]
-    pub(super) command: Command,
+    pub command: Command,
 }
 
 #[derive(Subcommand)]
-pub(super) enum Command {
+pub enum Command {
     /// Watch an interface and block scanners, in the foreground (what the service unit starts)
     ///
     /// Runs until SIGTERM or SIGINT (Ctrl-C), and takes its firewall rules down. SIGHUP reads the
@@ -74,112 +74,112 @@ pub(super) enum Command {
 }
 
 #[derive(Args)]
-pub(super) struct Run {
+pub struct Run {
     /// The network interface to watch, or "any"
     #[arg(short, long, value_hint = ValueHint::Other)]
-    pub(super) interface: InterfaceName,
+    pub interface: InterfaceName,
     /// Report scans, never block
     #[arg(long)]
-    pub(super) observe: bool,
+    pub observe: bool,
     /// Read this file instead of those in /etc/tcptracker
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(super) config: Option<PathBuf>,
+    pub config: Option<PathBuf>,
 }
 
 #[derive(Args)]
-pub(super) struct Select {
+pub struct Select {
     /// Only the instance on this network interface
     #[arg(short, long, value_hint = ValueHint::Other)]
-    pub(super) interface: Option<InterfaceName>,
+    pub interface: Option<InterfaceName>,
     /// Print JSON
     #[arg(long)]
-    pub(super) json: bool,
+    pub json: bool,
 }
 
 #[derive(Args)]
-pub(super) struct Why {
+pub struct Why {
     /// An address, or a network such as 192.0.2.0/24
     #[arg(value_parser = address, value_hint = ValueHint::Other)]
-    pub(super) address: IpNet,
+    pub address: IpNet,
     #[command(flatten)]
-    pub(super) select: Select,
+    pub select: Select,
 }
 
 #[derive(Args)]
-pub(super) struct Block {
+pub struct Block {
     /// An address, or a network such as 192.0.2.0/24
     #[arg(value_parser = address, value_hint = ValueHint::Other)]
-    pub(super) address: IpNet,
+    pub address: IpNet,
     /// For how long, such as 30m, 1h or 7d; without it, until unblocked
     #[arg(long = "for", value_name = "TIME", value_parser = length_of_time, value_hint = ValueHint::Other)]
-    pub(super) duration: Option<Duration>,
+    pub duration: Option<Duration>,
     /// Why: shown wherever the block is
     #[arg(long, value_name = "TEXT", default_value = "by hand", value_hint = ValueHint::Other)]
-    pub(super) reason: String,
+    pub reason: String,
     /// Only through the instance on this network interface
     #[arg(short, long, value_hint = ValueHint::Other)]
-    pub(super) interface: Option<InterfaceName>,
+    pub interface: Option<InterfaceName>,
 }
 
 #[derive(Args)]
 #[command(group(ArgGroup::new("whom").args(["address", "all"]).required(true)))]
-pub(super) struct Unblock {
+pub struct Unblock {
     /// An address, or a network such as 192.0.2.0/24
     #[arg(value_parser = address, value_hint = ValueHint::Other)]
-    pub(super) address: Option<IpNet>,
+    pub address: Option<IpNet>,
     /// Everything that is blocked
     #[arg(long)]
-    pub(super) all: bool,
+    pub all: bool,
     /// Only by the instance on this network interface
     #[arg(short, long, value_hint = ValueHint::Other)]
-    pub(super) interface: Option<InterfaceName>,
+    pub interface: Option<InterfaceName>,
 }
 
 #[derive(Args)]
-pub(super) struct Reload {
+pub struct Reload {
     /// Only the instance on this network interface
     #[arg(short, long, value_hint = ValueHint::Other)]
-    pub(super) interface: Option<InterfaceName>,
+    pub interface: Option<InterfaceName>,
 }
 
 #[derive(Args)]
-pub(super) struct Replay {
+pub struct Replay {
     /// Capture files (pcap or pcapng, plain or gzip), each on its own; "-" is standard input
     #[arg(required_unless_present = "compare", value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(super) files: Vec<PathBuf>,
+    pub files: Vec<PathBuf>,
     /// By this preset's rules (detection.preset)
     #[arg(long, value_enum)]
-    pub(super) preset: Option<PresetArgument>,
+    pub preset: Option<PresetArgument>,
     /// Put thresholds of the classic rule side by side, or without any the presets
     #[arg(long, value_name = "PORTS,...", num_args = 0..=1, default_missing_value = "",
         hide_default_value = true, value_parser = compared)]
-    pub(super) compare: Option<Compared>,
+    pub compare: Option<Compared>,
     /// More than this many distinct ports make a scan (detection.ports)
     #[arg(long, value_parser = threshold, conflicts_with = "compare", value_hint = ValueHint::Other)]
-    pub(super) ports: Option<Threshold>,
+    pub ports: Option<Threshold>,
     /// Within this time (detection.window)
     #[arg(long, value_name = "TIME", value_parser = window, value_hint = ValueHint::Other)]
-    pub(super) window: Option<WindowSpan>,
+    pub window: Option<WindowSpan>,
     /// Count per source, or per source and destination (detection.per)
     #[arg(long, value_enum)]
-    pub(super) per: Option<PerArgument>,
+    pub per: Option<PerArgument>,
     /// Count IPv6 sources as networks of this length (detection.ipv6_prefix)
     #[arg(long, value_name = "LENGTH", value_parser = prefix_length, value_hint = ValueHint::Other)]
-    pub(super) ipv6_prefix: Option<PrefixLength>,
+    pub ipv6_prefix: Option<PrefixLength>,
     /// An own address or network: what it sends is outbound. May be given several times
     #[arg(long, value_name = "NET", value_parser = address, value_hint = ValueHint::Other)]
-    pub(super) local: Vec<IpNet>,
+    pub local: Vec<IpNet>,
     /// Read this file instead of those in /etc/tcptracker
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(super) config: Option<PathBuf>,
+    pub config: Option<PathBuf>,
     /// Print JSON, one object a line
     #[arg(long)]
-    pub(super) json: bool,
+    pub json: bool,
 }
 
 /// What follows `--compare`.
 #[derive(Clone, Debug)]
-pub(super) enum Compared {
+pub enum Compared {
     /// Nothing.
     Presets,
     /// These thresholds.
@@ -190,7 +190,7 @@ pub(super) enum Compared {
 
 /// As `detection.preset`.
 #[derive(Clone, Copy, clap::ValueEnum)]
-pub(super) enum PresetArgument {
+pub enum PresetArgument {
     Classic,
     Balanced,
 }
@@ -206,7 +206,7 @@ impl From<PresetArgument> for Preset {
 
 /// As `detection.per`.
 #[derive(Clone, Copy, clap::ValueEnum)]
-pub(super) enum PerArgument {
+pub enum PerArgument {
     Source,
     Pair,
 }
@@ -221,32 +221,32 @@ impl From<PerArgument> for Per {
 }
 
 #[derive(Args)]
-pub(super) struct ShowConfig {
+pub struct ShowConfig {
     /// As it is for this network interface
     #[arg(short, long, value_hint = ValueHint::Other)]
-    pub(super) interface: Option<InterfaceName>,
+    pub interface: Option<InterfaceName>,
     /// As it is with `run --observe`
     #[arg(long)]
-    pub(super) observe: bool,
+    pub observe: bool,
     /// Read this file instead of those in /etc/tcptracker
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(super) config: Option<PathBuf>,
+    pub config: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
-    pub(super) json: bool,
+    pub json: bool,
 }
 
 #[derive(Args)]
-pub(super) struct Doctor {
+pub struct Doctor {
     /// Show detection, drop, release and expiry in throw-away network namespaces (as root)
     #[arg(long)]
-    pub(super) self_test: bool,
+    pub self_test: bool,
     /// Read this file instead of those in /etc/tcptracker
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(super) config: Option<PathBuf>,
+    pub config: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
-    pub(super) json: bool,
+    pub json: bool,
 }
 
 fn address(text: &str) -> Result<IpNet, InvalidAddress> {

@@ -18,17 +18,17 @@ use zbus::proxy::MethodFlags;
 use zbus::wire::DynamicDeserialize;
 use zbus::{Connection, DBusError, DynamicType, OwnedVariant, Proxy};
 
-use crate::dbus::{INTERFACE, bus_name, interface_of, object_path};
-use crate::interface::InterfaceName;
-use crate::network::show_network;
+use crate::api::dbus::names::{INTERFACE, bus_name, interface_of, object_path};
+use crate::types::ifname::InterfaceName;
+use crate::types::network::show_network;
 
 /// How long an instance may take to answer: it does so in milliseconds, but for a machine that is
 /// busy otherwise.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why the service did not answer as hoped.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ClientError {
+pub enum ClientError {
     /// There is no bus.
     #[error("cannot reach the system bus ({0}); is dbus running? systemctl status dbus")]
     NoBus(zbus::Error),
@@ -113,27 +113,27 @@ impl ClientError {
 }
 
 /// A block as the bus tells it: address, since, until, offences, reason.
-pub(super) type Block = (String, u64, u64, u32, String);
+pub type Block = (String, u64, u64, u32, String);
 
 /// A running instance.
-pub(super) struct Instance {
-    pub(super) interface: InterfaceName,
+pub struct Instance {
+    pub interface: InterfaceName,
     connection: Connection,
     /// A person may be asked for a password, and takes the time it takes.
     interactive: bool,
 }
 
 impl Instance {
-    pub(super) async fn list(&self) -> Result<Vec<Block>, ClientError> {
+    pub async fn list(&self) -> Result<Vec<Block>, ClientError> {
         self.call("List", &()).await.map_err(|error| self.explain(error))
     }
 
-    pub(super) async fn stats(&self) -> Result<HashMap<String, u64>, ClientError> {
+    pub async fn stats(&self) -> Result<HashMap<String, u64>, ClientError> {
         self.call("Stats", &()).await.map_err(|error| self.explain(error))
     }
 
     /// Nothing if it knows nothing of it.
-    pub(super) async fn why(
+    pub async fn why(
         &self,
         network: IpNet,
     ) -> Result<Option<HashMap<String, OwnedVariant>>, ClientError> {
@@ -141,7 +141,7 @@ impl Instance {
         told.map_err(|error| self.explain(error))
     }
 
-    pub(super) async fn block(
+    pub async fn block(
         &self,
         network: IpNet,
         seconds: u64,
@@ -152,17 +152,17 @@ impl Instance {
     }
 
     /// False if it was not blocked.
-    pub(super) async fn unblock(&self, network: IpNet) -> Result<bool, ClientError> {
+    pub async fn unblock(&self, network: IpNet) -> Result<bool, ClientError> {
         let done = known(self.call::<_, ()>("Unblock", &show_network(&network)).await);
         done.map(|done| done.is_some()).map_err(|error| self.explain(error))
     }
 
-    pub(super) async fn reload(&self) -> Result<(), ClientError> {
+    pub async fn reload(&self) -> Result<(), ClientError> {
         self.call("Reload", &()).await.map_err(|error| self.explain(error))
     }
 
     /// Its state and its version.
-    pub(super) async fn state(&self) -> Result<(String, String), ClientError> {
+    pub async fn state(&self) -> Result<(String, String), ClientError> {
         let property = async |name: &str| {
             let (own, path) = (bus_name(&self.interface), object_path(&self.interface));
             let properties = Some("org.freedesktop.DBus.Properties");
@@ -251,23 +251,23 @@ fn error_told(error: &zbus::Error) -> Option<(String, String)> {
 
 /// What is asked for: to look, or to change something, which may take a password.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
+pub enum Purpose {
     Look,
     Change,
 }
 
 /// The system bus.
-pub(super) async fn connect() -> Result<Connection, ClientError> {
+pub async fn connect() -> Result<Connection, ClientError> {
     connect_to(Builder::system()).await
 }
 
 /// A bus.
-pub(super) async fn connect_to(builder: Builder<'_>) -> Result<Connection, ClientError> {
+pub async fn connect_to(builder: Builder<'_>) -> Result<Connection, ClientError> {
     builder.method_timeout(PATIENCE).build().await.map_err(ClientError::NoBus)
 }
 
 /// The running instances, or the one on an interface; at least one.
-pub(super) async fn instances(
+pub async fn instances(
     only: Option<&InterfaceName>,
     purpose: Purpose,
 ) -> Result<Vec<Instance>, ClientError> {
@@ -276,7 +276,7 @@ pub(super) async fn instances(
 }
 
 /// The same on a bus that is there.
-pub(super) async fn instances_on(
+pub async fn instances_on(
     connection: &Connection,
     only: Option<&InterfaceName>,
     purpose: Purpose,
@@ -328,14 +328,14 @@ fn present() -> Vec<InterfaceName> {
 }
 
 /// What several instances answered, and what went wrong with the others.
-pub(super) struct Answers<T> {
-    pub(super) asked: usize,
-    pub(super) told: Vec<(InterfaceName, T)>,
-    pub(super) failures: Vec<ClientError>,
+pub struct Answers<T> {
+    pub asked: usize,
+    pub told: Vec<(InterfaceName, T)>,
+    pub failures: Vec<ClientError>,
 }
 
 /// Asks all instances at once.
-pub(super) async fn ask_each<T>(
+pub async fn ask_each<T>(
     instances: &[Instance],
     ask: impl AsyncFn(&Instance) -> Result<T, ClientError>,
 ) -> Answers<T> {

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use super::CliError;
-use super::output::{Style, print, print_json, styled};
+use crate::cli::CliError;
+use crate::cli::output::{Style, print, print_json, styled};
 use crate::config::{Effective, Origin, Sources};
 
 /// A key, as a program reads it. The names stay as they are.
@@ -17,7 +17,7 @@ struct Setting<'a> {
 }
 
 /// Prints what could be put into a file as it stands.
-pub(super) fn run(sources: &Sources, json: bool) -> Result<(), CliError> {
+pub fn run(sources: &Sources, json: bool) -> Result<(), CliError> {
     let effective = Effective::load(sources)?;
     let settings: Vec<Setting<'_>> = effective
         .settings()

@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::CliError;
-use super::arguments::{Block, Reload, Unblock};
-use super::client::{ClientError, Instance, Purpose, ask_each, instances};
-use super::output::print;
-use crate::clock::HumanDuration;
-use crate::network::{overlap, parse_network, show_network};
-use crate::progress::Progress;
+use crate::cli::CliError;
+use crate::cli::arguments::{Block, Reload, Unblock};
+use crate::cli::client::{ClientError, Instance, Purpose, ask_each, instances};
+use crate::cli::output::print;
+use crate::system::progress::Progress;
+use crate::types::clock::HumanDuration;
+use crate::types::network::{overlap, parse_network, show_network};
 
-pub(super) fn block(arguments: &Block) -> Result<(), CliError> {
+pub fn block(arguments: &Block) -> Result<(), CliError> {
     let network = arguments.address;
     let seconds = arguments.duration.map_or(0, |duration| duration.as_secs());
     let span = arguments.duration.map_or_else(
@@ -31,7 +31,7 @@ pub(super) fn block(arguments: &Block) -> Result<(), CliError> {
     CliError::of_all(answers.failures)
 }
 
-pub(super) fn unblock(arguments: &Unblock) -> Result<(), CliError> {
+pub fn unblock(arguments: &Unblock) -> Result<(), CliError> {
     let wanted = arguments.address;
     let answers = zbus::block_on(async {
         let instances = instances(arguments.interface.as_ref(), Purpose::Change).await?;
@@ -107,7 +107,7 @@ async fn blocked_by(instance: &Instance) -> Result<Vec<IpNet>, ClientError> {
     Ok(blocks.iter().filter_map(|(address, ..)| parse_network(address).ok()).collect())
 }
 
-pub(super) fn reload(arguments: &Reload) -> Result<(), CliError> {
+pub fn reload(arguments: &Reload) -> Result<(), CliError> {
     let answers = zbus::block_on(async {
         let instances = instances(arguments.interface.as_ref(), Purpose::Change).await?;
         Ok::<_, CliError>(ask_each(&instances, async |instance| instance.reload().await).await)

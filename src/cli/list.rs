@@ -2,13 +2,13 @@
 
 use serde::Serialize;
 
-use super::CliError;
-use super::arguments::Select;
-use super::client::{Block, Purpose, ask_each, instances};
-use super::output::{on_terminal, print, print_json, width};
-use super::table::Table;
-use super::time::{absolute, ago, ahead, now};
-use crate::interface::InterfaceName;
+use crate::cli::CliError;
+use crate::cli::arguments::Select;
+use crate::cli::client::{Block, Purpose, ask_each, instances};
+use crate::cli::output::{on_terminal, print, print_json, width};
+use crate::cli::table::Table;
+use crate::cli::time::{absolute, ago, ahead, now};
+use crate::types::ifname::InterfaceName;
 
 /// A block, as a program reads it. The keys stay as they are.
 #[derive(Serialize)]
@@ -24,7 +24,7 @@ struct Row {
     reason: String,
 }
 
-pub(super) fn run(select: &Select) -> Result<(), CliError> {
+pub fn run(select: &Select) -> Result<(), CliError> {
     let answers = zbus::block_on(async {
         let instances = instances(select.interface.as_ref(), Purpose::Look).await?;
         Ok::<_, CliError>(ask_each(&instances, async |instance| instance.list().await).await)

@@ -3,31 +3,32 @@
 //! Owns exit codes and the printing of errors. Everything but `run`, `config`, `replay` and `doctor`
 //! talks to the running service only, over D-Bus.
 
-mod arguments;
-mod client;
-mod config;
-mod control;
-mod doctor;
-mod list;
-mod output;
-mod replay;
-mod stats;
-mod table;
-mod time;
-mod usage;
-mod watch;
-mod why;
+pub mod arguments;
+pub mod client;
+pub mod config;
+pub mod control;
+pub mod doctor;
+pub mod list;
+pub mod output;
+pub mod replay;
+pub mod stats;
+pub mod table;
+pub mod time;
+pub mod usage;
+pub mod watch;
+pub mod why;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use crate::capture::SavedError;
+use crate::cli::arguments::{Arguments, Command};
+use crate::cli::client::ClientError;
 use crate::config::{ConfigError, Flags, Sources};
-use crate::daemon::{self, DaemonError};
-use crate::interface::InterfaceName;
-use arguments::{Arguments, Command};
-use client::ClientError;
+use crate::service;
+use crate::service::DaemonError;
+use crate::system::capture::saved::SavedError;
+use crate::types::ifname::InterfaceName;
 
 /// Something did not work.
 const FAILED: u8 = 1;
@@ -117,7 +118,7 @@ fn carry_out(command: Command) -> Result<(), CliError> {
         Command::Run(run) => {
             let flags = Flags { observe: run.observe };
             let sources = sources(Some(&run.interface), run.config.as_deref(), flags);
-            Ok(daemon::run(&run.interface, &sources)?)
+            Ok(service::run(&run.interface, &sources)?)
         }
         Command::List(select) => list::run(&select),
         Command::Stats(select) => stats::run(&select),

@@ -5,25 +5,25 @@ use std::io::{IsTerminal, Write, stderr, stdout};
 
 use serde::Serialize;
 
-use super::CliError;
+use crate::cli::CliError;
 
 /// Where a terminal does not say how wide it is.
 const USUAL_WIDTH: usize = 80;
 
 /// Whether a person reads the output.
-pub(super) fn on_terminal() -> bool {
+pub fn on_terminal() -> bool {
     stdout().is_terminal()
 }
 
 /// How many characters fit on a line of the terminal.
-pub(super) fn width() -> usize {
+pub fn width() -> usize {
     let told = rustix::termios::tcgetwinsize(stdout()).ok().map(|size| usize::from(size.ws_col));
     told.filter(|columns| *columns > 0).unwrap_or(USUAL_WIDTH)
 }
 
 /// How text stands out (ECMA-48, SGR).
 #[derive(Clone, Copy)]
-pub(super) enum Style {
+pub enum Style {
     Bold,
     Dim,
     Red,
@@ -33,7 +33,7 @@ pub(super) enum Style {
 
 /// Text that stands out where colours are wanted: on a terminal, unless it is a dumb one or `NO_COLOR`
 /// is set (no-color.org).
-pub(super) fn styled(style: Style, text: &str) -> String {
+pub fn styled(style: Style, text: &str) -> String {
     if !on_terminal() || !colours_wanted() || text.is_empty() {
         return text.to_owned();
     }
@@ -53,7 +53,7 @@ fn colours_wanted() -> bool {
 }
 
 /// Text in lines of at most so many characters, broken between words; a longer word stands alone.
-pub(super) fn wrapped(text: &str, width: usize) -> Vec<String> {
+pub fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
         let line = lines.last().map_or(0, |line| line.chars().count());
@@ -69,26 +69,26 @@ pub(super) fn wrapped(text: &str, width: usize) -> Vec<String> {
 }
 
 /// Prints text as it is.
-pub(super) fn print(text: &str) -> Result<(), CliError> {
+pub fn print(text: &str) -> Result<(), CliError> {
     let mut out = stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(CliError::Output)
 }
 
 /// Says something beside the output, a line each. Where nobody hears it, it is not said.
-pub(super) fn say(message: &dyn Display) {
+pub fn say(message: &dyn Display) {
     for line in message.to_string().lines() {
         let _ = writeln!(stderr(), "tcptracker: {line}");
     }
 }
 
 /// Prints a value as JSON on a line of its own.
-pub(super) fn print_json_line(value: &impl Serialize) -> Result<(), CliError> {
+pub fn print_json_line(value: &impl Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string(value).map_err(|e| CliError::Output(e.into()))?;
     print(&(text + "\n"))
 }
 
 /// Prints a value as JSON.
-pub(super) fn print_json(value: &impl Serialize) -> Result<(), CliError> {
+pub fn print_json(value: &impl Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string_pretty(value).map_err(|e| CliError::Output(e.into()))?;
     print(&(text + "\n"))
 }

@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::CliError;
-use super::arguments::Select;
-use super::client::{Purpose, ask_each, instances};
-use super::output::{on_terminal, print, print_json, width};
-use super::table::Table;
+use crate::cli::CliError;
+use crate::cli::arguments::Select;
+use crate::cli::client::{Purpose, ask_each, instances};
+use crate::cli::output::{on_terminal, print, print_json, width};
+use crate::cli::table::Table;
 
 type Counters = BTreeMap<String, u64>;
 
-pub(super) fn run(select: &Select) -> Result<(), CliError> {
+pub fn run(select: &Select) -> Result<(), CliError> {
     let answers = zbus::block_on(async {
         let instances = instances(select.interface.as_ref(), Purpose::Look).await?;
         Ok::<_, CliError>(ask_each(&instances, async |instance| instance.stats().await).await)

@@ -1,7 +1,7 @@
 //! Tables: aligned and as wide as the terminal for people, tabs between the columns for programs.
 
-use super::CliError;
-use super::output::{Style, on_terminal, print, styled, width, wrapped};
+use crate::cli::CliError;
+use crate::cli::output::{Style, on_terminal, print, styled, width, wrapped};
 
 /// Between two columns.
 const GAP: usize = 2;
@@ -11,34 +11,34 @@ const NARROWEST: usize = 16;
 
 /// Rows under a heading. On a terminal the columns are aligned, and the last one is broken into lines
 /// where it does not fit; elsewhere they are separated by a tab each, without the heading.
-pub(super) struct Table {
+pub struct Table {
     heading: Vec<String>,
     rows: Vec<Vec<String>>,
     numbers: bool,
 }
 
 impl Table {
-    pub(super) fn new<T: Into<String>>(heading: impl IntoIterator<Item = T>) -> Self {
+    pub fn new<T: Into<String>>(heading: impl IntoIterator<Item = T>) -> Self {
         let heading = heading.into_iter().map(Into::into).collect();
         Self { heading, rows: Vec::new(), numbers: false }
     }
 
     /// All columns but the first hold numbers.
-    pub(super) fn of_numbers(mut self) -> Self {
+    pub fn of_numbers(mut self) -> Self {
         self.numbers = true;
         self
     }
 
-    pub(super) fn row(&mut self, row: Vec<String>) {
+    pub fn row(&mut self, row: Vec<String>) {
         self.rows.push(row);
     }
 
-    pub(super) fn print(&self) -> Result<(), CliError> {
+    pub fn print(&self) -> Result<(), CliError> {
         print(&if on_terminal() { self.aligned(width()) } else { self.plain() })
     }
 
     /// How wide it is if nothing is broken.
-    pub(super) fn natural_width(&self) -> usize {
+    pub fn natural_width(&self) -> usize {
         let widths = self.widths();
         widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1)
     }

@@ -7,30 +7,30 @@ use std::time::{Duration, SystemTime};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::output::on_terminal;
-use crate::clock::WallClock;
+use crate::cli::output::on_terminal;
+use crate::types::clock::WallClock;
 
 /// The year 9999 is the last that RFC 3339 can write.
 const LAST: u64 = 253_402_300_799;
 
 /// The wall clock, in Unix seconds.
-pub(super) fn now() -> u64 {
+pub fn now() -> u64 {
     let clock = WallClock::read();
     clock.unix_seconds(clock.now())
 }
 
 /// Date and time: of the user's own time zone on a terminal, else UTC.
-pub(super) fn absolute(unix_seconds: u64) -> String {
+pub fn absolute(unix_seconds: u64) -> String {
     if on_terminal() { local(unix_seconds, "%Y-%m-%d %H:%M:%S") } else { utc(unix_seconds) }
 }
 
 /// The time of day: of the user's own time zone on a terminal, else UTC with its date.
-pub(super) fn time_of_day(unix_seconds: u64) -> String {
+pub fn time_of_day(unix_seconds: u64) -> String {
     if on_terminal() { local(unix_seconds, "%H:%M:%S") } else { utc(unix_seconds) }
 }
 
 /// The same, with its date unless that is today's.
-pub(super) fn on_its_day(unix_seconds: u64, now: u64) -> String {
+pub fn on_its_day(unix_seconds: u64, now: u64) -> String {
     let day = |time| local(time, "%Y-%m-%d");
     if on_terminal() && day(unix_seconds) != day(now) {
         return absolute(unix_seconds);
@@ -39,7 +39,7 @@ pub(super) fn on_its_day(unix_seconds: u64, now: u64) -> String {
 }
 
 /// The time of day to the millisecond, or UTC with its date to the microsecond.
-pub(super) fn exact(unix_seconds: f64) -> String {
+pub fn exact(unix_seconds: f64) -> String {
     let since_epoch = Duration::try_from_secs_f64(unix_seconds).unwrap_or_default();
     if on_terminal() {
         let millis = since_epoch.subsec_millis();
@@ -66,17 +66,17 @@ fn utc(unix_seconds: u64) -> String {
 }
 
 /// How long ago.
-pub(super) fn ago(time: u64, now: u64) -> String {
+pub fn ago(time: u64, now: u64) -> String {
     format!("{} ago", roughly(now.saturating_sub(time)))
 }
 
 /// How long until.
-pub(super) fn ahead(time: u64, now: u64) -> String {
+pub fn ahead(time: u64, now: u64) -> String {
     format!("in {}", roughly(time.saturating_sub(now)))
 }
 
 /// The two largest units: as exact as anybody wants it in a table.
-pub(super) fn roughly(seconds: u64) -> String {
+pub fn roughly(seconds: u64) -> String {
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{seconds}s"),

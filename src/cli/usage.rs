@@ -7,10 +7,10 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 
-use super::{USAGE, output};
+use crate::cli::{USAGE, output};
 
 /// Says it, or shows the help that was asked for.
-pub(super) fn answer(error: &clap::Error) -> ExitCode {
+pub fn answer(error: &clap::Error) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp
         | ErrorKind::DisplayVersion
@@ -53,8 +53,8 @@ fn sentence(error: &clap::Error) -> String {
 mod tests {
     use clap::Parser;
 
-    use super::super::arguments::Arguments;
     use super::*;
+    use crate::cli::arguments::Arguments;
 
     #[test]
     fn a_wrong_command_line_is_told_in_one_sentence() {

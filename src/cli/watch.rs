@@ -12,13 +12,13 @@ use zbus::fdo::{DBusProxy, NameOwnerChanged};
 use zbus::message::Type;
 use zbus::{Connection, MatchRule, Message, MessageStream};
 
-use super::CliError;
-use super::arguments::Select;
-use super::client::{ClientError, connect};
-use super::output::{Style, on_terminal, print, print_json_line, say, styled, width, wrapped};
-use super::time::{now, on_its_day, time_of_day};
-use crate::dbus::{COMMON_NAME, INTERFACE, interface_of, object_path};
-use crate::interface::InterfaceName;
+use crate::api::dbus::names::{COMMON_NAME, INTERFACE, interface_of, object_path};
+use crate::cli::CliError;
+use crate::cli::arguments::Select;
+use crate::cli::client::{ClientError, connect};
+use crate::cli::output::{Style, on_terminal, print, print_json_line, say, styled, width, wrapped};
+use crate::cli::time::{now, on_its_day, time_of_day};
+use crate::types::ifname::InterfaceName;
 
 /// What has happened, as a program reads it: an object a line. The keys stay as they are.
 #[derive(Serialize)]
@@ -65,7 +65,7 @@ struct Watch<'a> {
     seen: BTreeSet<InterfaceName>,
 }
 
-pub(super) fn run(select: &Select) -> Result<(), CliError> {
+pub fn run(select: &Select) -> Result<(), CliError> {
     zbus::block_on(async {
         let connection = connect().await?;
         let mut messages = subscribe(&connection).await.map_err(ClientError::NoBus)?;

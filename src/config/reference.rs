@@ -145,6 +145,6 @@ pub const KEYS: [Key; 23] = [
 ];
 
 /// What a key takes; nothing if there is no such key.
-pub(super) fn expected(name: &str) -> Option<&'static str> {
+pub fn expected(name: &str) -> Option<&'static str> {
     KEYS.iter().find(|key| key.name == name).map(|key| key.expected)
 }

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::clock::HumanDuration;
+use crate::types::clock::HumanDuration;
 
 /// A whole number within bounds, with its default.
 macro_rules! bounded_number {
@@ -166,7 +166,7 @@ impl BlockDuration {
     }
 
     #[expect(clippy::expect_used, reason = "for the defaults, which a test goes through")]
-    pub(super) fn constant(text: &str) -> Self {
+    pub fn constant(text: &str) -> Self {
         Self::try_from(text.to_owned()).expect("a default is valid")
     }
 }
@@ -332,7 +332,7 @@ impl fmt::Display for Listen {
 }
 
 /// A list that must not be empty.
-pub(super) fn at_least_one<'de, D: Deserializer<'de>, T: DeserializeOwned>(
+pub fn at_least_one<'de, D: Deserializer<'de>, T: DeserializeOwned>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
     let list = Vec::deserialize(deserializer)?;
@@ -340,9 +340,9 @@ pub(super) fn at_least_one<'de, D: Deserializer<'de>, T: DeserializeOwned>(
 }
 
 /// Addresses and networks, a single address without its length.
-pub(super) mod networks {
+pub mod networks {
     use super::{Deserialize, Deserializer, Error, IpNet};
-    use crate::network::{parse_network, show_network};
+    use crate::types::network::{parse_network, show_network};
     use serde::{Serialize, Serializer};
 
     pub(crate) fn serialize<S: Serializer>(

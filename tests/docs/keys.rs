@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use tcptracker::config::Effective;
-use tcptracker::config::reference::{KEYS, Key, SECTIONS};
+use tcptracker::internals::Effective;
+use tcptracker::internals::{KEYS, Key, SECTIONS};
 
 use crate::roff::{bold, broken, capital, italic, marked, plain, title};
 

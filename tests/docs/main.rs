@@ -18,7 +18,7 @@ mod shells;
 use std::path::Path;
 
 use clap_complete::Shell;
-use tcptracker::config::{Effective, Flags, Origin, Sources};
+use tcptracker::internals::{Effective, Flags, Origin, Sources};
 
 /// Holds a file of the tree against its text, or writes it.
 #[track_caller]

@@ -1,7 +1,7 @@
 //! tcptracker(1): the commands from their own help, and what no help says.
 
 use clap::{Arg, ArgAction, Command};
-use tcptracker::metrics::reference::COUNTERS;
+use tcptracker::internals::COUNTERS;
 
 use crate::roff::{bold, broken, capital, italic, marked, plain, title};
 

@@ -5,11 +5,11 @@ use std::path::Path;
 use zbus::Connection;
 use zbus::fdo::DBusProxy;
 
-use super::system::first_of;
-use super::{Finding, Verdict};
+use crate::api::dbus::names::COMMON_NAME;
 use crate::cli::client::{ClientError, Purpose, ask_each, connect, instances_on};
+use crate::cli::doctor::system::first_of;
+use crate::cli::doctor::{Finding, Verdict};
 use crate::config::Config;
-use crate::dbus::COMMON_NAME;
 
 const POLICY: &str = "org.tcptracker.Tracker1.conf";
 const POLICY_DIRECTORIES: [&str; 2] = ["/etc/dbus-1/system.d", "/usr/share/dbus-1/system.d"];
@@ -17,7 +17,7 @@ const POLICY_DIRECTORIES: [&str; 2] = ["/etc/dbus-1/system.d", "/usr/share/dbus-
 const ACTIONS: &str = "/usr/share/polkit-1/actions/org.tcptracker.Tracker1.policy";
 const POLKIT: &str = "org.freedesktop.PolicyKit1";
 
-pub(super) fn examine(config: &Config) -> Vec<Finding> {
+pub fn examine(config: &Config) -> Vec<Finding> {
     // Without the bus the service runs on if it is told to.
     let serious = if config.bus.enabled { Verdict::Failed } else { Verdict::Warning };
     zbus::block_on(async {

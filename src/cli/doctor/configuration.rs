@@ -3,14 +3,14 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::Finding;
+use crate::cli::doctor::Finding;
 use crate::config::{Config, Effective, Sources};
-use crate::interface::InterfaceName;
+use crate::types::ifname::InterfaceName;
 
 const CHECK: &str = "configuration";
 
 /// What was found, and what is configured for all.
-pub(super) fn examine(sources: &Sources) -> (Vec<Finding>, Config) {
+pub fn examine(sources: &Sources) -> (Vec<Finding>, Config) {
     let failed = |problems: Vec<String>| {
         let mend = "correct it; `tcptracker config` shows what is read";
         Finding::failed(CHECK, problems.join("\n"), mend)
@@ -94,8 +94,8 @@ mod tests {
     use std::fs::Permissions;
     use std::os::unix::fs::PermissionsExt;
 
-    use super::super::Verdict;
     use super::*;
+    use crate::cli::doctor::Verdict;
     use crate::config::Flags;
 
     fn findings(files: &[(&str, &str)]) -> Vec<(Verdict, String)> {

@@ -23,13 +23,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use crate::clock::Moment;
+use crate::types::clock::Moment;
 
 /// Says to this program that it is inside.
 const INSIDE: &str = "TCPTRACKER_SELF_TEST";
 
 /// How long anything may take that takes milliseconds on a machine with time to spare.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How often what nobody tells is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
@@ -52,15 +52,15 @@ const BUS_CONFIGURATION: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//D
 "#;
 
 /// On the bus of the laboratory.
-pub(super) const BUS: &str = "unix:path=/run/self-test/bus";
+pub const BUS: &str = "unix:path=/run/self-test/bus";
 
 /// Whether this process is inside already.
-pub(super) fn is_inside() -> bool {
+pub fn is_inside() -> bool {
     std::env::var_os(INSIDE).is_some()
 }
 
 /// Becomes the same program inside. Returns only if that is not possible.
-pub(super) fn enter(json: bool) -> String {
+pub fn enter(json: bool) -> String {
     let program = match std::env::current_exe() {
         Ok(program) => program,
         Err(error) => return format!("cannot find this program: {error}"),
@@ -78,12 +78,12 @@ pub(super) fn enter(json: bool) -> String {
 }
 
 /// The laboratory; dropped with this process.
-pub(super) struct Lab {
+pub struct Lab {
     bus: Child,
 }
 
 impl Lab {
-    pub(super) fn make() -> Result<Self, String> {
+    pub fn make() -> Result<Self, String> {
         // The first process of a namespace is not ended by a signal it does not ask for.
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             let always = Arc::new(AtomicBool::new(true));
@@ -107,7 +107,7 @@ impl Lab {
     }
 
     /// Starts the service and waits until it is ready.
-    pub(super) fn start_service(&self) -> Result<Child, String> {
+    pub fn start_service(&self) -> Result<Child, String> {
         let place = |name: &str| Path::new(DIRECTORY).join(name);
         let explain = |what: &str, error: std::io::Error| format!("{what}: {error}");
         let configuration = place("tcptracker.toml");
@@ -147,7 +147,7 @@ impl Lab {
     }
 
     /// The last line the service has logged.
-    pub(super) fn last_words(&self) -> String {
+    pub fn last_words(&self) -> String {
         let _ = &self.bus;
         let log = std::fs::read_to_string(PathBuf::from(DIRECTORY).join("log")).unwrap_or_default();
         log.lines().last().unwrap_or("it said nothing").to_owned()
@@ -155,7 +155,7 @@ impl Lab {
 }
 
 /// Ends the service in order, and waits for it.
-pub(super) fn stop(mut service: Child) -> Result<(), String> {
+pub fn stop(mut service: Child) -> Result<(), String> {
     let pid = Pid::from_child(&service);
     kill_process(pid, Signal::TERM).map_err(|error| format!("cannot stop the service: {error}"))?;
     let mut status = None;
@@ -171,7 +171,7 @@ pub(super) fn stop(mut service: Child) -> Result<(), String> {
 }
 
 /// From the scanner's side: whether a connection attempt is answered, by yes or no.
-pub(super) fn is_answered(to: SocketAddr, within: Duration) -> Result<bool, String> {
+pub fn is_answered(to: SocketAddr, within: Duration) -> Result<bool, String> {
     let attempt = || {
         let namespace = File::open("/run/netns/scanner")?;
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
@@ -188,7 +188,7 @@ pub(super) fn is_answered(to: SocketAddr, within: Duration) -> Result<bool, Stri
 }
 
 /// Looks again and again whether something is so; how long that took, or nothing.
-pub(super) fn wait_for(mut is_so: impl FnMut() -> bool) -> Option<Duration> {
+pub fn wait_for(mut is_so: impl FnMut() -> bool) -> Option<Duration> {
     let begun = Moment::now();
     loop {
         if is_so() {

@@ -6,12 +6,13 @@ use std::time::Duration;
 use ipnet::IpNet;
 use zbus::connection::Builder;
 
-use super::lab::{self, Lab, is_answered, wait_for};
-use super::{Finding, Verdict, line};
 use crate::cli::CliError;
 use crate::cli::client::{Instance, Purpose, connect_to, instances_on};
+use crate::cli::doctor::lab;
+use crate::cli::doctor::lab::{Lab, is_answered, wait_for};
+use crate::cli::doctor::{Finding, Verdict, line};
 use crate::cli::output::{Style, on_terminal, print, print_json, styled};
-use crate::clock::Moment;
+use crate::types::clock::Moment;
 
 const SERVICE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const SCANNER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -31,7 +32,7 @@ const SHORT_BLOCK: u64 = 2;
 /// A step's name, and what came of it or why it failed.
 type Outcome = Result<String, String>;
 
-pub(super) fn run(json: bool) -> Result<(), CliError> {
+pub fn run(json: bool) -> Result<(), CliError> {
     if !lab::is_inside() {
         if !rustix::process::geteuid().is_root() {
             let sentence = "the self-test makes namespaces; run it as root: \

@@ -4,13 +4,18 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{StatVfsMountFlags, statvfs};
 
-use super::{Finding, Verdict};
-use crate::capture::{CaptureError, LiveCapture};
+use crate::block::backend::FirewallError;
+use crate::block::backend::ipset::KernelSets;
+use crate::block::backend::ipset::netlink::IpsetError;
+use crate::block::backend::program::{Program, RulesError};
+use crate::cli::doctor::{Finding, Verdict};
 use crate::cli::time::absolute;
-use crate::clock::WallClock;
 use crate::config::Config;
-use crate::firewall::{Family, FirewallError, IpsetError, KernelSets, Program, RulesError};
-use crate::interface::InterfaceName;
+use crate::system::capture::CaptureError;
+use crate::system::capture::live::LiveCapture;
+use crate::types::clock::WallClock;
+use crate::types::ifname::InterfaceName;
+use crate::types::network::Family;
 
 /// Capabilities and their numbers (linux/capability.h).
 const CAPABILITIES: [(&str, u32); 2] = [("CAP_NET_ADMIN", 12), ("CAP_NET_RAW", 13)];
@@ -31,7 +36,7 @@ const UNIT_DIRECTORIES: [&str; 4] = [
 
 const INSTALL: &str = "install the package tcptracker, or `sudo make install`";
 
-pub(super) fn examine(config: &Config) -> Vec<Finding> {
+pub fn examine(config: &Config) -> Vec<Finding> {
     let privileged = missing_capabilities().is_some_and(|missing| missing.is_empty());
     let mut findings = vec![privileges(), capture(), memory(config)];
     for (check, family) in [("iptables", Family::V4), ("ip6tables", Family::V6)] {
@@ -159,7 +164,7 @@ fn other_firewall() -> Finding {
 }
 
 /// The first of these that exists.
-pub(super) fn first_of(directories: &[&str], file: &str) -> Option<PathBuf> {
+pub fn first_of(directories: &[&str], file: &str) -> Option<PathBuf> {
     directories.iter().map(|directory| Path::new(directory).join(file)).find(|path| path.exists())
 }
 

@@ -5,11 +5,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::probe::Probe;
+use crate::types::segment::Probe;
 
 /// The addresses, one a family at the most, that have a part in everything and are asked more than they
 /// ask. A capture made elsewhere has none, nor one of a client.
-pub(super) fn own_addresses(segments: &[Probe]) -> Vec<IpNet> {
+pub fn own_addresses(segments: &[Probe]) -> Vec<IpNet> {
     [true, false].into_iter().filter_map(|ipv4| own_address(segments, ipv4)).collect()
 }
 
@@ -34,8 +34,8 @@ fn own_address(segments: &[Probe], ipv4: bool) -> Option<IpNet> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Moment;
-    use crate::probe::{Port, ProbeKind};
+    use crate::types::clock::Moment;
+    use crate::types::segment::{Port, ProbeKind};
 
     fn segment(kind: ProbeKind, source: &str, destination: &str) -> Probe {
         Probe {

@@ -6,14 +6,14 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{Summary, Trial};
 use crate::cli::CliError;
 use crate::cli::output::print_json_line;
+use crate::cli::replay::{Summary, Trial};
 use crate::cli::table::Table;
-use crate::clock::{HumanDuration, Moment};
 use crate::config::{DetectionConfig, Preset};
-use crate::detector::{Attempt, Scan};
-use crate::network::show_network;
+use crate::types::clock::{HumanDuration, Moment};
+use crate::types::network::show_network;
+use crate::types::scan::{Attempt, Scan};
 
 /// A scan, as a program reads it: one object a line. The keys stay as they are.
 #[derive(Serialize)]
@@ -48,7 +48,7 @@ struct Evidence {
     blocks: bool,
 }
 
-pub(super) fn print_lines(
+pub fn print_lines(
     file: &str,
     trials: &[Trial],
     thresholds: bool,
@@ -81,7 +81,7 @@ pub(super) fn print_lines(
 }
 
 impl Summary {
-    pub(super) fn sentence(&self, file: &str, rule: &DetectionConfig, trials: &[Trial]) -> String {
+    pub fn sentence(&self, file: &str, rule: &DetectionConfig, trials: &[Trial]) -> String {
         let span = match (self.first, self.last) {
             (Some(first), Some(last)) => {
                 let length = Duration::from_secs(last.since(first).as_secs());
@@ -144,7 +144,7 @@ impl Summary {
 }
 
 /// A row for each scan, of one of several files or of one alone.
-pub(super) fn listing(trial: &Trial, of_file: Option<&str>) -> Table {
+pub fn listing(trial: &Trial, of_file: Option<&str>) -> Table {
     let balanced = trial.preset == Preset::Balanced;
     let mut heading = vec!["TIME", "SOURCE", "KIND", "PROBE", "PORTS"];
     if balanced {
@@ -178,7 +178,7 @@ fn evidence(attempt: &Attempt, scan: &Scan) -> String {
 }
 
 /// A row for each source that any trial would block: by which probe each does.
-pub(super) fn comparison(trials: &[Trial], presets: bool, of_file: Option<&str>) -> Table {
+pub fn comparison(trials: &[Trial], presets: bool, of_file: Option<&str>) -> Table {
     let headings = trials.iter().map(|trial| {
         if presets {
             trial.preset.as_str().to_uppercase()

@@ -6,44 +6,44 @@ use ipnet::IpNet;
 use serde::Serialize;
 use zbus::OwnedVariant;
 
-use crate::interface::InterfaceName;
-use crate::network::show_network;
+use crate::types::ifname::InterfaceName;
+use crate::types::network::show_network;
 
 /// The evidence one instance has. The keys stay as they are; times are Unix seconds.
 #[derive(Serialize)]
-pub(super) struct Evidence {
-    pub(super) interface: InterfaceName,
+pub struct Evidence {
+    pub interface: InterfaceName,
     /// As blocked: it may be the network that holds what was asked for.
-    pub(super) address: String,
-    pub(super) blocked: bool,
-    pub(super) since: Option<u64>,
+    pub address: String,
+    pub blocked: bool,
+    pub since: Option<u64>,
     /// Null: until unblocked, or not blocked.
-    pub(super) until: Option<u64>,
-    pub(super) offences: u32,
-    pub(super) reason: Option<String>,
-    pub(super) kind: Option<String>,
-    pub(super) rule: Option<String>,
-    pub(super) threshold: Option<u32>,
-    pub(super) window: Option<u64>,
-    pub(super) probes: Vec<Probe>,
+    pub until: Option<u64>,
+    pub offences: u32,
+    pub reason: Option<String>,
+    pub kind: Option<String>,
+    pub rule: Option<String>,
+    pub threshold: Option<u32>,
+    pub window: Option<u64>,
+    pub probes: Vec<Probe>,
     /// Packets the kernel has dropped from it since.
-    pub(super) dropped: Option<u64>,
+    pub dropped: Option<u64>,
     /// Why it is never blocked.
-    pub(super) exempt: Option<String>,
-    pub(super) grace_until: Option<u64>,
-    pub(super) decoy: bool,
+    pub exempt: Option<String>,
+    pub grace_until: Option<u64>,
+    pub decoy: bool,
 }
 
 /// A probe that counted.
 #[derive(Serialize)]
-pub(super) struct Probe {
-    pub(super) port: u16,
-    pub(super) time: f64,
-    pub(super) outcome: Option<String>,
+pub struct Probe {
+    pub port: u16,
+    pub time: f64,
+    pub outcome: Option<String>,
 }
 
 impl Evidence {
-    pub(super) fn from_bus(
+    pub fn from_bus(
         interface: &InterfaceName,
         asked: IpNet,
         told: HashMap<String, OwnedVariant>,

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use serde_json::json;
-use tcptracker::config::{Established, FirewallConfig};
-use tcptracker::firewall::{Backend, KernelSets};
+use tcptracker::internals::{Backend, KernelSets};
+use tcptracker::internals::{Established, FirewallConfig};
 
 use crate::kernel::Rules;
 use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};

@@ -1,0 +1,358 @@
+//! The journal: every event as one entry a person can read and a program can filter.
+//!
+//! Owns the texts, the structured fields and the identifiers of messages, and the one thread that
+//! writes them: journald may be slow, and nobody else waits for it.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use rustix::fs::fstat;
+use tracing::{error, info, warn};
+use tracing_journald::{Priority, PriorityMappings};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::format::debug_fn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::LogFormat;
+use crate::types::block::{BlockCause, Spared, UnblockCause};
+use crate::types::clock::HumanDuration;
+use crate::types::event::Event;
+use crate::types::ifname::InterfaceName;
+use crate::types::network::show_network;
+use crate::types::scan::{Attempt, Scan, ScanKind};
+use crate::types::state::State;
+
+/// Events that may wait for the journal: twenty seconds of as many as are listed one by one.
+pub const QUEUE: usize = 2048;
+
+/// How long the thread waits at most before it shows that it is alive.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Identifiers of the kinds of messages (sd-id128(3)), made once with `systemd-id128 new`.
+mod id {
+    pub const STARTED: &str = "fdb7f878f18d45e5ae664097c6d1c558";
+    pub const STOPPED: &str = "8e2001616b6740948dd1ffd4217f4596";
+    pub const CONNECTION: &str = "9840eea37f064008a5e6549aad6c92f2";
+    pub const NOT_LISTED: &str = "239c82bea89f433ead9e746864055121";
+    pub const SCAN: &str = "5d0741d35f104cf2bc625c85c40f2775";
+    pub const SCAN_SUMMARY: &str = "d3ed6979d9704f129cd0be123972b434";
+    pub const SPARED: &str = "9dc2be5efe0c4fbf82270cacf2a7e056";
+    pub const BLOCKED: &str = "b39b4bac17384f029bb82ffb3b2b31d1";
+    pub const RESTORED: &str = "d673031de68746a09503610eba093578";
+    pub const UNBLOCKED: &str = "c86162991bca46138eff37cb5bb7453e";
+    pub const REFUSED: &str = "b863594ede9b4faab476bc0ebaa7f200";
+    pub const STATE: &str = "a860683651934960a006abc92420fc60";
+    pub const RELOADED: &str = "e2a78b3843a64828968f76a8c552930f";
+    pub const MENDED: &str = "19a8d40cb80c4be493ce1d5c7abcd599";
+    pub const WARNING: &str = "1ef1e4f0ed024d829880f71f7933cfc3";
+}
+
+/// Sends what is logged to journald where the service manager has connected stderr to it, and to
+/// stderr otherwise, as text or as an object a line.
+pub fn init(format: LogFormat) {
+    // What libraries have to tell below a warning is of no use to whoever runs a server.
+    let ours = Targets::new()
+        .with_default(LevelFilter::WARN)
+        .with_target(env!("CARGO_CRATE_NAME"), LevelFilter::INFO);
+    let registry = tracing_subscriber::registry().with(ours);
+    if stderr_is_the_journal()
+        && let Ok(journald) = tracing_journald::layer()
+    {
+        let priorities =
+            PriorityMappings { info: Priority::Informational, ..PriorityMappings::new() };
+        registry
+            .with(
+                journald
+                    // With a prefix MESSAGE_ID would not be one.
+                    .with_field_prefix(None)
+                    .with_syslog_identifier("tcptracker".to_owned())
+                    .with_priority_mappings(priorities),
+            )
+            .init();
+        return;
+    }
+    let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    if format == LogFormat::Json {
+        registry.with(stderr.json().flatten_event(true)).init();
+        return;
+    }
+    // The text says it all; the fields would say it twice.
+    let text_only =
+        debug_fn(
+            |writer, field, value| {
+                if field.name() == "message" { write!(writer, "{value:?}") } else { Ok(()) }
+            },
+        );
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    registry.with(stderr.with_ansi(colours).fmt_fields(text_only)).init();
+}
+
+/// Whether the service manager has connected stderr to the journal: `JOURNAL_STREAM` names the device
+/// and inode of that connection, and is inherited by those whose stderr goes elsewhere (systemd.exec(5)).
+fn stderr_is_the_journal() -> bool {
+    let Ok(named) = std::env::var("JOURNAL_STREAM") else { return false };
+    fstat(std::io::stderr())
+        .is_ok_and(|stderr| named == format!("{}:{}", stderr.st_dev, stderr.st_ino))
+}
+
+/// Says that the service is up.
+pub fn started(interface: &InterfaceName, text: &str) {
+    info!(MESSAGE_ID = id::STARTED, TCPTRACKER_INTERFACE = %interface, "{text}");
+}
+
+/// Says that the service was stopped, by which signal.
+pub fn stopped(interface: &InterfaceName, signal: &str) {
+    info!(MESSAGE_ID = id::STOPPED, TCPTRACKER_INTERFACE = %interface, "stopped by {signal}");
+}
+
+/// Says that the service ends because something failed.
+pub fn failed(interface: &InterfaceName, error: &dyn std::error::Error) {
+    error!(
+        MESSAGE_ID = id::STOPPED,
+        TCPTRACKER_INTERFACE = %interface,
+        "failed: {error}; what is blocked stays so until the next start, or until its time is up"
+    );
+}
+
+/// Writes events until all who could tell one have ended.
+pub fn run(interface: &InterfaceName, events: &Receiver<Arc<Event>>, beat: impl Fn()) {
+    loop {
+        beat();
+        match events.recv_timeout(TICK) {
+            Ok(event) => write(interface, &event),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+fn write(interface: &InterfaceName, event: &Event) {
+    match event {
+        Event::Connection { direction, source, source_port, destination, port, kind: _ } => info!(
+            MESSAGE_ID = id::CONNECTION,
+            TCPTRACKER_INTERFACE = %interface,
+            TCPTRACKER_SOURCE = %source,
+            TCPTRACKER_DESTINATION = %destination,
+            TCPTRACKER_PORTS = %port,
+            "new {} connection: {} -> {}",
+            direction.as_str(),
+            std::net::SocketAddr::new(*source, source_port.0),
+            std::net::SocketAddr::new(*destination, port.0),
+        ),
+        Event::NotListed { what, count, span } => info!(
+            MESSAGE_ID = id::NOT_LISTED,
+            TCPTRACKER_INTERFACE = %interface,
+            "{count} more {what} in {:.1}s, not listed (log.rate)",
+            span.as_secs_f64(),
+        ),
+        Event::Scan(scan) => write_scan(interface, scan),
+        Event::ScanSummary(summary) => info!(
+            MESSAGE_ID = id::SCAN_SUMMARY,
+            TCPTRACKER_INTERFACE = %interface,
+            TCPTRACKER_SOURCE = %show_network(&summary.source),
+            "the port scan by {} {}: {} ports, {} probes in {:.1}s",
+            show_network(&summary.source),
+            if summary.goes_on { "goes on" } else { "is over" },
+            summary.ports,
+            summary.probes,
+            summary.length.as_secs_f64(),
+        ),
+        Event::Spared { scan, why } => write_spared(interface, scan, why),
+        Event::Blocked { network, until, duration, reason, cause, ports, offences, uid } => {
+            let span = duration.map_or_else(
+                || "until unblocked".to_owned(),
+                |duration| format!("for {}", HumanDuration(duration)),
+            );
+            let who = match (cause, uid) {
+                (BlockCause::Scan, _) => format!("offence {offences}"),
+                (BlockCause::Found, _) => "taken over".to_owned(),
+                (BlockCause::Manual, uid) => by(*uid),
+            };
+            // As loud as the scan: whoever reads warnings only wants to see both.
+            warn!(
+                MESSAGE_ID = id::BLOCKED,
+                TCPTRACKER_INTERFACE = %interface,
+                TCPTRACKER_SOURCE = %show_network(network),
+                TCPTRACKER_PORTS = (!ports.is_empty()).then(|| list_of(ports, ",")),
+                TCPTRACKER_UNTIL = until,
+                TCPTRACKER_REASON = %reason,
+                TCPTRACKER_UID = uid.map(tracing::field::display),
+                "blocked {} {span} ({who}): {reason}",
+                show_network(network),
+            );
+        }
+        Event::Restored { blocks, expired } => info!(
+            MESSAGE_ID = id::RESTORED,
+            TCPTRACKER_INTERFACE = %interface,
+            "restored {blocks} {}; {expired} more had ended meanwhile",
+            if *blocks == 1 { "block" } else { "blocks" },
+        ),
+        Event::Unblocked { network, cause, uid } => {
+            let why = match cause {
+                UnblockCause::Expired => "its time was up".to_owned(),
+                UnblockCause::Manual => by(*uid),
+                UnblockCause::Exempt => "it is exempt now".to_owned(),
+                UnblockCause::Displaced => "it had to make way for a new block".to_owned(),
+            };
+            info!(
+                MESSAGE_ID = id::UNBLOCKED,
+                TCPTRACKER_INTERFACE = %interface,
+                TCPTRACKER_SOURCE = %show_network(network),
+                TCPTRACKER_REASON = cause.as_str(),
+                TCPTRACKER_UID = uid.map(tracing::field::display),
+                "unblocked {}: {why}",
+                show_network(network),
+            );
+        }
+        Event::Refused { request, why, uid } => warn!(
+            MESSAGE_ID = id::REFUSED,
+            TCPTRACKER_INTERFACE = %interface,
+            TCPTRACKER_REASON = %why,
+            TCPTRACKER_UID = uid,
+            "refused to {request} ({}): {why}",
+            by(Some(*uid)),
+        ),
+        Event::Reloaded { changes, notes, uid } => write_reloaded(interface, changes, notes, *uid),
+        Event::Mended { found } => warn!(
+            MESSAGE_ID = id::MENDED,
+            TCPTRACKER_INTERFACE = %interface,
+            TCPTRACKER_REASON = %found,
+            "mended: {found}"
+        ),
+        Event::StateChanged { state, reason } => write_state(interface, *state, reason.as_deref()),
+        Event::Warning(text) => warn!(
+            MESSAGE_ID = id::WARNING,
+            TCPTRACKER_INTERFACE = %interface,
+            "{text}"
+        ),
+    }
+}
+
+fn write_reloaded(
+    interface: &InterfaceName,
+    changes: &[String],
+    notes: &[String],
+    uid: Option<u32>,
+) {
+    info!(
+        MESSAGE_ID = id::RELOADED,
+        TCPTRACKER_INTERFACE = %interface,
+        TCPTRACKER_UID = uid.map(tracing::field::display),
+        "configuration reloaded ({}): {}{}",
+        uid.map_or_else(|| "by SIGHUP".to_owned(), |uid| by(Some(uid))),
+        if changes.is_empty() { "nothing has changed".to_owned() } else { changes.join(", ") },
+        notes.iter().map(|note| format!("; {note}")).collect::<String>(),
+    );
+}
+
+fn write_scan(interface: &InterfaceName, scan: &Scan) {
+    let ports = scan.ports();
+    warn!(
+        MESSAGE_ID = id::SCAN,
+        TCPTRACKER_INTERFACE = %interface,
+        TCPTRACKER_SOURCE = %show_network(&scan.source),
+        TCPTRACKER_DESTINATION = %scan.destination,
+        TCPTRACKER_PORTS = list_of(&ports, ","),
+        TCPTRACKER_KIND = scan.kind.as_str(),
+        TCPTRACKER_DECOYS = scan.may_be_decoy().then(|| list_of(&scan.others, ",")),
+        "{} port scan by {} on {}{}: {}{}",
+        scan.kind.as_str(),
+        show_network(&scan.source),
+        scan.destination,
+        if scan.kind == ScanKind::Sweep { " and others" } else { "" },
+        evidence_of(scan, &ports),
+        decoys_of(scan),
+    );
+}
+
+/// The ports that make it a scan and, where that counts, what became of each.
+fn evidence_of(scan: &Scan, ports: &[crate::types::segment::Port]) -> String {
+    if !scan.rule.looks_at_outcomes() {
+        let (ports, within) = (list_of(ports, ", "), HumanDuration(scan.span));
+        return format!("ports {ports}, more than {} within {within}", scan.threshold);
+    }
+    let told: Vec<String> = scan.attempts.iter().map(Attempt::told).collect();
+    let what = if told.len() == 1 { "port" } else { "ports" };
+    format!("{what} {}; {}", told.join(", "), scan.rule.sentence(scan.threshold, scan.span))
+}
+
+/// The others of a group of which most are decoys.
+fn decoys_of(scan: &Scan) -> String {
+    if !scan.may_be_decoy() {
+        return String::new();
+    }
+    let more = if scan.others.len() < crate::detect::decoys::NAMED { "" } else { ", perhaps more" };
+    format!(
+        "; at the same time by {}{more}: all but one may be decoys",
+        list_of(&scan.others, ", ")
+    )
+}
+
+fn write_spared(interface: &InterfaceName, scan: &Scan, why: &Spared) {
+    warn!(
+        MESSAGE_ID = id::SPARED,
+        TCPTRACKER_INTERFACE = %interface,
+        TCPTRACKER_SOURCE = %show_network(&scan.source),
+        TCPTRACKER_KIND = scan.kind.as_str(),
+        TCPTRACKER_REASON = %why,
+        "did not block {}: {why}",
+        show_network(&scan.source),
+    );
+}
+
+fn write_state(interface: &InterfaceName, state: State, reason: Option<&str>) {
+    if let Some(reason) = reason {
+        warn!(
+            MESSAGE_ID = id::STATE,
+            TCPTRACKER_INTERFACE = %interface,
+            TCPTRACKER_REASON = reason,
+            "{state}: {reason}"
+        );
+    } else {
+        info!(
+            MESSAGE_ID = id::STATE,
+            TCPTRACKER_INTERFACE = %interface,
+            "{state}: all is well again"
+        );
+    }
+}
+
+fn list_of(items: &[impl ToString], separator: &str) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(separator)
+}
+
+fn by(uid: Option<u32>) -> String {
+    uid.map_or_else(|| "by hand".to_owned(), |uid| format!("by uid {uid}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_ids_are_distinct_and_well_formed() {
+        let ids = [
+            id::STARTED,
+            id::STOPPED,
+            id::CONNECTION,
+            id::NOT_LISTED,
+            id::SCAN,
+            id::SCAN_SUMMARY,
+            id::SPARED,
+            id::BLOCKED,
+            id::RESTORED,
+            id::UNBLOCKED,
+            id::REFUSED,
+            id::STATE,
+            id::RELOADED,
+            id::MENDED,
+            id::WARNING,
+        ];
+        for (at, id) in ids.iter().enumerate() {
+            assert!(id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()), "{id}");
+            assert!(!ids[..at].contains(id), "{id}");
+        }
+    }
+}

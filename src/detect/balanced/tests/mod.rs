@@ -1,0 +1,400 @@
+//! The rules, on a wire of one's own; honest clients and what cannot be seen in files of their own.
+
+pub mod honest;
+pub mod unseen;
+
+use super::*;
+use crate::types::clock::Moment;
+use crate::types::rule::Rule;
+use crate::types::scan::ScanKind;
+use crate::types::segment::Outcome;
+use std::time::Duration;
+
+const SERVER: &str = "198.51.100.1";
+
+/// A detector and what it has found, on a wire on which one can do things.
+struct Wire {
+    detector: Balanced,
+    found: Vec<Scan>,
+    host: Host,
+    now: Moment,
+    next_port: u16,
+    /// Clients are programs that make up their SYNs.
+    bare: bool,
+    /// What clients acknowledge: answers have the number 0, and are heard alone.
+    heard: u8,
+}
+
+impl Wire {
+    fn new() -> Self {
+        Self {
+            detector: Balanced::new(DetectionConfig::default()),
+            found: Vec::new(),
+            host: Host::default(),
+            now: Moment::from_nanos(1_000_000_000_000),
+            next_port: 1024,
+            bare: false,
+            heard: 1,
+        }
+    }
+
+    /// A wire of the server itself, which listens on port 80.
+    fn of_the_server() -> Self {
+        let mut wire = Self::new();
+        wire.host = Host::with_addresses([IpNet::from(SERVER.parse::<IpAddr>().unwrap())]);
+        wire.listen(&[80]);
+        wire
+    }
+
+    /// The server listens on these ports from now on.
+    fn listen(&mut self, ports: &[u16]) {
+        let mut listening = Listening::default();
+        for port in ports {
+            listening.insert(*port);
+        }
+        self.detector.listens_on(Arc::new(listening));
+    }
+
+    /// Time goes by as on a busy wire.
+    fn live(&mut self, seconds: u64) {
+        (0..seconds).for_each(|_| self.pass(1000));
+    }
+
+    /// A connection that is dropped at once, as a connect scan's.
+    fn sound(&mut self, client: &str, server: &str, port: u16) {
+        let from = self.syn(client, server, port);
+        self.send((server, port), (client, from), ProbeKind::Answer, 0);
+        self.send((client, from), (server, port), ProbeKind::ResetAck, 8);
+    }
+
+    fn pass(&mut self, millis: u64) {
+        self.now = self.now + Duration::from_millis(millis);
+        self.detector.pass_time(self.now, &self.host, &mut self.found);
+    }
+
+    fn send(&mut self, from: (&str, u16), to: (&str, u16), kind: ProbeKind, sequence: u8) {
+        let segment = Probe {
+            moment: self.now,
+            source: from.0.parse().unwrap(),
+            destination: to.0.parse().unwrap(),
+            source_port: Port(from.1),
+            port: Port(to.1),
+            kind,
+            sequence,
+            acknowledged: self.heard,
+            bare: self.bare,
+        };
+        self.detector.observe(&segment, &self.host, &mut self.found);
+    }
+
+    /// Begins a connection; returns the client's port.
+    fn syn(&mut self, client: &str, server: &str, port: u16) -> u16 {
+        self.next_port = self.next_port.checked_add(1).unwrap_or(1024);
+        self.send((client, self.next_port), (server, port), ProbeKind::Syn, 7);
+        self.next_port
+    }
+
+    fn refused(&mut self, client: &str, server: &str, port: u16) {
+        let from = self.syn(client, server, port);
+        self.send((server, port), (client, from), ProbeKind::ResetAck, 0);
+    }
+
+    /// A connection as honest clients have it.
+    fn visit(&mut self, client: &str, server: &str, port: u16) {
+        let from = self.syn(client, server, port);
+        self.send((server, port), (client, from), ProbeKind::Answer, 0);
+        self.send((client, from), (server, port), ProbeKind::Close, 99);
+    }
+
+    fn scanners(&self) -> Vec<String> {
+        let mut all: Vec<String> = self
+            .found
+            .iter()
+            .filter(|scan| scan.rule.blocks())
+            .map(|scan| scan.source.addr().to_string())
+            .collect();
+        all.dedup();
+        all
+    }
+}
+
+#[test]
+fn the_fourth_refused_port_is_a_scan_with_its_evidence() {
+    let mut wire = Wire::new();
+    for port in [22, 23, 23, 24] {
+        wire.refused("192.0.2.1", SERVER, port);
+    }
+    assert_eq!(wire.found, []);
+    wire.refused("192.0.2.1", SERVER, 25);
+    let [scan] = &wire.found[..] else { panic!("{:?}", wire.found) };
+    assert_eq!((scan.kind, scan.rule), (ScanKind::Vertical, Rule::FailedPorts));
+    assert_eq!(scan.ports(), [22, 23, 24, 25].map(Port));
+    assert!(scan.attempts.iter().all(|attempt| attempt.outcome == Outcome::Refused));
+}
+
+#[test]
+fn what_is_answered_never_counts_and_what_stays_unanswered_does_after_a_second() {
+    let mut wire = Wire::new();
+    for port in 1000..1050 {
+        wire.visit("192.0.2.1", SERVER, port);
+    }
+    for port in 1..=4 {
+        wire.syn("192.0.2.2", SERVER, port);
+    }
+    wire.pass(999);
+    assert_eq!(wire.scanners(), Vec::<String>::new());
+    wire.pass(1);
+    assert_eq!(wire.scanners(), ["192.0.2.2"]);
+}
+
+#[test]
+fn half_open_is_seen_with_and_without_the_scanners_reset() {
+    let mut wire = Wire::new();
+    for port in 1..=4 {
+        let from = wire.syn("192.0.2.1", SERVER, port);
+        wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Answer, 0);
+        wire.send(("192.0.2.1", from), (SERVER, port), ProbeKind::Reset, 8);
+    }
+    assert_eq!(wire.scanners(), ["192.0.2.1"]);
+    wire.found.clear();
+    let from = [1, 2, 3, 4].map(|port| {
+        let from = wire.syn("192.0.2.2", SERVER, port);
+        wire.send((SERVER, port), ("192.0.2.2", from), ProbeKind::Answer, 0);
+        (port, from)
+    });
+    wire.pass(1000);
+    for (port, from) in from {
+        wire.send((SERVER, port), ("192.0.2.2", from), ProbeKind::Answer, 0);
+    }
+    assert_eq!(wire.scanners(), ["192.0.2.2"], "the server has asked again, the client has not");
+}
+
+/// Each packet is seen twice: where it comes in, and where it goes out.
+#[test]
+fn half_open_is_seen_in_copies() {
+    let mut wire = Wire::new();
+    let from = [1, 2, 3, 4].map(|port| {
+        let from = wire.syn("192.0.2.1", SERVER, port);
+        wire.send(("192.0.2.1", from), (SERVER, port), ProbeKind::Syn, 7);
+        wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Answer, 0);
+        wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Answer, 0);
+        (port, from)
+    });
+    wire.pass(1000);
+    for (port, from) in from {
+        wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Answer, 0);
+    }
+    assert_eq!(wire.scanners(), ["192.0.2.1"]);
+}
+
+#[test]
+fn slow_scans_are_found_by_the_longer_windows() {
+    for (pause, at_most) in [(20, 5), (60, 5), (300, 5), (3 * 3600 - 600, 8)] {
+        let mut wire = Wire::new();
+        let mut probes = 0;
+        for port in 1..=9 {
+            wire.refused("192.0.2.1", SERVER, port);
+            probes += u32::from(wire.found.is_empty());
+            wire.pass(pause * 1000);
+        }
+        assert!(probes < at_most, "a pause of {pause} s: {probes}");
+    }
+}
+
+#[test]
+fn where_nothing_listens_it_is_known_at_once_unless_somebody_answers() {
+    let mut wire = Wire::of_the_server();
+    for port in 1..=4 {
+        wire.syn("192.0.2.1", SERVER, port);
+        wire.pass(2);
+    }
+    wire.pass(5);
+    assert_eq!(wire.scanners(), ["192.0.2.1"]);
+    wire.found.clear();
+    // A service that listens for a moment, as FTP's data connections; or a container's.
+    for port in 50_000..50_020 {
+        wire.visit("192.0.2.2", SERVER, port);
+        wire.pass(100);
+    }
+    assert_eq!(wire.scanners(), Vec::<String>::new());
+}
+
+#[test]
+fn many_sources_with_a_few_ports_each_are_reported_and_not_blocked() {
+    let mut wire = Wire::new();
+    for source in 0..20u16 {
+        for port in 0..3 {
+            wire.refused(&format!("192.0.2.{source}"), SERVER, 2000 + source * 3 + port);
+        }
+    }
+    let [scan] = &wire.found[..] else { panic!("{:?}", wire.found) };
+    assert_eq!((scan.rule, scan.rule.blocks()), (Rule::ManySources, false));
+}
+
+#[test]
+fn a_host_that_answers_on_all_ports_shows_its_scanner() {
+    let mut wire = Wire::new();
+    for port in 800..=1300 {
+        if port < 1024 {
+            wire.visit("192.0.2.1", SERVER, port);
+        } else {
+            wire.sound("192.0.2.1", SERVER, port);
+        }
+    }
+    let [scan] = &wire.found[..] else { panic!("{:?}", wire.found) };
+    assert_eq!((scan.rule, scan.rule.blocks()), (Rule::ManyPorts, false));
+}
+
+#[test]
+fn what_is_let_in_again_begins_anew() {
+    let mut wire = Wire::new();
+    for port in 1..=4 {
+        wire.refused("192.0.2.1", SERVER, port);
+    }
+    assert_eq!(wire.scanners(), ["192.0.2.1"]);
+    wire.found.clear();
+    wire.detector.forget("192.0.2.1/32".parse().unwrap());
+    for port in 5..=7 {
+        wire.refused("192.0.2.1", SERVER, port);
+    }
+    assert_eq!(wire.scanners(), Vec::<String>::new());
+}
+
+#[test]
+fn a_flood_of_forged_sources_pushes_nobody_out_who_has_failed_twice() {
+    let mut wire = Wire::new();
+    wire.refused("192.0.2.1", SERVER, 1);
+    wire.refused("192.0.2.1", SERVER, 2);
+    for number in 0..300_000u32 {
+        let source = IpAddr::from((0x0a00_0000 + number).to_be_bytes()).to_string();
+        wire.refused(&source, SERVER, 80);
+        if number % 1000 == 0 {
+            wire.pass(1);
+        }
+    }
+    wire.refused("192.0.2.1", SERVER, 3);
+    wire.refused("192.0.2.1", SERVER, 4);
+    assert_eq!(wire.scanners(), ["192.0.2.1"]);
+}
+
+/// A scan of four ports, of which nothing more is seen for an hour, is one.
+#[test]
+fn what_was_due_long_ago_is_judged_as_it_was_then() {
+    let mut wire = Wire::new();
+    for port in 1..=4 {
+        wire.syn("192.0.2.1", SERVER, port);
+    }
+    let due = wire.now + Duration::from_secs(1);
+    wire.pass(3_600_000);
+    let [scan] = &wire.found[..] else { panic!("{:?}", wire.found) };
+    assert_eq!((scan.moment, scan.span), (due, Duration::from_secs(60)));
+}
+
+#[test]
+fn what_icmp_says_is_a_refusal_if_it_is_about_that_very_segment() {
+    for (sequence, expected) in [(7, 1), (8, 0)] {
+        let mut wire = Wire::new();
+        for port in 1..=4 {
+            let from = wire.syn("192.0.2.1", SERVER, port);
+            wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Unreachable, sequence);
+        }
+        assert_eq!(wire.found.len(), expected);
+    }
+}
+
+#[test]
+fn a_connect_scan_of_open_ports_is_told_by_those_that_are_not() {
+    for (open, closed, expected) in [(8, 2, 1), (3, 1, 1), (9, 1, 1), (10, 0, 0), (2, 1, 0)] {
+        let mut wire = Wire::new();
+        (0..open).for_each(|port| wire.sound("192.0.2.1", SERVER, 80 + port));
+        (0..closed).for_each(|port| wire.refused("192.0.2.1", SERVER, 20 + port));
+        wire.live(34);
+        assert_eq!(wire.found, []);
+        wire.live(1);
+        let rules: Vec<Rule> = wire.found.iter().map(|scan| scan.rule).collect();
+        assert_eq!(rules, vec![Rule::SoundedPorts; expected], "{open} open, {closed} closed");
+    }
+}
+
+/// ACK and Maimon scans, also of the ports databases use.
+#[test]
+fn segments_of_no_connection_that_are_refused_are_a_scan() {
+    for first in [1, 3300, 9000] {
+        let mut wire = Wire::new();
+        for port in first..first + 8 {
+            wire.send((SERVER, port), ("192.0.2.1", 40_000), ProbeKind::Reset, 0);
+        }
+        assert_eq!(wire.found.iter().map(|s| s.rule).collect::<Vec<_>>(), [Rule::StrayPorts]);
+    }
+    // Whoever the host was connected to before its restart, or as a proxy.
+    let mut wire = Wire::new();
+    for port in (1024..1124).chain(33_000..33_100) {
+        wire.send((SERVER, port), ("192.0.2.1", 443), ProbeKind::Reset, 0);
+        wire.send((SERVER, port), ("192.0.2.2", 8080), ProbeKind::Reset, 0);
+    }
+    assert_eq!(wire.found, []);
+}
+
+/// Half of the hosts are open, and a connect scan leaves them at once.
+#[test]
+fn a_sweep_of_open_and_closed_hosts_is_one() {
+    for (open, expected) in [(0, 1), (15, 1), (30, 0)] {
+        let mut wire = Wire::new();
+        for number in 0..30 {
+            let host = format!("198.51.100.{number}");
+            if number < open {
+                wire.sound("192.0.2.1", &host, 22);
+            } else {
+                wire.refused("192.0.2.1", &host, 22);
+            }
+        }
+        let kinds: Vec<ScanKind> = wire.found.iter().map(|scan| scan.kind).collect();
+        assert_eq!(kinds, vec![ScanKind::Sweep; expected], "{open} of 30 are open");
+    }
+}
+
+/// Slowly, it is one by what it sends; nobody's mail server does that.
+#[test]
+fn a_slow_sweep_is_told_by_its_made_up_segments() {
+    for (bare, expected) in [(true, vec![Duration::from_secs(86_400)]), (false, vec![])] {
+        let mut wire = Wire { bare, ..Wire::new() };
+        for number in 0..30 {
+            wire.syn("192.0.2.1", &format!("198.51.100.{number}"), 25);
+            wire.pass(300_000);
+        }
+        let spans: Vec<Duration> = wire.found.iter().map(|scan| scan.span).collect();
+        assert_eq!(spans, expected, "bare: {bare}");
+    }
+}
+
+/// Those who wait for their judgement are only so many.
+#[test]
+fn more_connect_scanners_than_are_waited_for_are_judged_at_once() {
+    let mut wire = Wire::new();
+    for number in 0..=SOUNDINGS {
+        let source = format!("192.0.{}.{}", number / 256, number % 256);
+        (0..3).for_each(|port| wire.sound(&source, SERVER, 80 + port));
+        wire.refused(&source, SERVER, 20);
+    }
+    assert_eq!(wire.scanners(), ["192.0.4.0"]);
+    wire.live(35);
+    assert_eq!(wire.scanners().len(), SOUNDINGS + 1);
+}
+
+/// Whether they are this host's own, or those of a network said to be local, or others.
+#[test]
+fn a_sweep_is_one_whosever_the_hosts_are() {
+    let own: Vec<IpNet> = (0..40).map(|n| IpAddr::from([198, 51, 100, n]).into()).collect();
+    let hosts = [
+        Host::with_addresses(own),
+        Host::with_networks(vec!["198.51.100.0/24".parse().unwrap()]),
+        Host::with_addresses(["198.51.100.77/24".parse().unwrap()]),
+    ];
+    for host in hosts {
+        let mut wire = Wire { host, ..Wire::new() };
+        for number in 0..30 {
+            wire.refused("192.0.2.1", &format!("198.51.100.{number}"), 22);
+        }
+        assert_eq!(wire.found.first().map(|scan| scan.kind), Some(ScanKind::Sweep));
+    }
+}

@@ -1,0 +1,242 @@
+//! What the detector finds, and what it does not.
+
+use super::*;
+use crate::config::{Span, Threshold};
+use crate::types::segment::Port;
+use crate::types::segment::ProbeKind;
+use proptest::prelude::*;
+use std::time::Duration;
+
+const SECOND: u64 = 1_000_000_000;
+
+fn probe(source: &str, port: u16, seconds: u64) -> Probe {
+    Probe {
+        moment: Moment::from_nanos(seconds * SECOND),
+        source: source.parse().unwrap(),
+        destination: if source.contains(':') { "fd00::2" } else { "10.0.0.2" }.parse().unwrap(),
+        source_port: Port(40_000),
+        port: Port(port),
+        kind: ProbeKind::Syn,
+        sequence: 0,
+        acknowledged: 0,
+        bare: false,
+    }
+}
+
+fn rule(edit: impl FnOnce(&mut DetectionConfig)) -> DetectionConfig {
+    let mut rule = DetectionConfig::default();
+    edit(&mut rule);
+    rule
+}
+
+fn host() -> Host {
+    Host::with_addresses(["10.0.0.2/24".parse().unwrap(), "fd00::2/64".parse().unwrap()])
+}
+
+fn scan(detector: &mut Detector, probes: impl IntoIterator<Item = Probe>) -> Vec<Scan> {
+    let host = host();
+    let mut found = Vec::new();
+    let observe = |probe: Probe| {
+        detector.seek(&[probe], &host, &mut found);
+        detector.observe(&probe, &found[0], &host)
+    };
+    probes.into_iter().filter_map(observe).collect()
+}
+
+#[test]
+fn a_scan_is_reported_at_the_fourth_port_and_once() {
+    let mut detector = Detector::new(rule(|_| {}));
+    let scans = scan(&mut detector, (1..=50).map(|port| probe("192.0.2.1", port, 1)));
+    assert_eq!(scans.len(), 1);
+    assert_eq!(scans[0].ports(), [Port(1), Port(2), Port(3), Port(4)]);
+    assert_eq!((scans[0].probes, scans[0].kind), (4, ScanKind::Vertical));
+    assert_eq!(scans[0].source, "192.0.2.1/32".parse().unwrap());
+}
+
+#[test]
+fn a_scan_that_goes_on_is_reported_once_a_window() {
+    let mut detector = Detector::new(rule(|_| {}));
+    let scans = scan(&mut detector, (1..=150).map(|n| probe("192.0.2.1", n, n.into())));
+    let reports: Vec<_> =
+        scans.iter().map(|s| (s.moment.as_nanos() / SECOND, s.continued)).collect();
+    assert_eq!(reports, [(4, false), (64, true), (124, true)]);
+}
+
+#[test]
+fn a_source_silent_for_a_window_begins_anew() {
+    let mut detector = Detector::new(rule(|_| {}));
+    let first = (1..=4).map(|port| probe("192.0.2.1", port, 0));
+    let second = (1..=4).map(|port| probe("192.0.2.1", port, 60));
+    let scans = scan(&mut detector, first.chain(second));
+    assert_eq!(scans.iter().map(|s| s.continued).collect::<Vec<_>>(), [false, false]);
+}
+
+#[test]
+fn sources_are_counted_apart() {
+    let mut detector = Detector::new(rule(|_| {}));
+    let probes =
+        (1..=3).flat_map(|port| [probe("192.0.2.1", port, 1), probe("192.0.2.2", port + 10, 1)]);
+    assert_eq!(scan(&mut detector, probes), []);
+}
+
+#[test]
+fn per_pair_counts_destinations_apart() {
+    let probes = |per| {
+        let mut detector = Detector::new(rule(|r| r.per = per));
+        let to = |last: u8, port| Probe {
+            destination: [10, 0, 0, last].into(),
+            ..probe("192.0.2.1", port, 1)
+        };
+        scan(&mut detector, [to(2, 1), to(2, 2), to(3, 3), to(3, 4)]).len()
+    };
+    assert_eq!(probes(Per::Source), 1);
+    assert_eq!(probes(Per::Pair), 0);
+}
+
+#[test]
+fn stealth_probes_count_unless_switched_off() {
+    for (stealth, kinds) in [(true, vec![ScanKind::Stealth]), (false, vec![])] {
+        let mut detector = Detector::new(rule(|r| r.stealth = stealth));
+        let fin = (1..=4).map(|port| Probe { kind: ProbeKind::Fin, ..probe("192.0.2.1", port, 1) });
+        let found: Vec<_> = scan(&mut detector, fin).iter().map(|s| s.kind).collect();
+        assert_eq!(found, kinds);
+    }
+}
+
+#[test]
+fn an_ipv6_network_is_one_source_but_neighbours_are_not() {
+    let mut detector = Detector::new(rule(|_| {}));
+    let hopping = (1..=4).map(|n| probe(&format!("2001:db8::{n}"), n, 1));
+    let scans = scan(&mut detector, hopping);
+    assert_eq!(scans[0].source, "2001:db8::/64".parse().unwrap());
+
+    let neighbours = (1..=4).map(|n| probe(&format!("fd00::1{n}"), n, 1));
+    assert_eq!(scan(&mut detector, neighbours), []);
+    let neighbour = (1..=4).map(|n| probe("fd00::99", n, 1));
+    assert_eq!(scan(&mut detector, neighbour)[0].source, "fd00::99/128".parse().unwrap());
+}
+
+#[test]
+fn a_clock_that_runs_backwards_does_no_harm() {
+    let mut detector = Detector::new(rule(|_| {}));
+    let times = [100, 90, 80, 70];
+    let probes = times.into_iter().zip(1..).map(|(t, port)| probe("192.0.2.1", port, t));
+    assert_eq!(scan(&mut detector, probes).len(), 1);
+}
+
+#[test]
+fn memory_is_bounded_and_what_goes_is_counted() {
+    let mut detector = Detector::new(rule(|r| r.max_sources = 1024.try_into().unwrap()));
+    let flood = (0..5000u32).map(|n| Probe {
+        source: std::net::Ipv4Addr::from(0x0b00_0000 + n).into(),
+        ..probe("192.0.2.1", 80, 1)
+    });
+    assert_eq!(scan(&mut detector, flood), []);
+    assert_eq!((detector.sources(), detector.evicted()), (3 * 1024, 5000 - 3 * 1024));
+}
+
+#[test]
+fn decoys_are_known_from_the_first_on() {
+    let mut detector = Detector::new(rule(|_| {}));
+    let sources = ["198.51.100.1", "192.0.2.1", "203.0.113.1"];
+    let probes = (1..=9).flat_map(|port| sources.map(|source| probe(source, port, port.into())));
+    let honest = probe("192.0.2.9", 443, 1);
+    let scans = scan(&mut detector, std::iter::once(honest).chain(probes));
+    let found: Vec<_> = scans.iter().map(|scan| (scan.address, scan.others.clone())).collect();
+    let addresses = sources.map(|source| source.parse::<IpAddr>().unwrap());
+    let [a, b, c] = addresses;
+    assert_eq!(found, [(a, vec![b, c]), (b, vec![a, c]), (c, vec![a, b])]);
+}
+
+#[test]
+fn forgetting_lets_a_source_begin_anew() {
+    let mut detector = Detector::new(rule(|_| {}));
+    scan(&mut detector, (1..=4).map(|port| probe("192.0.2.1", port, 1)));
+    detector.forget("192.0.2.1/32".parse().unwrap());
+    assert_eq!(scan(&mut detector, [probe("192.0.2.1", 5, 2)]), []);
+    assert_eq!(scan(&mut detector, (6..=8).map(|p| probe("192.0.2.1", p, 2))).len(), 1);
+}
+
+/// The rule as one would write it down, remembering every probe of every source.
+fn naive(probes: &[Probe], threshold: usize, span: Duration) -> Vec<(IpAddr, u64)> {
+    let mut fired = Vec::new();
+    for (at, probe) in probes.iter().enumerate() {
+        let own = || probes[..=at].iter().filter(|earlier| earlier.source == probe.source);
+        let recent = own().filter(|earlier| probe.moment.since(earlier.moment) < span);
+        let ports: std::collections::BTreeSet<Port> = recent.map(|recent| recent.port).collect();
+        let first = !fired.iter().any(|(source, _)| *source == probe.source);
+        if ports.len() > threshold && first {
+            fired.push((probe.source, own().count() as u64));
+        }
+    }
+    fired
+}
+
+proptest! {
+    /// Through both stages, for several sources at once: who fires, and at which of its probes.
+    #[test]
+    fn equals_the_naive_rule(
+        threshold in 1..=64u64,
+        seconds in 1..=3600u64,
+        steps in proptest::collection::vec((0..6u8, 0..80u16, 0..3u64), 1..250),
+    ) {
+        let unit = seconds * SECOND / (2 * threshold);
+        let mut now = 0;
+        let probes: Vec<Probe> = steps
+            .into_iter()
+            .map(|(source, port, pause)| {
+                now += pause * unit;
+                let source = IpAddr::from([198, 51, 100, source]);
+                Probe { moment: Moment::from_nanos(now), source, ..probe("192.0.2.1", port, 0) }
+            })
+            .collect();
+        let window = Span::try_from(format!("{seconds}s")).unwrap();
+        let mut detector = Detector::new(rule(|rule| {
+            rule.ports = threshold.try_into().unwrap();
+            rule.window = window.try_into().unwrap();
+        }));
+        let mut found: Vec<(IpAddr, u64)> = Vec::new();
+        for scan in scan(&mut detector, probes.iter().copied()) {
+            if !found.iter().any(|(source, _)| *source == scan.address) {
+                found.push((scan.address, scan.probes));
+            }
+        }
+        prop_assert_eq!(found, naive(&probes, usize::try_from(threshold).unwrap(), window.get()));
+    }
+}
+
+#[test]
+fn another_rule_keeps_what_is_remembered() {
+    let mut detector = Detector::new(rule(|_| {}));
+    assert_eq!(scan(&mut detector, (1..=3).map(|port| probe("192.0.2.1", port, 1))), []);
+    assert_eq!(scan(&mut detector, [probe("192.0.2.2", 1, 1)]), []);
+    let stricter = rule(|rule| rule.ports = Threshold::try_from(1).unwrap());
+    assert!(detector.reconfigure(stricter));
+    assert_eq!(scan(&mut detector, [probe("192.0.2.1", 1, 2)]).len(), 1, "has tried three");
+    assert_eq!(scan(&mut detector, [probe("192.0.2.2", 2, 2)]).len(), 1, "first contacts as well");
+
+    let mut detector = Detector::new(rule(|_| {}));
+    assert_eq!(scan(&mut detector, (1..=3).map(|port| probe("192.0.2.1", port, 1))), []);
+    let laxer = rule(|rule| rule.ports = Threshold::try_from(5).unwrap());
+    assert!(detector.reconfigure(laxer));
+    assert_eq!(scan(&mut detector, (4..=5).map(|port| probe("192.0.2.1", port, 2))), []);
+    let found = scan(&mut detector, [probe("192.0.2.1", 6, 3)]);
+    assert_eq!(found[0].ports(), (1..=6).map(Port).collect::<Vec<_>>());
+
+    // Another window holds for what was before as well.
+    let mut detector = Detector::new(rule(|_| {}));
+    assert_eq!(scan(&mut detector, (1..=3).map(|port| probe("192.0.2.1", port, 1))), []);
+    let shorter = rule(|rule| rule.window = Span::constant("10s").try_into().unwrap());
+    assert!(detector.reconfigure(shorter));
+    assert_eq!(scan(&mut detector, (4..=6).map(|port| probe("192.0.2.1", port, 12))), []);
+}
+
+#[test]
+fn whose_ports_are_counted_together_cannot_be_changed_afterwards() {
+    let mut detector = Detector::new(rule(|_| {}));
+    assert_eq!(scan(&mut detector, (1..=3).map(|port| probe("192.0.2.1", port, 1))), []);
+    assert!(!detector.reconfigure(rule(|rule| rule.per = Per::Pair)));
+    assert_eq!(detector.sources(), 0);
+    assert_eq!(scan(&mut detector, (4..=6).map(|port| probe("192.0.2.1", port, 2))), []);
+    assert_eq!(scan(&mut detector, [probe("192.0.2.1", 7, 2)]).len(), 1);
+}

@@ -1,0 +1,28 @@
+//! Asking for a reload: what main is asked, and what it answers.
+//!
+//! Owns the words between whoever asks (the bus, a signal) and main, which alone can change what all
+//! threads work with.
+
+use crate::handles::notification::ReloadError;
+use crate::handles::notification::ReloadRequest;
+use std::sync::mpsc::Sender;
+
+use crate::handles::notification::Notice;
+
+/// The way to main.
+#[derive(Clone, Debug)]
+pub struct Reloader(Sender<Notice>);
+
+impl Reloader {
+    /// A way to whoever reads these notices.
+    pub fn new(notices: Sender<Notice>) -> Self {
+        Self(notices)
+    }
+
+    /// Asks for a reload; nothing if main has ended.
+    pub async fn reload(&self, uid: u32) -> Option<Result<(), ReloadError>> {
+        let (reply, answer) = async_channel::bounded(1);
+        self.0.send(Notice::Reload(ReloadRequest { uid, reply })).ok()?;
+        answer.recv().await.ok()
+    }
+}

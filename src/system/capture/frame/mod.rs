@@ -1,0 +1,296 @@
+//! Frame bytes to probe.
+//!
+//! Pure: bytes and a moment in, perhaps a [`Probe`] out. Reads only what is there: whatever an
+//! attacker puts into a frame, of whatever length, the worst result is `None`. Never allocates.
+//! Tunnels are not opened: the outermost IP header is the one that counts.
+
+#[cfg(test)]
+pub mod tests;
+
+use std::net::IpAddr;
+
+use etherparse::{Ethernet2HeaderSlice, Ipv4HeaderSlice, Ipv6HeaderSlice, SingleVlanHeaderSlice};
+
+use crate::types::clock::Moment;
+use crate::types::segment::{Port, Probe, ProbeKind};
+
+const TCP: u8 = 6;
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
+/// 802.1Q, 802.1ad and the older vendors' tags for stacked VLANs.
+const VLANS: [u16; 5] = [0x8100, 0x88a8, 0x9100, 0x9200, 0x9300];
+const MPLS: [u16; 2] = [0x8847, 0x8848];
+const PPPOE_SESSION: u16 = 0x8864;
+/// The bytes of a TCP header up to and with its flags.
+const TCP_TO_FLAGS: usize = 14;
+/// A TCP header with the options every operating system's client sends, in words of four bytes: the
+/// fewest are those of Windows (segment size, window scale, SACK).
+const SYSTEMS_HEADER: u8 = 8;
+/// The bytes of an ICMP message before the packet it quotes.
+const ICMP_HEADER: usize = 8;
+
+/// How an interface, or a capture file, wraps its packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkLayer {
+    /// Ethernet, and everything that looks like it (veth, bridge, Wi-Fi, loopback).
+    Ethernet,
+    /// Linux cooked capture, version 1: what `any` gives.
+    LinuxSll,
+    /// Linux cooked capture, version 2.
+    LinuxSll2,
+    /// Bare IP: tun, `WireGuard`, IP tunnels.
+    RawIp,
+    /// BSD loopback: four bytes of address family, then IP.
+    Loopback,
+    /// PPP, with or without HDLC-like framing.
+    Ppp,
+    /// Cisco HDLC.
+    CiscoHdlc,
+}
+
+impl LinkLayer {
+    /// The link layer of a libpcap link type (pcap-linktype(7)), where it can carry probes that
+    /// are understood here.
+    pub const fn of_linktype(linktype: i32) -> Option<Self> {
+        match linktype {
+            1 => Some(Self::Ethernet),
+            0 | 108 => Some(Self::Loopback),
+            9 | 50 => Some(Self::Ppp),
+            12 | 14 | 101 | 228 | 229 => Some(Self::RawIp),
+            104 => Some(Self::CiscoHdlc),
+            113 => Some(Self::LinuxSll),
+            276 => Some(Self::LinuxSll2),
+            _ => None,
+        }
+    }
+}
+
+/// The probe in a frame, if there is one.
+pub fn probe_in(link: LinkLayer, frame: &[u8], moment: Moment) -> Option<Probe> {
+    tcp_in(network_layer(link, frame)?, moment, ProbeKind::of_flags)
+}
+
+/// The probe in a frame, or what tells of a probe's outcome.
+pub fn segment_in(link: LinkLayer, frame: &[u8], moment: Moment) -> Option<Probe> {
+    let packet = network_layer(link, frame)?;
+    tcp_in(packet, moment, ProbeKind::of_flags_with_outcomes)
+        .or_else(|| unreachable_in(packet, moment))
+}
+
+#[inline]
+fn tcp_in(
+    packet: &[u8],
+    moment: Moment,
+    of_flags: impl Fn(u8) -> Option<ProbeKind>,
+) -> Option<Probe> {
+    let segment = match packet.first()? >> 4 {
+        4 => ipv4(packet)?,
+        6 => ipv6(packet)?,
+        _ => return None,
+    };
+    // A fragment may end anywhere behind its ports.
+    let start = segment.payload.get(..4)?;
+    let kind = match segment.payload.get(TCP_TO_FLAGS - 1) {
+        Some(&flags) => of_flags(flags)?,
+        None if segment.fragmented => ProbeKind::Fragment,
+        None => return None,
+    };
+    Some(Probe {
+        moment,
+        source: segment.source,
+        destination: segment.destination,
+        source_port: Port(u16_at(start, 0)?),
+        port: Port(u16_at(start, 2)?),
+        kind,
+        sequence: segment.payload.get(7).copied().unwrap_or(0),
+        acknowledged: segment.payload.get(11).copied().unwrap_or(0),
+        bare: segment.payload.get(12).is_none_or(|offset| offset >> 4 < SYSTEMS_HEADER),
+    })
+}
+
+/// What an ICMP message tells of a TCP segment that did not arrive: of the segment it quotes, which is
+/// there with its ports and its sequence number at least (RFC 792).
+fn unreachable_in(packet: &[u8], moment: Moment) -> Option<Probe> {
+    /// RFC 792, 1191: the segment was too long, which says nothing of its port.
+    const FRAGMENTATION_NEEDED: (u8, u8) = (3, 4);
+
+    let (message, unreachable) = match packet.first()? >> 4 {
+        4 => {
+            let header = Ipv4HeaderSlice::from_slice(packet).ok()?;
+            let whole = header.fragments_offset().value() == 0;
+            if header.protocol().0 != ICMP || !whole {
+                return None;
+            }
+            (packet.get(header.slice().len()..)?, 3)
+        }
+        6 => {
+            let header = Ipv6HeaderSlice::from_slice(packet).ok()?;
+            if header.next_header().0 != ICMPV6 {
+                return None;
+            }
+            (packet.get(header.slice().len()..)?, 1)
+        }
+        _ => return None,
+    };
+    let (&[kind, code], quoted) = (message.first_chunk()?, message.get(ICMP_HEADER..)?);
+    if kind != unreachable || (kind, code) == FRAGMENTATION_NEEDED {
+        return None;
+    }
+    let segment = match quoted.first()? >> 4 {
+        4 => ipv4(quoted)?,
+        6 => ipv6(quoted)?,
+        _ => return None,
+    };
+    Some(Probe {
+        moment,
+        source: segment.destination,
+        destination: segment.source,
+        source_port: Port(u16_at(segment.payload, 2)?),
+        port: Port(u16_at(segment.payload, 0)?),
+        kind: ProbeKind::Unreachable,
+        sequence: *segment.payload.get(7)?,
+        acknowledged: 0,
+        bare: false,
+    })
+}
+
+/// The start of a TCP segment and the addresses above it.
+struct Segment<'a> {
+    source: IpAddr,
+    destination: IpAddr,
+    payload: &'a [u8],
+    /// The rest of it comes in further fragments.
+    fragmented: bool,
+}
+
+/// The frame from its IP header on.
+fn network_layer(link: LinkLayer, frame: &[u8]) -> Option<&[u8]> {
+    match link {
+        LinkLayer::Ethernet => {
+            let header = Ethernet2HeaderSlice::from_slice(frame).ok()?;
+            let rest = frame.get(header.slice().len()..)?;
+            match header.ether_type().0 {
+                // Below 0x600 the field is a length, and only an LLC/SNAP header carries IP.
+                0..0x600 => match rest.get(..8)? {
+                    [0xaa, 0xaa, _, 0, 0, 0, high, low] => {
+                        ether_payload(u16::from_be_bytes([*high, *low]), rest.get(8..)?)
+                    }
+                    _ => None,
+                },
+                ether_type => ether_payload(ether_type, rest),
+            }
+        }
+        LinkLayer::LinuxSll => ether_payload(u16_at(frame, 14)?, frame.get(16..)?),
+        LinkLayer::LinuxSll2 => ether_payload(u16_at(frame, 0)?, frame.get(20..)?),
+        LinkLayer::RawIp => Some(frame),
+        LinkLayer::Loopback => frame.get(4..),
+        LinkLayer::Ppp => ppp_payload(match frame {
+            [0xff, 0x03, rest @ ..] => rest,
+            _ => frame,
+        }),
+        LinkLayer::CiscoHdlc => ether_payload(u16_at(frame, 2)?, frame.get(4..)?),
+    }
+}
+
+fn ether_payload(mut ether_type: u16, mut rest: &[u8]) -> Option<&[u8]> {
+    while VLANS.contains(&ether_type) {
+        let tag = SingleVlanHeaderSlice::from_slice(rest).ok()?;
+        ether_type = tag.ether_type().0;
+        rest = rest.get(tag.slice().len()..)?;
+    }
+    match ether_type {
+        IPV4 | IPV6 => Some(rest),
+        PPPOE_SESSION => ppp_payload(rest.get(6..)?),
+        _ if MPLS.contains(&ether_type) => loop {
+            let label = rest.get(..4)?;
+            rest = rest.get(4..)?;
+            let bottom_of_stack = label[2] & 1 == 1;
+            if bottom_of_stack {
+                return Some(rest);
+            }
+        },
+        _ => None,
+    }
+}
+
+fn ppp_payload(frame: &[u8]) -> Option<&[u8]> {
+    match *frame.first()? {
+        // An odd first byte is a compressed protocol field (RFC 1661, 6.5).
+        0x21 | 0x57 => frame.get(1..),
+        0x00 if matches!(frame.get(1)?, 0x21 | 0x57) => frame.get(2..),
+        _ => None,
+    }
+}
+
+fn ipv4(packet: &[u8]) -> Option<Segment<'_>> {
+    let header = Ipv4HeaderSlice::from_slice(packet).ok()?;
+    if header.protocol().0 != TCP || header.fragments_offset().value() != 0 {
+        return None;
+    }
+    let header_length = header.slice().len();
+    let fragmented = header.more_fragments();
+    let end = if fragmented {
+        // Ethernet pads short frames: only the IP header knows where a tiny fragment ends.
+        usize::from(header.total_len()).min(packet.len())
+    } else {
+        packet.len()
+    };
+    Some(Segment {
+        source: header.source_addr().into(),
+        destination: header.destination_addr().into(),
+        payload: packet.get(header_length..end)?,
+        fragmented,
+    })
+}
+
+fn ipv6(packet: &[u8]) -> Option<Segment<'_>> {
+    /// More extension headers than any sender has a use for; the kernel stops at 8 by default
+    /// (`net.ipv6.max_hbh_opts_number` and its kin).
+    const MOST_EXTENSIONS: usize = 16;
+
+    let header = Ipv6HeaderSlice::from_slice(packet).ok()?;
+    let mut next = header.next_header().0;
+    let mut at = header.slice().len();
+    let mut fragmented = false;
+    for _ in 0..MOST_EXTENSIONS {
+        let extension_length = match next {
+            TCP => {
+                let end = if fragmented {
+                    (header.slice().len() + usize::from(header.payload_length())).min(packet.len())
+                } else {
+                    packet.len()
+                };
+                return Some(Segment {
+                    source: header.source_addr().into(),
+                    destination: header.destination_addr().into(),
+                    payload: packet.get(at..end)?,
+                    fragmented,
+                });
+            }
+            // Hop-by-hop, routing, destination options, mobility, HIP, shim6: length in units of
+            // eight bytes beyond the first eight (RFC 8200, 4.3 to 4.6; RFC 6564).
+            0 | 43 | 60 | 135 | 139 | 140 => (usize::from(*packet.get(at + 1)?) + 1) * 8,
+            44 => {
+                let offset_and_flags = u16_at(packet, at + 2)?;
+                if offset_and_flags & 0xfff8 != 0 {
+                    return None;
+                }
+                fragmented |= offset_and_flags & 1 == 1;
+                8
+            }
+            // Authentication header: in units of four bytes, minus two (RFC 4302, 2.2).
+            51 => (usize::from(*packet.get(at + 1)?) + 2) * 4,
+            _ => return None,
+        };
+        next = *packet.get(at)?;
+        at += extension_length;
+    }
+    None
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    let pair = bytes.get(at..at + 2)?;
+    Some(u16::from_be_bytes([pair[0], pair[1]]))
+}

@@ -1,0 +1,277 @@
+//! The same probe in every wrapping, whole, cut and broken.
+
+use super::*;
+use etherparse::PacketBuilder;
+use proptest::prelude::*;
+
+const NOW: Moment = Moment::from_nanos(1);
+
+/// Marks where a test frame's TCP header begins: source port 40000, destination port 443.
+const PORTS: [u8; 4] = [0x9c, 0x40, 0x01, 0xbb];
+
+fn syn_packet() -> Vec<u8> {
+    let builder = PacketBuilder::ipv4([192, 0, 2, 1], [198, 51, 100, 2], 64)
+        .tcp(40_000, 443, 7, 64_240)
+        .syn();
+    let mut packet = Vec::new();
+    builder.write(&mut packet, &[]).unwrap();
+    packet
+}
+
+fn syn_packet_v6(extensions: &[(u8, Vec<u8>)]) -> Vec<u8> {
+    let mut tcp = PORTS.to_vec();
+    tcp.extend([0, 0, 0, 7, 0, 0, 0, 0, 0x50, 0x02, 0xfa, 0xf0, 0, 0, 0, 0]);
+    let length: usize = extensions.iter().map(|(_, body)| body.len() + 1).sum();
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend(u16::try_from(length + tcp.len()).unwrap().to_be_bytes());
+    packet.push(extensions.first().map_or(TCP, |(number, _)| *number));
+    packet.push(64);
+    packet.extend("2001:db8::1".parse::<std::net::Ipv6Addr>().unwrap().octets());
+    packet.extend("2001:db8::2".parse::<std::net::Ipv6Addr>().unwrap().octets());
+    for (at, (_, body)) in extensions.iter().enumerate() {
+        packet.push(extensions.get(at + 1).map_or(TCP, |(number, _)| *number));
+        packet.extend(body);
+    }
+    packet.extend(tcp);
+    packet
+}
+
+fn with_ipv4_options() -> Vec<u8> {
+    let mut packet = syn_packet();
+    packet[0] = 0x46;
+    packet.splice(20..20, [1, 1, 1, 0]);
+    packet
+}
+
+/// The first eight bytes of TCP in a fragment of their own, as `nmap -f` sends them.
+fn tiny_fragment() -> Vec<u8> {
+    let mut packet = syn_packet();
+    packet.truncate(28);
+    packet[2..4].copy_from_slice(&28u16.to_be_bytes());
+    packet[6] = 0x20;
+    packet
+}
+
+fn with_flags(mut packet: Vec<u8>, flags: u8) -> Vec<u8> {
+    let at = flags_in(&packet).unwrap();
+    packet[at] = flags;
+    packet
+}
+
+/// Where a frame's TCP flags are.
+pub fn flags_in(frame: &[u8]) -> Option<usize> {
+    let tcp = frame.windows(PORTS.len()).position(|bytes| bytes == PORTS)?;
+    (tcp + TCP_TO_FLAGS <= frame.len()).then_some(tcp + TCP_TO_FLAGS - 1)
+}
+
+fn ethernet(ether_types_and_tags: &[u8], packet: &[u8]) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1];
+    frame.extend(ether_types_and_tags);
+    frame.extend(packet);
+    frame
+}
+
+/// The same probe in every wrapping a Linux interface knows: link type, name, frame.
+pub fn probes() -> Vec<(i32, &'static str, Vec<u8>)> {
+    let v4 = syn_packet();
+    let v6 = syn_packet_v6(&[]);
+    let hop_by_hop = (0, vec![0, 1, 4, 0, 0, 0, 0]);
+    let routing = (43, vec![0, 4, 0, 0, 0, 0, 0]);
+    let destination = (60, vec![1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let whole_fragment = (44, vec![0, 0, 0, 0, 0, 0, 9]);
+    let authentication = (51, vec![1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1]);
+    let all = [hop_by_hop.clone(), routing, destination, whole_fragment, authentication];
+    let sll = |hardware: [u8; 2], protocol: [u8; 2], ip: &[u8]| {
+        let middle = [0, 6, 2, 0, 0, 0, 0, 1, 0, 0];
+        [&[0, 0], &hardware[..], &middle, &protocol, ip].concat()
+    };
+    let mut first_fragment = v4.clone();
+    first_fragment[6] = 0x20;
+    vec![
+        (1, "Ethernet", ethernet(&[8, 0], &v4)),
+        (1, "Ethernet, IPv6", ethernet(&[0x86, 0xdd], &v6)),
+        (1, "IPv4 options", ethernet(&[8, 0], &with_ipv4_options())),
+        (1, "ECN", ethernet(&[8, 0], &with_flags(v4.clone(), 0xc2))),
+        (1, "SYN and FIN", ethernet(&[8, 0], &with_flags(v4.clone(), 0x03))),
+        (1, "FIN", ethernet(&[8, 0], &with_flags(v4.clone(), 0x01))),
+        (1, "NULL", ethernet(&[8, 0], &with_flags(v4.clone(), 0x00))),
+        (1, "XMAS", ethernet(&[8, 0], &with_flags(v4.clone(), 0x29))),
+        (1, "XMAS, IPv6", ethernet(&[0x86, 0xdd], &with_flags(v6.clone(), 0x29))),
+        (1, "tiny fragment", ethernet(&[8, 0], &tiny_fragment())),
+        (1, "first fragment", ethernet(&[8, 0], &first_fragment)),
+        (1, "one extension", ethernet(&[0x86, 0xdd], &syn_packet_v6(&[hop_by_hop]))),
+        (1, "every extension", ethernet(&[0x86, 0xdd], &syn_packet_v6(&all))),
+        (1, "802.1Q", ethernet(&[0x81, 0, 0, 5, 8, 0], &v4)),
+        (1, "802.1Q, IPv6", ethernet(&[0x81, 0, 0, 5, 0x86, 0xdd], &v6)),
+        (1, "802.1ad", ethernet(&[0x88, 0xa8, 0, 5, 8, 0], &v4)),
+        (1, "QinQ", ethernet(&[0x88, 0xa8, 0, 5, 0x81, 0, 0, 6, 8, 0], &v4)),
+        (1, "QinQ, older", ethernet(&[0x91, 0, 0, 5, 0x81, 0, 0, 6, 8, 0], &v4)),
+        (1, "QinQ, tiny fragment", {
+            ethernet(&[0x88, 0xa8, 0, 5, 0x81, 0, 0, 6, 8, 0], &tiny_fragment())
+        }),
+        (1, "MPLS", ethernet(&[0x88, 0x47, 0, 1, 0x01, 64], &v4)),
+        (1, "MPLS, two labels", ethernet(&[0x88, 0x47, 0, 1, 0, 64, 0, 1, 1, 64], &v4)),
+        (1, "MPLS, IPv6", ethernet(&[0x88, 0x47, 0, 1, 0x01, 64], &v6)),
+        (1, "MPLS, IPv4 options", ethernet(&[0x88, 0x47, 0, 1, 1, 64], &with_ipv4_options())),
+        (1, "PPPoE", ethernet(&[0x88, 0x64, 0x11, 0, 0, 1, 0, 42, 0, 0x21], &v4)),
+        (1, "PPPoE, IPv6", ethernet(&[0x88, 0x64, 0x11, 0, 0, 1, 0, 62, 0, 0x57], &v6)),
+        (1, "PPPoE, tiny fragment", {
+            ethernet(&[0x88, 0x64, 0x11, 0, 0, 1, 0, 30, 0, 0x21], &tiny_fragment())
+        }),
+        (113, "cooked", sll([0, 1], [8, 0], &v4)),
+        (113, "cooked, IPv6", sll([0, 1], [0x86, 0xdd], &v6)),
+        (113, "cooked, from a tun device", sll([0xff, 0xfe], [8, 0], &v4)),
+        (276, "cooked, version 2", [&[8, 0], &[0; 18][..], &v4].concat()),
+        (12, "bare IPv4", v4.clone()),
+        (12, "bare IPv6", v6.clone()),
+        (0, "loopback", [&[2, 0, 0, 0], &v4[..]].concat()),
+        (9, "PPP", [&[0xff, 3, 0, 0x21], &v4[..]].concat()),
+        (104, "Cisco HDLC", [&[0x0f, 0, 8, 0], &v4[..]].concat()),
+    ]
+}
+
+#[test]
+fn a_probe_is_seen_through_every_wrapping() {
+    for (linktype, name, frame) in probes() {
+        let link = LinkLayer::of_linktype(linktype).unwrap();
+        let probe = probe_in(link, &frame, NOW).unwrap_or_else(|| panic!("{name}"));
+        assert_eq!((probe.source_port, probe.port), (Port(40_000), Port(443)), "{name}");
+        let kind = match name.split(',').next().unwrap_or_default() {
+            "FIN" => ProbeKind::Fin,
+            "NULL" => ProbeKind::Null,
+            "XMAS" => ProbeKind::Xmas,
+            _ if name.contains("tiny") => ProbeKind::Fragment,
+            _ => ProbeKind::Syn,
+        };
+        assert_eq!((probe.kind, probe.moment), (kind, NOW), "{name}");
+    }
+}
+
+#[test]
+fn wrappings_only_files_have_are_opened_too() {
+    let v4 = syn_packet();
+    for (link, frame) in [
+        (LinkLayer::Ethernet, ethernet(&[0, 60, 0xaa, 0xaa, 3, 0, 0, 0, 8, 0], &v4)),
+        (LinkLayer::Ppp, [&[0x21], &v4[..]].concat()),
+        (LinkLayer::Ethernet, {
+            ethernet(&[0x81, 0, 0, 5, 0x81, 0, 0, 6, 0x81, 0, 0, 7, 8, 0], &v4)
+        }),
+    ] {
+        assert_eq!(probe_in(link, &frame, NOW).unwrap().kind, ProbeKind::Syn);
+    }
+}
+
+#[test]
+fn the_padding_of_a_tiny_fragment_is_not_read_as_flags() {
+    let mut packet = tiny_fragment();
+    packet.resize(46, 0);
+    let probe = probe_in(LinkLayer::Ethernet, &ethernet(&[8, 0], &packet), NOW).unwrap();
+    assert_eq!((probe.kind, probe.port), (ProbeKind::Fragment, Port(443)));
+}
+
+#[test]
+fn later_fragments_carry_no_ports() {
+    let mut packet = tiny_fragment();
+    packet[6..8].copy_from_slice(&1u16.to_be_bytes());
+    assert_eq!(probe_in(LinkLayer::RawIp, &packet, NOW), None);
+    let later_fragment = (44, vec![0, 0, 8, 0, 0, 0, 9]);
+    assert_eq!(probe_in(LinkLayer::RawIp, &syn_packet_v6(&[later_fragment]), NOW), None);
+}
+
+#[test]
+fn a_bad_data_offset_does_not_hide_a_syn() {
+    let mut packet = syn_packet();
+    packet[32] = 0x10;
+    assert!(probe_in(LinkLayer::RawIp, &packet, NOW).is_some());
+}
+
+#[test]
+fn answers_and_other_protocols_are_no_probes() {
+    let answer = with_flags(syn_packet(), 0x12);
+    assert_eq!(probe_in(LinkLayer::RawIp, &answer, NOW), None);
+    let mut udp = syn_packet();
+    udp[9] = 17;
+    assert_eq!(probe_in(LinkLayer::RawIp, &udp, NOW), None);
+    assert_eq!(probe_in(LinkLayer::Ethernet, &ethernet(&[0x08, 0x06], &[0; 28]), NOW), None);
+}
+
+/// An ICMP message of this kind about a packet, of which it quotes what it must.
+pub fn refusal(kind: u8, code: u8, about: &[u8]) -> Vec<u8> {
+    let builder =
+        PacketBuilder::ipv4([198, 51, 100, 2], [192, 0, 2, 1], 64).icmpv4_raw(kind, code, [0; 4]);
+    let mut packet = Vec::new();
+    builder.write(&mut packet, &about[..28]).unwrap();
+    packet
+}
+
+pub fn refusal_v6(code: u8, about: &[u8]) -> Vec<u8> {
+    let builder = PacketBuilder::ipv6([2; 16], [1; 16], 64).icmpv6_raw(1, code, [0; 4]);
+    let mut packet = Vec::new();
+    builder.write(&mut packet, about).unwrap();
+    packet
+}
+
+#[test]
+fn what_icmp_says_of_a_segment_stands_as_its_answer() {
+    let (v4, v6) = (syn_packet(), syn_packet_v6(&[]));
+    for packet in [refusal(3, 3, &v4), refusal(3, 13, &v4), refusal_v6(1, &v6)] {
+        assert_eq!(probe_in(LinkLayer::RawIp, &packet, NOW), None);
+        let told = segment_in(LinkLayer::RawIp, &packet, NOW).unwrap();
+        assert_eq!((told.kind, told.sequence), (ProbeKind::Unreachable, 7));
+        assert_eq!((told.source_port, told.port), (Port(443), Port(40_000)));
+        let asked = if told.source.is_ipv4() { &v4 } else { &v6 };
+        let asked = probe_in(LinkLayer::RawIp, asked, NOW).unwrap();
+        assert_eq!((told.source, told.destination), (asked.destination, asked.source));
+    }
+    let mut udp = v4.clone();
+    udp[9] = 17;
+    for packet in [refusal(3, 4, &v4), refusal(11, 0, &v4), refusal(3, 3, &udp)] {
+        assert_eq!(segment_in(LinkLayer::RawIp, &packet, NOW), None);
+    }
+}
+
+#[test]
+fn a_syn_without_the_options_of_a_system_is_bare() {
+    assert!(probe_in(LinkLayer::RawIp, &syn_packet(), NOW).unwrap().bare);
+    let mut packet = syn_packet();
+    packet[32] = 0x80;
+    assert!(!probe_in(LinkLayer::RawIp, &packet, NOW).unwrap().bare);
+}
+
+#[test]
+fn a_frame_cut_anywhere_is_no_panic() {
+    let refusals = [refusal(3, 3, &syn_packet()), refusal_v6(4, &syn_packet_v6(&[]))];
+    for frame in probes().into_iter().map(|(_, _, frame)| frame).chain(refusals) {
+        for length in 0..frame.len() {
+            for link in ALL {
+                let _ = segment_in(link, &frame[..length], NOW);
+            }
+        }
+    }
+}
+
+const ALL: [LinkLayer; 7] = [
+    LinkLayer::Ethernet,
+    LinkLayer::LinuxSll,
+    LinkLayer::LinuxSll2,
+    LinkLayer::RawIp,
+    LinkLayer::Loopback,
+    LinkLayer::Ppp,
+    LinkLayer::CiscoHdlc,
+];
+
+proptest! {
+    #[test]
+    fn no_frame_panics(frame in proptest::collection::vec(any::<u8>(), 0..200), link in 0..7usize) {
+        let _ = segment_in(ALL[link], &frame, NOW);
+    }
+
+    #[test]
+    fn no_broken_probe_panics(which: prop::sample::Index, at: prop::sample::Index, byte: u8, cut in 0..120usize) {
+        let (linktype, _, mut frame) = which.get(&probes()).clone();
+        let at = at.index(frame.len());
+        frame[at] = byte;
+        frame.truncate(cut);
+        let _ = segment_in(LinkLayer::of_linktype(linktype).unwrap(), &frame, NOW);
+    }
+}

@@ -1,0 +1,40 @@
+//! The name servers this host asks, from resolv.conf(5).
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use crate::system::host::files::Files;
+
+/// What programs are told; and, where that is systemd-resolved, whom it asks in their stead.
+const FILES: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
+
+/// The name servers; none where a file that is there cannot be read, which says nothing of them.
+pub fn read(files: &Files) -> Option<Vec<IpAddr>> {
+    let mut found = Vec::new();
+    for file in FILES {
+        found.extend(nameservers_in(&files.read(Path::new(file)).ok()?.unwrap_or_default()));
+    }
+    Some(found)
+}
+
+/// The `nameserver` lines; a zone behind `%` is left out.
+fn nameservers_in(text: &str) -> Vec<IpAddr> {
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver"))
+        .filter_map(|rest| rest.split_whitespace().next())
+        .filter_map(|address| address.split('%').next()?.parse().ok())
+        .map(|address: IpAddr| address.to_canonical())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolvers_are_read() {
+        let text = "# nameserver 9.9.9.9\nnameserver 192.0.2.53\n nameserver fe80::1%eth0 # x\nsearch a.b\n";
+        let expected: Vec<IpAddr> = vec!["192.0.2.53".parse().unwrap(), "fe80::1".parse().unwrap()];
+        assert_eq!(nameservers_in(text), expected);
+    }
+}

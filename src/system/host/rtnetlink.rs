@@ -1,0 +1,165 @@
+//! What the kernel tells of this host over rtnetlink: links, addresses, routers.
+//!
+//! Owns the messages (linux/rtnetlink.h, linux/if_addr.h, linux/nexthop.h). Reads all there is each
+//! time, whatever has changed; decides nothing.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::system::netlink::{Attributes, Body, NetlinkError, NetlinkSocket};
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_GETLINK: u16 = 18;
+const RTM_NEWADDR: u16 = 20;
+const RTM_GETADDR: u16 = 22;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_GETROUTE: u16 = 26;
+const RTM_NEWNEXTHOP: u16 = 104;
+const RTM_GETNEXTHOP: u16 = 106;
+const IFLA_IFNAME: u16 = 3;
+/// linux/if.h
+const IFF_UP: u32 = 1;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const RTA_GATEWAY: u16 = 5;
+const RTA_MULTIPATH: u16 = 9;
+/// A gateway of the other family: `struct rtvia`, a family and an address.
+const RTA_VIA: u16 = 18;
+const NHA_GATEWAY: u16 = 6;
+/// `struct ifinfomsg`, `struct ifaddrmsg`, `struct rtmsg`, `struct rtnexthop` and `struct nhmsg`.
+const LINK_HEADER: usize = 16;
+const ADDRESS_HEADER: usize = 8;
+const ROUTE_HEADER: usize = 12;
+const HOP_HEADER: usize = 8;
+const NEXTHOP_HEADER: usize = 8;
+
+/// Multicast groups that tell of changes: links, addresses and routes of both families, and nexthop
+/// objects, which routes may refer to.
+pub const GROUPS: u32 = 0x1 | 0x10 | 0x100 | 0x40 | 0x400 | 1 << 31;
+
+/// The names of the interfaces that exist and are down.
+pub fn links_down(socket: &mut NetlinkSocket) -> Result<Vec<String>, NetlinkError> {
+    let mut down = Vec::new();
+    socket.dump(RTM_GETLINK, &Body::with_header(&[0; LINK_HEADER]), |kind, body| {
+        if kind == RTM_NEWLINK {
+            down.extend(name_if_down(body));
+        }
+    })?;
+    Ok(down)
+}
+
+/// This host's addresses.
+pub fn own_addresses(socket: &mut NetlinkSocket) -> Result<Vec<IpAddr>, NetlinkError> {
+    let mut own = Vec::new();
+    socket.dump(RTM_GETADDR, &Body::with_header(&[0; ADDRESS_HEADER]), |kind, body| {
+        if kind == RTM_NEWADDR {
+            own.extend(address_in(body));
+        }
+    })?;
+    Ok(own)
+}
+
+/// The routers of all routes in all tables.
+pub fn gateways(socket: &mut NetlinkSocket) -> Result<Vec<IpAddr>, NetlinkError> {
+    let mut gateways = Vec::new();
+    socket.dump(RTM_GETROUTE, &Body::with_header(&[0; ROUTE_HEADER]), |kind, body| {
+        if kind == RTM_NEWROUTE {
+            gateways_in(body.get(ROUTE_HEADER..).unwrap_or_default(), &mut gateways);
+        }
+    })?;
+    let nexthops =
+        socket.dump(RTM_GETNEXTHOP, &Body::with_header(&[0; NEXTHOP_HEADER]), |kind, body| {
+            if kind == RTM_NEWNEXTHOP {
+                let attributes = body.get(NEXTHOP_HEADER..).unwrap_or_default();
+                gateways.extend(Attributes(attributes).find(NHA_GATEWAY).and_then(address_of));
+            }
+        });
+    match nexthops {
+        // Kernels before 5.3 have none.
+        Ok(()) | Err(NetlinkError::Refused(_)) => Ok(gateways),
+        Err(error) => Err(error),
+    }
+}
+
+fn name_if_down(body: &[u8]) -> Option<String> {
+    let flags = u32::from_ne_bytes(body.get(8..12)?.try_into().ok()?);
+    if flags & IFF_UP != 0 {
+        return None;
+    }
+    let name = Attributes(body.get(LINK_HEADER..)?).find(IFLA_IFNAME)?;
+    Some(String::from_utf8_lossy(name.strip_suffix(&[0])?).into_owned())
+}
+
+fn address_in(body: &[u8]) -> Option<IpAddr> {
+    let attributes = body.get(ADDRESS_HEADER..)?;
+    // On a point-to-point link IFA_ADDRESS is the peer's.
+    let value = Attributes(attributes)
+        .find(IFA_LOCAL)
+        .or_else(|| Attributes(attributes).find(IFA_ADDRESS))?;
+    address_of(value)
+}
+
+/// The routers among a route's attributes, or a hop's.
+fn gateways_in(attributes: &[u8], gateways: &mut Vec<IpAddr>) {
+    for (kind, value) in Attributes(attributes) {
+        match kind {
+            RTA_GATEWAY => gateways.extend(address_of(value)),
+            RTA_VIA => gateways.extend(value.get(2..).and_then(address_of)),
+            RTA_MULTIPATH => {
+                let mut hops = value;
+                while let Some(length) = hops.get(..2).map(|l| u16::from_ne_bytes([l[0], l[1]])) {
+                    let length = usize::from(length);
+                    let Some(hop) = hops.get(HOP_HEADER..length) else { break };
+                    gateways_in(hop, gateways);
+                    hops = hops.get((length + 3) & !3..).unwrap_or_default();
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn address_of(value: &[u8]) -> Option<IpAddr> {
+    if let Ok(octets) = <[u8; 4]>::try_from(value) {
+        return Some(Ipv4Addr::from(octets).into());
+    }
+    <[u8; 16]>::try_from(value).ok().map(|octets| Ipv6Addr::from(octets).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn found(attributes: &[u8]) -> Vec<IpAddr> {
+        let mut gateways = Vec::new();
+        gateways_in(attributes, &mut gateways);
+        gateways
+    }
+
+    #[test]
+    fn multipath_routes_have_several_gateways() {
+        let hop = |last: u8| {
+            let mut hop = vec![16, 0, 0, 0, 1, 0, 0, 0];
+            hop.extend([8, 0, 5, 0, 192, 0, 2, last]);
+            hop
+        };
+        let hops = [hop(1), hop(2)].concat();
+        let mut attribute = vec![36, 0, 9, 0];
+        attribute.extend(hops);
+        assert_eq!(found(&attribute), [IpAddr::from([192, 0, 2, 1]), [192, 0, 2, 2].into()]);
+    }
+
+    #[test]
+    fn a_gateway_may_be_of_the_other_family() {
+        let router: Ipv6Addr = "fd00::1".parse().unwrap();
+        let attribute = [&[22, 0, 18, 0, 10, 0][..], &router.octets()].concat();
+        assert_eq!(found(&attribute), [router]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_message_panics_or_loops(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = (found(&bytes), name_if_down(&bytes), address_in(&bytes));
+        }
+    }
+}

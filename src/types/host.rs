@@ -1,0 +1,143 @@
+//! A snapshot of the host: its addresses, and the neighbours it depends on.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::types::ifname::InterfaceName;
+use crate::types::network::overlap;
+use crate::types::segment::Port;
+
+/// What the host is and depends on, at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// Own addresses, sorted.
+    own: Vec<IpAddr>,
+    /// Networks all of whose addresses count as own: a replay cannot ask a kernel.
+    local: Vec<IpNet>,
+    /// Interfaces that exist and are down.
+    down: Vec<String>,
+    /// The routers of all routes.
+    gateways: Vec<IpAddr>,
+    /// The name servers.
+    resolvers: Vec<IpAddr>,
+    ssh: SshPorts,
+}
+
+impl Host {
+    /// A host with these addresses and nothing else.
+    pub fn with_addresses(addresses: impl IntoIterator<Item = IpNet>) -> Self {
+        let own = sorted(addresses.into_iter().map(|network| network.addr()).collect());
+        Self { own, ..Self::default() }
+    }
+
+    /// A host of which only its networks are known.
+    pub fn with_networks(local: Vec<IpNet>) -> Self {
+        Self { local, ..Self::default() }
+    }
+
+    /// Replaces what the kernel reports: own addresses, gateways, and interfaces that are down.
+    pub fn set_network(&mut self, own: Vec<IpAddr>, gateways: Vec<IpAddr>, down: Vec<String>) {
+        self.own = sorted(own);
+        self.gateways = sorted(gateways);
+        self.down = down;
+    }
+
+    /// Replaces the name servers.
+    pub fn set_resolvers(&mut self, resolvers: Vec<IpAddr>) {
+        self.resolvers = sorted(resolvers);
+    }
+
+    /// Replaces the ports on which sshd listens.
+    pub fn set_ssh(&mut self, ssh: SshPorts) {
+        self.ssh = ssh;
+    }
+
+    /// The routers of all routes.
+    pub fn gateways(&self) -> &[IpAddr] {
+        &self.gateways
+    }
+
+    /// The name servers.
+    pub fn resolvers(&self) -> &[IpAddr] {
+        &self.resolvers
+    }
+
+    /// The ports on which sshd listens.
+    pub fn ssh(&self) -> &SshPorts {
+        &self.ssh
+    }
+
+    /// The addresses of this host.
+    pub fn own(&self) -> &[IpAddr] {
+        &self.own
+    }
+
+    /// Whether an address is one of this host's.
+    #[inline]
+    pub fn owns(&self, address: IpAddr) -> bool {
+        // Asked twice for each probe, of a handful of addresses.
+        self.own.contains(&address) || self.local.iter().any(|network| network.contains(&address))
+    }
+
+    /// Whether there are so many addresses of this host's.
+    pub fn has_more_addresses_than(&self, count: usize) -> bool {
+        let whole = |network: &IpNet| network.prefix_len() < network.max_prefix_len();
+        self.own.len() + self.local.len() > count || self.local.iter().any(whole)
+    }
+
+    /// Whether an interface exists and is down.
+    pub fn is_down(&self, interface: &InterfaceName) -> bool {
+        self.down.iter().any(|name| name == interface.as_str())
+    }
+
+    /// Whether one of this host's addresses lies in a network.
+    pub fn is_within(&self, network: &IpNet) -> bool {
+        self.own.iter().any(|address| network.contains(address))
+            || self.local.iter().any(|local| overlap(local, network))
+    }
+}
+
+/// What sshd's configuration says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SshPorts {
+    /// Where it may listen, sorted: the usual port, and those that are named.
+    pub ports: Vec<u16>,
+    /// Files that may name others and could not be read, with why.
+    pub unreadable: Vec<String>,
+}
+
+/// A set of ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listening(Box<[u64]>);
+
+impl Default for Listening {
+    fn default() -> Self {
+        Self(vec![0; 1024].into_boxed_slice())
+    }
+}
+
+impl Listening {
+    /// Adds a port.
+    pub fn insert(&mut self, port: u16) {
+        self.0[usize::from(port >> 6)] |= 1 << (port & 63);
+    }
+
+    /// Adds the ports that were in a set, and are no more.
+    pub fn insert_missing(&mut self, before: &Self, now: &Self) {
+        for (own, (before, now)) in self.0.iter_mut().zip(before.0.iter().zip(&now.0)) {
+            *own |= before & !now;
+        }
+    }
+
+    /// Whether a port is in it.
+    pub fn contains(&self, port: Port) -> bool {
+        self.0[usize::from(port.0 >> 6)] >> (port.0 & 63) & 1 == 1
+    }
+}
+
+fn sorted(mut addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}

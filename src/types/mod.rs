@@ -1,0 +1,14 @@
+//! The words all parts share. Pure data: no I/O, no threads.
+
+pub mod block;
+pub mod capture;
+pub mod clock;
+pub mod event;
+pub mod heartbeat;
+pub mod host;
+pub mod ifname;
+pub mod network;
+pub mod rule;
+pub mod scan;
+pub mod segment;
+pub mod state;
