@@ -117,6 +117,7 @@ impl Exemptions {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use crate::types::host::SshPorts;
 
     fn net(text: &str) -> IpNet {
         text.parse().unwrap()

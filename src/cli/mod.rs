@@ -39,7 +39,7 @@ const CONFIGURATION: u8 = 78;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
-enum CliError {
+pub enum CliError {
     /// The service did not do it, or is not there.
     #[error(transparent)]
     Client(#[from] ClientError),

@@ -30,7 +30,7 @@ enum Verdict {
 
 /// What a check has found. The keys stay as they are.
 #[derive(Serialize)]
-struct Finding {
+pub struct Finding {
     check: &'static str,
     result: Verdict,
     found: String,

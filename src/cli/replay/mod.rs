@@ -40,7 +40,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const LOOK_AGAIN: u64 = 4096;
 
 /// A detector with one of the presets and thresholds, and what it has found.
-struct Trial {
+pub struct Trial {
     preset: Preset,
     threshold: usize,
     judge: Judge,
@@ -51,7 +51,7 @@ struct Trial {
 }
 
 /// All of them side by side, on one file.
-struct Trials {
+pub struct Trials {
     host: Host,
     each: Vec<Trial>,
     work: Work,

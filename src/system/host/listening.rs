@@ -68,6 +68,7 @@ fn port_in(socket: &[u8]) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::segment::Port;
     use std::net::TcpListener;
 
     /// On the loopback of whatever machine this is.
