@@ -21,15 +21,15 @@ mod types;
 pub mod internals {
     pub use crate::api::metrics::reference::COUNTERS;
     pub use crate::block::backend::Backend;
-    pub use crate::block::backend::ipset::KernelSets;
+    pub use crate::block::backend::ipset::IpsetBackend;
     pub use crate::config::reference::{KEYS, Key, SECTIONS};
     pub use crate::config::{
         DetectionConfig, Effective, Established, FirewallConfig, Flags, Origin, Preset, Sources,
     };
-    pub use crate::detect::classic::{Detector, SEEK_AT_ONCE};
-    pub use crate::detect::{Judge, Work};
+    pub use crate::detect::classic::{ClassicDetector, SEEK_AT_ONCE};
+    pub use crate::detect::{Detector, Scratch};
     pub use crate::system::capture::frame::{LinkLayer, probe_in, segment_in};
     pub use crate::types::clock::Moment;
     pub use crate::types::host::Host;
-    pub use crate::types::segment::{Port, Probe, ProbeKind};
+    pub use crate::types::segment::{Port, Segment, SegmentKind};
 }

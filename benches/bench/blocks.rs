@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use etherparse::PacketBuilder;
 use ipnet::IpNet;
-use tcptracker::internals::{Backend, KernelSets};
+use tcptracker::internals::{Backend, IpsetBackend};
 use tcptracker::internals::{Established, FirewallConfig};
 
 use crate::lab::Lab;
@@ -32,15 +32,15 @@ fn network(number: u32) -> IpNet {
     IpAddr::from(blocked(number)).into()
 }
 
-fn connect() -> KernelSets {
+fn connect() -> IpsetBackend {
     let interface = "eth0".parse().unwrap();
     let mut sets =
-        KernelSets::connect(&interface, &FirewallConfig::default(), Established::Keep).unwrap();
+        IpsetBackend::connect(&interface, &FirewallConfig::default(), Established::Keep).unwrap();
     sets.install().unwrap();
     sets
 }
 
-fn fill(sets: &mut KernelSets, count: u32) {
+fn fill(sets: &mut IpsetBackend, count: u32) {
     let all: Vec<_> = (0..count).map(|number| (network(number), HOUR)).collect();
     assert!(sets.block_all(&all).is_empty());
 }

@@ -8,16 +8,16 @@ use std::time::Instant;
 
 use tcptracker::internals::Host;
 use tcptracker::internals::Moment;
+use tcptracker::internals::{ClassicDetector, Detector, SEEK_AT_ONCE, Scratch};
 use tcptracker::internals::{DetectionConfig, Preset};
-use tcptracker::internals::{Detector, Judge, SEEK_AT_ONCE, Work};
-use tcptracker::internals::{Port, Probe, ProbeKind};
+use tcptracker::internals::{Port, Segment, SegmentKind};
 
 use crate::{median, row};
 
 const PROBES: usize = 2_000_000;
 
 /// Probes of sources in no order, the port of each a function of how often it came.
-fn probes(sources: u32, ports: u16) -> Vec<Probe> {
+fn probes(sources: u32, ports: u16) -> Vec<Segment> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     (0..PROBES)
         .map(|number| {
@@ -26,24 +26,24 @@ fn probes(sources: u32, ports: u16) -> Vec<Probe> {
             state ^= state >> 7;
             state ^= state << 17;
             let source = u32::try_from(state % u64::from(sources)).unwrap_or(0);
-            Probe {
+            Segment {
                 moment: Moment::from_nanos(number as u64 * 3_000),
                 source: Ipv4Addr::from(0x0b00_0000 + source).into(),
                 destination: [10, 0, 0, 1].into(),
                 source_port: Port(40_000),
                 port: Port(1 + u16::try_from(state >> 48).unwrap_or(0) % ports),
-                kind: ProbeKind::Syn,
+                kind: SegmentKind::Syn,
                 sequence: 0,
                 acknowledged: 0,
-                bare: false,
+                crafted: false,
             }
         })
         .collect()
 }
 
-fn nanos_a_probe(probes: &[Probe]) -> f64 {
+fn nanos_a_probe(probes: &[Segment]) -> f64 {
     let host = Host::with_addresses(["10.0.0.1/24".parse().unwrap()]);
-    let mut detector = Detector::new(DetectionConfig::default());
+    let mut detector = ClassicDetector::new(DetectionConfig::default());
     let mut scans = 0;
     let mut sought = Vec::with_capacity(SEEK_AT_ONCE);
     // Once to fill its memory, once to be measured.
@@ -55,7 +55,7 @@ fn nanos_a_probe(probes: &[Probe]) -> f64 {
             detector.seek(probes, &host, &mut sought);
             for (probe, sought) in probes.iter().zip(&sought) {
                 let moment = Moment::from_nanos(probe.moment.as_nanos() + round * 6_000_000_000);
-                let probe = Probe { moment, ..*probe };
+                let probe = Segment { moment, ..*probe };
                 scans += usize::from(detector.observe(&probe, sought, &host).is_some());
             }
         }
@@ -66,40 +66,40 @@ fn nanos_a_probe(probes: &[Probe]) -> f64 {
 }
 
 /// The same by the balanced rules, each probe with the refusal it gets.
-fn nanos_a_refused_probe(probes: &[Probe]) -> f64 {
+fn nanos_a_refused_probe(probes: &[Segment]) -> f64 {
     let host = Host::with_addresses(["10.0.0.1/24".parse().unwrap()]);
-    let refused = |probe: &Probe| Probe {
+    let refused = |probe: &Segment| Segment {
         source: probe.destination,
         destination: probe.source,
         source_port: probe.port,
         port: probe.source_port,
-        kind: ProbeKind::ResetAck,
+        kind: SegmentKind::ResetAck,
         ..*probe
     };
-    let segments: Vec<Probe> = probes.iter().flat_map(|probe| [*probe, refused(probe)]).collect();
+    let segments: Vec<Segment> = probes.iter().flat_map(|probe| [*probe, refused(probe)]).collect();
     let rule = DetectionConfig { preset: Preset::Balanced, ..DetectionConfig::default() };
-    let (mut judge, mut work, mut scans) = (Judge::new(rule), Work::default(), 0);
+    let (mut detector, mut work, mut scans) = (Detector::new(rule), Scratch::default(), 0);
     let begun = Instant::now();
-    judge.consider(&segments, &host, &mut work, |_, _, _, found| scans += found.len());
+    detector.consider(&segments, &host, &mut work, |_, _, _, found| scans += found.len());
     assert!(scans < probes.len(), "looked at, so that it is not optimised away");
     begun.elapsed().as_nanos() as f64 / probes.len() as f64
 }
 
 /// Likewise of a flood that nobody answers: the host itself does not listen on the port.
-fn nanos_an_unanswered_probe(probes: &[Probe]) -> f64 {
+fn nanos_an_unanswered_probe(probes: &[Segment]) -> f64 {
     let host = Host::with_addresses(["10.0.0.1/24".parse().unwrap()]);
     let rule = DetectionConfig { preset: Preset::Balanced, ..DetectionConfig::default() };
-    let (mut judge, mut work, mut scans) = (Judge::new(rule), Work::default(), 0);
-    judge.listens_on(&Arc::default());
+    let (mut detector, mut work, mut scans) = (Detector::new(rule), Scratch::default(), 0);
+    detector.listens_on(&Arc::default());
     let mut nanos = 0.0;
     for round in 0..2 {
-        let later = |probe: &Probe| {
+        let later = |probe: &Segment| {
             let moment = Moment::from_nanos(probe.moment.as_nanos() + round * 6_000_000_000);
-            Probe { moment, ..*probe }
+            Segment { moment, ..*probe }
         };
-        let probes: Vec<Probe> = probes.iter().map(later).collect();
+        let probes: Vec<Segment> = probes.iter().map(later).collect();
         let begun = Instant::now();
-        judge.consider(&probes, &host, &mut work, |_, _, _, found| scans += found.len());
+        detector.consider(&probes, &host, &mut work, |_, _, _, found| scans += found.len());
         nanos = begun.elapsed().as_nanos() as f64 / probes.len() as f64;
     }
     assert!(scans < probes.len(), "looked at, so that it is not optimised away");
@@ -108,7 +108,7 @@ fn nanos_an_unanswered_probe(probes: &[Probe]) -> f64 {
 
 /// The reference: a count for each source that is among the first 524,288, as many as the detector
 /// remembers by default.
-fn nanos_a_count(probes: &[Probe]) -> f64 {
+fn nanos_a_count(probes: &[Segment]) -> f64 {
     let mut counts: HashMap<IpAddr, u64> = HashMap::new();
     let mut nanos = 0.0;
     for _ in 0..2 {
@@ -141,9 +141,9 @@ pub(crate) fn run() {
             ours.push(nanos_a_probe(&probes));
         }
         let (ours, reference) = (median(ours), median(reference));
-        let (text, bare) = (format!("{ours:.0} ns"), format!("{reference:.0} ns"));
-        row(what, &text, &bare, Some(ours / reference), bar);
-        let (what_balanced, nanos_balanced): (_, fn(&[Probe]) -> f64) = if ports > 1 {
+        let (text, crafted) = (format!("{ours:.0} ns"), format!("{reference:.0} ns"));
+        row(what, &text, &crafted, Some(ours / reference), bar);
+        let (what_balanced, nanos_balanced): (_, fn(&[Segment]) -> f64) = if ports > 1 {
             ("balanced, a probe and its refusal", nanos_a_refused_probe)
         } else {
             ("balanced, a probe nobody answers", nanos_an_unanswered_probe)

@@ -21,7 +21,7 @@ pub(crate) fn flood() {
         (words[0], words[0] / words[1])
     };
     for (preset, times) in PRESETS {
-        let (mut ours, mut bare, mut rates) = (vec![], vec![], vec![]);
+        let (mut ours, mut crafted, mut rates) = (vec![], vec![], vec![]);
         let (mut lost, mut lost_bare) = (vec![], vec![]);
         for _ in 0..3 {
             let counter = lab.count(false, SYN);
@@ -30,7 +30,7 @@ pub(crate) fn flood() {
             settle();
             let cpu = counter.cpu() - before;
             let seen = counter.end();
-            bare.push(cpu / seen);
+            crafted.push(cpu / seen);
             lost_bare.push(count - seen);
 
             let service = lab.serve_with(preset);
@@ -43,13 +43,13 @@ pub(crate) fn flood() {
             lost.push(count - seen);
             rates.push(rate);
         }
-        let (ours, bare) = (median(ours), median(bare));
+        let (ours, crafted) = (median(ours), median(crafted));
         row(
             &format!("live, {preset}: CPU a SYN, {:.0} a second, 100,000 sources", median(rates)),
             &format!("{ours:.0} ns"),
-            &format!("{bare:.0} ns"),
-            Some(ours / bare),
-            &format!("at most {} times a bare loop", 5 * times),
+            &format!("{crafted:.0} ns"),
+            Some(ours / crafted),
+            &format!("at most {} times a crafted loop", 5 * times),
         );
         row(
             &format!("live, {preset}: SYNs lost of 3 M, in three runs"),

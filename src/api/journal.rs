@@ -16,10 +16,10 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::LogFormat;
-use crate::types::block::{BlockCause, Spared, UnblockCause};
+use crate::types::block::{BlockCause, SkipReason, UnblockCause};
 use crate::types::clock::HumanDuration;
 use crate::types::event::Event;
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 use crate::types::network::show_network;
 use crate::types::scan::{Attempt, Scan, ScanKind};
 use crate::types::state::State;
@@ -98,17 +98,17 @@ fn stderr_is_the_journal() -> bool {
 }
 
 /// Says that the service is up.
-pub fn started(interface: &InterfaceName, text: &str) {
+pub fn started(interface: &IfName, text: &str) {
     info!(MESSAGE_ID = id::STARTED, TCPTRACKER_INTERFACE = %interface, "{text}");
 }
 
 /// Says that the service was stopped, by which signal.
-pub fn stopped(interface: &InterfaceName, signal: &str) {
+pub fn stopped(interface: &IfName, signal: &str) {
     info!(MESSAGE_ID = id::STOPPED, TCPTRACKER_INTERFACE = %interface, "stopped by {signal}");
 }
 
 /// Says that the service ends because something failed.
-pub fn failed(interface: &InterfaceName, error: &dyn std::error::Error) {
+pub fn failed(interface: &IfName, error: &dyn std::error::Error) {
     error!(
         MESSAGE_ID = id::STOPPED,
         TCPTRACKER_INTERFACE = %interface,
@@ -117,7 +117,7 @@ pub fn failed(interface: &InterfaceName, error: &dyn std::error::Error) {
 }
 
 /// Writes events until all who could tell one have ended.
-pub fn run(interface: &InterfaceName, events: &Receiver<Arc<Event>>, beat: impl Fn()) {
+pub fn run(interface: &IfName, events: &Receiver<Arc<Event>>, beat: impl Fn()) {
     loop {
         beat();
         match events.recv_timeout(TICK) {
@@ -128,7 +128,7 @@ pub fn run(interface: &InterfaceName, events: &Receiver<Arc<Event>>, beat: impl 
     }
 }
 
-fn write(interface: &InterfaceName, event: &Event) {
+fn write(interface: &IfName, event: &Event) {
     match event {
         Event::Connection { direction, source, source_port, destination, port, kind: _ } => info!(
             MESSAGE_ID = id::CONNECTION,
@@ -159,7 +159,7 @@ fn write(interface: &InterfaceName, event: &Event) {
             summary.probes,
             summary.length.as_secs_f64(),
         ),
-        Event::Spared { scan, why } => write_spared(interface, scan, why),
+        Event::NotBlocked { scan, why } => write_spared(interface, scan, why),
         Event::Blocked { network, until, duration, reason, cause, ports, offences, uid } => {
             let span = duration.map_or_else(
                 || "until unblocked".to_owned(),
@@ -194,7 +194,7 @@ fn write(interface: &InterfaceName, event: &Event) {
                 UnblockCause::Expired => "its time was up".to_owned(),
                 UnblockCause::Manual => by(*uid),
                 UnblockCause::Exempt => "it is exempt now".to_owned(),
-                UnblockCause::Displaced => "it had to make way for a new block".to_owned(),
+                UnblockCause::Evicted => "it had to make way for a new block".to_owned(),
             };
             info!(
                 MESSAGE_ID = id::UNBLOCKED,
@@ -215,7 +215,7 @@ fn write(interface: &InterfaceName, event: &Event) {
             by(Some(*uid)),
         ),
         Event::Reloaded { changes, notes, uid } => write_reloaded(interface, changes, notes, *uid),
-        Event::Mended { found } => warn!(
+        Event::Repaired { found } => warn!(
             MESSAGE_ID = id::MENDED,
             TCPTRACKER_INTERFACE = %interface,
             TCPTRACKER_REASON = %found,
@@ -230,12 +230,7 @@ fn write(interface: &InterfaceName, event: &Event) {
     }
 }
 
-fn write_reloaded(
-    interface: &InterfaceName,
-    changes: &[String],
-    notes: &[String],
-    uid: Option<u32>,
-) {
+fn write_reloaded(interface: &IfName, changes: &[String], notes: &[String], uid: Option<u32>) {
     info!(
         MESSAGE_ID = id::RELOADED,
         TCPTRACKER_INTERFACE = %interface,
@@ -247,7 +242,7 @@ fn write_reloaded(
     );
 }
 
-fn write_scan(interface: &InterfaceName, scan: &Scan) {
+fn write_scan(interface: &IfName, scan: &Scan) {
     let ports = scan.ports();
     warn!(
         MESSAGE_ID = id::SCAN,
@@ -290,7 +285,7 @@ fn decoys_of(scan: &Scan) -> String {
     )
 }
 
-fn write_spared(interface: &InterfaceName, scan: &Scan, why: &Spared) {
+fn write_spared(interface: &IfName, scan: &Scan, why: &SkipReason) {
     warn!(
         MESSAGE_ID = id::SPARED,
         TCPTRACKER_INTERFACE = %interface,
@@ -302,7 +297,7 @@ fn write_spared(interface: &InterfaceName, scan: &Scan, why: &Spared) {
     );
 }
 
-fn write_state(interface: &InterfaceName, state: State, reason: Option<&str>) {
+fn write_state(interface: &IfName, state: State, reason: Option<&str>) {
     if let Some(reason) = reason {
         warn!(
             MESSAGE_ID = id::STATE,

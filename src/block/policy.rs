@@ -8,9 +8,9 @@ use ipnet::IpNet;
 
 use crate::block::exemptions::Exemptions;
 use crate::block::ledger::Ledger;
-use crate::block::rate_limit::Guard;
+use crate::block::rate_limit::BlockRateLimit;
 use crate::config::BlockConfig;
-use crate::types::block::Spared;
+use crate::types::block::SkipReason;
 use crate::types::clock::Moment;
 
 /// What becomes of a scanner.
@@ -26,34 +26,34 @@ pub enum Verdict {
     /// It is blocked already: these are the probes that were on their way.
     AlreadyBlocked,
     /// Leave it alone.
-    Spare(Spared),
+    Spare(SkipReason),
 }
 
 /// Judges a scanner. One who may be a decoy is blocked all the same, or `nmap -D` would let everybody
 /// scan; but it may be somebody innocent, so that it is always a first offence.
-pub fn judge(
+pub fn verdict(
     network: &IpNet,
     may_be_decoy: bool,
     now: Moment,
     config: &BlockConfig,
     exemptions: &Exemptions,
     ledger: &Ledger,
-    guard: &mut Guard,
+    rate_limit: &mut BlockRateLimit,
 ) -> Verdict {
     if ledger.covers(network) {
         return Verdict::AlreadyBlocked;
     }
     if let Some(why) = exemptions.forbid(network) {
-        return Verdict::Spare(Spared::Exempt(why));
+        return Verdict::Spare(SkipReason::Exempt(why));
     }
     if !config.enabled {
-        return Verdict::Spare(Spared::Observing);
+        return Verdict::Spare(SkipReason::Observing);
     }
     if let Some(remaining) = ledger.grace(network, now) {
-        return Verdict::Spare(Spared::Grace { remaining });
+        return Verdict::Spare(SkipReason::Grace { remaining });
     }
-    if !guard.permits(now) {
-        return Verdict::Spare(Spared::Throttled { limit: guard.limit() });
+    if !rate_limit.permits(now) {
+        return Verdict::Spare(SkipReason::Throttled { limit: rate_limit.limit() });
     }
     let offence =
         if may_be_decoy { 1 } else { ledger.next_offence(network, now, config.forget_after.get()) };
@@ -83,9 +83,9 @@ mod tests {
             if count > 0 {
                 ledger.remember_offence(source, now, count);
             }
-            let mut guard = Guard::new(1);
+            let mut rate_limit = BlockRateLimit::new(1);
             let exemptions = exemptions(&[], true);
-            match judge(&source, false, now, &config, &exemptions, &ledger, &mut guard) {
+            match verdict(&source, false, now, &config, &exemptions, &ledger, &mut rate_limit) {
                 Verdict::Block { duration, offence } => {
                     assert_eq!(offence, count + 1);
                     hours.push(duration.unwrap().as_secs() / 3600);

@@ -11,12 +11,12 @@ use crate::types::clock::Moment;
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// The blocks of the last minute.
-pub struct Guard {
+pub struct BlockRateLimit {
     limit: u32,
     recent: VecDeque<Moment>,
 }
 
-impl Guard {
+impl BlockRateLimit {
     /// At most `limit` blocks in any minute.
     pub fn new(limit: u32) -> Self {
         Self { limit, recent: VecDeque::new() }
@@ -53,7 +53,7 @@ mod tests {
     #[test]
     fn no_more_than_the_limit_in_any_minute() {
         let at = |seconds: u64| Moment::from_nanos(seconds * 1_000_000_000);
-        let mut guard = Guard::new(2);
+        let mut guard = BlockRateLimit::new(2);
         for second in [0, 59] {
             assert!(guard.permits(at(second)));
             guard.count(at(second));

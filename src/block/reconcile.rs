@@ -14,8 +14,8 @@ use ipnet::IpNet;
 use crate::block::backend::{Backend, FirewallError};
 use crate::block::ledger::Ledger;
 use crate::config::values::Hook;
-use crate::handles::events::Reporter;
-use crate::handles::health::{Part, StateBoard};
+use crate::handles::events::EventSink;
+use crate::handles::health::{Component, Health};
 use crate::types::clock::Moment;
 use crate::types::event::Event;
 use crate::types::network::Family;
@@ -117,12 +117,12 @@ fn listed(faults: &[Fault]) -> String {
 
 /// What the kernel ought to hold now: the ledger, as a backend needs it.
 #[derive(Clone, Copy)]
-pub struct Wanted<'a> {
+pub struct DesiredState<'a> {
     ledger: &'a Ledger,
     now: Moment,
 }
 
-impl<'a> Wanted<'a> {
+impl<'a> DesiredState<'a> {
     /// What a ledger wants.
     pub fn of(ledger: &'a Ledger, now: Moment) -> Self {
         Self { ledger, now }
@@ -170,12 +170,12 @@ impl<'a> Wanted<'a> {
 
 /// How soon after the last mends the next one may be.
 #[derive(Debug, Default)]
-struct Pace {
+struct Backoff {
     /// The mends of the last minute.
     recent: VecDeque<Moment>,
 }
 
-impl Pace {
+impl Backoff {
     /// When the next one may be. The more there were within a minute, the longer the pause: the first
     /// few at once, then a second, two, four, … which settles at some nine a minute.
     fn next(&mut self, now: Moment) -> Moment {
@@ -201,8 +201,8 @@ impl Pace {
 
 /// Looks after the kernel's side.
 #[derive(Debug, Default)]
-pub struct Healer {
-    pace: Pace,
+pub struct Reconciler {
+    backoff: Backoff,
     /// It was told that something is wrong.
     is_told: bool,
     /// Somebody undoes what is mended.
@@ -213,7 +213,7 @@ pub struct Healer {
     dropped_before: [u64; 2],
 }
 
-impl Healer {
+impl Reconciler {
     /// Another backend takes the place of this one, whose count goes on.
     pub fn take_over_count(&mut self, backend: &dyn Backend) {
         for (before, family) in self.dropped_before.iter_mut().zip(Family::ALL) {
@@ -221,27 +221,27 @@ impl Healer {
         }
     }
 
-    fn show_enforced(&self, backend: &dyn Backend, board: &StateBoard) {
+    fn show_enforced(&self, backend: &dyn Backend, health: &Health) {
         for (before, family) in self.dropped_before.iter().zip(Family::ALL) {
-            board.set_enforced(family, backend.enforced(family), before + backend.dropped(family));
+            health.set_enforced(family, backend.enforced(family), before + backend.dropped(family));
         }
     }
 
     /// Looks whether all is in the kernel that ought to be, and mends what is not. Fails only where it
     /// could not even look.
-    pub fn look_after(
+    pub fn reconcile(
         &mut self,
         backend: &mut dyn Backend,
-        wanted: &Wanted<'_>,
-        board: &StateBoard,
-        reporter: &Reporter,
+        desired: &DesiredState<'_>,
+        health: &Health,
+        events: &EventSink,
     ) -> Result<(), FirewallError> {
-        let now = wanted.now();
-        let next = self.pace.next(now);
-        let faults = backend.check(wanted)?;
-        self.show_enforced(backend, board);
+        let now = desired.now();
+        let next = self.backoff.next(now);
+        let faults = backend.check(desired)?;
+        self.show_enforced(backend, health);
         if faults.is_empty() {
-            self.all_is_well(board);
+            self.all_is_well(health);
             return Ok(());
         }
         let found = listed(&faults);
@@ -250,8 +250,8 @@ impl Healer {
             if !self.has_failed {
                 (self.is_fight, self.is_told) = (true, true);
                 // Without a number, which would be another each time, and told each time.
-                board.raise(
-                    Part::Enforcement,
+                health.set_degraded(
+                    Component::Enforcement,
                     format!(
                         "another program keeps changing what blocks are enforced with; mended again \
                          and again, at ever longer intervals; now {found}"
@@ -262,35 +262,39 @@ impl Healer {
         }
         // Seen by whoever looks while it is mended; what becomes of it is told below.
         if !std::mem::replace(&mut self.is_told, true) {
-            board.raise(Part::Enforcement, format!("blocks are not enforced: {found}"));
+            health
+                .set_degraded(Component::Enforcement, format!("blocks are not enforced: {found}"));
         }
-        self.pace.count(now);
-        let left = backend.mend(wanted).and_then(|()| backend.check(wanted));
+        self.backoff.count(now);
+        let left = backend.repair(desired).and_then(|()| backend.check(desired));
         self.has_failed = left.is_err();
-        self.show_enforced(backend, board);
+        self.show_enforced(backend, health);
         match left {
             Ok(left) if left.is_empty() => {
-                reporter.tell(Event::Mended { found });
-                self.all_is_well(board);
+                events.emit(Event::Repaired { found });
+                self.all_is_well(health);
             }
             Ok(left) => {
                 let left = listed(&left);
-                board.raise(Part::Enforcement, format!("blocks are not enforced: {left}"));
+                health.set_degraded(
+                    Component::Enforcement,
+                    format!("blocks are not enforced: {left}"),
+                );
             }
             Err(error) => {
                 let text = format!("blocks are not enforced: {found}; mending failed: {error}");
-                board.raise(Part::Enforcement, text);
+                health.set_degraded(Component::Enforcement, text);
             }
         }
         Ok(())
     }
 
-    fn all_is_well(&mut self, board: &StateBoard) {
+    fn all_is_well(&mut self, health: &Health) {
         // Who fights may only be resting.
-        self.is_fight &= self.pace.is_fight();
+        self.is_fight &= self.backoff.is_fight();
         if self.is_told && !self.is_fight {
             self.is_told = false;
-            board.clear(Part::Enforcement);
+            health.clear(Component::Enforcement);
         }
     }
 }
@@ -302,12 +306,12 @@ mod tests {
     #[test]
     fn a_fight_is_answered_ever_more_seldom_and_forgotten_after_a_minute() {
         let at = |millis: u64| Moment::from_nanos(millis * 1_000_000);
-        let mut pace = Pace::default();
+        let mut backoff = Backoff::default();
         let mut mends = Vec::new();
         // Something is undone as soon as it is mended, for ten minutes.
         for millis in (0..600_000).step_by(400) {
-            if pace.next(at(millis)) <= at(millis) {
-                pace.count(at(millis));
+            if backoff.next(at(millis)) <= at(millis) {
+                backoff.count(at(millis));
                 mends.push(millis);
             }
         }
@@ -316,6 +320,6 @@ mod tests {
         let pauses = mends.windows(2).map(|pair| pair[1] - pair[0]);
         assert!(pauses.max().unwrap() <= 32_000, "and never given up");
         let later = mends.last().unwrap() + 60_000;
-        assert_eq!(pace.next(at(later)), at(later));
+        assert_eq!(backoff.next(at(later)), at(later));
     }
 }

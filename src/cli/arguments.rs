@@ -9,7 +9,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueHint};
 use ipnet::IpNet;
 
 use crate::config::{Per, PrefixLength, Preset, Span, Threshold, WindowSpan};
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 use crate::types::network::{InvalidAddress, parse_network};
 
 /// Sees TCP connection attempts, recognises port scans, drops the scanner in the kernel.
@@ -77,7 +77,7 @@ pub enum Command {
 pub struct Run {
     /// The network interface to watch, or "any"
     #[arg(short, long, value_hint = ValueHint::Other)]
-    pub interface: InterfaceName,
+    pub interface: IfName,
     /// Report scans, never block
     #[arg(long)]
     pub observe: bool,
@@ -90,7 +90,7 @@ pub struct Run {
 pub struct Select {
     /// Only the instance on this network interface
     #[arg(short, long, value_hint = ValueHint::Other)]
-    pub interface: Option<InterfaceName>,
+    pub interface: Option<IfName>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -118,7 +118,7 @@ pub struct Block {
     pub reason: String,
     /// Only through the instance on this network interface
     #[arg(short, long, value_hint = ValueHint::Other)]
-    pub interface: Option<InterfaceName>,
+    pub interface: Option<IfName>,
 }
 
 #[derive(Args)]
@@ -132,14 +132,14 @@ pub struct Unblock {
     pub all: bool,
     /// Only by the instance on this network interface
     #[arg(short, long, value_hint = ValueHint::Other)]
-    pub interface: Option<InterfaceName>,
+    pub interface: Option<IfName>,
 }
 
 #[derive(Args)]
 pub struct Reload {
     /// Only the instance on this network interface
     #[arg(short, long, value_hint = ValueHint::Other)]
-    pub interface: Option<InterfaceName>,
+    pub interface: Option<IfName>,
 }
 
 #[derive(Args)]
@@ -224,7 +224,7 @@ impl From<PerArgument> for Per {
 pub struct ShowConfig {
     /// As it is for this network interface
     #[arg(short, long, value_hint = ValueHint::Other)]
-    pub interface: Option<InterfaceName>,
+    pub interface: Option<IfName>,
     /// As it is with `run --observe`
     #[arg(long)]
     pub observe: bool,

@@ -19,7 +19,7 @@ use zbus::wire::DynamicDeserialize;
 use zbus::{Connection, DBusError, DynamicType, OwnedVariant, Proxy};
 
 use crate::api::dbus::names::{INTERFACE, bus_name, interface_of, object_path};
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 use crate::types::network::show_network;
 
 /// How long an instance may take to answer: it does so in milliseconds, but for a machine that is
@@ -40,12 +40,12 @@ pub enum ClientError {
     NotRunning,
     /// Not on this interface.
     #[error("tcptracker is not running on {0}; start it: systemctl start {unit}", unit = .0.unit())]
-    NotRunningOn(InterfaceName),
+    NotRunningOn(IfName),
     /// There is no such interface either.
     #[error("there is no interface {interface} on this host; {others}")]
     NoSuchInterface {
         /// What was asked for.
-        interface: InterfaceName,
+        interface: IfName,
         /// What there is.
         others: String,
     },
@@ -62,7 +62,7 @@ pub enum ClientError {
     #[error("{why}")]
     Refused {
         /// The interface.
-        interface: InterfaceName,
+        interface: IfName,
         /// The sentence.
         why: String,
     },
@@ -85,19 +85,19 @@ pub enum ClientError {
         unit = .0.unit(),
         seconds = PATIENCE.as_secs()
     )]
-    Silent(InterfaceName),
+    Silent(IfName),
     /// The service is older than the command line.
     #[error(
         "the service on {0} does not know this command, it is an older version; restart it: \
          systemctl restart {unit}",
         unit = .0.unit(),
     )]
-    Outdated(InterfaceName),
+    Outdated(IfName),
     /// Anything else on the way.
     #[error("the service on {interface} did not answer: {error}")]
     Bus {
         /// The interface.
-        interface: InterfaceName,
+        interface: IfName,
         /// What happened.
         error: zbus::Error,
     },
@@ -117,7 +117,7 @@ pub type Block = (String, u64, u64, u32, String);
 
 /// A running instance.
 pub struct Instance {
-    pub interface: InterfaceName,
+    pub interface: IfName,
     connection: Connection,
     /// A person may be asked for a password, and takes the time it takes.
     interactive: bool,
@@ -268,7 +268,7 @@ pub async fn connect_to(builder: Builder<'_>) -> Result<Connection, ClientError>
 
 /// The running instances, or the one on an interface; at least one.
 pub async fn instances(
-    only: Option<&InterfaceName>,
+    only: Option<&IfName>,
     purpose: Purpose,
 ) -> Result<Vec<Instance>, ClientError> {
     let connection = connect().await?;
@@ -278,15 +278,15 @@ pub async fn instances(
 /// The same on a bus that is there.
 pub async fn instances_on(
     connection: &Connection,
-    only: Option<&InterfaceName>,
+    only: Option<&IfName>,
     purpose: Purpose,
 ) -> Result<Vec<Instance>, ClientError> {
     let names = async { DBusProxy::new(connection).await?.list_names().await.map_err(Into::into) };
     let names = names.await.map_err(ClientError::NoBus)?;
-    let mut running: Vec<InterfaceName> =
+    let mut running: Vec<IfName> =
         names.iter().filter_map(|name| interface_of(name.as_str())).collect();
     running.sort_unstable();
-    let chosen: Vec<&InterfaceName> =
+    let chosen: Vec<&IfName> =
         running.iter().filter(|interface| only.is_none_or(|only| only == *interface)).collect();
     if chosen.is_empty() {
         return Err(only.map_or(ClientError::NotRunning, |only| not_running_on(only, &running)));
@@ -294,7 +294,7 @@ pub async fn instances_on(
     // Polkit asks neither root nor who has no terminal.
     let person = !rustix::process::geteuid().is_root() && std::io::stdin().is_terminal();
     let interactive = purpose == Purpose::Change && person;
-    let instance = |interface: &InterfaceName| Instance {
+    let instance = |interface: &IfName| Instance {
         interface: interface.clone(),
         connection: connection.clone(),
         interactive,
@@ -302,15 +302,13 @@ pub async fn instances_on(
     Ok(chosen.into_iter().map(instance).collect())
 }
 
-fn not_running_on(interface: &InterfaceName, running: &[InterfaceName]) -> ClientError {
+fn not_running_on(interface: &IfName, running: &[IfName]) -> ClientError {
     let present = present();
     let interface = interface.clone();
     if interface.is_any() || present.contains(&interface) {
         return ClientError::NotRunningOn(interface);
     }
-    let listed = |names: &[InterfaceName]| {
-        names.iter().map(InterfaceName::as_str).collect::<Vec<_>>().join(", ")
-    };
+    let listed = |names: &[IfName]| names.iter().map(IfName::as_str).collect::<Vec<_>>().join(", ");
     let others = match running {
         [] => format!("there are: {}", listed(&present)),
         running => format!("tcptracker is running on: {}", listed(running)),
@@ -319,10 +317,10 @@ fn not_running_on(interface: &InterfaceName, running: &[InterfaceName]) -> Clien
 }
 
 /// The interfaces of this host.
-fn present() -> Vec<InterfaceName> {
+fn present() -> Vec<IfName> {
     let entries = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let mut names: Vec<InterfaceName> = names.collect();
+    let mut names: Vec<IfName> = names.collect();
     names.sort_unstable();
     names
 }
@@ -330,7 +328,7 @@ fn present() -> Vec<InterfaceName> {
 /// What several instances answered, and what went wrong with the others.
 pub struct Answers<T> {
     pub asked: usize,
-    pub told: Vec<(InterfaceName, T)>,
+    pub told: Vec<(IfName, T)>,
     pub failures: Vec<ClientError>,
 }
 

@@ -70,8 +70,8 @@ async fn unblock_one(instance: &Instance, network: IpNet) -> Result<Unblocked, C
     let mut lines = Vec::new();
     if instance.unblock(network).await? {
         let asked = show_network(&network);
-        let let_in = blocked.iter().filter(|blocked| overlap(blocked, &network));
-        lines.extend(let_in.map(|blocked| match show_network(blocked) {
+        let unblocked = blocked.iter().filter(|blocked| overlap(blocked, &network));
+        lines.extend(unblocked.map(|blocked| match show_network(blocked) {
             around if *blocked != network && blocked.contains(&network) => {
                 format!("{around}, which held {asked},")
             }
@@ -90,7 +90,7 @@ async fn unblock_all(instance: &Instance) -> Result<Unblocked, ClientError> {
     let mut progress = Progress::after(Duration::from_millis(500));
     let mut lines = Vec::new();
     for (done, network) in blocked.iter().enumerate() {
-        progress.tell(|| format!("{}: {done} of {} let in", instance.interface, blocked.len()));
+        progress.show(|| format!("{}: {done} of {} let in", instance.interface, blocked.len()));
         match instance.unblock(*network).await {
             Ok(true) => lines.push(show_network(network)),
             // Its time was up in between.

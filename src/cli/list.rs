@@ -8,7 +8,7 @@ use crate::cli::client::{Block, Purpose, ask_each, instances};
 use crate::cli::output::{on_terminal, print, print_json, width};
 use crate::cli::table::Table;
 use crate::cli::time::{absolute, ago, ahead, now};
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 
 /// A block, as a program reads it. The keys stay as they are.
 #[derive(Serialize)]
@@ -46,7 +46,7 @@ pub fn run(select: &Select) -> Result<(), CliError> {
     CliError::of_all(answers.failures)
 }
 
-fn row_of(interface: &InterfaceName, block: Block) -> Row {
+fn row_of(interface: &IfName, block: Block) -> Row {
     let (address, since, until, offences, reason) = block;
     let until = (until > 0).then_some(until);
     Row { interface: interface.to_string(), address, since, until, offences, reason }

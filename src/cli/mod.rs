@@ -28,7 +28,7 @@ use crate::config::{ConfigError, Flags, Sources};
 use crate::service;
 use crate::service::DaemonError;
 use crate::system::capture::saved::SavedError;
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 
 /// Something did not work.
 const FAILED: u8 = 1;
@@ -100,7 +100,7 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return usage::answer(&error),
     };
-    match carry_out(arguments.command) {
+    match handle(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read the output has seen enough.
         Err(CliError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
@@ -113,7 +113,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn carry_out(command: Command) -> Result<(), CliError> {
+fn handle(command: Command) -> Result<(), CliError> {
     match command {
         Command::Run(run) => {
             let flags = Flags { observe: run.observe };
@@ -143,11 +143,7 @@ fn carry_out(command: Command) -> Result<(), CliError> {
     }
 }
 
-fn sources(
-    interface: Option<&InterfaceName>,
-    file: Option<&std::path::Path>,
-    flags: Flags,
-) -> Sources {
+fn sources(interface: Option<&IfName>, file: Option<&std::path::Path>, flags: Flags) -> Sources {
     // A variable that is not text cannot be one of ours.
     let environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));

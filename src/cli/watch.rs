@@ -18,7 +18,7 @@ use crate::cli::arguments::Select;
 use crate::cli::client::{ClientError, connect};
 use crate::cli::output::{Style, on_terminal, print, print_json_line, say, styled, width, wrapped};
 use crate::cli::time::{now, on_its_day, time_of_day};
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 
 /// What has happened, as a program reads it: an object a line. The keys stay as they are.
 #[derive(Serialize)]
@@ -60,9 +60,9 @@ enum Event {
 struct Watch<'a> {
     select: &'a Select,
     /// By the bus's own names.
-    running: HashMap<String, InterfaceName>,
+    running: HashMap<String, IfName>,
     /// Seen so far: with more than one, lines say which.
-    seen: BTreeSet<InterfaceName>,
+    seen: BTreeSet<IfName>,
 }
 
 pub fn run(select: &Select) -> Result<(), CliError> {
@@ -100,7 +100,7 @@ async fn subscribe(connection: &Connection) -> zbus::Result<Messages> {
 }
 
 impl Watch<'_> {
-    fn wanted(&self, interface: &InterfaceName) -> bool {
+    fn wanted(&self, interface: &IfName) -> bool {
         self.select.interface.as_ref().is_none_or(|only| only == interface)
     }
 
@@ -121,7 +121,7 @@ impl Watch<'_> {
     }
 
     fn greet(&self) {
-        let names: Vec<&str> = self.seen.iter().map(InterfaceName::as_str).collect();
+        let names: Vec<&str> = self.seen.iter().map(IfName::as_str).collect();
         match (&names[..], &self.select.interface) {
             ([], Some(only)) => {
                 say(&format!(
@@ -150,7 +150,7 @@ impl Watch<'_> {
         Some(Line { time: now(), interface: interface.to_string(), event })
     }
 
-    fn name_changed(&mut self, message: &Message) -> Option<(InterfaceName, Event)> {
+    fn name_changed(&mut self, message: &Message) -> Option<(IfName, Event)> {
         let change = NameOwnerChanged::from_message(message.clone())?;
         let arguments = change.args().ok()?;
         let interface = interface_of(arguments.name().as_str()).filter(|one| self.wanted(one))?;

@@ -52,9 +52,9 @@ impl Decoys {
     ) {
         // With the second port the first is of interest, too.
         if let (Some(first), Some(_), None) = (attempts.next(), attempts.next(), attempts.next()) {
-            self.keep(source, first);
+            self.save_changes(source, first);
         }
-        self.keep(source, latest);
+        self.save_changes(source, latest);
     }
 
     /// Others that tried the first of these ports when this source did; some of them, if there are many.
@@ -87,7 +87,7 @@ impl Decoys {
         self.ring.iter().filter(same).map(|note| note.source)
     }
 
-    fn keep(&mut self, source: IpAddr, Attempt { port, moment, .. }: Attempt) {
+    fn save_changes(&mut self, source: IpAddr, Attempt { port, moment, .. }: Attempt) {
         let note = Note { source, port, moment };
         if self.ring.len() < REMEMBERED {
             self.ring.push(note);

@@ -14,29 +14,29 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::config::{DetectionConfig, Preset};
-use crate::detect::balanced::Balanced;
-use crate::detect::classic::sources::Sought;
-use crate::detect::classic::{Detector, SEEK_AT_ONCE};
+use crate::detect::balanced::BalancedDetector;
+use crate::detect::classic::sources::Lookup;
+use crate::detect::classic::{ClassicDetector, SEEK_AT_ONCE};
 use crate::types::clock::Moment;
 use crate::types::host::{Host, Listening};
 use crate::types::scan::{Scan, Summary};
 use crate::types::segment::Direction;
-use crate::types::segment::Probe;
+use crate::types::segment::Segment;
 
 /// A detector.
-pub enum Judge {
+pub enum Detector {
     /// Counts what is tried.
-    Classic(Box<Detector>),
+    Classic(Box<ClassicDetector>),
     /// Counts what has failed.
-    Balanced(Box<Balanced>),
+    Balanced(Box<BalancedDetector>),
 }
 
-impl Judge {
+impl Detector {
     /// The detector for a rule.
     pub fn new(rule: DetectionConfig) -> Self {
         match rule.preset {
-            Preset::Classic => Self::Classic(Box::new(Detector::new(rule))),
-            Preset::Balanced => Self::Balanced(Box::new(Balanced::new(rule))),
+            Preset::Classic => Self::Classic(Box::new(ClassicDetector::new(rule))),
+            Preset::Balanced => Self::Balanced(Box::new(BalancedDetector::new(rule))),
         }
     }
 
@@ -44,12 +44,12 @@ impl Judge {
     /// classic rule all of them must be probes.
     pub fn consider(
         &mut self,
-        segments: &[Probe],
+        segments: &[Segment],
         host: &Host,
-        work: &mut Work,
-        mut each: impl FnMut(&mut Self, &Probe, Direction, &mut Vec<Scan>),
+        work: &mut Scratch,
+        mut each: impl FnMut(&mut Self, &Segment, Direction, &mut Vec<Scan>),
     ) {
-        let Work { sought, found } = work;
+        let Scratch { sought, found } = work;
         for segments in segments.chunks(SEEK_AT_ONCE) {
             if let Self::Classic(detector) = self {
                 detector.seek(segments, host, sought);
@@ -66,8 +66,8 @@ impl Judge {
                 for segment in segments {
                     let Self::Balanced(balanced) = self else { return };
                     balanced.observe(segment, host, found);
-                    if segment.kind.asks() || !found.is_empty() {
-                        each(self, segment, Detector::direction(host, segment), found);
+                    if segment.kind.is_probe() || !found.is_empty() {
+                        each(self, segment, ClassicDetector::direction(host, segment), found);
                         found.clear();
                     }
                 }
@@ -171,7 +171,7 @@ impl Judge {
 
 /// Room to work in, used over and over.
 #[derive(Default)]
-pub struct Work {
-    sought: Vec<Sought>,
+pub struct Scratch {
+    sought: Vec<Lookup>,
     found: Vec<Scan>,
 }

@@ -60,7 +60,7 @@ impl Episode {
 }
 
 /// The scans that are followed.
-pub struct Episodes {
+pub struct OngoingScans {
     ongoing: LruCache<Key, Episode>,
     /// Summed up early.
     crowded_out: Vec<Summary>,
@@ -68,7 +68,7 @@ pub struct Episodes {
     untold: u64,
 }
 
-impl Episodes {
+impl OngoingScans {
     pub fn new() -> Self {
         Self { ongoing: LruCache::new(AT_ONCE), crowded_out: Vec::new(), untold: 0 }
     }
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_scan_is_summed_up_when_it_falls_silent() {
-        let mut episodes = Episodes::new();
+        let mut episodes = OngoingScans::new();
         episodes.begin(key(1), &first_four(), 5, at(1));
         for port in (5..=1000).chain([1000, 65_535]) {
             episodes.go_on(&key(1), Port(port), at(3));
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_scan_that_goes_on_is_summed_up_after_a_minute() {
-        let mut episodes = Episodes::new();
+        let mut episodes = OngoingScans::new();
         episodes.begin(key(1), &first_four(), 4, at(1));
         episodes.go_on(&key(1), Port(5), at(60));
         let [summary] = episodes.sum_up(at(61)).0[..] else { panic!() };
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_crowd_of_scans_takes_no_more_room() {
-        let mut episodes = Episodes::new();
+        let mut episodes = OngoingScans::new();
         for number in 0..=u8::MAX {
             for third in 0..8 {
                 let source = std::net::IpAddr::from([198, 51, third, number]).into();

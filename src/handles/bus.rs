@@ -9,11 +9,11 @@ pub const QUEUE: usize = 1024;
 
 /// What the bus's thread is asked to do.
 #[derive(Clone, Debug)]
-pub enum Task {
+pub enum BusCommand {
     /// Tell everyone who listens.
-    Tell(Arc<Event>),
+    Emit(Arc<Event>),
     /// Show that the thread is alive.
-    Beat,
+    Heartbeat,
     /// Leave the bus.
     Stop,
 }

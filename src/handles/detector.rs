@@ -10,7 +10,7 @@ use crate::types::host::{Host, Listening};
 
 /// What others ask of the detector.
 #[derive(Clone, Debug)]
-pub enum Control {
+pub enum DetectorCommand {
     /// The host has other addresses.
     Host(Arc<Host>),
     /// These networks were let in again: their past is forgotten.

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
-use crate::handles::bus::Task;
+use crate::handles::bus::BusCommand;
 use crate::types::event::Event;
 
 /// A reader of events whose queue can be full.
@@ -28,17 +28,17 @@ pub trait CountEvents: Send + Sync {
 
 /// Where events are emitted. Cheap to clone; every thread has one.
 #[derive(Clone)]
-pub struct Reporter {
+pub struct EventSink {
     journal: SyncSender<Arc<Event>>,
-    bus: Option<async_channel::Sender<Task>>,
+    bus: Option<async_channel::Sender<BusCommand>>,
     counters: Arc<dyn CountEvents>,
 }
 
-impl Reporter {
+impl EventSink {
     /// Emits to the journal, to the bus if there is one, and to the counters.
     pub fn new(
         journal: SyncSender<Arc<Event>>,
-        bus: Option<async_channel::Sender<Task>>,
+        bus: Option<async_channel::Sender<BusCommand>>,
         counters: Arc<dyn CountEvents>,
     ) -> Self {
         Self { journal, bus, counters }
@@ -50,11 +50,11 @@ impl Reporter {
     }
 
     /// Emits an event. Never waits.
-    pub fn tell(&self, event: Event) {
+    pub fn emit(&self, event: Event) {
         self.counters.count(&event);
         let event = Arc::new(event);
         if let Some(bus) = self.bus.as_ref().filter(|_| event.is_signal())
-            && bus.try_send(Task::Tell(Arc::clone(&event))).is_err()
+            && bus.try_send(BusCommand::Emit(Arc::clone(&event))).is_err()
         {
             self.counters.count_lost(Reader::Bus);
         }

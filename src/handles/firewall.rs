@@ -15,7 +15,7 @@ use crate::types::scan::Scan;
 pub const QUEUE: usize = 1024;
 
 /// What the firewall's thread is asked to do.
-pub enum Order {
+pub enum Command {
     /// A scan was recognised.
     Scan {
         /// The scan.
@@ -34,7 +34,7 @@ pub enum Order {
         /// Who asks.
         uid: u32,
         /// Where the answer goes.
-        reply: Reply<Result<(), Refusal>>,
+        reply: Reply<Result<(), RequestError>>,
     },
     /// Unblock by hand.
     Unblock {
@@ -43,7 +43,7 @@ pub enum Order {
         /// Who asks.
         uid: u32,
         /// Where the answer goes.
-        reply: Reply<Result<(), Refusal>>,
+        reply: Reply<Result<(), RequestError>>,
     },
     /// List what is blocked.
     List {
@@ -55,7 +55,7 @@ pub enum Order {
         /// Of whom.
         network: IpNet,
         /// Where the answer goes.
-        reply: Reply<Result<Account, Refusal>>,
+        reply: Reply<Result<Explanation, RequestError>>,
     },
     /// The host has other addresses.
     Host(Arc<Host>),
@@ -76,7 +76,7 @@ pub type Reply<T> = async_channel::Sender<T>;
 
 /// Why a request was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum RequestError {
     /// The network is, or contains, an exempt address.
     #[error("{network} is never blocked: {why}")]
     Exempt {
@@ -116,17 +116,17 @@ pub struct Listed {
 
 /// The way to the firewall's thread.
 #[derive(Clone)]
-pub struct Firewall(SyncSender<Order>);
+pub struct FirewallHandle(SyncSender<Command>);
 
-impl Firewall {
+impl FirewallHandle {
     /// A way to the thread that reads the other end.
-    pub fn new(orders: SyncSender<Order>) -> Self {
+    pub fn new(orders: SyncSender<Command>) -> Self {
         Self(orders)
     }
 
     /// Gives an order if there is room for it; false if not. Never waits.
     #[must_use]
-    pub fn try_order(&self, order: Order) -> bool {
+    pub fn try_send(&self, order: Command) -> bool {
         match self.0.try_send(order) {
             Ok(()) => true,
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
@@ -134,7 +134,7 @@ impl Firewall {
     }
 
     /// Gives an order, waiting for room.
-    pub fn order(&self, order: Order) {
+    pub fn send(&self, order: Command) {
         // The thread has ended: the process is about to.
         let _ = self.0.send(order);
     }
@@ -142,7 +142,7 @@ impl Firewall {
 
 /// A block, as people read it, with the evidence and what has come of it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct BlockAccount {
+pub struct BlockExplanation {
     /// Since when, in Unix seconds.
     pub since: u64,
     /// Until when, in Unix seconds; zero: until unblocked.
@@ -159,11 +159,11 @@ pub struct BlockAccount {
 
 /// Everything that is known of an address or network.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Account {
+pub struct Explanation {
     /// Whom it is about: as asked for, or the network around it that is blocked or has offended.
     pub network: IpNet,
     /// Its block.
-    pub block: Option<BlockAccount>,
+    pub block: Option<BlockExplanation>,
     /// How often it has scanned and was blocked for that, the present block included.
     pub offences: u32,
     /// Why it is never blocked.

@@ -7,14 +7,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::handles::events::Reporter;
+use crate::handles::events::EventSink;
 use crate::types::event::Event;
 use crate::types::network::Family;
 use crate::types::state::State;
 
 /// A component of the service that can be degraded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
+pub enum Component {
     /// The interface cannot be captured on yet, or is gone.
     Interface,
     /// The interface is down.
@@ -75,24 +75,24 @@ impl Status {
 
 struct Inner {
     observing: bool,
-    degraded: BTreeMap<Part, String>,
+    degraded: BTreeMap<Component, String>,
     backend: &'static str,
     families: [FamilyFigures; 2],
 }
 
 /// The condition of the service, shared by all threads. Locked only when something changes or somebody
 /// asks, never for a packet.
-pub struct StateBoard {
+pub struct Health {
     inner: Mutex<Inner>,
-    reporter: Reporter,
+    events: EventSink,
 }
 
-impl StateBoard {
+impl Health {
     /// A service in good condition whose back end has this name.
-    pub fn new(observing: bool, backend: &'static str, reporter: Reporter) -> Self {
+    pub fn new(observing: bool, backend: &'static str, events: EventSink) -> Self {
         let families = [FamilyFigures::default(); 2];
         let inner = Inner { observing, degraded: BTreeMap::new(), backend, families };
-        Self { inner: Mutex::new(inner), reporter }
+        Self { inner: Mutex::new(inner), events }
     }
 
     /// The condition at this moment.
@@ -124,13 +124,13 @@ impl StateBoard {
     }
 
     /// A component is degraded. Emitted once until it is cleared or has another reason.
-    pub fn raise(&self, part: Part, reason: String) {
-        self.change(|inner| drop(inner.degraded.insert(part, reason)));
+    pub fn set_degraded(&self, component: Component, reason: String) {
+        self.change(|inner| drop(inner.degraded.insert(component, reason)));
     }
 
     /// A component works again.
-    pub fn clear(&self, part: Part) {
-        self.change(|inner| drop(inner.degraded.remove(&part)));
+    pub fn clear(&self, component: Component) {
+        self.change(|inner| drop(inner.degraded.remove(&component)));
     }
 
     fn change(&self, change: impl FnOnce(&mut Inner)) {
@@ -142,7 +142,7 @@ impl StateBoard {
         // waits.
         if before != after {
             let (state, reason) = after;
-            self.reporter.tell(Event::StateChanged { state, reason });
+            self.events.emit(Event::StateChanged { state, reason });
         }
     }
 

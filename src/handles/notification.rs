@@ -6,7 +6,7 @@ use crate::config::ConfigError;
 
 /// What main waits for.
 #[derive(Debug)]
-pub enum Notice {
+pub enum Notification {
     /// The process has got this signal.
     Signal(&'static str),
     /// Somebody asks for the configuration to be read again.

@@ -1,11 +1,11 @@
 //! The capture thread.
 
 use crate::api::metrics::CaptureMetrics;
-use crate::handles::health::Part;
-use crate::handles::health::StateBoard;
+use crate::handles::health::Component;
+use crate::handles::health::Health;
 use crate::handles::stop_flag::StopFlag;
 use crate::system::capture::CaptureError;
-use crate::system::capture::batch::HandOver;
+use crate::system::capture::batch::BatchSender;
 use crate::system::capture::frame;
 use crate::system::capture::frame::LinkLayer;
 use crate::system::capture::handover::Seam;
@@ -14,8 +14,8 @@ use crate::system::capture::live::LiveCapture;
 use crate::types::capture::CaptureCounters;
 use crate::types::clock::Moment;
 use crate::types::clock::WallClock;
-use crate::types::heartbeat::Pulse;
-use crate::types::ifname::InterfaceName;
+use crate::types::heartbeat::Heartbeat;
+use crate::types::ifname::IfName;
 use rustix::event::PollFd;
 use rustix::event::PollFlags;
 use rustix::event::Timespec;
@@ -49,13 +49,13 @@ const MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 /// What the capture thread works with, whatever becomes of the interface.
 pub struct Watch {
     /// The interface.
-    pub interface: InterfaceName,
+    pub interface: IfName,
     /// Where probes go.
-    pub out: HandOver,
+    pub out: BatchSender,
     /// Where packets are counted.
     pub metrics: CaptureMetrics,
     /// Where it is said that the interface is gone.
-    pub board: Arc<StateBoard>,
+    pub health: Arc<Health>,
     /// Whether what tells of probes' outcomes is wanted as well.
     pub outcomes: Arc<AtomicBool>,
     /// Raised to end the thread.
@@ -65,20 +65,24 @@ pub struct Watch {
 impl Watch {
     /// The capture thread: reads until asked to stop. It waits for an interface that cannot be opened yet,
     /// and when it disappears for it to come back.
-    pub fn run(mut self, opened: Option<LiveCapture>, pulse: &Pulse) -> Result<(), CaptureError> {
+    pub fn run(
+        mut self,
+        opened: Option<LiveCapture>,
+        heartbeat: &Heartbeat,
+    ) -> Result<(), CaptureError> {
         let mut opened = opened;
         loop {
             let capture = match opened.take() {
                 Some(capture) => capture,
-                None => match self.reopen(pulse)? {
+                None => match self.reopen(heartbeat)? {
                     Some(capture) => capture,
                     None => return Ok(()),
                 },
             };
-            self.board.clear(Part::Interface);
-            match self.read(capture, pulse) {
+            self.health.clear(Component::Interface);
+            match self.read(capture, heartbeat) {
                 Err(gone @ CaptureError::InterfaceGone(_)) => {
-                    self.board.raise(Part::Interface, gone.to_string());
+                    self.health.set_degraded(Component::Interface, gone.to_string());
                 }
                 result => return result,
             }
@@ -86,10 +90,14 @@ impl Watch {
     }
 
     /// Reads until asked to stop, or until the interface is gone.
-    fn read(&mut self, mut capture: LiveCapture, pulse: &Pulse) -> Result<(), CaptureError> {
+    fn read(
+        &mut self,
+        mut capture: LiveCapture,
+        heartbeat: &Heartbeat,
+    ) -> Result<(), CaptureError> {
         let mut published = (Moment::default(), CaptureCounters::default());
         loop {
-            pulse.beat();
+            heartbeat.tick();
             if self.wait(Some(&capture))? == Woken::ToStop {
                 return Ok(());
             }
@@ -178,9 +186,9 @@ impl Watch {
     }
 
     /// Waits until the interface can be opened again; nothing if asked to stop meanwhile.
-    fn reopen(&mut self, pulse: &Pulse) -> Result<Option<LiveCapture>, CaptureError> {
+    fn reopen(&mut self, heartbeat: &Heartbeat) -> Result<Option<LiveCapture>, CaptureError> {
         loop {
-            pulse.beat();
+            heartbeat.tick();
             match LiveCapture::open(&self.interface, self.outcomes.load(Ordering::Relaxed)) {
                 Ok(capture) => return Ok(Some(capture)),
                 Err(error) if error.is_passing() => {}

@@ -4,24 +4,24 @@
 //! the firewall. Never waits for anybody but capture.
 
 use crate::api::metrics::Metrics;
-use crate::handles::detector::Control;
+use crate::handles::detector::DetectorCommand;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use crate::config::LogConfig;
-use crate::detect::{Judge, Work};
-use crate::handles::events::Reporter;
-use crate::handles::firewall::{Firewall, Order};
+use crate::detect::{Detector, Scratch};
+use crate::handles::events::EventSink;
+use crate::handles::firewall::{Command, FirewallHandle};
 use crate::service::entry_limit::EntryLimit;
-use crate::system::capture::batch::Batches;
+use crate::system::capture::batch::BatchReceiver;
 use crate::types::clock::Moment;
 use crate::types::event::Event;
 use crate::types::host::{Host, Listening};
 use crate::types::scan::Scan;
 use crate::types::segment::Direction;
-use crate::types::segment::Probe;
+use crate::types::segment::Segment;
 
 /// How long the thread waits at most before it shows that it is alive.
 const TICK: Duration = Duration::from_millis(500);
@@ -46,17 +46,17 @@ const MORE_MAY_COME: Duration = Duration::from_millis(1);
 /// Everything the thread works with.
 pub struct Worker {
     /// The detector.
-    pub judge: Judge,
+    pub detector: Detector,
     /// The host whose probes are outbound.
     pub host: Arc<Host>,
     /// What is said about connections and scans.
     pub log: LogConfig,
     /// Requests of others.
-    pub control: Receiver<Control>,
+    pub control: Receiver<DetectorCommand>,
     /// Where scans go.
-    pub firewall: Firewall,
+    pub firewall: FirewallHandle,
     /// Where events go.
-    pub reporter: Reporter,
+    pub events: EventSink,
     /// Where packets and connections are counted.
     pub metrics: Arc<Metrics>,
     /// When scans were last summed up.
@@ -85,16 +85,16 @@ impl Limits {
 
 impl Worker {
     /// Works until capture ends.
-    pub fn run(mut self, batches: &Batches, beat: impl Fn()) {
+    pub fn run(mut self, batches: &BatchReceiver, beat: impl Fn()) {
         let mut limits = Limits::new(&self.log);
         let mut taken = 0;
-        let mut work = Work::default();
+        let mut work = Scratch::default();
         let mut found = Vec::new();
         let mut ports: Option<Arc<Listening>> = None;
         let mut sight = Sight { changed: None, lost: 0, one_sided: false };
         loop {
             beat();
-            let tick = match (taken, self.judge.is_waiting()) {
+            let tick = match (taken, self.detector.is_waiting()) {
                 (REQUESTS_AT_ONCE.., _) => Duration::ZERO,
                 (1.., _) => MORE_MAY_COME,
                 (0, true) => SHORT_TICK,
@@ -116,30 +116,30 @@ impl Worker {
             {
                 taken += 1;
                 match request {
-                    Control::Host(host) => self.host = host,
-                    Control::Forget(networks) => {
+                    DetectorCommand::Host(host) => self.host = host,
+                    DetectorCommand::Forget(networks) => {
                         taken += networks.len();
                         for network in networks {
-                            self.judge.forget(network);
+                            self.detector.forget(network);
                         }
                     }
-                    Control::Listening(other) => {
-                        self.judge.listens_on(&other);
+                    DetectorCommand::Listening(other) => {
+                        self.detector.listens_on(&other);
                         ports = Some(other);
                     }
-                    Control::Reconfigure(detection, log, reply) => {
+                    DetectorCommand::Reconfigure(detection, log, reply) => {
                         another = Some((detection, log, reply));
                     }
                 }
             }
             if let Some((detection, log, reply)) = another {
-                let wanted = self.judge.wants_outcomes();
-                let kept = self.judge.reconfigure(detection);
-                if wanted != self.judge.wants_outcomes() {
+                let wanted = self.detector.wants_outcomes();
+                let kept = self.detector.reconfigure(detection);
+                if wanted != self.detector.wants_outcomes() {
                     self.outcomes.store(!wanted, Ordering::Relaxed);
                     sight.changed = Some(Moment::now());
                     if let Some(ports) = &ports {
-                        self.judge.listens_on(ports);
+                        self.detector.listens_on(ports);
                     }
                 }
                 if log != self.log {
@@ -151,28 +151,33 @@ impl Worker {
                 let _ = reply.try_send(kept);
             }
             self.sum_up(&mut limits, false);
-            sight.look(&mut self.judge, &self.reporter, &self.metrics);
+            sight.look(&mut self.detector, &self.events, &self.metrics);
             if let Some(mut batch) = batch {
-                if sight.changed.is_some() && !self.judge.wants_outcomes() {
-                    batch.retain(|segment| segment.kind.asks());
+                if sight.changed.is_some() && !self.detector.wants_outcomes() {
+                    batch.retain(|segment| segment.kind.is_probe());
                 }
-                let Self { judge, host, reporter, metrics, firewall, .. } = &mut self;
-                judge.consider(&batch, host, &mut work, |judge, segment, direction, found| {
-                    list(segment, direction, reporter, metrics, &mut limits);
-                    for scan in found.drain(..) {
-                        hand_on(scan, judge, (reporter, metrics), firewall, &mut limits);
-                    }
-                });
+                let Self { detector, host, events, metrics, firewall, .. } = &mut self;
+                detector.consider(
+                    &batch,
+                    host,
+                    &mut work,
+                    |detector, segment, direction, found| {
+                        list(segment, direction, events, metrics, &mut limits);
+                        for scan in found.drain(..) {
+                            hand_on(scan, detector, (events, metrics), firewall, &mut limits);
+                        }
+                    },
+                );
                 batches.give_back(batch);
                 let metrics = &self.metrics;
-                metrics.sources.set(i64::try_from(self.judge.sources()).unwrap_or(i64::MAX));
-                metrics.set_evicted(self.judge.evicted());
-            } else if self.judge.is_waiting() {
-                let Self { judge, host, reporter, metrics, firewall, .. } = &mut self;
+                metrics.sources.set(i64::try_from(self.detector.sources()).unwrap_or(i64::MAX));
+                metrics.set_evicted(self.detector.evicted());
+            } else if self.detector.is_waiting() {
+                let Self { detector, host, events, metrics, firewall, .. } = &mut self;
                 let captured_until = Moment::now().before(CAPTURE_LAG);
-                judge.pass_time(captured_until, host, &mut found);
+                detector.pass_time(captured_until, host, &mut found);
                 for scan in found.drain(..) {
-                    hand_on(scan, judge, (reporter, metrics), firewall, &mut limits);
+                    hand_on(scan, detector, (events, metrics), firewall, &mut limits);
                 }
             }
         }
@@ -184,11 +189,11 @@ impl Worker {
         let now = Moment::now();
         if now.since(self.summed_up) >= TICK {
             self.summed_up = now;
-            let (summaries, untold) = self.judge.sum_up(now);
+            let (summaries, untold) = self.detector.sum_up(now);
             limits.summaries.leave_out(untold);
             for summary in summaries {
                 if limits.summaries.lists() {
-                    self.reporter.tell(Event::ScanSummary(summary));
+                    self.events.emit(Event::ScanSummary(summary));
                 }
             }
         }
@@ -200,7 +205,7 @@ impl Worker {
         ] {
             let summary = if at_the_end { limit.rest(now) } else { limit.summary(now) };
             if let Some((count, span)) = summary {
-                self.reporter.tell(Event::NotListed { what, count, span });
+                self.events.emit(Event::NotListed { what, count, span });
             }
         }
     }
@@ -209,9 +214,9 @@ impl Worker {
 /// Counts a connection that begins, and lists it.
 #[inline]
 fn list(
-    probe: &Probe,
+    probe: &Segment,
     direction: Direction,
-    reporter: &Reporter,
+    events: &EventSink,
     metrics: &Metrics,
     limits: &mut Limits,
 ) {
@@ -220,7 +225,7 @@ fn list(
     }
     metrics.new_connection(direction, probe.source.is_ipv4());
     if limits.connections.lists() {
-        reporter.tell(Event::Connection {
+        events.emit(Event::Connection {
             direction,
             source: probe.source,
             source_port: probe.source_port,
@@ -234,21 +239,21 @@ fn list(
 /// Tells of a scan, and hands it to the firewall unless it is only reported.
 fn hand_on(
     scan: Scan,
-    judge: &mut Judge,
-    (reporter, metrics): (&Reporter, &Metrics),
-    firewall: &Firewall,
+    detector: &mut Detector,
+    (events, metrics): (&EventSink, &Metrics),
+    firewall: &FirewallHandle,
     limits: &mut Limits,
 ) {
     let scan = Arc::new(scan);
     let listed = !scan.continued && limits.scans.lists();
     if listed {
-        reporter.tell(Event::Scan(Arc::clone(&scan)));
+        events.emit(Event::Scan(Arc::clone(&scan)));
     } else if !scan.continued {
         metrics.scan(scan.kind);
     }
-    if scan.rule.blocks() && !firewall.try_order(Order::Scan { scan: Arc::clone(&scan), listed }) {
+    if scan.rule.blocks() && !firewall.try_send(Command::Scan { scan: Arc::clone(&scan), listed }) {
         metrics.scans_lost.inc();
-        judge.not_delivered(&scan);
+        detector.not_delivered(&scan);
     }
 }
 
@@ -262,16 +267,16 @@ struct Sight {
 }
 
 impl Sight {
-    fn look(&mut self, judge: &mut Judge, reporter: &Reporter, metrics: &Metrics) {
-        if !judge.wants_outcomes() && self.changed.is_none() {
+    fn look(&mut self, detector: &mut Detector, events: &EventSink, metrics: &Metrics) {
+        if !detector.wants_outcomes() && self.changed.is_none() {
             return;
         }
         let lost = metrics.capture_lost();
         if std::mem::replace(&mut self.lost, lost) != lost || self.changed.is_some() {
-            judge.has_lost();
+            detector.has_lost();
         }
         self.changed = self.changed.filter(|since| Moment::now().since(*since) < CHANGE_OVER);
-        let one_sided = judge.is_one_sided();
+        let one_sided = detector.is_one_sided();
         if std::mem::replace(&mut self.one_sided, one_sided) != one_sided {
             let what = if one_sided {
                 "answers to probes are not seen here, or not all (a mirror port of one direction, an \
@@ -279,7 +284,7 @@ impl Sight {
             } else {
                 "answers to probes are seen again: what fails is judged by the balanced rules"
             };
-            reporter.tell(Event::Warning(what.to_owned()));
+            events.emit(Event::Warning(what.to_owned()));
         }
     }
 }

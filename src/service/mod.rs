@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use crate::api::dbus::BusError;
 use crate::api::dbus::authority::Authority;
-use crate::api::dbus::semaphore::OneAtATime;
+use crate::api::dbus::semaphore::Semaphore;
 use crate::api::dbus::tracker::Tracker;
 use crate::api::journal;
 use crate::api::metrics::Metrics;
@@ -30,20 +30,20 @@ use crate::block::backend::{Backend, FirewallError};
 use crate::block::exemptions::AskSessions;
 use crate::block::store;
 use crate::config::{Config, ConfigError, Effective, Preset, Sources};
-use crate::detect::Judge;
-use crate::handles::bus::{self, Task};
-use crate::handles::detector::Control;
-use crate::handles::events::Reporter;
-use crate::handles::firewall::{Firewall, Order, QUEUE as FIREWALL_QUEUE};
-use crate::handles::health::{Part, StateBoard};
-use crate::handles::notification::Notice;
+use crate::detect::Detector;
+use crate::handles::bus::{self, BusCommand};
+use crate::handles::detector::DetectorCommand;
+use crate::handles::events::EventSink;
+use crate::handles::firewall::{Command, FirewallHandle, QUEUE as FIREWALL_QUEUE};
+use crate::handles::health::{Component, Health};
+use crate::handles::notification::Notification;
 use crate::handles::notification::ReloadRequest;
 use crate::handles::reload::Reloader;
 use crate::handles::stop_flag::StopFlag;
 use crate::service::capture::Watch;
 use crate::service::detector::Worker;
-use crate::service::firewall::Actor;
-use crate::service::supervisor::{Crew, Stalled};
+use crate::service::firewall::FirewallThread;
+use crate::service::supervisor::{StalledThreads, Supervisor};
 use crate::service::threads::{
     Followers, start_bus, start_capture, start_detector, start_firewall, start_host, start_journal,
     start_memory, start_metrics,
@@ -59,7 +59,7 @@ use crate::system::service_manager;
 use crate::types::clock::Moment;
 use crate::types::event::Event;
 use crate::types::host::Host;
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 
 /// How often main looks whether every thread has made progress. Each beats at least once a second.
 const ROUND: Duration = Duration::from_secs(2);
@@ -78,7 +78,7 @@ pub enum DaemonError {
     Capture(#[from] CaptureError),
     /// The firewall cannot be used.
     #[error(transparent)]
-    Firewall(#[from] FirewallError),
+    FirewallHandle(#[from] FirewallError),
     /// The bus cannot be reached.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -87,7 +87,7 @@ pub enum DaemonError {
     Host(#[from] NetlinkError),
     /// Another instance watches the interface.
     #[error("another tcptracker is running on {0}; stop it first: systemctl stop {unit}", unit = .0.unit())]
-    AlreadyRunning(InterfaceName),
+    AlreadyRunning(IfName),
     /// The system lacks something every process has.
     #[error("cannot start: {0}")]
     System(#[from] std::io::Error),
@@ -105,7 +105,7 @@ pub enum DaemonError {
 }
 
 /// Runs the service until it is told to stop.
-pub fn run(interface: &InterfaceName, sources: &Sources) -> Result<(), DaemonError> {
+pub fn run(interface: &IfName, sources: &Sources) -> Result<(), DaemonError> {
     let effective = Effective::load(sources)?;
     journal::init(effective.config.log.format);
 
@@ -141,14 +141,14 @@ fn ask_for_sessions() -> AskSessions {
 
 /// Keeps a second instance away from the same interface. Where somebody else has taken the lock's name, only
 /// the bus does.
-fn lock(interface: &InterfaceName, reporter: &Reporter) -> Result<Option<Lock>, DaemonError> {
+fn lock(interface: &IfName, events: &EventSink) -> Result<Option<Lock>, DaemonError> {
     let name = format!("tcptracker@{interface}");
     match Lock::take(&name) {
         Ok(lock) => Ok(Some(lock)),
         Err(LockError::Stranger(uid)) => {
             let who = uid.map_or_else(|| "somebody".to_owned(), |uid| format!("uid {uid}"));
             let warning = format!("{who} holds the socket @{name} and is no tcptracker");
-            reporter.tell(Event::Warning(warning));
+            events.emit(Event::Warning(warning));
             Ok(None)
         }
         Err(LockError::Taken) => Err(DaemonError::AlreadyRunning(interface.clone())),
@@ -158,12 +158,12 @@ fn lock(interface: &InterfaceName, reporter: &Reporter) -> Result<Option<Lock>, 
 
 /// The running service.
 struct Service {
-    interface: InterfaceName,
+    interface: IfName,
     sources: Sources,
     /// The configuration in force.
     effective: Effective,
-    crew: Crew,
-    notices: Receiver<Notice>,
+    supervisor: Supervisor,
+    notifications: Receiver<Notification>,
     stop_capture: Arc<StopFlag>,
     stop_host: Arc<StopFlag>,
     stop_metrics: Option<MetricsStop>,
@@ -171,19 +171,19 @@ struct Service {
     looked: Moment,
     /// Threads whose end is no failure: they were asked to end.
     dismissed: Vec<&'static str>,
-    firewall: Firewall,
-    detector: SyncSender<Control>,
-    bus: Option<async_channel::Sender<Task>>,
-    reporter: Reporter,
+    firewall: FirewallHandle,
+    detector: SyncSender<DetectorCommand>,
+    bus: Option<async_channel::Sender<BusCommand>>,
+    events: EventSink,
     metrics: Arc<Metrics>,
-    board: Arc<StateBoard>,
+    health: Arc<Health>,
     /// Keeps a second instance away.
     _lock: Option<Lock>,
 }
 
 impl Service {
     fn start(
-        interface: &InterfaceName,
+        interface: &IfName,
         (sources, effective): (Sources, Effective),
         capture: Option<LiveCapture>,
         host: Arc<Host>,
@@ -191,69 +191,68 @@ impl Service {
     ) -> Result<Self, DaemonError> {
         let config = effective.config.clone();
         let metrics = Arc::new(Metrics::new()?);
-        let (notices_in, notices) = channel();
-        let reloader = Reloader::new(notices_in.clone());
-        let mut crew = Crew::new(notices_in);
+        let (notifications_in, notifications) = channel();
+        let reloader = Reloader::new(notifications_in.clone());
+        let mut supervisor = Supervisor::new(notifications_in);
         // From here on a signal ends the service in order, however early it comes.
-        crew.forward_signals()?;
+        supervisor.forward_signals()?;
 
-        let (events_in, events) = sync_channel(journal::QUEUE);
+        let (journal_in, journal_out) = sync_channel(journal::QUEUE);
         let (tasks_in, tasks) = async_channel::bounded(bus::QUEUE);
         let bus = config.bus.enabled.then_some(tasks_in);
-        let reporter = Reporter::new(events_in, bus.clone(), Arc::clone(&metrics) as _);
-        let board =
-            Arc::new(StateBoard::new(!config.block.enabled, backend.name(), reporter.clone()));
+        let events = EventSink::new(journal_in, bus.clone(), Arc::clone(&metrics) as _);
+        let health = Arc::new(Health::new(!config.block.enabled, backend.name(), events.clone()));
         let (orders_in, orders) = sync_channel(FIREWALL_QUEUE);
-        let firewall = Firewall::new(orders_in);
+        let firewall = FirewallHandle::new(orders_in);
         let (control_in, control) = sync_channel(CONTROL_QUEUE);
 
-        start_journal(&mut crew, interface, events)?;
+        start_journal(&mut supervisor, interface, journal_out)?;
         if let Some(note) = note {
-            reporter.tell(Event::Warning(note));
+            events.emit(Event::Warning(note));
         }
         // Before the bus, where it would only be refused its name: this says the same without a bus.
-        let lock = lock(interface, &reporter)?;
+        let lock = lock(interface, &events)?;
         if bus.is_some() {
             let tracker = Tracker {
                 interface: interface.clone(),
                 reloader,
-                authority: Authority::new(reporter.clone()),
+                authority: Authority::new(events.clone()),
                 firewall: firewall.clone(),
-                board: Arc::clone(&board),
+                health: Arc::clone(&health),
                 metrics: Arc::clone(&metrics),
-                one_list: OneAtATime::default(),
-                one_reload: OneAtATime::default(),
+                one_list: Semaphore::default(),
+                one_reload: Semaphore::default(),
             };
-            start_bus(&mut crew, interface, tracker, tasks, Arc::clone(&metrics))?;
+            start_bus(&mut supervisor, interface, tracker, tasks, Arc::clone(&metrics))?;
         }
         let stop_metrics =
-            start_metrics(&mut crew, config.metrics.listen, &reporter, &metrics, &board)?;
+            start_metrics(&mut supervisor, config.metrics.listen, &events, &metrics, &health)?;
 
-        let judge = Judge::new(config.detection.clone());
-        let outcomes = Arc::new(AtomicBool::new(judge.wants_outcomes()));
+        let detector = Detector::new(config.detection.clone());
+        let outcomes = Arc::new(AtomicBool::new(detector.wants_outcomes()));
         let (hand_over, batches) = batch::channel();
         let worker = Worker {
-            judge,
+            detector,
             host: Arc::clone(&host),
             log: config.log.clone(),
             control,
             firewall: firewall.clone(),
-            reporter: reporter.clone(),
+            events: events.clone(),
             metrics: Arc::clone(&metrics),
             summed_up: Moment::now(),
             outcomes: Arc::clone(&outcomes),
         };
-        start_detector(&mut crew, worker, batches)?;
+        start_detector(&mut supervisor, worker, batches)?;
         let stop_capture = Arc::new(StopFlag::new().map_err(std::io::Error::from)?);
         let watch = Watch {
             interface: interface.clone(),
             out: hand_over,
             metrics: metrics.capture(),
-            board: Arc::clone(&board),
+            health: Arc::clone(&health),
             outcomes: Arc::clone(&outcomes),
             stop: Arc::clone(&stop_capture),
         };
-        start_capture(&mut crew, watch, capture)?;
+        start_capture(&mut supervisor, watch, capture)?;
 
         let stop_host = Arc::new(StopFlag::new().map_err(std::io::Error::from)?);
         let followers = Followers {
@@ -261,26 +260,27 @@ impl Service {
             firewall: firewall.clone(),
             detector: control_in.clone(),
             outcomes,
-            board: Arc::clone(&board),
-            reporter: config.exempt.automatic.then(|| reporter.clone()),
+            health: Arc::clone(&health),
+            events: config.exempt.automatic.then(|| events.clone()),
         };
-        start_host(&mut crew, Arc::clone(&host), followers, Arc::clone(&stop_host))?;
+        start_host(&mut supervisor, Arc::clone(&host), followers, Arc::clone(&stop_host))?;
         // Last, so that nothing can fail any more once the kernel is changed.
         let file = store::file_of(interface, std::env::var_os("STATE_DIRECTORY"));
-        let place = start_memory(&mut crew, file)?;
+        let store_path = start_memory(&mut supervisor, file)?;
         let own = interface.clone();
         let open = Box::new(move |config: &Config| select::connect(&own, config));
-        let telling = (reporter.clone(), Arc::clone(&metrics), Arc::clone(&board));
+        let telling = (events.clone(), Arc::clone(&metrics), Arc::clone(&health));
         let control = control_in.clone();
         let host = (host, ask_for_sessions());
-        let actor = Actor::new((backend, open), config, host, Some(place), telling, control);
-        start_firewall(&mut crew, actor, orders)?;
+        let thread =
+            FirewallThread::new((backend, open), config, host, Some(store_path), telling, control);
+        start_firewall(&mut supervisor, thread, orders)?;
         Ok(Self {
             interface: interface.clone(),
             sources,
             effective,
-            crew,
-            notices,
+            supervisor,
+            notifications,
             stop_capture,
             stop_host,
             stop_metrics,
@@ -289,16 +289,16 @@ impl Service {
             firewall,
             detector: control_in,
             bus,
-            reporter,
+            events,
             metrics,
-            board,
+            health,
             _lock: lock,
         })
     }
 
     /// One line for people.
     fn status(&self) -> String {
-        let status = self.board.status();
+        let status = self.health.status();
         let (state, blocked) = (status.state, status.blocked());
         let why = status.reason.map(|reason| format!(": {reason}")).unwrap_or_default();
         format!("watching {}, {state}{why}, {blocked} blocked", self.interface)
@@ -311,21 +311,22 @@ impl Service {
         let hangup_reloads = !std::io::stdin().is_terminal();
         let mut status = self.status();
         loop {
-            match self.notices.recv_timeout(Self::round()) {
-                Ok(Notice::Signal("SIGHUP")) if hangup_reloads => {
+            match self.notifications.recv_timeout(Self::round()) {
+                Ok(Notification::Signal("SIGHUP")) if hangup_reloads => {
                     // Told in the journal; nobody waits for an answer.
                     let _ = self.reload(None);
                 }
-                Ok(Notice::Signal(name)) => return Ok(name),
-                Ok(Notice::Reload(ReloadRequest { uid, reply })) => {
+                Ok(Notification::Signal(name)) => return Ok(name),
+                Ok(Notification::Reload(ReloadRequest { uid, reply })) => {
                     // Who asked may have gone.
                     let _ = reply.try_send(self.reload(Some(uid)));
                 }
-                Ok(Notice::Ended { thread, result: Ok(()) }) if self.is_dismissed(thread) => {}
-                Ok(ended @ Notice::Ended { .. }) => return Err(self.why_ended(ended)),
+                Ok(Notification::Ended { thread, result: Ok(()) }) if self.is_dismissed(thread) => {
+                }
+                Ok(ended @ Notification::Ended { .. }) => return Err(self.why_ended(ended)),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
-            self.look_for_signs_of_life();
+            self.check_watchdog();
             let now = self.status();
             if now != status {
                 service_manager::status(&now);
@@ -341,27 +342,27 @@ impl Service {
 
     /// Not sooner than a round after the last time: a reload in between leaves the threads no time to show
     /// any.
-    fn look_for_signs_of_life(&mut self) {
+    fn check_watchdog(&mut self) {
         let now = Moment::now();
         if now.since(self.looked) < Self::round() {
             return;
         }
         self.looked = now;
-        let Stalled { now, twice } = self.crew.stalled();
+        let StalledThreads { now, twice } = self.supervisor.stalled();
         if now.is_empty() {
             service_manager::feed_watchdog();
         }
         // A state, as there may be no watchdog: then /health is all that shows it. Not for who is only busy
         // for a moment.
         if twice.is_empty() {
-            self.board.clear(Part::Threads);
+            self.health.clear(Component::Threads);
         } else {
             let names = twice.join(", ");
-            self.board.raise(Part::Threads, format!("no sign of life from: {names}"));
+            self.health.set_degraded(Component::Threads, format!("no sign of life from: {names}"));
         }
         if let Some(bus) = &self.bus {
             // A full queue is shown by the pulse that does not come.
-            let _ = bus.try_send(Task::Beat);
+            let _ = bus.try_send(BusCommand::Heartbeat);
         }
     }
 
@@ -373,16 +374,16 @@ impl Service {
 
     /// The error behind the end of a thread. One that has none has ended because its neighbour did, whose
     /// notice is on its way.
-    fn why_ended(&self, first: Notice) -> DaemonError {
+    fn why_ended(&self, first: Notification) -> DaemonError {
         const PATIENCE: Duration = Duration::from_millis(500);
         let mut name = "signals";
         let mut notice = Some(first);
-        while let Some(Notice::Ended { thread, result }) = notice {
+        while let Some(Notification::Ended { thread, result }) = notice {
             if let Err(error) = result {
                 return DaemonError::ThreadEnded { thread, reason: error.to_string() };
             }
             name = thread;
-            notice = self.notices.recv_timeout(PATIENCE).ok();
+            notice = self.notifications.recv_timeout(PATIENCE).ok();
         }
         DaemonError::ThreadEnded { thread: name, reason: "without an error".to_owned() }
     }
@@ -390,33 +391,35 @@ impl Service {
     /// Ends every thread, in the order in which a packet travels. The firewall's takes down its rules.
     fn stop(mut self) -> Result<(), DaemonError> {
         self.stop_capture.raise();
-        self.crew.join("capture");
+        self.supervisor.join("capture");
         // Without capture there is no more to detect.
-        self.crew.join("detector");
+        self.supervisor.join("detector");
         self.stop_host.raise();
-        self.crew.join("host");
-        self.firewall.order(Order::Stop);
-        self.crew.join("firewall");
+        self.supervisor.join("host");
+        self.firewall.send(Command::Stop);
+        self.supervisor.join("firewall");
         // Nobody is left who could write.
-        self.crew.join("memory");
+        self.supervisor.join("store");
         if let Some(stop) = &self.stop_metrics {
             stop.raise();
-            self.crew.join("metrics");
+            self.supervisor.join("metrics");
         }
         if let Some(bus) = &self.bus {
             // Not lost in a full queue: the thread takes one after the other.
-            let _ = bus.send_blocking(Task::Stop);
-            self.crew.join("bus");
+            let _ = bus.send_blocking(BusCommand::Stop);
+            self.supervisor.join("bus");
         }
         // The journal ends when nobody is left who could tell it anything.
-        let Self { mut crew, notices, reporter, board, .. } = self;
-        drop((reporter, board));
-        crew.join("journal");
-        notices.try_iter().try_for_each(|notice| match notice {
-            Notice::Ended { thread, result: Err(error) } => {
+        let Self { mut supervisor, notifications, events, health, .. } = self;
+        drop((events, health));
+        supervisor.join("journal");
+        notifications.try_iter().try_for_each(|notice| match notice {
+            Notification::Ended { thread, result: Err(error) } => {
                 Err(DaemonError::ThreadEnded { thread, reason: error.to_string() })
             }
-            Notice::Ended { .. } | Notice::Signal(_) | Notice::Reload(_) => Ok(()),
+            Notification::Ended { .. } | Notification::Signal(_) | Notification::Reload(_) => {
+                Ok(())
+            }
         })
     }
 }

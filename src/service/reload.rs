@@ -5,8 +5,8 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 
 use crate::config::{Config, Effective, Listen};
-use crate::handles::detector::Control;
-use crate::handles::firewall::Order;
+use crate::handles::detector::DetectorCommand;
+use crate::handles::firewall::Command;
 use crate::handles::notification::ReloadError;
 use crate::service::Service;
 use crate::service::threads::start_metrics;
@@ -21,7 +21,7 @@ impl Service {
         if let Err(error) = &result {
             let why = error.to_string().replace('\n', "; ");
             let why = format!("{why}; the running configuration stays in force");
-            self.reporter.tell(match uid {
+            self.events.emit(match uid {
                 Some(uid) => {
                     Event::Refused { request: "reload the configuration".into(), why, uid }
                 }
@@ -39,7 +39,7 @@ impl Service {
 
         if (&new.block, &new.exempt, &new.firewall) != (&old.block, &old.exempt, &old.firewall) {
             notes.extend(self.apply_to_firewall(&new).map_err(ReloadError::Firewall)?);
-            self.board.set_observing(!new.block.enabled);
+            self.health.set_observing(!new.block.enabled);
         }
         if (&new.detection, &new.log) != (&old.detection, &old.log) && !self.apply_to_detector(&new)
         {
@@ -58,14 +58,14 @@ impl Service {
         }
         let changes = effective.changes_since(&self.effective);
         self.effective = effective;
-        self.reporter.tell(Event::Reloaded { changes, notes, uid });
+        self.events.emit(Event::Reloaded { changes, notes, uid });
         Ok(())
     }
 
     /// The firewall thread owns the back end, and decides whether the change needs another one.
     fn apply_to_firewall(&mut self, new: &Config) -> Result<Option<String>, String> {
         let (reply, answer) = sync_channel(1);
-        self.firewall.order(Order::Reconfigure { config: Box::new(new.clone()), reply });
+        self.firewall.send(Command::Reconfigure { config: Box::new(new.clone()), reply });
         // Without an answer the thread has ended, and so will the service.
         self.await_answer(&answer).unwrap_or(Ok(None))
     }
@@ -74,18 +74,19 @@ impl Service {
     fn apply_to_detector(&mut self, new: &Config) -> bool {
         let (reply, answer) = sync_channel(1);
         let (detection, log) = (new.detection.clone(), new.log.clone());
-        let _ = self.detector.send(Control::Reconfigure(detection, log, reply));
+        let _ = self.detector.send(DetectorCommand::Reconfigure(detection, log, reply));
         self.await_answer(&answer).unwrap_or(true)
     }
 
     fn apply_to_metrics(&mut self, new: &Config, old: &Config) {
         self.stop_metrics();
-        let (reporter, metrics, board) = (&self.reporter, &self.metrics, &self.board);
-        let started = start_metrics(&mut self.crew, new.metrics.listen, reporter, metrics, board);
+        let (events, metrics, health) = (&self.events, &self.metrics, &self.health);
+        let started =
+            start_metrics(&mut self.supervisor, new.metrics.listen, events, metrics, health);
         // Where the new address cannot be had, the old one is better than none.
         self.stop_metrics = match started {
             Ok(None) if ![Listen::Off, old.metrics.listen].contains(&new.metrics.listen) => {
-                start_metrics(&mut self.crew, old.metrics.listen, reporter, metrics, board)
+                start_metrics(&mut self.supervisor, old.metrics.listen, events, metrics, health)
                     .ok()
                     .flatten()
             }
@@ -96,7 +97,7 @@ impl Service {
     fn stop_metrics(&mut self) {
         if let Some(stop) = self.stop_metrics.take() {
             stop.raise();
-            self.crew.join("metrics");
+            self.supervisor.join("metrics");
             self.dismissed.push("metrics");
         }
     }
@@ -106,7 +107,7 @@ impl Service {
         loop {
             match answer.recv_timeout(Self::round()) {
                 Ok(answer) => return Some(answer),
-                Err(RecvTimeoutError::Timeout) => self.look_for_signs_of_life(),
+                Err(RecvTimeoutError::Timeout) => self.check_watchdog(),
                 Err(RecvTimeoutError::Disconnected) => return None,
             }
         }

@@ -4,8 +4,8 @@
 //! panic as well: a daemon with a dead thread must not go on as a ghost. (A panic of a thread that a library
 //! has started for itself ends that thread only.)
 
-use crate::handles::notification::Notice;
-use crate::types::heartbeat::Pulse;
+use crate::handles::notification::Notification;
+use crate::types::heartbeat::Heartbeat;
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Sender;
@@ -15,9 +15,9 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
-struct Member {
+struct Thread {
     name: &'static str,
-    pulse: Pulse,
+    heartbeat: Heartbeat,
     last_seen: u64,
     was_stalled: bool,
     handle: JoinHandle<()>,
@@ -25,7 +25,7 @@ struct Member {
 
 /// The names of threads that show no sign of life.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Stalled {
+pub struct StalledThreads {
     /// Those that have shown none since they were last looked at.
     pub now: Vec<&'static str>,
     /// Those of which that was so the last time, too.
@@ -33,28 +33,28 @@ pub struct Stalled {
 }
 
 /// The running threads.
-pub struct Crew {
-    notices: Sender<Notice>,
-    members: Vec<Member>,
+pub struct Supervisor {
+    notifications: Sender<Notification>,
+    members: Vec<Thread>,
 }
 
-impl Crew {
+impl Supervisor {
     /// A crew whose members' ends are told to `notices`.
-    pub fn new(notices: Sender<Notice>) -> Self {
-        Self { notices, members: Vec::new() }
+    pub fn new(notifications: Sender<Notification>) -> Self {
+        Self { notifications, members: Vec::new() }
     }
 
     /// Starts a thread. `work` must beat the pulse at least once a second.
     pub fn start<E>(
         &mut self,
         name: &'static str,
-        work: impl FnOnce(&Pulse) -> Result<(), E> + Send + 'static,
+        work: impl FnOnce(&Heartbeat) -> Result<(), E> + Send + 'static,
     ) -> std::io::Result<()>
     where
         E: Into<Box<dyn Error + Send + Sync>>,
     {
-        let pulse = Pulse::default();
-        let (notices, own_pulse) = (self.notices.clone(), pulse.clone());
+        let heartbeat = Heartbeat::default();
+        let (notifications, own_pulse) = (self.notifications.clone(), heartbeat.clone());
         let handle = thread::Builder::new().name(name.to_owned()).spawn(move || {
             // Nothing of what the thread worked with is used after it.
             let result = catch_unwind(AssertUnwindSafe(|| work(&own_pulse)));
@@ -63,9 +63,9 @@ impl Crew {
                 |result| result.map_err(Into::into),
             );
             // Main is gone only when the process is.
-            let _ = notices.send(Notice::Ended { thread: name, result });
+            let _ = notifications.send(Notification::Ended { thread: name, result });
         })?;
-        self.members.push(Member { name, pulse, last_seen: 0, was_stalled: false, handle });
+        self.members.push(Thread { name, heartbeat, last_seen: 0, was_stalled: false, handle });
         Ok(())
     }
 
@@ -73,21 +73,22 @@ impl Crew {
     /// with the process.
     pub fn forward_signals(&self) -> std::io::Result<()> {
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
-        let notices = self.notices.clone();
+        let notifications = self.notifications.clone();
         thread::Builder::new().name("signals".to_owned()).spawn(move || {
             for signal in signals.forever() {
                 // Main has stopped listening: the process is ending as asked.
-                let _ = notices.send(Notice::Signal(signal_name(signal).unwrap_or("a signal")));
+                let _ = notifications
+                    .send(Notification::Signal(signal_name(signal).unwrap_or("a signal")));
             }
         })?;
         Ok(())
     }
 
     /// The threads that have shown no sign of life since the last call.
-    pub fn stalled(&mut self) -> Stalled {
-        let mut stalled = Stalled::default();
+    pub fn stalled(&mut self) -> StalledThreads {
+        let mut stalled = StalledThreads::default();
         for member in &mut self.members {
-            let seen = member.pulse.count();
+            let seen = member.heartbeat.count();
             let is_stalled = std::mem::replace(&mut member.last_seen, seen) == seen;
             if is_stalled {
                 stalled.now.push(member.name);
@@ -115,30 +116,35 @@ mod tests {
 
     #[test]
     fn a_thread_that_stops_beating_is_named() {
-        let (notices, _inbox) = channel();
+        let (notifications, _inbox) = channel();
         let (go, wait) = channel::<()>();
         let (tell, told) = channel();
-        let mut crew = Crew::new(notices);
-        crew.start("patient", move |pulse| {
-            pulse.beat();
-            tell.send(()).unwrap();
-            wait.recv().map_err(|e| e.to_string())
-        })
-        .unwrap();
+        let mut supervisor = Supervisor::new(notifications);
+        supervisor
+            .start("patient", move |heartbeat| {
+                heartbeat.tick();
+                tell.send(()).unwrap();
+                wait.recv().map_err(|e| e.to_string())
+            })
+            .unwrap();
         told.recv().unwrap();
-        assert_eq!(crew.stalled(), Stalled::default());
-        assert_eq!(crew.stalled(), Stalled { now: vec!["patient"], twice: vec![] });
-        assert_eq!(crew.stalled(), Stalled { now: vec!["patient"], twice: vec!["patient"] });
+        assert_eq!(supervisor.stalled(), StalledThreads::default());
+        assert_eq!(supervisor.stalled(), StalledThreads { now: vec!["patient"], twice: vec![] });
+        assert_eq!(
+            supervisor.stalled(),
+            StalledThreads { now: vec!["patient"], twice: vec!["patient"] }
+        );
         go.send(()).unwrap();
-        crew.join("patient");
+        supervisor.join("patient");
     }
 
     #[test]
     fn a_panic_is_told_like_any_other_end() {
-        let (notices, inbox) = channel();
-        let mut crew = Crew::new(notices);
-        crew.start("detector", |_| -> Result<(), String> { panic!("no such port") }).unwrap();
-        let Notice::Ended { thread: "detector", result: Err(error) } = inbox.recv().unwrap() else {
+        let (notifications, inbox) = channel();
+        let mut supervisor = Supervisor::new(notifications);
+        supervisor.start("detector", |_| -> Result<(), String> { panic!("no such port") }).unwrap();
+        let Notification::Ended { thread: "detector", result: Err(error) } = inbox.recv().unwrap()
+        else {
             panic!()
         };
         assert!(error.to_string().contains("panicked"));
@@ -146,11 +152,11 @@ mod tests {
 
     #[test]
     fn the_end_of_a_thread_is_told_with_its_name_and_reason() {
-        let (notices, inbox) = channel();
-        let mut crew = Crew::new(notices);
-        crew.start("capture", |_| Err("the cable was cut")).unwrap();
+        let (notifications, inbox) = channel();
+        let mut supervisor = Supervisor::new(notifications);
+        supervisor.start("capture", |_| Err("the cable was cut")).unwrap();
         match inbox.recv().unwrap() {
-            Notice::Ended { thread: "capture", result: Err(error) } => {
+            Notification::Ended { thread: "capture", result: Err(error) } => {
                 assert_eq!(error.to_string(), "the cable was cut");
             }
             other => panic!("{other:?}"),

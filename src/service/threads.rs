@@ -14,22 +14,22 @@ use crate::api::dbus::tracker::Tracker;
 use crate::api::journal;
 use crate::api::metrics::Metrics;
 use crate::api::metrics::http::{MetricsServer, MetricsStop};
-use crate::block::store::Place;
+use crate::block::store::StorePath;
 use crate::block::store::flusher::flusher;
 use crate::config::Listen;
-use crate::handles::bus::Task;
-use crate::handles::detector::Control;
-use crate::handles::events::Reporter;
-use crate::handles::firewall::{Firewall, Order};
-use crate::handles::health::{Part, StateBoard};
+use crate::handles::bus::BusCommand;
+use crate::handles::detector::DetectorCommand;
+use crate::handles::events::EventSink;
+use crate::handles::firewall::{Command, FirewallHandle};
+use crate::handles::health::{Component, Health};
 use crate::handles::stop_flag::StopFlag;
 use crate::service::DaemonError;
 use crate::service::capture::Watch;
 use crate::service::detector::Worker;
-use crate::service::firewall::Actor;
-use crate::service::supervisor::Crew;
+use crate::service::firewall::FirewallThread;
+use crate::service::supervisor::Supervisor;
 use crate::system::capture::CaptureError;
-use crate::system::capture::batch::Batches;
+use crate::system::capture::batch::BatchReceiver;
 use crate::system::capture::live::LiveCapture;
 use crate::system::host;
 use crate::system::host::listening::ListeningFollower;
@@ -38,41 +38,45 @@ use crate::system::service_manager;
 use crate::types::clock::WallClock;
 use crate::types::event::Event;
 use crate::types::host::Host;
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 
 /// Starts the one thread that writes to the journal.
 pub fn start_journal(
-    crew: &mut Crew,
-    interface: &InterfaceName,
+    supervisor: &mut Supervisor,
+    interface: &IfName,
     events: Receiver<Arc<Event>>,
 ) -> std::io::Result<()> {
     let interface = interface.clone();
-    crew.start("journal", move |pulse| {
-        journal::run(&interface, &events, || pulse.beat());
+    supervisor.start("journal", move |heartbeat| {
+        journal::run(&interface, &events, || heartbeat.tick());
         Ok::<(), DaemonError>(())
     })
 }
 
 /// Starts the detector.
-pub fn start_detector(crew: &mut Crew, worker: Worker, batches: Batches) -> std::io::Result<()> {
-    crew.start("detector", move |pulse| {
-        worker.run(&batches, || pulse.beat());
+pub fn start_detector(
+    supervisor: &mut Supervisor,
+    worker: Worker,
+    batches: BatchReceiver,
+) -> std::io::Result<()> {
+    supervisor.start("detector", move |heartbeat| {
+        worker.run(&batches, || heartbeat.tick());
         Ok::<(), DaemonError>(())
     })
 }
 
 /// Starts the bus's thread and waits until it has its names.
 pub fn start_bus(
-    crew: &mut Crew,
-    interface: &InterfaceName,
+    supervisor: &mut Supervisor,
+    interface: &IfName,
     tracker: Tracker,
-    tasks: async_channel::Receiver<Task>,
+    tasks: async_channel::Receiver<BusCommand>,
     metrics: Arc<Metrics>,
 ) -> Result<(), DaemonError> {
     let (ready_in, ready) = sync_channel(1);
     let interface = interface.clone();
-    crew.start("bus", move |pulse| {
-        dbus::run(tracker, &interface, &tasks, &metrics, &ready_in, pulse)
+    supervisor.start("bus", move |heartbeat| {
+        dbus::run(tracker, &interface, &tasks, &metrics, &ready_in, heartbeat)
     })?;
     ready.recv().map_err(|_| BusError::Lost)??;
     Ok(())
@@ -80,79 +84,79 @@ pub fn start_bus(
 
 /// Starts serving metrics where they are to be served, or says why not: a taken port is no reason not to block scanners.
 pub fn start_metrics(
-    crew: &mut Crew,
+    supervisor: &mut Supervisor,
     listen: Listen,
-    reporter: &Reporter,
+    events: &EventSink,
     metrics: &Arc<Metrics>,
-    board: &Arc<StateBoard>,
+    health: &Arc<Health>,
 ) -> std::io::Result<Option<MetricsStop>> {
     let Listen::At(address) = listen else { return Ok(None) };
     let server = match MetricsServer::listen(address) {
         Ok(server) => server,
         Err(error) => {
-            reporter.tell(Event::Warning(format!(
+            events.emit(Event::Warning(format!(
                 "{error}; going on without (choose another with metrics.listen, or \"off\")"
             )));
             return Ok(None);
         }
     };
     if server.awaits_its_address() {
-        reporter.tell(Event::Warning(format!(
+        events.emit(Event::Warning(format!(
             "{} is not an address of this host yet; metrics are served there as soon as it is \
              (metrics.listen)",
             address.ip()
         )));
     }
     let stop = server.stop();
-    let (metrics, board) = (Arc::clone(metrics), Arc::clone(board));
-    crew.start("metrics", move |pulse| server.run(&metrics, &board, pulse))?;
+    let (metrics, health) = (Arc::clone(metrics), Arc::clone(health));
+    supervisor.start("metrics", move |heartbeat| server.run(&metrics, &health, heartbeat))?;
     Ok(Some(stop))
 }
 
 /// Starts capture; where the interface is down, as soon as it is up.
 pub fn start_capture(
-    crew: &mut Crew,
+    supervisor: &mut Supervisor,
     watch: Watch,
     opened: Option<LiveCapture>,
 ) -> std::io::Result<()> {
     if opened.is_none() {
         // Not only until it is up, which others see: until it is captured on.
         let why = CaptureError::InterfaceDown(watch.interface.clone());
-        watch.board.raise(Part::Interface, why.to_string());
+        watch.health.set_degraded(Component::Interface, why.to_string());
     }
-    crew.start("capture", move |pulse| watch.run(opened, pulse))
+    supervisor.start("capture", move |heartbeat| watch.run(opened, heartbeat))
 }
 
 /// Starts the thread that flushes what is remembered; returns where that is.
-pub fn start_memory(crew: &mut Crew, file: PathBuf) -> std::io::Result<Place> {
-    let (place, flusher) = flusher(file);
-    crew.start("memory", move |pulse| {
-        flusher.run(|| pulse.beat());
+pub fn start_memory(supervisor: &mut Supervisor, file: PathBuf) -> std::io::Result<StorePath> {
+    let (store_path, flusher) = flusher(file);
+    supervisor.start("store", move |heartbeat| {
+        flusher.run(|| heartbeat.tick());
         Ok::<(), DaemonError>(())
     })?;
-    Ok(place)
+    Ok(store_path)
 }
 
 /// Starts the firewall's thread and waits until everything is up in the kernel.
 pub fn start_firewall(
-    crew: &mut Crew,
-    mut actor: Actor,
-    orders: Receiver<Order>,
+    supervisor: &mut Supervisor,
+    mut thread: FirewallThread,
+    orders: Receiver<Command>,
 ) -> Result<(), DaemonError> {
     let (ready_in, ready) = sync_channel(1);
-    crew.start("firewall", move |pulse| {
+    supervisor.start("firewall", move |heartbeat| {
         let mut progress = Progress::after(Duration::ZERO);
-        let installed = actor.install(&WallClock::read(), &mut |done, all| {
+        let installed = thread.install(&WallClock::read(), &mut |done, all| {
             let how_far = format!("blocking again whom the last run has blocked: {done} of {all}");
             service_manager::status(&how_far);
-            progress.tell(|| how_far);
-            pulse.beat();
+            progress.show(|| how_far);
+            heartbeat.tick();
         });
         drop(progress);
         let failed = installed.is_err();
         // Main is waiting.
         let _ = ready_in.send(installed);
-        if failed { Ok(()) } else { actor.run(&orders, || pulse.beat()) }
+        if failed { Ok(()) } else { thread.run(&orders, || heartbeat.tick()) }
     })?;
     let ended =
         |_| DaemonError::ThreadEnded { thread: "firewall", reason: "at the start".to_owned() };
@@ -162,22 +166,22 @@ pub fn start_firewall(
 
 /// What a new snapshot of the host is told to.
 pub struct Followers {
-    pub interface: InterfaceName,
-    pub firewall: Firewall,
-    pub detector: SyncSender<Control>,
+    pub interface: IfName,
+    pub firewall: FirewallHandle,
+    pub detector: SyncSender<DetectorCommand>,
     /// Whether the ports on which this host listens are of interest.
     pub outcomes: Arc<AtomicBool>,
-    pub board: Arc<StateBoard>,
+    pub health: Arc<Health>,
     /// Where SSH sessions are exempt: who is told what stands in the way of finding them.
-    pub reporter: Option<Reporter>,
+    pub events: Option<EventSink>,
 }
 
 impl Followers {
     fn warn(&self, unreadable: &[String]) {
-        for (reporter, file) in
-            self.reporter.iter().flat_map(|r| unreadable.iter().map(move |u| (r, u)))
+        for (events, file) in
+            self.events.iter().flat_map(|r| unreadable.iter().map(move |u| (r, u)))
         {
-            reporter.tell(Event::Warning(format!(
+            events.emit(Event::Warning(format!(
                 "cannot read {file}; if sshd listens on a port named there, its sessions are not known: \
                  let everybody read it, or list in exempt.networks where you come from"
             )));
@@ -187,22 +191,22 @@ impl Followers {
     fn look_at_link(&self, host: &Host) {
         if host.is_down(&self.interface) {
             let why = CaptureError::InterfaceDown(self.interface.clone());
-            self.board.raise(Part::Link, why.to_string());
+            self.health.set_degraded(Component::Link, why.to_string());
         } else {
-            self.board.clear(Part::Link);
+            self.health.clear(Component::Link);
         }
     }
 
-    fn tell(&self, host: Arc<Host>) {
+    fn emit(&self, host: Arc<Host>) {
         self.look_at_link(&host);
-        self.firewall.order(Order::Host(Arc::clone(&host)));
+        self.firewall.send(Command::Host(Arc::clone(&host)));
         // The detector has ended: the process is about to.
-        let _ = self.detector.send(Control::Host(host));
+        let _ = self.detector.send(DetectorCommand::Host(host));
     }
 }
 
 pub fn start_host(
-    crew: &mut Crew,
+    supervisor: &mut Supervisor,
     host: Arc<Host>,
     followers: Followers,
     stop: Arc<StopFlag>,
@@ -210,7 +214,7 @@ pub fn start_host(
     followers.look_at_link(&host);
     followers.warn(&host.ssh().unreadable);
     let mut told = host.ssh().unreadable.clone();
-    crew.start("host", move |pulse| {
+    supervisor.start("host", move |heartbeat| {
         let wanted = Arc::clone(&followers.outcomes);
         let detector = followers.detector.clone();
         let mut ports = ListeningFollower::default();
@@ -219,20 +223,20 @@ pub fn start_host(
                 && let Some(ports) = ports.look()
             {
                 // The detector has ended: the process is about to.
-                let _ = detector.send(Control::Listening(ports));
+                let _ = detector.send(DetectorCommand::Listening(ports));
             }
         };
         host::follow(
             host,
             stop.as_fd(),
-            || pulse.beat(),
+            || heartbeat.tick(),
             &mut look,
             |host| {
                 if host.ssh().unreadable != told {
                     told.clone_from(&host.ssh().unreadable);
                     followers.warn(&told);
                 }
-                followers.tell(host);
+                followers.emit(host);
             },
         )
     })

@@ -32,7 +32,7 @@ impl Progress {
     }
 
     /// Shows how far it is, if it is time to.
-    pub fn tell(&mut self, how_far: impl FnOnce() -> String) {
+    pub fn show(&mut self, how_far: impl FnOnce() -> String) {
         let now = Moment::now();
         if self.next.is_none_or(|next| now < next) {
             return;

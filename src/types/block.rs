@@ -130,12 +130,12 @@ pub enum UnblockCause {
     /// The address has become exempt.
     Exempt,
     /// There was no room for another block, and this one was nearest its end.
-    Displaced,
+    Evicted,
 }
 
 impl UnblockCause {
     /// All causes, in the order of their numbers.
-    pub const ALL: [Self; 4] = [Self::Expired, Self::Manual, Self::Exempt, Self::Displaced];
+    pub const ALL: [Self; 4] = [Self::Expired, Self::Manual, Self::Exempt, Self::Evicted];
 
     /// The word for it.
     pub const fn as_str(self) -> &'static str {
@@ -143,14 +143,14 @@ impl UnblockCause {
             Self::Expired => "expired",
             Self::Manual => "manual",
             Self::Exempt => "exempt",
-            Self::Displaced => "displaced",
+            Self::Evicted => "displaced",
         }
     }
 }
 
 /// Why a recognised scanner was not blocked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Spared {
+pub enum SkipReason {
     /// `block.enabled` is false.
     Observing,
     /// It is, or contains, an exempt address.
@@ -169,7 +169,7 @@ pub enum Spared {
     Failed(String),
 }
 
-impl fmt::Display for Spared {
+impl fmt::Display for SkipReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Observing => f.write_str("observing only (block.enabled = false)"),

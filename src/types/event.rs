@@ -4,7 +4,7 @@
 //! waits: a full queue drops the event and counts it.
 
 use crate::types::block::BlockCause;
-use crate::types::block::Spared;
+use crate::types::block::SkipReason;
 use crate::types::block::UnblockCause;
 use crate::types::segment::Direction;
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::types::scan::{Scan, Summary};
-use crate::types::segment::{Port, ProbeKind};
+use crate::types::segment::{Port, SegmentKind};
 use crate::types::state::State;
 
 /// Something that has happened. Whom it is told to shares it: a queue's place is taken from the start, and
@@ -34,7 +34,7 @@ pub enum Event {
         /// To this port.
         port: Port,
         /// By which kind of probe.
-        kind: ProbeKind,
+        kind: SegmentKind,
     },
     /// More connections, or scans, than `log.rate` allows to list.
     NotListed {
@@ -50,11 +50,11 @@ pub enum Event {
     /// A scan has fallen silent, or has gone on for a minute: what it was in all.
     ScanSummary(Summary),
     /// A scanner was left alone.
-    Spared {
+    NotBlocked {
         /// The scan.
         scan: Arc<Scan>,
         /// Why.
-        why: Spared,
+        why: SkipReason,
     },
     /// The kernel drops this network's packets from now on.
     Blocked {
@@ -110,7 +110,7 @@ pub enum Event {
         uid: Option<u32>,
     },
     /// What others had removed or changed of the kernel's side is as it should be again.
-    Mended {
+    Repaired {
         /// What was found, in words.
         found: String,
     },

@@ -5,16 +5,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A thread's sign of life: it beats whenever the thread comes round its loop.
 #[derive(Clone, Debug, Default)]
-pub struct Pulse(Arc<AtomicU64>);
+pub struct Heartbeat(Arc<AtomicU64>);
 
-impl Pulse {
+impl Heartbeat {
     /// How often it has beaten.
     pub fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
     /// Shows that the thread makes progress.
-    pub fn beat(&self) {
+    pub fn tick(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }

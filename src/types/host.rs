@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 use crate::types::network::overlap;
 use crate::types::segment::Port;
 
@@ -87,7 +87,7 @@ impl Host {
     }
 
     /// Whether an interface exists and is down.
-    pub fn is_down(&self, interface: &InterfaceName) -> bool {
+    pub fn is_down(&self, interface: &IfName) -> bool {
         self.down.iter().any(|name| name == interface.as_str())
     }
 

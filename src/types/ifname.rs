@@ -13,12 +13,12 @@ const LONGEST: usize = 15;
 
 /// The name of a network interface, or `any` for all of them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-pub struct InterfaceName(String);
+pub struct IfName(String);
 
 /// A text that cannot be the name of a network interface.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{name:?} cannot be the name of a network interface: {}", expected(.name))]
-pub struct InvalidInterfaceName {
+pub struct InvalidIfName {
     name: String,
 }
 
@@ -26,10 +26,10 @@ pub struct InvalidInterfaceName {
 /// made `wg/0` of it.
 fn expected(name: &str) -> String {
     let plain = name.replace("\\x2d", "-").replace("\\x40", "@");
-    if plain != name && plain.parse::<InterfaceName>().is_ok() {
+    if plain != name && plain.parse::<IfName>().is_ok() {
         return format!("only in the names of units it is written so; write {plain}");
     }
-    match name.replace('/', "-").parse::<InterfaceName>() {
+    match name.replace('/', "-").parse::<IfName>() {
         Ok(meant) => {
             format!("the unit of {meant} is written tcptracker@$(systemd-escape {meant})")
         }
@@ -40,7 +40,7 @@ fn expected(name: &str) -> String {
     }
 }
 
-impl InterfaceName {
+impl IfName {
     /// The name as the kernel has it.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -98,8 +98,8 @@ impl InterfaceName {
     }
 }
 
-impl FromStr for InterfaceName {
-    type Err = InvalidInterfaceName;
+impl FromStr for IfName {
+    type Err = InvalidIfName;
 
     /// The kernel's own rule (`dev_valid_name`, net/core/dev.c), less what would need quoting in a
     /// firewall rule.
@@ -114,12 +114,12 @@ impl FromStr for InterfaceName {
         if acceptable {
             Ok(Self(name.to_owned()))
         } else {
-            Err(InvalidInterfaceName { name: name.to_owned() })
+            Err(InvalidIfName { name: name.to_owned() })
         }
     }
 }
 
-impl fmt::Display for InterfaceName {
+impl fmt::Display for IfName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -131,7 +131,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn label(name: &str) -> String {
-        name.parse::<InterfaceName>().unwrap().bus_label()
+        name.parse::<IfName>().unwrap().bus_label()
     }
 
     #[test]
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn a_label_is_of_one_name_only() {
         for other in ["eth0.100", "_65th0", "_2E", "0abc", "_", "_2", ""] {
-            assert_eq!(InterfaceName::from_bus_label(other), None, "{other:?}");
+            assert_eq!(IfName::from_bus_label(other), None, "{other:?}");
         }
     }
 
@@ -157,21 +157,21 @@ mod tests {
             ("wg-0", r#""tcptracker@$(systemd-escape wg-0)""#),
             ("a$b", r#""tcptracker@$(systemd-escape 'a$b')""#),
         ] {
-            assert_eq!(name.parse::<InterfaceName>().unwrap().unit(), unit);
+            assert_eq!(name.parse::<IfName>().unwrap().unit(), unit);
         }
     }
 
     #[test]
     fn names_the_kernel_refuses_are_refused() {
         for bad in ["", ".", "..", "a/b", "a b", "a:b", "sixteen-letters-", "tab\t"] {
-            assert!(bad.parse::<InterfaceName>().is_err(), "{bad:?}");
+            assert!(bad.parse::<IfName>().is_err(), "{bad:?}");
         }
-        assert!("fifteen-letters".parse::<InterfaceName>().is_ok());
+        assert!("fifteen-letters".parse::<IfName>().is_ok());
     }
 
     #[test]
     fn an_instance_that_is_not_escaped_is_told_how_to_be() {
-        let told = |name: &str| name.parse::<InterfaceName>().unwrap_err().to_string();
+        let told = |name: &str| name.parse::<IfName>().unwrap_err().to_string();
         assert_eq!(
             told("wg/0"),
             "\"wg/0\" cannot be the name of a network interface: the unit of wg-0 is written \
@@ -187,8 +187,8 @@ mod tests {
     proptest! {
         #[test]
         fn every_name_survives_its_label(name in "[^\\s/:\\p{C}]{1,15}") {
-            if let Ok(interface) = name.parse::<InterfaceName>() {
-                prop_assert_eq!(InterfaceName::from_bus_label(&interface.bus_label()), Some(interface));
+            if let Ok(interface) = name.parse::<IfName>() {
+                prop_assert_eq!(IfName::from_bus_label(&interface.bus_label()), Some(interface));
             }
         }
     }

@@ -48,7 +48,7 @@ impl Direction {
 
 /// A segment that asks something of a port before any connection exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Probe {
+pub struct Segment {
     /// When the kernel captured it.
     pub moment: Moment,
     /// Who sent it, if the address is not forged.
@@ -60,19 +60,19 @@ pub struct Probe {
     /// The port it asks about.
     pub port: Port,
     /// What kind of question it is.
-    pub kind: ProbeKind,
+    pub kind: SegmentKind,
     /// The lowest byte of its sequence number: it tells whether anything was sent meanwhile.
     pub sequence: u8,
     /// The lowest byte of the number it acknowledges: likewise, whether anything was received.
     pub acknowledged: u8,
     /// It has fewer TCP options than any operating system gives a connection of its own, twelve bytes or
     /// more: a program has made it up.
-    pub bare: bool,
+    pub crafted: bool,
 }
 
 /// What a probe's flags make of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ProbeKind {
+pub enum SegmentKind {
     /// SYN without ACK: what every connection starts with. Other flags beside it (ECN, FIN) do not
     /// matter.
     Syn,
@@ -87,20 +87,20 @@ pub enum ProbeKind {
     Fragment,
     /// SYN and ACK: what an open port answers. This and the following are no probes; they are captured
     /// only where outcomes count, and tell what became of one.
-    Answer,
+    SynAck,
     /// RST alone: what a port answers to a segment of no connection, and a scanner's kernel to the answer
     /// it did not ask for.
     Reset,
     /// RST and ACK: what a closed port answers to a SYN, and how a connection is broken off.
     ResetAck,
     /// FIN and ACK: how a connection is ended.
-    Close,
+    FinAck,
     /// No segment: an ICMP message which says that one did not get to its port. It stands as if the port had
     /// sent it, with the sequence number of the segment.
     Unreachable,
 }
 
-impl ProbeKind {
+impl SegmentKind {
     const FIN: u8 = 0x01;
     const SYN: u8 = 0x02;
     const RST: u8 = 0x04;
@@ -112,7 +112,7 @@ impl ProbeKind {
 
     /// The kind of probe with these TCP flags (byte 13 of the header), if it is one.
     pub const fn of_flags(flags: u8) -> Option<Self> {
-        const XMAS: u8 = ProbeKind::FIN | ProbeKind::PSH | ProbeKind::URG;
+        const XMAS: u8 = SegmentKind::FIN | SegmentKind::PSH | SegmentKind::URG;
         if flags & (Self::SYN | Self::ACK) == Self::SYN {
             return Some(Self::Syn);
         }
@@ -126,7 +126,7 @@ impl ProbeKind {
 
     /// Likewise, and what tells of a probe's outcome.
     pub const fn of_flags_with_outcomes(flags: u8) -> Option<Self> {
-        const FIN_ACK: u8 = ProbeKind::FIN | ProbeKind::ACK;
+        const FIN_ACK: u8 = SegmentKind::FIN | SegmentKind::ACK;
         if let Some(probe) = Self::of_flags(flags) {
             return Some(probe);
         }
@@ -134,22 +134,22 @@ impl ProbeKind {
             return Some(if flags & Self::ACK == 0 { Self::Reset } else { Self::ResetAck });
         }
         if flags & Self::SYN != 0 {
-            return Some(Self::Answer);
+            return Some(Self::SynAck);
         }
-        if flags & FIN_ACK == FIN_ACK { Some(Self::Close) } else { None }
+        if flags & FIN_ACK == FIN_ACK { Some(Self::FinAck) } else { None }
     }
 
     /// Whether this asks something, rather than tells what became of a question.
-    pub const fn asks(self) -> bool {
+    pub const fn is_probe(self) -> bool {
         !matches!(
             self,
-            Self::Answer | Self::Reset | Self::ResetAck | Self::Close | Self::Unreachable
+            Self::SynAck | Self::Reset | Self::ResetAck | Self::FinAck | Self::Unreachable
         )
     }
 
     /// Whether this is part of an ordinary connection rather than a stealth probe.
     pub const fn is_ordinary(self) -> bool {
-        self.opens_connection() || !self.asks()
+        self.opens_connection() || !self.is_probe()
     }
 
     /// Whether this is an ordinary connection attempt rather than a stealth probe.
@@ -200,12 +200,12 @@ mod tests {
     #[test]
     fn flags_make_the_kind() {
         for (flags, kind) in [
-            (0x02, Some(ProbeKind::Syn)),
-            (0xc2, Some(ProbeKind::Syn)),
-            (0x03, Some(ProbeKind::Syn)),
-            (0x01, Some(ProbeKind::Fin)),
-            (0x00, Some(ProbeKind::Null)),
-            (0x29, Some(ProbeKind::Xmas)),
+            (0x02, Some(SegmentKind::Syn)),
+            (0xc2, Some(SegmentKind::Syn)),
+            (0x03, Some(SegmentKind::Syn)),
+            (0x01, Some(SegmentKind::Fin)),
+            (0x00, Some(SegmentKind::Null)),
+            (0x29, Some(SegmentKind::Xmas)),
             (0x12, None),
             (0x11, None),
             (0x10, None),
@@ -213,7 +213,7 @@ mod tests {
             (0x14, None),
             (0x18, None),
         ] {
-            assert_eq!(ProbeKind::of_flags(flags), kind, "{flags:#04x}");
+            assert_eq!(SegmentKind::of_flags(flags), kind, "{flags:#04x}");
         }
     }
 }

@@ -14,7 +14,7 @@ use zbus::{Connection, OwnedVariant, Variant, fdo};
 
 use crate::api::dbus::error::Error;
 use crate::api::dbus::limiter::Limiter;
-use crate::handles::events::{Reader, Reporter};
+use crate::handles::events::{EventSink, Reader};
 use crate::types::clock::Moment;
 use crate::types::event::Event;
 
@@ -50,15 +50,15 @@ pub struct Authority {
     refusals: Arc<Mutex<Limiter>>,
     /// Whose questions polkit has not answered yet, once for each.
     asking: Arc<Mutex<Vec<u32>>>,
-    reporter: Reporter,
+    events: EventSink,
 }
 
 impl Authority {
     /// Looks up the group; its name is not looked up for a caller, which could take long.
-    pub fn new(reporter: Reporter) -> Self {
+    pub fn new(events: EventSink) -> Self {
         let refusals = Arc::new(Mutex::new(Limiter::new(REFUSALS)));
         let (group, asking) = (Arc::new(AtomicU32::new(NO_GROUP)), Arc::default());
-        let authority = Self { group, refusals, asking, reporter };
+        let authority = Self { group, refusals, asking, events };
         authority.look_up_group();
         authority
     }
@@ -91,9 +91,9 @@ impl Authority {
         let now = Moment::now();
         if self.refusals.lock().unwrap_or_else(PoisonError::into_inner).permits(now) {
             let why = refusal.to_string();
-            self.reporter.tell(Event::Refused { request: request(), why, uid });
+            self.events.emit(Event::Refused { request: request(), why, uid });
         } else {
-            self.reporter.count_lost(Reader::Journal);
+            self.events.count_lost(Reader::Journal);
         }
         Err(refusal.into())
     }

@@ -6,28 +6,28 @@ use std::sync::mpsc::{channel, sync_channel};
 use zbus::object_server::Interface;
 
 use crate::api::dbus::authority::Authority;
-use crate::api::dbus::semaphore::OneAtATime;
+use crate::api::dbus::semaphore::Semaphore;
 use crate::api::dbus::tracker::Tracker;
 use crate::api::metrics::Metrics;
-use crate::handles::events::Reporter;
-use crate::handles::firewall::Firewall;
-use crate::handles::health::StateBoard;
+use crate::handles::events::EventSink;
+use crate::handles::firewall::FirewallHandle;
+use crate::handles::health::Health;
 use crate::handles::reload::Reloader;
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/dbus/org.tcptracker.Tracker1.xml");
 
 fn tracker() -> Tracker {
     let metrics = Arc::new(Metrics::new().unwrap());
-    let reporter = Reporter::new(sync_channel(1).0, None, Arc::clone(&metrics) as _);
+    let events = EventSink::new(sync_channel(1).0, None, Arc::clone(&metrics) as _);
     Tracker {
         interface: "eth0".parse().unwrap(),
-        authority: Authority::new(reporter.clone()),
+        authority: Authority::new(events.clone()),
         reloader: Reloader::new(channel().0),
-        firewall: Firewall::new(sync_channel(1).0),
-        board: Arc::new(StateBoard::new(true, "none", reporter)),
+        firewall: FirewallHandle::new(sync_channel(1).0),
+        health: Arc::new(Health::new(true, "none", events)),
         metrics,
-        one_list: OneAtATime::default(),
-        one_reload: OneAtATime::default(),
+        one_list: Semaphore::default(),
+        one_reload: Semaphore::default(),
     }
 }
 

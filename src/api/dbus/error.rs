@@ -4,7 +4,7 @@ use zbus::message::{Header, Message};
 use zbus::names::ErrorName;
 use zbus::{DBusError, fdo};
 
-use crate::handles::firewall::Refusal;
+use crate::handles::firewall::RequestError;
 use crate::handles::notification::ReloadError;
 
 /// What callers are told when it did not work, a sentence each.
@@ -68,13 +68,13 @@ impl From<zbus::Error> for Error {
     }
 }
 
-impl From<Refusal> for Error {
-    fn from(refusal: Refusal) -> Self {
+impl From<RequestError> for Error {
+    fn from(refusal: RequestError) -> Self {
         let text = refusal.to_string();
         match refusal {
-            Refusal::Exempt { .. } => Self::Exempt(text),
-            Refusal::NotBlocked(_) | Refusal::Unknown(_) => Self::NotBlocked(text),
-            Refusal::Kernel(_) => Self::FirewallFailed(text),
+            RequestError::Exempt { .. } => Self::Exempt(text),
+            RequestError::NotBlocked(_) | RequestError::Unknown(_) => Self::NotBlocked(text),
+            RequestError::Kernel(_) => Self::FirewallFailed(text),
         }
     }
 }

@@ -6,15 +6,15 @@ use std::collections::HashMap;
 
 use zbus::{OwnedVariant, Variant};
 
-use crate::handles::firewall::{Account, BlockAccount};
+use crate::handles::firewall::{BlockExplanation, Explanation};
 use crate::types::network::show_network;
 
 /// The answer of `Why`.
 pub type Answer = HashMap<&'static str, OwnedVariant>;
 
 /// Puts an account into the answer's keys.
-pub fn answer(account: Account) -> Answer {
-    let Account { network, block, offences, exempt, grace_until } = account;
+pub fn answer(account: Explanation) -> Answer {
+    let Explanation { network, block, offences, exempt, grace_until } = account;
     let mut answer = Answer::new();
     put(&mut answer, "address", show_network(&network));
     put(&mut answer, "blocked", block.is_some());
@@ -31,8 +31,8 @@ pub fn answer(account: Account) -> Answer {
     answer
 }
 
-fn put_block(answer: &mut Answer, block: BlockAccount) {
-    let BlockAccount { since, until, reason, evidence, times, dropped } = block;
+fn put_block(answer: &mut Answer, block: BlockExplanation) {
+    let BlockExplanation { since, until, reason, evidence, times, dropped } = block;
     put(answer, "since", since);
     put(answer, "until", until);
     put(answer, "reason", reason);

@@ -20,7 +20,7 @@ use crate::api::dbus::names::COMMON_NAME;
 use crate::api::dbus::names::bus_name;
 use crate::api::dbus::names::object_path;
 use crate::api::dbus::tracker::Tracker;
-use crate::handles::bus::Task;
+use crate::handles::bus::BusCommand;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
@@ -30,8 +30,8 @@ use zbus::fdo::{RequestNameFlags, RequestNameReply};
 
 use crate::api::dbus::signals::Teller;
 use crate::api::metrics::Metrics;
-use crate::types::heartbeat::Pulse;
-use crate::types::ifname::InterfaceName;
+use crate::types::heartbeat::Heartbeat;
+use crate::types::ifname::IfName;
 
 /// Why the service is not on the bus.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +55,7 @@ pub enum BusError {
     },
     /// Another process has the name.
     #[error("another tcptracker is running on {0}; stop it first: systemctl stop {unit}", unit = .0.unit())]
-    AlreadyRunning(InterfaceName),
+    AlreadyRunning(IfName),
     /// The connection was lost.
     #[error("the connection to the system bus was lost")]
     Lost,
@@ -64,14 +64,14 @@ pub enum BusError {
 /// Serves the interface until told to stop. `ready` hears once whether it is on the bus.
 pub fn run(
     tracker: Tracker,
-    interface: &InterfaceName,
-    tasks: &async_channel::Receiver<Task>,
+    interface: &IfName,
+    tasks: &async_channel::Receiver<BusCommand>,
     metrics: &Arc<Metrics>,
     ready: &SyncSender<Result<(), BusError>>,
-    pulse: &Pulse,
+    heartbeat: &Heartbeat,
 ) -> Result<(), BusError> {
     zbus::block_on(async {
-        pulse.beat();
+        heartbeat.tick();
         let connection = match join(tracker, interface).await {
             Ok(connection) => connection,
             Err(error) => {
@@ -84,18 +84,18 @@ pub fn run(
         let lost = |_| BusError::Lost;
         let mut teller = Teller::new(&connection, interface).await.map_err(lost)?;
         while let Ok(task) = tasks.recv().await {
-            pulse.beat();
+            heartbeat.tick();
             match task {
-                Task::Tell(event) => {
-                    if !teller.tell(&event).await.map_err(lost)? {
+                BusCommand::Emit(event) => {
+                    if !teller.emit(&event).await.map_err(lost)? {
                         metrics.events_lost_on_bus.inc();
                     }
                 }
-                Task::Beat if connection.is_closed() => return Err(BusError::Lost),
-                Task::Beat => {}
-                Task::Stop => break,
+                BusCommand::Heartbeat if connection.is_closed() => return Err(BusError::Lost),
+                BusCommand::Heartbeat => {}
+                BusCommand::Stop => break,
             }
-            teller.tell_properties().await.map_err(lost)?;
+            teller.emit_properties().await.map_err(lost)?;
         }
         // What was told last still goes out; the names go with the connection.
         let _ = connection.close().await;
@@ -104,7 +104,7 @@ pub fn run(
 }
 
 /// Connects, serves the object, and only then asks for the names.
-async fn join(tracker: Tracker, interface: &InterfaceName) -> Result<Connection, BusError> {
+async fn join(tracker: Tracker, interface: &IfName) -> Result<Connection, BusError> {
     let connection = Builder::system()
         .serve_at(object_path(interface), tracker)
         .build()

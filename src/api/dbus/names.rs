@@ -1,6 +1,6 @@
 //! Names on the bus: one place spells them, for service and command line alike.
 
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 
 /// The interface, and the name all instances queue for.
 pub const INTERFACE: &str = "org.tcptracker.Tracker1";
@@ -9,19 +9,19 @@ pub const INTERFACE: &str = "org.tcptracker.Tracker1";
 pub const COMMON_NAME: &str = INTERFACE;
 
 /// The name of the instance on a network interface.
-pub fn bus_name(interface: &InterfaceName) -> String {
+pub fn bus_name(interface: &IfName) -> String {
     format!("{INTERFACE}.{}", interface.bus_label())
 }
 
 /// The object of the instance on a network interface.
-pub fn object_path(interface: &InterfaceName) -> String {
+pub fn object_path(interface: &IfName) -> String {
     format!("/org/tcptracker/Tracker1/{}", interface.bus_label())
 }
 
 /// The network interface of the instance with this name, if it is one of ours.
-pub fn interface_of(bus_name: &str) -> Option<InterfaceName> {
+pub fn interface_of(bus_name: &str) -> Option<IfName> {
     let label = bus_name.strip_prefix(INTERFACE)?.strip_prefix('.')?;
-    InterfaceName::from_bus_label(label)
+    IfName::from_bus_label(label)
 }
 
 #[cfg(test)]
@@ -30,7 +30,7 @@ mod tests {
 
     #[test]
     fn names_are_those_of_the_contract() {
-        let vlan: InterfaceName = "eth0.100".parse().unwrap();
+        let vlan: IfName = "eth0.100".parse().unwrap();
         assert_eq!(bus_name(&vlan), "org.tcptracker.Tracker1.eth0_2e100");
         assert_eq!(object_path(&vlan), "/org/tcptracker/Tracker1/eth0_2e100");
         assert_eq!(interface_of("org.tcptracker.Tracker1.eth0_2e100"), Some(vlan));

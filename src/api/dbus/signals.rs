@@ -10,7 +10,7 @@ use crate::api::dbus::names::object_path;
 use crate::api::dbus::tracker::Tracker;
 use crate::types::clock::Moment;
 use crate::types::event::Event;
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 use crate::types::network::show_network;
 
 /// Signals a second. A flood of scans must not become a flood on the bus, which would disconnect
@@ -33,7 +33,7 @@ pub struct Teller {
 }
 
 impl Teller {
-    pub async fn new(connection: &Connection, interface: &InterfaceName) -> zbus::Result<Self> {
+    pub async fn new(connection: &Connection, interface: &IfName) -> zbus::Result<Self> {
         let path = object_path(interface);
         let tracker: InterfaceRef<Tracker> =
             connection.object_server().interface(path.as_str()).await?;
@@ -45,7 +45,7 @@ impl Teller {
 
     /// Tells an event by the signal it has, unless there were too many: then false. A change of state is
     /// told in any case: it may be what the flood has brought about.
-    pub async fn tell(&mut self, event: &Event) -> zbus::Result<bool> {
+    pub async fn emit(&mut self, event: &Event) -> zbus::Result<bool> {
         let matters = matches!(event, Event::StateChanged { .. });
         if !matters && !self.limiter.permits(Moment::now()) {
             return Ok(false);
@@ -73,7 +73,7 @@ impl Teller {
 
     /// Tells which properties have other values than were told last, the number of blocks not too often:
     /// what is left out now is told by a later call.
-    pub async fn tell_properties(&mut self) -> zbus::Result<()> {
+    pub async fn emit_properties(&mut self) -> zbus::Result<()> {
         let tracker = self.tracker.get().await;
         let (state, backend, blocked) = tracker.changing();
         if state != self.state {

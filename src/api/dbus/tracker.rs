@@ -14,12 +14,12 @@ use crate::api::dbus::authority::Authority;
 use crate::api::dbus::error::Error;
 use crate::api::dbus::explanation;
 use crate::api::dbus::explanation::Answer;
-use crate::api::dbus::semaphore::{OneAtATime, UntilSent};
+use crate::api::dbus::semaphore::{Semaphore, WithPermit};
 use crate::api::metrics::Metrics;
-use crate::handles::firewall::{Firewall, Listed, Order, Reply};
-use crate::handles::health::StateBoard;
+use crate::handles::firewall::{Command, FirewallHandle, Listed, Reply};
+use crate::handles::health::Health;
 use crate::handles::reload::Reloader;
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 use crate::types::network::{parse_network, show_network};
 
 /// The longest reason, in characters: it is kept as long as the block.
@@ -35,28 +35,28 @@ const LONGEST_LIST: usize = 24 << 20;
 /// One instance of the service, as the bus sees it.
 pub struct Tracker {
     /// The network interface it watches.
-    pub interface: InterfaceName,
+    pub interface: IfName,
     /// Who may change something.
     pub authority: Authority,
     /// The way to main, which reloads.
     pub reloader: Reloader,
     /// Where changes go.
-    pub firewall: Firewall,
+    pub firewall: FirewallHandle,
     /// The service's state.
-    pub board: Arc<StateBoard>,
+    pub health: Arc<Health>,
     /// The service's counters.
     pub metrics: Arc<Metrics>,
     /// Lets one list at a time be made: anybody may ask for one, and with many blocks it is large.
-    pub one_list: OneAtATime,
+    pub one_list: Semaphore,
     /// Likewise for reloads.
-    pub one_reload: OneAtATime,
+    pub one_reload: Semaphore,
 }
 
 impl Tracker {
     /// Orders something of the firewall's thread and awaits its answer.
-    async fn ask<T>(&self, order: impl FnOnce(Reply<T>) -> Order) -> Result<T, Error> {
+    async fn ask<T>(&self, order: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
         let (reply, answer) = async_channel::bounded(1);
-        if !self.firewall.try_order(order(reply)) {
+        if !self.firewall.try_send(order(reply)) {
             let text = "too many requests at once; try again in a moment";
             return Err(Error::FirewallFailed(text.to_owned()));
         }
@@ -67,7 +67,7 @@ impl Tracker {
 impl Tracker {
     /// The properties that change: state, backend, and how many are blocked.
     pub fn changing(&self) -> (&'static str, &'static str, u32) {
-        let status = self.board.status();
+        let status = self.health.status();
         (status.state.as_str(), status.backend, status.blocked())
     }
 }
@@ -95,7 +95,7 @@ impl Tracker {
         let duration = checked_duration(seconds)?;
         let request = || format!("block {}", show_network(&network));
         let uid = self.authority.authorise(connection, &header, request).await?;
-        let order = |reply| Order::Block { network, duration, reason, uid, reply };
+        let order = |reply| Command::Block { network, duration, reason, uid, reply };
         Ok(self.ask(order).await??)
     }
 
@@ -111,16 +111,16 @@ impl Tracker {
         let network = parse_network(address).map_err(|e| Error::InvalidAddress(e.to_string()))?;
         let request = || format!("unblock {}", show_network(&network));
         let uid = self.authority.authorise(connection, &header, request).await?;
-        Ok(self.ask(|reply| Order::Unblock { network, uid, reply }).await??)
+        Ok(self.ask(|reply| Command::Unblock { network, uid, reply }).await??)
     }
 
     /// Everything that is blocked: address or network; since when and until when, in Unix seconds (until 0:
     /// until unblocked); which offence it is (0: none, blocked by hand); reason. Where they are more than a
     /// message of the bus can hold, some 250,000, the error is `org.freedesktop.DBus.Error.LimitsExceeded`.
     #[zbus(out_args("blocks"))]
-    async fn list(&self) -> Result<UntilSent<Vec<(String, u64, u64, u32, String)>>, Error> {
-        let turn = self.one_list.turn().await;
-        let blocks = self.ask(|reply| Order::List { reply }).await?;
+    async fn list(&self) -> Result<WithPermit<Vec<(String, u64, u64, u32, String)>>, Error> {
+        let permit = self.one_list.permit().await;
+        let blocks = self.ask(|reply| Command::List { reply }).await?;
         let count = blocks.len();
         let mut bytes = 0;
         let shown = |block: Listed| {
@@ -130,7 +130,7 @@ impl Tracker {
             fits.then_some((address, block.since, block.until, block.offences, block.reason))
         };
         let listed: Option<Vec<_>> = blocks.into_iter().map(shown).collect();
-        listed.map(|listed| turn.until_sent(listed)).ok_or_else(|| {
+        listed.map(|listed| permit.until_sent(listed)).ok_or_else(|| {
             let interface = &self.interface;
             let why = format!(
                 "the {count} blocks on {interface} are more than a message of the bus can hold; ask for one \
@@ -159,8 +159,8 @@ impl Tracker {
     async fn why(&self, address: &str) -> Result<Answer, Error> {
         let network = parse_network(address).map_err(|e| Error::InvalidAddress(e.to_string()))?;
         // To ask the kernel what it has dropped takes as long as to list.
-        let _turn = self.one_list.turn().await;
-        Ok(explanation::answer(self.ask(|reply| Order::Why { network, reply }).await??))
+        let _turn = self.one_list.permit().await;
+        Ok(explanation::answer(self.ask(|reply| Command::Why { network, reply }).await??))
     }
 
     /// Reads the configuration again and goes on with it, without losing a packet or a block. Returns once
@@ -174,7 +174,7 @@ impl Tracker {
         let request = || "reload the configuration".to_owned();
         let uid = self.authority.authorise(connection, &header, request).await?;
         self.authority.look_up_group();
-        let _turn = self.one_reload.turn().await;
+        let _turn = self.one_reload.permit().await;
         let stopping = || Error::FirewallFailed("the service is stopping".to_owned());
         Ok(self.reloader.reload(uid).await.ok_or_else(stopping)??)
     }
@@ -183,7 +183,7 @@ impl Tracker {
     /// of a thing there are now (`blocked`, `enforced`, `sources`). tcptracker(1) explains each.
     #[zbus(out_args("counters"))]
     fn stats(&self) -> HashMap<&'static str, u64> {
-        self.metrics.summary(&self.board.status()).into_iter().collect()
+        self.metrics.summary(&self.health.status()).into_iter().collect()
     }
 
     /// The network interface that is watched.
@@ -202,20 +202,20 @@ impl Tracker {
     /// How the kernel holds the blocked: `ipset`, `iptables`, or `none` where nobody is blocked.
     #[zbus(property)]
     fn backend(&self) -> &'static str {
-        self.board.status().backend
+        self.health.status().backend
     }
 
     /// `enforcing`: scanners are blocked; `observing`: they are reported only, as configured; `degraded`:
     /// something does not work as it should, and the journal says what.
     #[zbus(property)]
     fn state(&self) -> &'static str {
-        self.board.status().state.as_str()
+        self.health.status().state.as_str()
     }
 
     /// How many addresses and networks are blocked. Changes are told ten times a second at most.
     #[zbus(property, name = "Blocked")]
     fn blocked_count(&self) -> u32 {
-        self.board.status().blocked()
+        self.health.status().blocked()
     }
 
     /// A source (an address, or for IPv6 a network) tried more ports than the rule allows. The ports are

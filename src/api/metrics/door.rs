@@ -160,7 +160,7 @@ mod tests {
         }
 
         /// Looks once more, so much later.
-        fn look_after(&mut self, span: Duration) {
+        fn reconcile(&mut self, span: Duration) {
             assert!(self.door.wait(&self.stop).unwrap());
             self.now = self.now + span;
             self.door.look(self.now, |_| Ok(b"HTTP/1.1 200 OK\r\n\r\n".to_vec()));
@@ -169,7 +169,7 @@ mod tests {
         fn client(&mut self, says: &[u8]) -> TcpStream {
             let mut client = TcpStream::connect(self.door.listener.local_addr().unwrap()).unwrap();
             client.write_all(says).unwrap();
-            self.look_after(Duration::from_millis(1));
+            self.reconcile(Duration::from_millis(1));
             client
         }
     }
@@ -194,13 +194,13 @@ mod tests {
         let leaving = house.client(b"GET / HTTP/1.0\r\n\r\n");
         assert_eq!(heard(&scraper), ("HTTP/1.1 200 OK\r\n\r\n".to_owned(), false));
         assert!(heard(&leaving).1);
-        house.look_after(9 * SECOND);
+        house.reconcile(9 * SECOND);
         assert_eq!(house.door.visitors.len(), 4);
-        house.look_after(SECOND);
+        house.reconcile(SECOND);
         assert!(heard(&silent).1 && heard(&slow).1 && !heard(&scraper).1);
-        house.look_after(288 * SECOND);
+        house.reconcile(288 * SECOND);
         assert!(!heard(&scraper).1);
-        house.look_after(2 * SECOND);
+        house.reconcile(2 * SECOND);
         assert!(heard(&scraper).1);
         assert!(house.door.visitors.is_empty());
     }
@@ -211,7 +211,7 @@ mod tests {
         let mut scraper = house.client(ASK);
         let silent: Vec<TcpStream> = (1..ROOM).map(|_| house.client(b"")).collect();
         scraper.write_all(ASK).unwrap();
-        house.look_after(Duration::from_millis(1));
+        house.reconcile(Duration::from_millis(1));
         let _more: Vec<TcpStream> = (0..5).map(|_| house.client(b"")).collect();
         assert_eq!(house.door.visitors.len(), ROOM);
         assert_eq!(heard(&scraper).0.matches("200 OK").count(), 2);
@@ -227,12 +227,12 @@ mod tests {
         let mut house = House::new();
         let greedy = house.client(&ASK.repeat(100));
         assert_eq!(heard(&greedy).0.matches("200 OK").count(), 1);
-        house.look_after(Duration::from_millis(1));
+        house.reconcile(Duration::from_millis(1));
         assert_eq!(heard(&greedy).0.matches("200 OK").count(), 1);
         let polite = house.client(ASK);
         assert_eq!(heard(&polite).0.matches("200 OK").count(), 1);
         for _ in 0..97 {
-            house.look_after(Duration::from_millis(1));
+            house.reconcile(Duration::from_millis(1));
         }
         assert_eq!(heard(&greedy).0.matches("200 OK").count(), 98);
     }

@@ -85,7 +85,7 @@ mod tests {
 
     use super::*;
 
-    fn asks(text: &str) -> Ask {
+    fn is_probe(text: &str) -> Ask {
         match read(text.as_bytes()) {
             Head::Asks(ask) => ask,
             other => panic!("{other:?} of {text:?}"),
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn of_a_request_its_first_line_is_passed_on() {
         let head = "GET /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nX: y\r\n\r\n";
-        let ask = asks(&format!("{head}GET /more"));
+        let ask = is_probe(&format!("{head}GET /more"));
         assert_eq!(ask.request, "GET /metrics HTTP/1.1\r\n\r\n");
         assert_eq!(ask.length, head.len());
         assert!(!ask.last);
@@ -110,11 +110,11 @@ mod tests {
             "HTTP/1.1\r\nHost: a\r\nCONTENT-LENGTH:1000000000000000",
             "HTTP/1.1\r\nTransfer-Encoding: chunked",
         ] {
-            let ask = asks(&format!("POST / {fields}\r\n\r\n"));
+            let ask = is_probe(&format!("POST / {fields}\r\n\r\n"));
             assert!(ask.last, "{fields}");
             assert_eq!(ask.request, "POST / HTTP/1.1\r\n\r\n");
         }
-        assert!(!asks("GET / HTTP/1.1\r\nConnection: keep-alive\r\n\r\n").last);
+        assert!(!is_probe("GET / HTTP/1.1\r\nConnection: keep-alive\r\n\r\n").last);
     }
 
     #[test]

@@ -15,10 +15,10 @@ use crate::api::metrics::Metrics;
 use crate::api::metrics::door::Door;
 use crate::api::metrics::head::Ask;
 use crate::api::metrics::inside::Inside;
-use crate::handles::health::StateBoard;
+use crate::handles::health::Health;
 use crate::handles::stop_flag::StopFlag;
 use crate::types::clock::Moment;
-use crate::types::heartbeat::Pulse;
+use crate::types::heartbeat::Heartbeat;
 use crate::types::state::State;
 
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -73,15 +73,15 @@ impl MetricsServer {
     pub fn run(
         mut self,
         metrics: &Metrics,
-        board: &StateBoard,
-        pulse: &Pulse,
+        health: &Health,
+        heartbeat: &Heartbeat,
     ) -> std::io::Result<()> {
-        pulse.beat();
+        heartbeat.tick();
         while self.door.wait(&self.stopping)? {
-            pulse.beat();
+            heartbeat.tick();
             let inside = &mut self.inside;
             self.door.look(Moment::now(), |Ask { request, .. }| {
-                let answered = inside.ask(request, |request| answer(request, metrics, board));
+                let answered = inside.ask(request, |request| answer(request, metrics, health));
                 if answered.is_err() {
                     *inside = Inside::start()?;
                 }
@@ -95,26 +95,26 @@ impl MetricsServer {
 /// The original's words, letter for letter.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Health<'a> {
+struct HealthAnswer<'a> {
     message: &'a str,
     status_text: &'a str,
     status_code: u16,
 }
 
-fn answer(request: &Request, metrics: &Metrics, board: &StateBoard) -> Response<Cursor<Vec<u8>>> {
+fn answer(request: &Request, metrics: &Metrics, health: &Health) -> Response<Cursor<Vec<u8>>> {
     let path = request.url().split('?').next().unwrap_or_default();
     let (code, kind, body) = match (request.method(), path) {
-        (Method::Get | Method::Head, "/metrics") => match metrics.render(&board.status()) {
+        (Method::Get | Method::Head, "/metrics") => match metrics.render(&health.status()) {
             Ok(text) => (200, PROMETHEUS, text),
             Err(error) => (500, "text/plain", error.to_string().into_bytes()),
         },
         (Method::Get | Method::Head, "/health") => {
-            let Status { state, reason, .. } = board.status();
+            let Status { state, reason, .. } = health.status();
             let health = if state == State::Degraded {
                 let message = reason.as_deref().unwrap_or("degraded");
-                Health { message, status_text: "Service Unavailable", status_code: 503 }
+                HealthAnswer { message, status_text: "Service Unavailable", status_code: 503 }
             } else {
-                Health { message: "healthy", status_text: "OK", status_code: 200 }
+                HealthAnswer { message: "healthy", status_text: "OK", status_code: 200 }
             };
             (health.status_code, JSON, serde_json::to_vec(&health).unwrap_or_default())
         }

@@ -7,12 +7,12 @@ use std::hash::Hash;
 
 /// The sum over counters that come and go, each known by a key of its own.
 #[derive(Debug)]
-pub struct Tally<K> {
+pub struct CounterTotals<K> {
     last: HashMap<K, u64>,
     total: u64,
 }
 
-impl<K: Eq + Hash> Tally<K> {
+impl<K: Eq + Hash> CounterTotals<K> {
     /// Counts from these readings on.
     pub fn starting_at(readings: impl IntoIterator<Item = (K, u64)>) -> Self {
         Self { last: readings.into_iter().collect(), total: 0 }
@@ -42,7 +42,7 @@ mod tests {
 
     #[test]
     fn nothing_is_lost_or_counted_twice_when_counters_come_and_go() {
-        let mut tally = Tally::starting_at([("old", 1000)]);
+        let mut tally = CounterTotals::starting_at([("old", 1000)]);
         tally.read([("old", 1005), ("new", 3)]);
         assert_eq!(tally.total(), 8);
         tally.read([("new", 4)]);

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use crate::block::backend::ipset::netlink::{Element, IpsetError};
 use crate::block::backend::{Backend, FirewallError};
 use crate::block::reconcile::HookFault;
-use crate::block::reconcile::{Fault, Wanted};
+use crate::block::reconcile::{DesiredState, Fault};
 use crate::config::values::Hook;
 use crate::types::network::Family;
 
@@ -120,7 +120,7 @@ impl Backend for FakeKernel {
         Ok(())
     }
 
-    fn check(&mut self, wanted: &Wanted<'_>) -> Result<Vec<Fault>, FirewallError> {
+    fn check(&mut self, desired: &DesiredState<'_>) -> Result<Vec<Fault>, FirewallError> {
         let mut inner = self.inner();
         let mut faults = Vec::new();
         let hook = match inner.input.iter().position(|target| *target == "tcptracker") {
@@ -142,12 +142,14 @@ impl Backend for FakeKernel {
             return Ok(faults);
         };
         for family in Family::ALL {
-            let wanted: BTreeSet<IpNet> =
-                wanted.members_from(family, Bound::Unbounded).map(|(network, _)| network).collect();
+            let desired: BTreeSet<IpNet> = desired
+                .members_from(family, Bound::Unbounded)
+                .map(|(network, _)| network)
+                .collect();
             let held: BTreeSet<IpNet> =
                 elements.keys().copied().filter(|n| Family::of(*n) == family).collect();
-            let missing = wanted.difference(&held).count();
-            let stray = held.difference(&wanted).count();
+            let missing = desired.difference(&held).count();
+            let stray = held.difference(&desired).count();
             if missing > 0 || stray > 0 {
                 faults.push(Fault::Members { family, missing, stray });
             }
@@ -157,11 +159,11 @@ impl Backend for FakeKernel {
         Ok(faults)
     }
 
-    fn mend(&mut self, wanted: &Wanted<'_>) -> Result<(), FirewallError> {
+    fn repair(&mut self, desired: &DesiredState<'_>) -> Result<(), FirewallError> {
         let mut inner = self.inner();
         inner.put_up()?;
         inner.mends += 1;
-        let members = Family::ALL.into_iter().flat_map(|family| wanted.members(family));
+        let members = Family::ALL.into_iter().flat_map(|family| desired.members(family));
         inner.elements = Some(members.collect());
         Ok(())
     }

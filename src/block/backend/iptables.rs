@@ -14,10 +14,10 @@ use crate::block::backend::ipset::set_name;
 use crate::block::backend::rules::Rules;
 use crate::block::backend::ruleset::Source;
 use crate::block::backend::{Backend, FirewallError};
-use crate::block::reconcile::{Fault, Wanted};
+use crate::block::reconcile::{DesiredState, Fault};
 use crate::config::FirewallConfig;
 use crate::config::values::Established;
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 use crate::types::network::Family;
 
 /// Rules a family may have. A packet that matches none of them takes 12 ns for each (`make bench`): with
@@ -31,8 +31,8 @@ const LONGEST: Duration = Duration::from_secs(3_155_760_000);
 const LEFT_OVER: Duration = Duration::from_secs(3600);
 
 /// The rules of an instance.
-pub struct AddressRules {
-    interface: InterfaceName,
+pub struct IptablesBackend {
+    interface: IfName,
     rules: Rules,
     chains: Vec<Chain>,
 }
@@ -48,10 +48,10 @@ struct Chain {
     misfits: usize,
 }
 
-impl AddressRules {
+impl IptablesBackend {
     /// Finds iptables; changes nothing yet.
     pub fn find(
-        interface: &InterfaceName,
+        interface: &IfName,
         config: &FirewallConfig,
         established: Established,
     ) -> Result<Self, FirewallError> {
@@ -87,7 +87,7 @@ impl AddressRules {
 }
 
 /// Removes the set of an instance with the other backend, whose rule is gone by now.
-fn remove_set(interface: &InterfaceName, family: Family) -> Result<(), FirewallError> {
+fn remove_set(interface: &IfName, family: Family) -> Result<(), FirewallError> {
     // Where the kernel has no sets there is none.
     Ipset::connect().map_or(Ok(()), |mut ipset| Ok(ipset.destroy(&set_name(interface, family))?))
 }
@@ -105,7 +105,7 @@ impl Chain {
     }
 }
 
-impl Backend for AddressRules {
+impl Backend for IptablesBackend {
     fn name(&self) -> &'static str {
         "iptables"
     }
@@ -196,18 +196,18 @@ impl Backend for AddressRules {
         refused
     }
 
-    fn check(&mut self, wanted: &Wanted<'_>) -> Result<Vec<Fault>, FirewallError> {
+    fn check(&mut self, desired: &DesiredState<'_>) -> Result<Vec<Fault>, FirewallError> {
         let mut faults = Vec::new();
         for chain in &mut self.chains {
             let family = chain.family;
-            if let Some(look) = self.rules.look_if_changed(family, wanted.now())? {
+            if let Some(look) = self.rules.look_if_changed(family, desired.now())? {
                 chain.see(look);
             }
             self.rules.count(family)?;
             faults.extend(chain.faults.iter().cloned());
             if !chain.faults.contains(&Fault::Chain(family)) {
-                let held = wanted.members(family).filter(|(n, _)| chain.held.contains(n)).count();
-                let missing = wanted.count(family) - held;
+                let held = desired.members(family).filter(|(n, _)| chain.held.contains(n)).count();
+                let missing = desired.count(family) - held;
                 let stray = chain.held.len() - held + chain.misfits;
                 let differs = missing > 0 || stray > 0;
                 faults.extend(differs.then_some(Fault::Members { family, missing, stray }));
@@ -216,9 +216,9 @@ impl Backend for AddressRules {
         Ok(faults)
     }
 
-    fn mend(&mut self, wanted: &Wanted<'_>) -> Result<(), FirewallError> {
+    fn repair(&mut self, desired: &DesiredState<'_>) -> Result<(), FirewallError> {
         for chain in &self.chains {
-            let members = wanted.members(chain.family).map(|(network, _)| network);
+            let members = desired.members(chain.family).map(|(network, _)| network);
             self.rules.put_up(chain.family, &sources(members))?;
             remove_set(&self.interface, chain.family)?;
         }

@@ -20,8 +20,8 @@ pub mod fake;
 use crate::block::backend::ipset::netlink::Element;
 use crate::block::backend::ipset::netlink::IpsetError;
 use crate::block::backend::program::RulesError;
+use crate::block::reconcile::DesiredState;
 use crate::block::reconcile::Fault;
-use crate::block::reconcile::Wanted;
 use crate::types::network::Family;
 use std::time::Duration;
 
@@ -107,10 +107,10 @@ pub trait Backend {
 
     /// Looks for what is not as it should be, as thoroughly as it costs next to nothing; after a mend
     /// thoroughly.
-    fn check(&mut self, wanted: &Wanted<'_>) -> Result<Vec<Fault>, FirewallError>;
+    fn check(&mut self, desired: &DesiredState<'_>) -> Result<Vec<Fault>, FirewallError>;
 
     /// Puts right what is not as it should be.
-    fn mend(&mut self, wanted: &Wanted<'_>) -> Result<(), FirewallError>;
+    fn repair(&mut self, desired: &DesiredState<'_>) -> Result<(), FirewallError>;
 
     /// How many networks of a family are blocked in fact, as of the last check.
     fn enforced(&self, family: Family) -> u32;

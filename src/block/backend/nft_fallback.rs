@@ -24,7 +24,7 @@ pub fn show(program: Program, nftables: &mut Nftables) -> Result<String, Firewal
 }
 
 /// Carries out commands that follow from what was shown.
-pub fn carry_out(
+pub fn handle(
     program: Program,
     nftables: &mut Nftables,
     commands: &[String],

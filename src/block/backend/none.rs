@@ -9,23 +9,23 @@ use ipnet::IpNet;
 
 use crate::block::backend::ipset::netlink::Element;
 use crate::block::backend::{Backend, FirewallError};
-use crate::block::reconcile::{Fault, Wanted};
+use crate::block::reconcile::{DesiredState, Fault};
 use crate::types::network::Family;
 
 /// Blocks nothing.
-pub struct Observer {
+pub struct NullBackend {
     /// What may have been left by an instance that blocked.
     left_over: Option<Box<dyn Backend + Send>>,
 }
 
-impl Observer {
+impl NullBackend {
     /// An observer that cleans up what it finds of `left_over` first.
     pub fn new(left_over: Option<Box<dyn Backend + Send>>) -> Self {
         Self { left_over }
     }
 }
 
-impl Backend for Observer {
+impl Backend for NullBackend {
     fn name(&self) -> &'static str {
         "none"
     }
@@ -45,11 +45,11 @@ impl Backend for Observer {
         Ok(())
     }
 
-    fn check(&mut self, _: &Wanted<'_>) -> Result<Vec<Fault>, FirewallError> {
+    fn check(&mut self, _: &DesiredState<'_>) -> Result<Vec<Fault>, FirewallError> {
         Ok(Vec::new())
     }
 
-    fn mend(&mut self, _: &Wanted<'_>) -> Result<(), FirewallError> {
+    fn repair(&mut self, _: &DesiredState<'_>) -> Result<(), FirewallError> {
         Ok(())
     }
 

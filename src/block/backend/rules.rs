@@ -10,17 +10,17 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::block::backend::FirewallError;
-use crate::block::backend::counter_totals::Tally;
+use crate::block::backend::counter_totals::CounterTotals;
 use crate::block::backend::nft_fallback;
 use crate::block::backend::nftables::Nftables;
 use crate::block::backend::program::{Program, RulesError};
-use crate::block::backend::ruleset::{Form, Listing, Source};
+use crate::block::backend::ruleset::{RuleTemplate, Ruleset, Source};
 use crate::block::reconcile::Fault;
 use crate::config::FirewallConfig;
 use crate::config::values::{Established, Hook, Target};
 use crate::system::lock::Lock;
 use crate::types::clock::Moment;
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 use crate::types::network::Family;
 
 /// Where the kernel says that it speaks IPv6. (`/proc/net` is not there under `ProcSubset=pid`.)
@@ -48,13 +48,13 @@ pub struct Rules {
 /// The rules of one family.
 struct Side {
     program: Program,
-    form: Form,
+    form: RuleTemplate,
     seen: Seen,
     /// Others have put rules into the table that iptables cannot show, as of the last look.
     is_mixed: bool,
     /// There are rules in our chain that are no instance's, as of the last look.
     has_strangers: bool,
-    tally: Tally<RuleKey>,
+    tally: CounterTotals<RuleKey>,
     /// Packets are counted since the start: what a killed instance's rules have counted is not ours.
     tally_begun: bool,
 }
@@ -91,7 +91,7 @@ impl Rules {
     /// Finds iptables and ip6tables; changes nothing. The rules' form for a family, but for target and
     /// comment, is `matching`.
     pub fn find(
-        interface: &InterfaceName,
+        interface: &IfName,
         config: &FirewallConfig,
         established: Established,
         matching: impl Fn(Family) -> String,
@@ -105,11 +105,11 @@ impl Rules {
             let form = form(&matching(family), &comment, established, config.target, family);
             sides.push(Side {
                 program: Program::find(family)?,
-                form: Form::new(form),
+                form: RuleTemplate::new(form),
                 seen: Seen::Never,
                 is_mixed: false,
                 has_strangers: false,
-                tally: Tally::starting_at([]),
+                tally: CounterTotals::starting_at([]),
                 tally_begun: false,
             });
         }
@@ -169,11 +169,11 @@ impl Rules {
     pub fn put_up(
         &mut self,
         family: Family,
-        wanted: &BTreeSet<Source>,
+        desired: &BTreeSet<Source>,
     ) -> Result<(), FirewallError> {
         let _alone = alone();
         let hooks = self.hooks.clone();
-        self.change(family, |listing, form| listing.to_put_up(wanted, form, &hooks))?;
+        self.change(family, |listing, form| listing.to_put_up(desired, form, &hooks))?;
         self.learn(family)
     }
 
@@ -190,7 +190,7 @@ impl Rules {
         let Some(other) = side.program.other_kind() else { return Ok(()) };
         let _alone = alone();
         let saved = other.save()?.unwrap_or_default();
-        let commands = Listing::parse(&saved, &self.comment).to_take_down();
+        let commands = Ruleset::parse(&saved, &self.comment).to_take_down();
         if commands.is_empty() { Ok(()) } else { Ok(other.restore(&commands)?) }
     }
 
@@ -248,9 +248,9 @@ impl Rules {
         Ok(())
     }
 
-    fn list(&mut self, family: Family) -> Result<Listing, FirewallError> {
+    fn list(&mut self, family: Family) -> Result<Ruleset, FirewallError> {
         let comment = self.comment.clone();
-        let Some((side, nftables)) = self.side(family) else { return Ok(Listing::default()) };
+        let Some((side, nftables)) = self.side(family) else { return Ok(Ruleset::default()) };
         let saved = side.program.save()?;
         side.is_mixed = saved.is_none();
         let saved = match (saved, nftables) {
@@ -259,7 +259,7 @@ impl Rules {
             // Only what nf_tables keeps can be mixed.
             (None, None) => String::new(),
         };
-        let listing = Listing::parse(&saved, &comment);
+        let listing = Ruleset::parse(&saved, &comment);
         side.has_strangers = listing.has_strangers;
         if !side.program.is_nft {
             let own = listing.own.iter().flatten();
@@ -272,7 +272,7 @@ impl Rules {
     fn change(
         &mut self,
         family: Family,
-        commands: impl Fn(&Listing, &Form) -> Vec<String>,
+        commands: impl Fn(&Ruleset, &RuleTemplate) -> Vec<String>,
     ) -> Result<(), FirewallError> {
         let mut attempt = 1;
         loop {
@@ -284,7 +284,7 @@ impl Rules {
             }
             side.seen = Seen::Never;
             let carried_out = match nftables.filter(|_| side.is_mixed) {
-                Some(nftables) => nft_fallback::carry_out(side.program, nftables, &commands),
+                Some(nftables) => nft_fallback::handle(side.program, nftables, &commands),
                 None => side.program.restore(&commands).map_err(FirewallError::from),
             };
             match carried_out {
@@ -309,7 +309,7 @@ impl Side {
         if std::mem::replace(&mut self.tally_begun, true) {
             self.tally.read(readings);
         } else {
-            self.tally = Tally::starting_at(readings);
+            self.tally = CounterTotals::starting_at(readings);
         }
     }
 }

@@ -33,7 +33,7 @@ pub struct OwnRule {
 
 /// The parts of the table that are ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Listing {
+pub struct Ruleset {
     /// This instance's rules in the chain; none where there is no such chain.
     pub own: Option<Vec<OwnRule>>,
     /// There are other rules in the chain: another instance's, or somebody's.
@@ -48,7 +48,7 @@ pub struct Listing {
     conditional_jumps: Vec<String>,
 }
 
-impl Listing {
+impl Ruleset {
     /// Reads what `iptables-save -c -t filter` printed; `comment` is in each of this instance's rules.
     pub fn parse(saved: &str, comment: &str) -> Self {
         let mut listing = Self::default();
@@ -107,7 +107,12 @@ impl Listing {
     }
 
     /// The commands that put up chain, this instance's rules and hooks.
-    pub fn to_put_up(&self, wanted: &BTreeSet<Source>, form: &Form, hooks: &[Hook]) -> Vec<String> {
+    pub fn to_put_up(
+        &self,
+        desired: &BTreeSet<Source>,
+        form: &RuleTemplate,
+        hooks: &[Hook],
+    ) -> Vec<String> {
         let mut commands = Vec::new();
         if self.own.is_none() {
             commands.push(format!(":{CHAIN} - [0:0]"));
@@ -117,13 +122,13 @@ impl Listing {
             // What is wrong, what is there twice, and what has to be in front.
             if self.is_behind
                 || !form.fits(rule)
-                || !wanted.contains(&rule.source)
+                || !desired.contains(&rule.source)
                 || !there.insert(rule.source)
             {
                 commands.push(delete(&rule.text));
             }
         }
-        let missing = wanted.difference(&there);
+        let missing = desired.difference(&there);
         commands.extend(missing.map(|source| form.add(*source, self.has_strangers)));
         // Packets come only when all stands.
         for hook in hooks.iter().filter(|hook| self.hook_fault(**hook).is_some()) {
@@ -154,13 +159,13 @@ impl Listing {
 
 /// What this instance's rules have in common: all but the source they ask for.
 #[derive(Clone, Debug)]
-pub struct Form {
+pub struct RuleTemplate {
     written: String,
     /// As the program prints what was written, once it has been seen.
     printed: Option<String>,
 }
 
-impl Form {
+impl RuleTemplate {
     /// A form, as it is given to the program.
     pub fn new(written: String) -> Self {
         Self { written, printed: None }
@@ -173,7 +178,7 @@ impl Form {
 
     /// Looks how the program prints rules just made: another version of it may put words in another
     /// order, and that is no fault.
-    pub fn learn(&mut self, made: &Listing) {
+    pub fn learn(&mut self, made: &Ruleset) {
         if self.printed.is_none() {
             self.printed = made.own.iter().flatten().next().map(|rule| rule.form.clone());
         }
@@ -265,12 +270,12 @@ mod tests {
 COMMIT
 "#;
 
-    fn read(saved: &str) -> Listing {
-        Listing::parse(saved, "tcptracker@eth0")
+    fn read(saved: &str) -> Ruleset {
+        Ruleset::parse(saved, "tcptracker@eth0")
     }
 
     fn to_put_up(saved: &str) -> Vec<String> {
-        let form = Form::new(FORM.to_owned());
+        let form = RuleTemplate::new(FORM.to_owned());
         read(saved).to_put_up(&BTreeSet::from([None]), &form, &HOOKS)
     }
 
@@ -364,12 +369,12 @@ COMMIT
     fn rules_of_single_addresses_are_told_apart_by_source() {
         let saved = SAVED.replace("-A tcptracker -m set", "-A tcptracker -s 192.0.2.7/32 -m set");
         let listing = read(&saved);
-        let form = Form::new(FORM.to_owned());
+        let form = RuleTemplate::new(FORM.to_owned());
         let own = &listing.own.as_ref().unwrap()[0];
         assert!(form.fits(own));
         assert_eq!(own.source, Some("192.0.2.7/32".parse().unwrap()));
-        let wanted = BTreeSet::from([Some("192.0.2.8/32".parse().unwrap())]);
-        let commands = listing.to_put_up(&wanted, &form, &HOOKS);
+        let desired = BTreeSet::from([Some("192.0.2.8/32".parse().unwrap())]);
+        let commands = listing.to_put_up(&desired, &form, &HOOKS);
         assert_eq!(commands[1], format!("-A tcptracker -s 192.0.2.8/32 {FORM}"));
         assert!(commands[0].starts_with("-D tcptracker -s 192.0.2.7/32"));
     }
@@ -380,7 +385,7 @@ COMMIT
             "-m set --match-set tcptracker-eth0-v4 src",
             "--match-set tcptracker-eth0-v4 src",
         );
-        let mut form = Form::new(FORM.to_owned());
+        let mut form = RuleTemplate::new(FORM.to_owned());
         let made = read(&other);
         assert!(!form.fits(&made.own.as_ref().unwrap()[0]));
         form.learn(&made);

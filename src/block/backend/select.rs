@@ -1,17 +1,17 @@
 //! Which backend holds the blocks: what is configured, or the best this kernel has.
 
-use crate::block::backend::ipset::KernelSets;
+use crate::block::backend::ipset::IpsetBackend;
 use crate::block::backend::ipset::netlink::IpsetError;
-use crate::block::backend::iptables::AddressRules;
-use crate::block::backend::none::Observer;
+use crate::block::backend::iptables::IptablesBackend;
+use crate::block::backend::none::NullBackend;
 use crate::block::backend::{Backend, FirewallError};
 use crate::config;
 use crate::config::Config;
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 
 /// What holds the blocks, and what an operator should know of the choice. Changes nothing yet.
 pub fn connect(
-    interface: &InterfaceName,
+    interface: &IfName,
     config: &Config,
 ) -> Result<(Box<dyn Backend + Send>, Option<String>), FirewallError> {
     let chosen = choose(interface, config);
@@ -20,18 +20,18 @@ pub fn connect(
     }
     // Without the privilege to look there is nothing that could have been left either.
     let left_over = chosen.ok().map(|(backend, _)| backend);
-    Ok((Box::new(Observer::new(left_over)), None))
+    Ok((Box::new(NullBackend::new(left_over)), None))
 }
 
 fn choose(
-    interface: &InterfaceName,
+    interface: &IfName,
     config: &Config,
 ) -> Result<(Box<dyn Backend + Send>, Option<String>), FirewallError> {
     let (firewall, established) = (&config.firewall, config.block.established);
     let sets = match firewall.backend {
         config::Backend::Iptables => None,
         config::Backend::Auto | config::Backend::Ipset => {
-            Some(KernelSets::connect(interface, firewall, established))
+            Some(IpsetBackend::connect(interface, firewall, established))
         }
     };
     let note = match sets {
@@ -44,5 +44,5 @@ fn choose(
         }
         Some(sets) => return Ok((Box::new(sets?), None)),
     };
-    Ok((Box::new(AddressRules::find(interface, firewall, established)?), note))
+    Ok((Box::new(IptablesBackend::find(interface, firewall, established)?), note))
 }

@@ -47,9 +47,9 @@ struct Changes {
 /// An empty memory of so many networks. What it will need is not taken before it is needed: nearly nobody
 /// ever needs much of it.
 fn remembering<V>(networks: NonZeroUsize) -> LruCache<IpNet, V> {
-    let mut memory = LruCache::new(NonZeroUsize::MIN);
-    memory.resize(networks);
-    memory
+    let mut store = LruCache::new(NonZeroUsize::MIN);
+    store.resize(networks);
+    store
 }
 
 /// The ledger.
@@ -83,7 +83,7 @@ impl Ledger {
         self.longest = longest;
         let ends = self.blocks.iter().map(|(network, entry)| (*network, entry.block.until));
         for (network, until) in ends.collect::<Vec<_>>() {
-            self.put_off(network, self.due_time(now, until));
+            self.defer(network, self.due_time(now, until));
         }
     }
 
@@ -99,7 +99,7 @@ impl Ledger {
     }
 
     /// What was due could not be done: it is due again then.
-    pub fn put_off(&mut self, network: IpNet, until: Moment) {
+    pub fn defer(&mut self, network: IpNet, until: Moment) {
         if let Some(entry) = self.blocks.get_mut(&network) {
             self.due.remove(&(entry.due, network));
             entry.due = until;
@@ -108,13 +108,13 @@ impl Ledger {
     }
 
     /// Enters a block, or replaces it.
-    pub fn enter(&mut self, network: IpNet, now: Moment, block: Block) {
+    pub fn insert(&mut self, network: IpNet, now: Moment, block: Block) {
         self.changes.blocks.insert(network);
-        self.recall(network, now, block);
+        self.restore(network, now, block);
     }
 
     /// Enters a block that is kept already.
-    pub fn recall(&mut self, network: IpNet, now: Moment, block: Block) {
+    pub fn restore(&mut self, network: IpNet, now: Moment, block: Block) {
         self.take_out(&network);
         let due = self.due_time(now, block.until);
         self.due.insert((due, network));
@@ -147,7 +147,7 @@ impl Ledger {
 
     /// What has to go so that all of this network is let in: its own block, those it lies in, and those
     /// that lie in it.
-    pub fn meant_by(&self, network: &IpNet) -> Vec<IpNet> {
+    pub fn overlapping(&self, network: &IpNet) -> Vec<IpNet> {
         // In order, networks follow those they lie in.
         let within = self.blocks.range(network..).map(|(blocked, _)| *blocked);
         let within =
@@ -210,7 +210,7 @@ impl Ledger {
     }
 
     /// Of the blocks of scanners the one that ends first: what makes way where there is no room.
-    pub fn nearest_end(&self, family: Family) -> Option<IpNet> {
+    pub fn next_to_expire(&self, family: Family) -> Option<IpNet> {
         let ends = |(due, network): &&(Moment, IpNet)| {
             let block = self.get(network);
             Family::of(*network) == family
@@ -280,7 +280,7 @@ impl Ledger {
     }
 
     /// Offences and graces that are kept already, the oldest of each first.
-    pub fn recall_past(
+    pub fn restore_past(
         &mut self,
         offences: impl IntoIterator<Item = (IpNet, Offences)>,
         graces: impl IntoIterator<Item = (IpNet, Moment)>,
@@ -334,7 +334,7 @@ impl Ledger {
     }
 
     /// What has changed is kept now, or will be with everything else.
-    pub fn settle(&mut self) {
+    pub fn mark_saved(&mut self) {
         self.changes = Changes::default();
     }
 

@@ -26,8 +26,8 @@ fn block(since: u64, duration: Option<Duration>) -> Block {
 #[test]
 fn blocks_are_due_when_they_end() {
     let mut ledger = Ledger::new(LONGEST);
-    ledger.enter(net("192.0.2.1/32"), at(0), block(0, seconds(60)));
-    ledger.enter(net("192.0.2.2/32"), at(0), block(0, seconds(30)));
+    ledger.insert(net("192.0.2.1/32"), at(0), block(0, seconds(60)));
+    ledger.insert(net("192.0.2.2/32"), at(0), block(0, seconds(30)));
     assert_eq!(ledger.next_due(), Some(at(30)));
     assert_eq!(ledger.take_due(at(29)), None);
     assert_eq!(ledger.take_due(at(30)), Some((net("192.0.2.2/32"), Due::Expired)));
@@ -37,8 +37,8 @@ fn blocks_are_due_when_they_end() {
 #[test]
 fn what_the_kernel_cannot_hold_is_prolonged() {
     let mut ledger = Ledger::new(LONGEST);
-    ledger.enter(net("192.0.2.1/32"), at(0), block(0, None));
-    ledger.enter(net("192.0.2.2/32"), at(0), block(0, seconds(700)));
+    ledger.insert(net("192.0.2.1/32"), at(0), block(0, None));
+    ledger.insert(net("192.0.2.2/32"), at(0), block(0, seconds(700)));
     assert_eq!(ledger.kernel_time(None), LONGEST);
     assert_eq!(ledger.kernel_time(seconds(700)), LONGEST / 2);
     let (endless, long) = (net("192.0.2.1/32"), net("192.0.2.2/32"));
@@ -53,9 +53,9 @@ fn what_the_kernel_cannot_hold_is_prolonged() {
 fn what_could_not_be_done_is_due_again() {
     let mut ledger = Ledger::new(LONGEST);
     let network = net("192.0.2.1/32");
-    ledger.enter(network, at(0), block(0, seconds(60)));
+    ledger.insert(network, at(0), block(0, seconds(60)));
     assert_eq!(ledger.take_due(at(60)), Some((network, Due::Expired)));
-    ledger.put_off(network, at(61));
+    ledger.defer(network, at(61));
     assert_eq!(ledger.take_due(at(60)), None);
     assert_eq!(ledger.take_due(at(61)), Some((network, Due::Expired)));
 }
@@ -63,8 +63,8 @@ fn what_could_not_be_done_is_due_again() {
 #[test]
 fn a_replaced_block_is_due_once() {
     let mut ledger = Ledger::new(LONGEST);
-    ledger.enter(net("192.0.2.1/32"), at(0), block(0, seconds(10)));
-    ledger.enter(net("192.0.2.1/32"), at(5), block(5, seconds(60)));
+    ledger.insert(net("192.0.2.1/32"), at(0), block(0, seconds(10)));
+    ledger.insert(net("192.0.2.1/32"), at(5), block(5, seconds(60)));
     assert_eq!(ledger.take_due(at(60)), None);
     assert_eq!(ledger.take_due(at(65)), Some((net("192.0.2.1/32"), Due::Expired)));
     assert_eq!(ledger.blocks().len(), 1);
@@ -74,14 +74,14 @@ fn a_replaced_block_is_due_once() {
 fn unblocking_means_the_block_itself_those_around_it_and_those_in_it() {
     let mut ledger = Ledger::new(LONGEST);
     for text in ["10.0.0.0/8", "10.1.0.0/16", "2001:db8::/64", "192.0.2.1/32", "192.0.2.2/32"] {
-        ledger.enter(net(text), at(0), block(0, None));
+        ledger.insert(net(text), at(0), block(0, None));
     }
-    assert_eq!(ledger.meant_by(&net("10.1.0.0/16")), [net("10.1.0.0/16"), net("10.0.0.0/8")]);
-    assert_eq!(ledger.meant_by(&net("10.0.0.0/8")), [net("10.0.0.0/8"), net("10.1.0.0/16")]);
-    assert_eq!(ledger.meant_by(&net("10.1.2.3/32")), [net("10.1.0.0/16"), net("10.0.0.0/8")]);
-    assert_eq!(ledger.meant_by(&net("2001:db8::5/128")), [net("2001:db8::/64")]);
-    assert_eq!(ledger.meant_by(&net("192.0.2.0/24")).len(), 2);
-    assert_eq!(ledger.meant_by(&net("198.51.100.1/32")), []);
+    assert_eq!(ledger.overlapping(&net("10.1.0.0/16")), [net("10.1.0.0/16"), net("10.0.0.0/8")]);
+    assert_eq!(ledger.overlapping(&net("10.0.0.0/8")), [net("10.0.0.0/8"), net("10.1.0.0/16")]);
+    assert_eq!(ledger.overlapping(&net("10.1.2.3/32")), [net("10.1.0.0/16"), net("10.0.0.0/8")]);
+    assert_eq!(ledger.overlapping(&net("2001:db8::5/128")), [net("2001:db8::/64")]);
+    assert_eq!(ledger.overlapping(&net("192.0.2.0/24")).len(), 2);
+    assert_eq!(ledger.overlapping(&net("198.51.100.1/32")), []);
     assert!(ledger.covers(&net("10.9.9.9/32")));
     assert!(!ledger.covers(&net("192.0.2.0/24")));
 }
@@ -140,7 +140,7 @@ proptest! {
                 Step::Enter(n, duration) => {
                     let duration = duration.map(Duration::from_secs);
                     kernel.insert(network(n), now + ledger.kernel_time(duration).as_secs());
-                    ledger.enter(network(n), at(now), block(now, duration));
+                    ledger.insert(network(n), at(now), block(now, duration));
                     model.insert(network(n), duration.map(|d| now + d.as_secs()));
                 }
                 Step::Remove(n) => {

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use rusqlite::{Connection, OpenFlags, Row, ToSql, Transaction, TransactionBehavior};
 
 use crate::block::store::timeline::Timeline;
-use crate::block::store::{MemoryError, beside};
+use crate::block::store::{StoreError, beside};
 use crate::types::block::{Block, Evidence, Offences, Record, Remembered};
 use crate::types::clock::Moment;
 
@@ -55,7 +55,7 @@ pub struct Database(Connection);
 
 impl Database {
     /// Opens the file to read and write; makes it where there is none.
-    pub fn open(file: &Path) -> Result<Self, MemoryError> {
+    pub fn open(file: &Path) -> Result<Self, StoreError> {
         let database = Self::connect(file, OpenFlags::SQLITE_OPEN_CREATE)?;
         if !database.has_our_tables()? {
             let transaction = database.0.unchecked_transaction()?;
@@ -68,12 +68,12 @@ impl Database {
     }
 
     /// Opens a file that another connection of this process has open.
-    pub fn open_again(file: &Path) -> Result<Self, MemoryError> {
+    pub fn open_again(file: &Path) -> Result<Self, StoreError> {
         Self::connect(file, OpenFlags::empty())
     }
 
     /// Opens a file that cannot be written.
-    pub fn open_to_read(file: &Path) -> Result<Self, MemoryError> {
+    pub fn open_to_read(file: &Path) -> Result<Self, StoreError> {
         let log = beside(file, "-wal").metadata().map_or(0, |data| data.len());
         // With nothing in its log it can be read as it is. With something SQLite needs the third file,
         // which is there then.
@@ -82,10 +82,10 @@ impl Database {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
         let database =
             Self(Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?);
-        if database.has_our_tables()? { Ok(database) } else { Err(MemoryError::Foreign) }
+        if database.has_our_tables()? { Ok(database) } else { Err(StoreError::Foreign) }
     }
 
-    fn connect(file: &Path, create: OpenFlags) -> Result<Self, MemoryError> {
+    fn connect(file: &Path, create: OpenFlags) -> Result<Self, StoreError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | create;
         let connection = Connection::open_with_flags(file, flags)?;
         connection.busy_timeout(PATIENCE)?;
@@ -94,7 +94,7 @@ impl Database {
         let mode: String =
             connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
         if mode != "wal" {
-            return Err(MemoryError::NoLog);
+            return Err(StoreError::NoLog);
         }
         connection.pragma_update(None, "synchronous", "normal")?;
         connection.pragma_update(None, "wal_autocheckpoint", 0)?;
@@ -104,27 +104,27 @@ impl Database {
     }
 
     /// Whether the file has our tables; false if it has none.
-    fn has_our_tables(&self) -> Result<bool, MemoryError> {
+    fn has_our_tables(&self) -> Result<bool, StoreError> {
         let number = |name| self.0.pragma_query_value(None, name, |row| row.get(0));
         let (application, version): (i32, i32) =
             (number("application_id")?, number("user_version")?);
         if application == APPLICATION {
-            return if version == VERSION { Ok(true) } else { Err(MemoryError::Newer(version)) };
+            return if version == VERSION { Ok(true) } else { Err(StoreError::Newer(version)) };
         }
         let tables: u32 =
             self.0.query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get(0))?;
-        if tables == 0 { Ok(false) } else { Err(MemoryError::Foreign) }
+        if tables == 0 { Ok(false) } else { Err(StoreError::Foreign) }
     }
 
     /// Reads all of the file, to see whether it is as it was written.
-    pub fn check(&self) -> Result<(), MemoryError> {
+    pub fn check(&self) -> Result<(), StoreError> {
         let check: String = self.0.query_row("PRAGMA quick_check(1)", (), |row| row.get(0))?;
         // It may take several lines to say what is wrong.
-        if check == "ok" { Ok(()) } else { Err(MemoryError::Damaged(check.replace('\n', " "))) }
+        if check == "ok" { Ok(()) } else { Err(StoreError::Damaged(check.replace('\n', " "))) }
     }
 
     /// Everything, as it was kept, and the timeline it was kept on; none in a new file.
-    pub fn load(&self) -> Result<(Remembered, Option<Timeline>), MemoryError> {
+    pub fn load(&self) -> Result<(Remembered, Option<Timeline>), StoreError> {
         self.check()?;
         let blocks = "SELECT network, since, until, offences, reason, evidence FROM block";
         let offences = "SELECT network, count, latest FROM offences ORDER BY latest";
@@ -147,8 +147,8 @@ impl Database {
     fn rows<T>(
         &self,
         sql: &str,
-        read: impl Fn(&Row<'_>) -> Result<T, MemoryError>,
-    ) -> Result<Vec<T>, MemoryError> {
+        read: impl Fn(&Row<'_>) -> Result<T, StoreError>,
+    ) -> Result<Vec<T>, StoreError> {
         let mut statement = self.0.prepare(sql)?;
         let mut rows = statement.query(())?;
         let mut values = Vec::new();
@@ -162,7 +162,7 @@ impl Database {
     pub fn write<'a>(
         &mut self,
         records: impl Iterator<Item = Record<'a>>,
-    ) -> Result<(), MemoryError> {
+    ) -> Result<(), StoreError> {
         let transaction = begin(&mut self.0)?;
         write_all(&transaction, records)?;
         Ok(transaction.commit()?)
@@ -173,7 +173,7 @@ impl Database {
         &mut self,
         timeline: &Timeline,
         records: impl Iterator<Item = Record<'a>>,
-    ) -> Result<(), MemoryError> {
+    ) -> Result<(), StoreError> {
         let transaction = begin(&mut self.0)?;
         transaction.execute_batch("DELETE FROM block; DELETE FROM offences; DELETE FROM grace")?;
         write_timeline(&transaction, timeline)?;
@@ -182,12 +182,12 @@ impl Database {
     }
 
     /// Notes where the wall clock stands.
-    pub fn set_timeline(&self, timeline: &Timeline) -> Result<(), MemoryError> {
+    pub fn set_timeline(&self, timeline: &Timeline) -> Result<(), StoreError> {
         write_timeline(&self.0, timeline)
     }
 
     /// Moves what is in the log into the file itself, flushed, as far as nobody has to wait for it.
-    pub fn checkpoint(&self) -> Result<(), MemoryError> {
+    pub fn checkpoint(&self) -> Result<(), StoreError> {
         Ok(self.0.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()))?)
     }
 }
@@ -196,7 +196,7 @@ fn begin(connection: &mut Connection) -> rusqlite::Result<Transaction<'_>> {
     connection.transaction_with_behavior(TransactionBehavior::Immediate)
 }
 
-fn write_timeline(connection: &Connection, timeline: &Timeline) -> Result<(), MemoryError> {
+fn write_timeline(connection: &Connection, timeline: &Timeline) -> Result<(), StoreError> {
     let Timeline { boot, moment, unix_nanos } = timeline;
     let unix_nanos = i64::try_from(*unix_nanos).unwrap_or(i64::MAX);
     let sql = "INSERT OR REPLACE INTO timeline VALUES (1, ?, ?, ?)";
@@ -207,7 +207,7 @@ fn write_timeline(connection: &Connection, timeline: &Timeline) -> Result<(), Me
 fn write_all<'a>(
     transaction: &Transaction<'_>,
     records: impl Iterator<Item = Record<'a>>,
-) -> Result<(), MemoryError> {
+) -> Result<(), StoreError> {
     let run = |sql: &str, values: &[&dyn ToSql]| {
         transaction.prepare_cached(sql)?.execute(values).map(drop)
     };
@@ -251,7 +251,7 @@ fn write_all<'a>(
     Ok(())
 }
 
-fn read_block(row: &Row<'_>) -> Result<(IpNet, Block), MemoryError> {
+fn read_block(row: &Row<'_>) -> Result<(IpNet, Block), StoreError> {
     let until: Option<i64> = row.get(2)?;
     let evidence: Option<String> = row.get(5)?;
     let block = Block {
@@ -265,14 +265,14 @@ fn read_block(row: &Row<'_>) -> Result<(IpNet, Block), MemoryError> {
     Ok((network(row)?, block))
 }
 
-fn network(row: &Row<'_>) -> Result<IpNet, MemoryError> {
+fn network(row: &Row<'_>) -> Result<IpNet, StoreError> {
     let text: String = row.get(0)?;
-    text.parse().map_err(|_| MemoryError::Damaged(format!("{text:?} is no network")))
+    text.parse().map_err(|_| StoreError::Damaged(format!("{text:?} is no network")))
 }
 
-fn moment(number: i64) -> Result<Moment, MemoryError> {
+fn moment(number: i64) -> Result<Moment, StoreError> {
     let nanos = u64::try_from(number);
-    nanos.map(Moment::from_nanos).map_err(|_| MemoryError::Damaged(format!("{number} is no time")))
+    nanos.map(Moment::from_nanos).map_err(|_| StoreError::Damaged(format!("{number} is no time")))
 }
 
 fn number(moment: Moment) -> i64 {

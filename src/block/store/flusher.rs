@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::block::store::database::Database;
 use crate::block::store::timeline::Timeline;
-use crate::block::store::{MemoryError, Place, beside, boot};
+use crate::block::store::{StoreError, StorePath, beside, boot};
 use crate::types::clock::{Moment, WallClock};
 
 /// How long a change may wait. A power cut costs what is younger, and what a flush takes.
@@ -28,17 +28,18 @@ const LOG_LIMIT: u64 = 4 << 20;
 pub struct Flusher {
     file: PathBuf,
     written: Receiver<()>,
-    failures: SyncSender<MemoryError>,
+    failures: SyncSender<StoreError>,
     /// Somebody has opened the database for writing: until then it is left alone.
     in_use: Arc<AtomicBool>,
 }
 
 /// A database's place, and the flusher that belongs to it.
-pub fn flusher(file: PathBuf) -> (Place, Flusher) {
+pub fn flusher(file: PathBuf) -> (StorePath, Flusher) {
     let (tell, written) = sync_channel(1);
     let (failures_in, failures) = sync_channel(1);
     let in_use = Arc::new(AtomicBool::new(false));
-    let place = Place { file: file.clone(), written: tell, failures, in_use: Arc::clone(&in_use) };
+    let place =
+        StorePath { file: file.clone(), written: tell, failures, in_use: Arc::clone(&in_use) };
     (place, Flusher { file, written, failures: failures_in, in_use })
 }
 
@@ -74,13 +75,13 @@ impl Flusher {
         }
     }
 
-    pub fn flush(&self, now: &Timeline) -> Result<(), MemoryError> {
+    pub fn flush(&self, now: &Timeline) -> Result<(), StoreError> {
         let log = File::open(beside(&self.file, "-wal")).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => MemoryError::Removed,
-            _ => MemoryError::Flush(error),
+            ErrorKind::NotFound => StoreError::Removed,
+            _ => StoreError::Flush(error),
         })?;
-        log.sync_data().map_err(MemoryError::Flush)?;
-        if log.metadata().map_err(MemoryError::Flush)?.len() > LOG_LIMIT {
+        log.sync_data().map_err(StoreError::Flush)?;
+        if log.metadata().map_err(StoreError::Flush)?.len() > LOG_LIMIT {
             Database::open_again(&self.file)?.checkpoint()?;
             // The first change to a new log is flushed by whoever makes it. So it is not a caller.
             self.note(now)?;
@@ -88,11 +89,11 @@ impl Flusher {
         Ok(())
     }
 
-    fn note(&self, timeline: &Timeline) -> Result<(), MemoryError> {
+    fn note(&self, timeline: &Timeline) -> Result<(), StoreError> {
         Database::open_again(&self.file)?.set_timeline(timeline)
     }
 
-    fn report(&self, result: Result<(), MemoryError>) {
+    fn report(&self, result: Result<(), StoreError>) {
         if let Err(error) = result {
             // One that has not been heard yet is enough.
             let _ = self.failures.try_send(error);

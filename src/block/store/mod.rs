@@ -1,4 +1,4 @@
-//! Memory: what must survive the process. Who is blocked and why, who has offended before, who was let
+//! Store: what must survive the process. Who is blocked and why, who has offended before, who was let
 //! in by hand.
 //!
 //! Owns the database file. Decides nothing: the firewall's thread, which owns the ledger, says what is
@@ -27,7 +27,7 @@ use rusqlite::{ErrorCode, ffi};
 
 use crate::block::store::database::Database;
 use crate::types::clock::WallClock;
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 
 /// The file's name within the state directory.
 const FILE: &str = "tcptracker.db";
@@ -37,7 +37,7 @@ const BEHIND: &str = "-behind";
 
 /// Why nothing is kept, or cannot be found again.
 #[derive(Debug, thiserror::Error)]
-pub enum MemoryError {
+pub enum StoreError {
     /// There is no directory to put it in.
     #[error("its directory cannot be made: {0}")]
     Directory(std::io::Error),
@@ -70,7 +70,7 @@ pub enum MemoryError {
     Newer(i32),
     /// It could not be put out of the way.
     #[error("{0}; and it cannot be renamed: {1}")]
-    InTheWay(Box<MemoryError>, std::io::Error),
+    InTheWay(Box<StoreError>, std::io::Error),
     /// The disk failed.
     #[error("it cannot be flushed to the disk: {0}")]
     Flush(std::io::Error),
@@ -79,14 +79,14 @@ pub enum MemoryError {
     Sqlite(rusqlite::Error),
 }
 
-impl MemoryError {
+impl StoreError {
     /// Whether another file in its place would do.
     const fn is_the_files(&self) -> bool {
         matches!(self, Self::Damaged(_) | Self::Foreign | Self::Newer(_))
     }
 }
 
-impl From<rusqlite::Error> for MemoryError {
+impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
         let rusqlite::Error::SqliteFailure(ffi::Error { code, extended_code }, _) = &error else {
             // A value of another type than we write.
@@ -110,19 +110,19 @@ impl From<rusqlite::Error> for MemoryError {
 
 /// Where an instance's database lies: in the directory the service manager gives it, or where that would
 /// be.
-pub fn file_of(interface: &InterfaceName, state_directory: Option<OsString>) -> PathBuf {
+pub fn file_of(interface: &IfName, state_directory: Option<OsString>) -> PathBuf {
     let default = || Path::new("/var/lib/tcptracker").join(interface.as_str());
     state_directory.map_or_else(default, PathBuf::from).join(FILE)
 }
 
 /// What keeps the database: its place, and the way to the thread that flushes it.
-pub struct Place {
+pub struct StorePath {
     /// The file.
     pub file: PathBuf,
     /// Told when something was written.
     written: SyncSender<()>,
     /// What the flusher could not do.
-    failures: Receiver<MemoryError>,
+    failures: Receiver<StoreError>,
     in_use: Arc<AtomicBool>,
 }
 
@@ -131,7 +131,7 @@ pub struct Found {
     /// What was remembered, on the present timeline.
     pub remembered: Remembered,
     /// The database, to be written to.
-    pub memory: Result<Memory, MemoryError>,
+    pub store: Result<Store, StoreError>,
     /// It was written until the last instance's end: what is not in it was not so.
     pub is_current: bool,
     /// It was last written in another boot.
@@ -143,7 +143,7 @@ pub struct Found {
 }
 
 /// The open database.
-pub struct Memory {
+pub struct Store {
     file: PathBuf,
     /// Which file that is, if it is there: device and number.
     identity: Option<(u64, u64)>,
@@ -151,9 +151,9 @@ pub struct Memory {
     written: SyncSender<()>,
 }
 
-impl Place {
+impl StorePath {
     /// Opens the database and reads everything. Cannot fail: what is wrong is said in the result.
-    pub fn recall(&self, clock: &WallClock) -> Found {
+    pub fn load(&self, clock: &WallClock) -> Found {
         let present = Timeline::new(boot(), clock);
         let mut set_aside = None;
         let opened = self.directory().and_then(|()| {
@@ -176,17 +176,17 @@ impl Place {
             kept_on.as_ref().is_some_and(|kept_on| kept_on.is_of_another_boot_than(&present));
         let is_same_boot =
             kept_on.is_some_and(|kept_on| kept_on.bring_over(&mut remembered, &present));
-        let memory = database.and_then(|database| {
+        let store = database.and_then(|database| {
             if is_same_boot {
                 // Shows that it can be written as well.
                 database.set_timeline(&present)?;
             }
-            Ok(self.memory(database))
+            Ok(self.store(database))
         });
         // One that cannot be written now may have been so before.
-        let is_current = memory.is_ok() && !beside(&self.file, BEHIND).exists();
+        let is_current = store.is_ok() && !beside(&self.file, BEHIND).exists();
         let is_outdated = !is_same_boot || !is_current;
-        Found { remembered, memory, is_current, is_of_another_boot, is_outdated, set_aside }
+        Found { remembered, store, is_current, is_of_another_boot, is_outdated, set_aside }
     }
 
     /// Leaves word for the next instance that the database is no longer written, or is again. On a disk
@@ -198,7 +198,7 @@ impl Place {
     }
 
     /// Opens the database to replace what is in it. Tells of a file it had to put aside.
-    pub fn open_anew(&self, set_aside: &mut Option<String>) -> Result<Memory, MemoryError> {
+    pub fn open_anew(&self, set_aside: &mut Option<String>) -> Result<Store, StoreError> {
         // What it has found of the last connection is of no interest any more.
         let _ = self.failure();
         self.directory()?;
@@ -207,34 +207,34 @@ impl Place {
             database.check()?;
             Ok(database)
         })?;
-        Ok(self.memory(database))
+        Ok(self.store(database))
     }
 
-    fn memory(&self, database: Database) -> Memory {
+    fn store(&self, database: Database) -> Store {
         self.in_use.store(true, Ordering::Relaxed);
         let (file, written) = (self.file.clone(), self.written.clone());
-        Memory { identity: identity(&file), file, database, written }
+        Store { identity: identity(&file), file, database, written }
     }
 
     /// What the flusher could not do since the last call.
-    pub fn failure(&self) -> Option<MemoryError> {
+    pub fn failure(&self) -> Option<StoreError> {
         self.failures.try_iter().last()
     }
 
-    fn directory(&self) -> Result<(), MemoryError> {
+    fn directory(&self) -> Result<(), StoreError> {
         let Some(directory) = self.file.parent() else { return Ok(()) };
         // Nobody else may read it. What is above it is for all instances, whoever they run as.
         let above = directory.parent().map_or(Ok(()), std::fs::create_dir_all);
         let made =
             above.and_then(|()| DirBuilder::new().recursive(true).mode(0o750).create(directory));
-        made.map_err(MemoryError::Directory)
+        made.map_err(StoreError::Directory)
     }
 
     fn replacing_a_useless_file<T>(
         &self,
         set_aside: &mut Option<String>,
-        open: impl Fn(&Path) -> Result<T, MemoryError>,
-    ) -> Result<T, MemoryError> {
+        open: impl Fn(&Path) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         match open(&self.file) {
             Err(error) if error.is_the_files() => match quarantine::set_aside(&self.file) {
                 Ok(kept) => {
@@ -242,25 +242,25 @@ impl Place {
                     *set_aside = Some(format!("{file} is of no use: {error}; kept as {kept}"));
                     open(&self.file)
                 }
-                Err(why_not) => Err(MemoryError::InTheWay(Box::new(error), why_not)),
+                Err(why_not) => Err(StoreError::InTheWay(Box::new(error), why_not)),
             },
             result => result,
         }
     }
 }
 
-impl Memory {
+impl Store {
     /// Fails where the file is no longer where it was opened: what is written is lost with this connection.
-    pub fn is_in_place(&self) -> Result<(), MemoryError> {
+    pub fn is_in_place(&self) -> Result<(), StoreError> {
         let is_same = self.identity.is_some() && identity(&self.file) == self.identity;
-        if is_same { Ok(()) } else { Err(MemoryError::Removed) }
+        if is_same { Ok(()) } else { Err(StoreError::Removed) }
     }
 
     /// Fails where another connection would not find what was written through this one.
-    pub fn is_sound(&self) -> Result<(), MemoryError> {
+    pub fn is_sound(&self) -> Result<(), StoreError> {
         self.is_in_place()?;
         if !beside(&self.file, "-wal").exists() {
-            return Err(MemoryError::Removed);
+            return Err(StoreError::Removed);
         }
         Database::open_again(&self.file)?.check()
     }
@@ -269,7 +269,7 @@ impl Memory {
     pub fn write<'a>(
         &mut self,
         records: impl Iterator<Item = Record<'a>>,
-    ) -> Result<(), MemoryError> {
+    ) -> Result<(), StoreError> {
         self.database.write(records)?;
         self.wake_the_flusher();
         Ok(())
@@ -280,7 +280,7 @@ impl Memory {
         &mut self,
         clock: &WallClock,
         records: impl Iterator<Item = Record<'a>>,
-    ) -> Result<(), MemoryError> {
+    ) -> Result<(), StoreError> {
         self.database.write_anew(&Timeline::new(boot(), clock), records)?;
         self.wake_the_flusher();
         Ok(())

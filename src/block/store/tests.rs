@@ -74,15 +74,15 @@ fn records(of: &Remembered) -> impl Iterator<Item = Record<'_>> {
     blocks.chain(offences).chain(graces)
 }
 
-fn place(directory: &TempDir) -> Place {
+fn place(directory: &TempDir) -> StorePath {
     flusher(directory.path().join("eth0").join(FILE)).0
 }
 
 /// What is recalled, and that all is well.
 #[track_caller]
-fn recalled(place: &Place) -> Remembered {
-    let found = place.recall(&clock());
-    assert!(found.memory.is_ok(), "{}", found.memory.err().unwrap());
+fn recalled(place: &StorePath) -> Remembered {
+    let found = place.load(&clock());
+    assert!(found.store.is_ok(), "{}", found.store.err().unwrap());
     assert_eq!(found.set_aside, None);
     found.remembered
 }
@@ -91,10 +91,10 @@ fn recalled(place: &Place) -> Remembered {
 fn what_was_kept_is_recalled_as_it_was_and_what_has_ended_is_not() {
     let directory = TempDir::new().unwrap();
     let place = place(&directory);
-    let found = place.recall(&clock());
+    let found = place.load(&clock());
     assert_eq!((found.remembered, found.is_outdated), (Remembered::default(), true));
-    let mut memory = found.memory.unwrap();
-    memory.write_anew(&clock(), records(&everything())).unwrap();
+    let mut store = found.store.unwrap();
+    store.write_anew(&clock(), records(&everything())).unwrap();
     // Another connection sees it while this one is open, as after a crash.
     assert_eq!(recalled(&place), everything());
 
@@ -106,8 +106,8 @@ fn what_was_kept_is_recalled_as_it_was_and_what_has_ended_is_not() {
         // Never there.
         Record::Block(gone[2], None),
     ];
-    memory.write(changes.into_iter()).unwrap();
-    drop(memory);
+    store.write(changes.into_iter()).unwrap();
+    drop(store);
     let mut left = everything();
     left.blocks.remove(0);
     left.offences.pop();
@@ -125,12 +125,12 @@ fn a_useless_file_is_set_aside_and_a_few_of_them_are_kept() {
     let kept = |number: u32| beside(&place.file, &format!(".aside-{number}"));
     for round in 1..=5u32 {
         std::fs::write(&place.file, format!("garbage {round}")).unwrap();
-        let found = place.recall(&clock());
+        let found = place.load(&clock());
         let said = found.set_aside.unwrap();
         assert!(said.contains("is damaged") && said.ends_with(".aside-1"), "{said}");
-        let mut memory = found.memory.unwrap();
-        memory.write_anew(&clock(), records(&everything())).unwrap();
-        drop(memory);
+        let mut store = found.store.unwrap();
+        store.write_anew(&clock(), records(&everything())).unwrap();
+        drop(store);
         assert_eq!(recalled(&place), everything());
         for number in 1..=round.min(3) {
             let kept = std::fs::read_to_string(kept(number)).unwrap();
@@ -173,10 +173,10 @@ fn files_of_others_and_of_later_versions_are_set_aside() {
         let place = place(&directory);
         std::fs::create_dir(place.file.parent().unwrap()).unwrap();
         Connection::open(&place.file).unwrap().execute_batch(sql).unwrap();
-        let found = place.recall(&clock());
+        let found = place.load(&clock());
         let said = found.set_aside.unwrap_or_default();
         assert!(said.contains(why), "{said:?}");
-        assert!(found.memory.is_ok(), "{why}");
+        assert!(found.store.is_ok(), "{why}");
         assert_eq!(recalled(&place), Remembered::default());
     }
 }
@@ -191,7 +191,7 @@ fn damage_anywhere_is_noticed() {
             .collect(),
         ..Remembered::default()
     };
-    place.recall(&clock()).memory.unwrap().write_anew(&clock(), records(&many)).unwrap();
+    place.load(&clock()).store.unwrap().write_anew(&clock(), records(&many)).unwrap();
     let whole = std::fs::read(&place.file).unwrap();
     assert!(whole.len() > 20 * 4096);
     for damage in [
@@ -201,10 +201,10 @@ fn damage_anywhere_is_noticed() {
         [&whole[..9 * 4096], &[0; 4096], &whole[10 * 4096..]].concat(),
     ] {
         std::fs::write(&place.file, damage).unwrap();
-        let found = place.recall(&clock());
+        let found = place.load(&clock());
         assert!(found.set_aside.unwrap_or_default().contains("is damaged"));
         assert_eq!(found.remembered, Remembered::default());
-        assert!(found.memory.is_ok());
+        assert!(found.store.is_ok());
     }
 }
 
@@ -212,10 +212,10 @@ fn damage_anywhere_is_noticed() {
 #[test]
 fn what_cannot_be_written_is_read_whatever_its_name() {
     let directory = TempDir::new().unwrap();
-    let interface: InterfaceName = "e%3f#?&th".parse().unwrap();
+    let interface: IfName = "e%3f#?&th".parse().unwrap();
     let state = directory.path().join(interface.as_str());
     let (place, _) = flusher(file_of(&interface, Some(state.into())));
-    place.recall(&clock()).memory.unwrap().write_anew(&clock(), records(&everything())).unwrap();
+    place.load(&clock()).store.unwrap().write_anew(&clock(), records(&everything())).unwrap();
     let read = Database::open_to_read(&place.file).unwrap();
     assert_eq!(read.load().unwrap().0, everything());
 }
@@ -232,20 +232,20 @@ fn a_log_that_has_grown_is_moved_into_the_file() {
             .collect(),
         ..Remembered::default()
     };
-    let mut memory = place.recall(&clock()).memory.unwrap();
-    memory.write_anew(&clock(), records(&many)).unwrap();
+    let mut store = place.load(&clock()).store.unwrap();
+    store.write_anew(&clock(), records(&many)).unwrap();
     let length = |file: &Path| file.metadata().unwrap().len();
     let log = beside(&place.file, "-wal");
     assert!(length(&log) > 4 << 20);
     flusher.flush(&Timeline::new(boot(), &clock())).unwrap();
     assert!(length(&log) < 1 << 16, "{}", length(&log));
     assert!(length(&place.file) > 4 << 20);
-    memory.write([Record::Block(many.blocks[0].0, None)].into_iter()).unwrap();
+    store.write([Record::Block(many.blocks[0].0, None)].into_iter()).unwrap();
     assert_eq!(recalled(&place).blocks.len(), many.blocks.len() - 1);
 
     std::fs::remove_file(&log).unwrap();
     let removed = flusher.flush(&Timeline::new(boot(), &clock()));
-    assert!(matches!(removed, Err(MemoryError::Removed)), "{removed:?}");
+    assert!(matches!(removed, Err(StoreError::Removed)), "{removed:?}");
 }
 
 /// One instance may have been run by root, the next by its own user.
@@ -262,7 +262,7 @@ fn only_the_instances_own_directory_is_closed_to_others() {
 
 #[test]
 fn the_file_lies_where_the_contract_says() {
-    let interface: InterfaceName = "eth0".parse().unwrap();
+    let interface: IfName = "eth0".parse().unwrap();
     let expected = Path::new("/var/lib/tcptracker/eth0/tcptracker.db");
     assert_eq!(file_of(&interface, None), expected);
     assert_eq!(file_of(&interface, Some("/var/lib/tcptracker/eth0".into())), expected);

@@ -24,8 +24,8 @@ pub fn examine(config: &Config) -> Vec<Finding> {
         let connection = match connect().await {
             Ok(connection) => connection,
             Err(error) => {
-                let mend = "systemctl start dbus; where there is none, bus.enabled = false";
-                return vec![Finding::bad("bus", serious, error.to_string(), mend)];
+                let remedy = "systemctl start dbus; where there is none, bus.enabled = false";
+                return vec![Finding::bad("bus", serious, error.to_string(), remedy)];
             }
         };
         let mut findings = vec![
@@ -54,8 +54,9 @@ async fn policy(connection: &Connection, serious: Verdict) -> Finding {
             Finding::bad(CHECK, serious, found, "systemctl reload dbus")
         }
         (false, None) => {
-            let mend = format!("copy it to {}, and: systemctl reload dbus", POLICY_DIRECTORIES[0]);
-            Finding::bad(CHECK, serious, format!("{POLICY} is not installed"), mend)
+            let remedy =
+                format!("copy it to {}, and: systemctl reload dbus", POLICY_DIRECTORIES[0]);
+            Finding::bad(CHECK, serious, format!("{POLICY} is not installed"), remedy)
         }
     }
 }
@@ -77,8 +78,12 @@ async fn polkit(connection: &Connection) -> Finding {
     match (there, known) {
         (true, true) => Finding::ok(CHECK, "there, and knows who may change"),
         (true, false) => {
-            let mend = format!("install {ACTIONS}, to let it authorise others");
-            Finding::warning(CHECK, "does not know tcptracker: root and the group may change", mend)
+            let remedy = format!("install {ACTIONS}, to let it authorise others");
+            Finding::warning(
+                CHECK,
+                "does not know tcptracker: root and the group may change",
+                remedy,
+            )
         }
         (false, _) => Finding::ok(CHECK, "not there: root and group tcptracker may change"),
     }
@@ -89,8 +94,8 @@ async fn instances(connection: &Connection) -> Vec<Finding> {
     let instances = match instances_on(connection, None, Purpose::Look).await {
         Ok(instances) => instances,
         Err(ClientError::NotRunning) => {
-            let mend = "systemctl enable --now tcptracker@INTERFACE";
-            return vec![Finding::warning(CHECK, "none is running", mend)];
+            let remedy = "systemctl enable --now tcptracker@INTERFACE";
+            return vec![Finding::warning(CHECK, "none is running", remedy)];
         }
         Err(error) => {
             return vec![Finding::failed(CHECK, error.to_string(), "systemctl status dbus")];
@@ -100,8 +105,8 @@ async fn instances(connection: &Connection) -> Vec<Finding> {
     let told = answers.told.into_iter().map(|(interface, (state, version))| {
         let found = format!("{interface}: {state}");
         if state == "degraded" {
-            let mend = "journalctl -t tcptracker -p warning says why, and so does /health";
-            return Finding::failed(CHECK, found, mend);
+            let remedy = "journalctl -t tcptracker -p warning says why, and so does /health";
+            return Finding::failed(CHECK, found, remedy);
         }
         if version != env!("CARGO_PKG_VERSION") {
             let found = format!("{found}, version {version}, which is not this one");
@@ -114,8 +119,8 @@ async fn instances(connection: &Connection) -> Vec<Finding> {
         Finding::ok(CHECK, found)
     });
     let silent = answers.failures.into_iter().map(|error| {
-        let mend = "if it stays so: systemctl restart 'tcptracker@*'";
-        Finding::failed(CHECK, error.to_string(), mend)
+        let remedy = "if it stays so: systemctl restart 'tcptracker@*'";
+        Finding::failed(CHECK, error.to_string(), remedy)
     });
     told.chain(silent).collect()
 }

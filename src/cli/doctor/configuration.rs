@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 
 use crate::cli::doctor::Finding;
 use crate::config::{Config, Effective, Sources};
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 
 const CHECK: &str = "configuration";
 
 /// What was found, and what is configured for all.
 pub fn examine(sources: &Sources) -> (Vec<Finding>, Config) {
     let failed = |problems: Vec<String>| {
-        let mend = "correct it; `tcptracker config` shows what is read";
-        Finding::failed(CHECK, problems.join("\n"), mend)
+        let remedy = "correct it; `tcptracker config` shows what is read";
+        Finding::failed(CHECK, problems.join("\n"), remedy)
     };
     let effective = match Effective::load(sources) {
         Ok(effective) => effective,
@@ -41,7 +41,7 @@ pub fn examine(sources: &Sources) -> (Vec<Finding>, Config) {
 /// Whether a file is called as an interface of this host.
 fn is_read_here(file: &Path) -> bool {
     let name = file.file_stem().and_then(|name| name.to_str());
-    let interface = name.and_then(|name| name.parse::<InterfaceName>().ok());
+    let interface = name.and_then(|name| name.parse::<IfName>().ok());
     interface.is_some_and(|interface| {
         interface.is_any() || Path::new("/sys/class/net").join(interface.as_str()).exists()
     })
@@ -136,7 +136,7 @@ mod tests {
         let set = |path: &Path, mode| {
             std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
         };
-        let told = |reader: &Reader| reader.is_kept_from(&file).and_then(|finding| finding.mend);
+        let told = |reader: &Reader| reader.is_kept_from(&file).and_then(|finding| finding.remedy);
         set(directory.path(), 0o755);
         set(&file, 0o644);
         assert_eq!((told(&stranger), told(&member)), (None, None));

@@ -35,38 +35,38 @@ pub struct Finding {
     result: Verdict,
     found: String,
     /// What to do about it.
-    mend: Option<String>,
+    remedy: Option<String>,
 }
 
 impl Finding {
     fn ok(check: &'static str, found: impl Into<String>) -> Self {
-        Self { check, result: Verdict::Ok, found: found.into(), mend: None }
+        Self { check, result: Verdict::Ok, found: found.into(), remedy: None }
     }
 
     fn bad(
         check: &'static str,
         result: Verdict,
         found: impl Into<String>,
-        mend: impl Into<String>,
+        remedy: impl Into<String>,
     ) -> Self {
-        Self { check, result, found: found.into(), mend: Some(mend.into()) }
+        Self { check, result, found: found.into(), remedy: Some(remedy.into()) }
     }
 
-    fn failed(check: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self::bad(check, Verdict::Failed, found, mend)
+    fn failed(check: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::bad(check, Verdict::Failed, found, remedy)
     }
 
-    fn warning(check: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self::bad(check, Verdict::Warning, found, mend)
+    fn warning(check: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::bad(check, Verdict::Warning, found, remedy)
     }
 
     fn not_seen(check: &'static str) -> Self {
-        let (found, mend) = if rustix::process::geteuid().is_root() {
+        let (found, remedy) = if rustix::process::geteuid().is_root() {
             ("cannot be seen without these privileges", "give them, and look again")
         } else {
             ("cannot be seen without root", "sudo tcptracker doctor")
         };
-        Self::bad(check, Verdict::Unknown, found, mend)
+        Self::bad(check, Verdict::Unknown, found, remedy)
     }
 }
 
@@ -100,9 +100,9 @@ fn line(finding: &Finding) -> String {
         Verdict::Unknown => ("unknown", Style::Dim),
     };
     if !on_terminal() {
-        let mend = finding.mend.as_deref().unwrap_or_default();
+        let remedy = finding.remedy.as_deref().unwrap_or_default();
         let found = finding.found.replace('\n', "; ");
-        return format!("{word}\t{}\t{found}\t{mend}\n", finding.check);
+        return format!("{word}\t{}\t{found}\t{remedy}\n", finding.check);
     }
     let indent = CHECK_WIDTH + RESULT_WIDTH;
     let room = width().saturating_sub(indent).max(20);
@@ -117,7 +117,7 @@ fn line(finding: &Finding) -> String {
         let before = if at == 0 { head.clone() } else { " ".repeat(indent) };
         text.push_str(&format!("{before}{part}\n"));
     }
-    for (at, part) in wrapped(finding.mend.as_deref().unwrap_or_default(), room.saturating_sub(3))
+    for (at, part) in wrapped(finding.remedy.as_deref().unwrap_or_default(), room.saturating_sub(3))
         .iter()
         .enumerate()
     {

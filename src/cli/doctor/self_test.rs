@@ -66,8 +66,8 @@ impl Report {
         let finding = match outcome {
             Ok(found) => Finding::ok(check, found),
             Err(found) => {
-                let mend = "`tcptracker doctor` shows what may be missing";
-                Finding::failed(check, found, mend)
+                let remedy = "`tcptracker doctor` shows what may be missing";
+                Finding::failed(check, found, remedy)
             }
         };
         if !self.json {
@@ -195,8 +195,8 @@ async fn expiry(instance: &Instance) -> Outcome {
     let begun = Moment::now();
     let blocked = instance.block(network, SHORT_BLOCK, "self-test").await;
     blocked.map_err(|error| error.to_string())?;
-    let let_in = wait_for(|| is_answered(to(OPEN), Duration::from_millis(100)).unwrap_or(false));
-    let_in.ok_or_else(|| format!("a block of {SHORT_BLOCK} s has not ended"))?;
+    let unblocked = wait_for(|| is_answered(to(OPEN), Duration::from_millis(100)).unwrap_or(false));
+    unblocked.ok_or_else(|| format!("a block of {SHORT_BLOCK} s has not ended"))?;
     let taken = since(begun);
     await_blocked(instance, false).await?;
     Ok(format!("a block of {SHORT_BLOCK} s has ended by itself after {taken}"))

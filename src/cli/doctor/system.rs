@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{StatVfsMountFlags, statvfs};
 
 use crate::block::backend::FirewallError;
-use crate::block::backend::ipset::KernelSets;
+use crate::block::backend::ipset::IpsetBackend;
 use crate::block::backend::ipset::netlink::IpsetError;
 use crate::block::backend::program::{Program, RulesError};
 use crate::cli::doctor::{Finding, Verdict};
@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::system::capture::CaptureError;
 use crate::system::capture::live::LiveCapture;
 use crate::types::clock::WallClock;
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 use crate::types::network::Family;
 
 /// Capabilities and their numbers (linux/capability.h).
@@ -61,9 +61,9 @@ fn privileges() -> Finding {
     match missing_capabilities().as_deref() {
         Some([]) => Finding::ok(CHECK, "CAP_NET_ADMIN and CAP_NET_RAW"),
         Some(missing) if rustix::process::geteuid().is_root() => {
-            let mend = "give them to the container (docker run --cap-add NET_ADMIN --cap-add NET_RAW), \
+            let remedy = "give them to the container (docker run --cap-add NET_ADMIN --cap-add NET_RAW), \
                         or run it on the host";
-            Finding::failed(CHECK, format!("root, but without {}", missing.join(", ")), mend)
+            Finding::failed(CHECK, format!("root, but without {}", missing.join(", ")), remedy)
         }
         _ => Finding::not_seen(CHECK),
     }
@@ -72,13 +72,13 @@ fn privileges() -> Finding {
 fn capture() -> Finding {
     const CHECK: &str = "capture";
     // The name is fixed, and valid.
-    let Ok(loopback) = "lo".parse::<InterfaceName>() else { return Finding::not_seen(CHECK) };
+    let Ok(loopback) = "lo".parse::<IfName>() else { return Finding::not_seen(CHECK) };
     match LiveCapture::open(&loopback, false) {
         Ok(_) => Finding::ok(CHECK, "libpcap captures"),
         Err(CaptureError::NotPermitted(_)) => Finding::not_seen(CHECK),
         Err(error) => {
-            let mend = "the kernel needs packet sockets: modprobe af_packet";
-            Finding::failed(CHECK, error.to_string(), mend)
+            let remedy = "the kernel needs packet sockets: modprobe af_packet";
+            Finding::failed(CHECK, error.to_string(), remedy)
         }
     }
 }
@@ -119,8 +119,8 @@ fn iptables(check: &'static str, family: Family, privileged: bool) -> Finding {
     match program.save() {
         Ok(_) => Finding::ok(check, format!("{kind}, works")),
         Err(error) => {
-            let mend = "the kernel lacks a part of netfilter: modprobe nf_tables (or ip_tables)";
-            Finding::failed(check, error.to_string(), mend)
+            let remedy = "the kernel lacks a part of netfilter: modprobe nf_tables (or ip_tables)";
+            Finding::failed(check, error.to_string(), remedy)
         }
     }
 }
@@ -130,14 +130,14 @@ fn sets(config: &Config, privileged: bool) -> Finding {
     if !privileged {
         return Finding::not_seen(CHECK);
     }
-    let Ok(loopback) = "lo".parse::<InterfaceName>() else { return Finding::not_seen(CHECK) };
-    match KernelSets::connect(&loopback, &config.firewall, config.block.established) {
+    let Ok(loopback) = "lo".parse::<IfName>() else { return Finding::not_seen(CHECK) };
+    match IpsetBackend::connect(&loopback, &config.firewall, config.block.established) {
         Ok(_) => Finding::ok(CHECK, "there, by netlink"),
         Err(FirewallError::Set(IpsetError::Unsupported)) => {
             let found = "the kernel has none: a rule per address is used, 1,000 at most";
             Finding::warning(CHECK, found, "modprobe ip_set ip_set_hash_net xt_set")
         }
-        Err(error) => Finding::failed(CHECK, error.to_string(), "mend iptables first"),
+        Err(error) => Finding::failed(CHECK, error.to_string(), "repair iptables first"),
     }
 }
 
@@ -171,8 +171,8 @@ pub fn first_of(directories: &[&str], file: &str) -> Option<PathBuf> {
 fn unit() -> Finding {
     const CHECK: &str = "unit";
     if !Path::new("/run/systemd/system").is_dir() {
-        let mend = "start it yourself: tcptracker run -i INTERFACE";
-        return Finding::warning(CHECK, "systemd does not run here", mend);
+        let remedy = "start it yourself: tcptracker run -i INTERFACE";
+        return Finding::warning(CHECK, "systemd does not run here", remedy);
     }
     match first_of(&UNIT_DIRECTORIES, UNIT) {
         Some(file) => Finding::ok(CHECK, file.display().to_string()),
@@ -211,12 +211,13 @@ fn state() -> Finding {
     let found = format!("{found}; {} MiB are free", free >> 20);
     if space.f_flag.contains(StatVfsMountFlags::RDONLY) {
         let found = format!("{} is on a file system that is read-only", place.display());
-        let mend = "mount it for writing: what cannot be written is not remembered over a restart";
-        return Finding::failed(CHECK, found, mend);
+        let remedy =
+            "mount it for writing: what cannot be written is not remembered over a restart";
+        return Finding::failed(CHECK, found, remedy);
     }
     if free < ROOM_FOR_STATE {
-        let mend = "make room: what cannot be written is not remembered over a restart";
-        return Finding::failed(CHECK, found, mend);
+        let remedy = "make room: what cannot be written is not remembered over a restart";
+        return Finding::failed(CHECK, found, remedy);
     }
     Finding::ok(CHECK, found)
 }
@@ -233,9 +234,9 @@ fn clock() -> Finding {
         .map_or(0, |since| since.as_secs());
     if now + 86_400 < newest {
         let found = format!("{}, before this program was made", absolute(now));
-        let mend =
+        let remedy =
             "set it, or blocks end at the wrong time after a restart: timedatectl set-ntp true";
-        return Finding::bad(CHECK, Verdict::Failed, found, mend);
+        return Finding::bad(CHECK, Verdict::Failed, found, remedy);
     }
     let kept = Path::new("/run/systemd/timesync/synchronized").exists();
     Finding::ok(CHECK, absolute(now) + if kept { ", kept by systemd-timesyncd" } else { "" })

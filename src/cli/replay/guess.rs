@@ -5,15 +5,15 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::types::segment::Probe;
+use crate::types::segment::Segment;
 
 /// The addresses, one a family at the most, that have a part in everything and are asked more than they
 /// ask. A capture made elsewhere has none, nor one of a client.
-pub fn own_addresses(segments: &[Probe]) -> Vec<IpNet> {
+pub fn own_addresses(segments: &[Segment]) -> Vec<IpNet> {
     [true, false].into_iter().filter_map(|ipv4| own_address(segments, ipv4)).collect()
 }
 
-fn own_address(segments: &[Probe], ipv4: bool) -> Option<IpNet> {
+fn own_address(segments: &[Segment], ipv4: bool) -> Option<IpNet> {
     let of_family = || segments.iter().filter(|segment| segment.source.is_ipv4() == ipv4);
     let mut seen: HashMap<IpAddr, usize> = HashMap::new();
     let mut asked: HashMap<IpAddr, i64> = HashMap::new();
@@ -21,7 +21,7 @@ fn own_address(segments: &[Probe], ipv4: bool) -> Option<IpNet> {
         for end in [segment.source, segment.destination] {
             *seen.entry(end).or_default() += 1;
         }
-        if segment.kind.asks() {
+        if segment.kind.is_probe() {
             *asked.entry(segment.destination).or_default() += 1;
             *asked.entry(segment.source).or_default() -= 1;
         }
@@ -35,10 +35,10 @@ fn own_address(segments: &[Probe], ipv4: bool) -> Option<IpNet> {
 mod tests {
     use super::*;
     use crate::types::clock::Moment;
-    use crate::types::segment::{Port, ProbeKind};
+    use crate::types::segment::{Port, SegmentKind};
 
-    fn segment(kind: ProbeKind, source: &str, destination: &str) -> Probe {
-        Probe {
+    fn segment(kind: SegmentKind, source: &str, destination: &str) -> Segment {
+        Segment {
             moment: Moment::default(),
             source: source.parse().unwrap(),
             destination: destination.parse().unwrap(),
@@ -47,23 +47,23 @@ mod tests {
             kind,
             sequence: 0,
             acknowledged: 0,
-            bare: false,
+            crafted: false,
         }
     }
 
-    fn asks(source: &str, destination: &str) -> Probe {
-        segment(ProbeKind::Syn, source, destination)
+    fn syn(source: &str, destination: &str) -> Segment {
+        segment(SegmentKind::Syn, source, destination)
     }
 
     #[test]
     fn a_servers_capture_tells_its_addresses_of_both_families() {
         let server = [
-            asks("192.0.2.1", "203.0.113.10"),
-            segment(ProbeKind::ResetAck, "203.0.113.10", "192.0.2.1"),
-            asks("192.0.2.2", "203.0.113.10"),
+            syn("192.0.2.1", "203.0.113.10"),
+            segment(SegmentKind::ResetAck, "203.0.113.10", "192.0.2.1"),
+            syn("192.0.2.2", "203.0.113.10"),
             // It may ask others, too, if it is asked more often.
-            asks("203.0.113.10", "192.0.2.3"),
-            asks("2001:db8::1", "2001:db8::10"),
+            syn("203.0.113.10", "192.0.2.3"),
+            syn("2001:db8::1", "2001:db8::10"),
         ];
         let own = ["203.0.113.10/32", "2001:db8::10/128"];
         assert_eq!(own_addresses(&server), own.map(|network| network.parse().unwrap()));
@@ -71,9 +71,9 @@ mod tests {
 
     #[test]
     fn a_clients_capture_and_one_made_elsewhere_tell_none() {
-        let client = [asks("203.0.113.10", "192.0.2.1"), asks("203.0.113.10", "192.0.2.2")];
+        let client = [syn("203.0.113.10", "192.0.2.1"), syn("203.0.113.10", "192.0.2.2")];
         assert_eq!(own_addresses(&client), []);
-        let gateway = [asks("192.0.2.1", "203.0.113.10"), asks("192.0.2.1", "203.0.113.11")];
+        let gateway = [syn("192.0.2.1", "203.0.113.10"), syn("192.0.2.1", "203.0.113.11")];
         assert_eq!(own_addresses(&gateway), []);
         assert_eq!(own_addresses(&[]), []);
     }

@@ -18,8 +18,8 @@ use crate::cli::replay::guess::own_addresses;
 use crate::cli::replay::report::{comparison, listing, print_lines};
 use crate::config::{DetectionConfig, Effective, Per, Preset, Sources, Threshold};
 use crate::detect::balanced::thresholds::WAITS_AT_MOST;
-use crate::detect::classic::Detector;
-use crate::detect::{Judge, Work};
+use crate::detect::classic::ClassicDetector;
+use crate::detect::{Detector, Scratch};
 use crate::system::capture::frame::{probe_in, segment_in};
 use crate::system::capture::saved::{SavedCapture, SavedError, name_of};
 use crate::system::progress::Progress;
@@ -27,7 +27,7 @@ use crate::types::clock::Moment;
 use crate::types::host::Host;
 use crate::types::scan::Scan;
 use crate::types::segment::Direction;
-use crate::types::segment::Probe;
+use crate::types::segment::Segment;
 
 /// Probes read before they are handed over, and how many times as many may wait.
 const BATCH: usize = 4096;
@@ -43,7 +43,7 @@ const LOOK_AGAIN: u64 = 4096;
 pub struct Trial {
     preset: Preset,
     threshold: usize,
-    judge: Judge,
+    detector: Detector,
     found: Vec<Scan>,
     /// What the detector does not know: how many probes a source has sent in all, where it counts per
     /// pair or failures.
@@ -54,7 +54,7 @@ pub struct Trial {
 pub struct Trials {
     host: Host,
     each: Vec<Trial>,
-    work: Work,
+    work: Scratch,
     summary: Summary,
     rule: DetectionConfig,
     /// When the latest segment was captured.
@@ -159,14 +159,14 @@ impl Trials {
             threshold: rule.ports.get(),
             probes_of: (rule.preset == Preset::Balanced || rule.per == Per::Pair)
                 .then(HashMap::new),
-            judge: Judge::new(rule),
+            detector: Detector::new(rule),
             found: Vec::new(),
         };
         let guess = outcomes && local.is_empty();
         Self {
             host: Host::with_networks(local),
             each: rules.into_iter().map(trial).collect(),
-            work: Work::default(),
+            work: Scratch::default(),
             summary: Summary { guessed: guess.then(Vec::new), ..Summary::default() },
             rule: rule.clone(),
             until: None,
@@ -203,10 +203,11 @@ impl Trials {
         })
     }
 
-    fn consider(&mut self, segments: &[Probe]) {
-        let only_probes: Vec<Probe>;
+    fn consider(&mut self, segments: &[Segment]) {
+        let only_probes: Vec<Segment>;
         let probes = if self.outcomes && self.classic {
-            only_probes = segments.iter().filter(|segment| segment.kind.asks()).copied().collect();
+            only_probes =
+                segments.iter().filter(|segment| segment.kind.is_probe()).copied().collect();
             &only_probes[..]
         } else {
             segments
@@ -215,21 +216,27 @@ impl Trials {
         let (host, rule) = (&self.host, &self.rule);
         for trial in &mut self.each {
             let segments = if trial.preset == Preset::Classic { probes } else { segments };
-            let Trial { judge, found, probes_of: counts, .. } = trial;
-            judge.consider(segments, host, &mut self.work, |judge, segment, direction, scans| {
-                if let Some(counts) = counts.as_mut()
-                    && segment.kind.asks()
-                    && direction != Direction::Outbound
-                {
-                    *counts.entry(judge.unit_of(rule, segment.source, host)).or_default() += 1;
-                }
-                keep(scans, counts.as_ref(), found);
-                self.summary.one_sided |= judge.is_one_sided();
-            });
+            let Trial { detector, found, probes_of: counts, .. } = trial;
+            detector.consider(
+                segments,
+                host,
+                &mut self.work,
+                |detector, segment, direction, scans| {
+                    if let Some(counts) = counts.as_mut()
+                        && segment.kind.is_probe()
+                        && direction != Direction::Outbound
+                    {
+                        *counts.entry(detector.unit_of(rule, segment.source, host)).or_default() +=
+                            1;
+                    }
+                    keep(scans, counts.as_ref(), found);
+                    self.summary.one_sided |= detector.is_one_sided();
+                },
+            );
         }
-        for probe in segments.iter().filter(|segment| segment.kind.asks()) {
+        for probe in segments.iter().filter(|segment| segment.kind.is_probe()) {
             self.summary.see(probe.moment);
-            if Detector::direction(&self.host, probe) == Direction::Outbound {
+            if ClassicDetector::direction(&self.host, probe) == Direction::Outbound {
                 self.summary.outbound += 1;
             }
         }
@@ -240,9 +247,9 @@ impl Trials {
         let Some(until) = self.until else { return };
         let mut scans = Vec::new();
         for trial in &mut self.each {
-            trial.judge.pass_time(until + WAITS_AT_MOST, &self.host, &mut scans);
+            trial.detector.pass_time(until + WAITS_AT_MOST, &self.host, &mut scans);
             keep(&mut scans, trial.probes_of.as_ref(), &mut trial.found);
-            self.summary.one_sided |= trial.judge.is_one_sided();
+            self.summary.one_sided |= trial.detector.is_one_sided();
         }
     }
 }
@@ -263,7 +270,7 @@ fn read_probes(
     name: &str,
     outcomes: bool,
     stealth: bool,
-    batches: &SyncSender<Vec<Probe>>,
+    batches: &SyncSender<Vec<Segment>>,
 ) -> (u64, Result<(), SavedError>) {
     let link = capture.link();
     let mut progress = Progress::after(PATIENCE);
@@ -271,7 +278,7 @@ fn read_probes(
     let mut batch = Vec::with_capacity(BATCH);
     let result = loop {
         if packets.is_multiple_of(LOOK_AGAIN) {
-            progress.tell(|| how_far(name, packets, &capture));
+            progress.show(|| how_far(name, packets, &capture));
         }
         let frame = match capture.next_frame() {
             Ok(Some(frame)) => frame,

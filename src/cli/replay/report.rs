@@ -93,7 +93,7 @@ impl Summary {
             0 => String::new(),
             outbound => format!(", {outbound} of them outbound"),
         };
-        let forgotten: u64 = trials.iter().map(|trial| trial.judge.evicted()).max().unwrap_or(0);
+        let forgotten: u64 = trials.iter().map(|trial| trial.detector.evicted()).max().unwrap_or(0);
         let forgotten = match forgotten {
             0 => String::new(),
             count => {

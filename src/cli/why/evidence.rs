@@ -6,13 +6,13 @@ use ipnet::IpNet;
 use serde::Serialize;
 use zbus::OwnedVariant;
 
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 use crate::types::network::show_network;
 
 /// The evidence one instance has. The keys stay as they are; times are Unix seconds.
 #[derive(Serialize)]
 pub struct Evidence {
-    pub interface: InterfaceName,
+    pub interface: IfName,
     /// As blocked: it may be the network that holds what was asked for.
     pub address: String,
     pub blocked: bool,
@@ -25,7 +25,7 @@ pub struct Evidence {
     pub rule: Option<String>,
     pub threshold: Option<u32>,
     pub window: Option<u64>,
-    pub probes: Vec<Probe>,
+    pub probes: Vec<Segment>,
     /// Packets the kernel has dropped from it since.
     pub dropped: Option<u64>,
     /// Why it is never blocked.
@@ -36,25 +36,21 @@ pub struct Evidence {
 
 /// A probe that counted.
 #[derive(Serialize)]
-pub struct Probe {
+pub struct Segment {
     pub port: u16,
     pub time: f64,
     pub outcome: Option<String>,
 }
 
 impl Evidence {
-    pub fn from_bus(
-        interface: &InterfaceName,
-        asked: IpNet,
-        told: HashMap<String, OwnedVariant>,
-    ) -> Self {
+    pub fn from_bus(interface: &IfName, asked: IpNet, told: HashMap<String, OwnedVariant>) -> Self {
         let mut told = Told(told);
         let ports: Vec<u16> = told.take("ports").unwrap_or_default();
         let times: Vec<f64> = told.take("times").unwrap_or_default();
         let outcomes: Vec<String> = told.take("outcomes").unwrap_or_default();
         let probes = ports.into_iter().zip(times).enumerate().map(|(at, (port, time))| {
             let outcome = outcomes.get(at).filter(|outcome| *outcome != "unknown").cloned();
-            Probe { port, time, outcome }
+            Segment { port, time, outcome }
         });
         Self {
             interface: interface.clone(),

@@ -16,7 +16,7 @@ use crate::cli::time::{absolute, ago, ahead, exact, now};
 use crate::cli::why::evidence::Evidence;
 use crate::config::{Effective, Flags, Origin, Sources};
 use crate::types::clock::HumanDuration;
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 use crate::types::network::{parse_network, show_network};
 
 /// Between a label and what it labels.
@@ -189,7 +189,7 @@ fn advice(evidence: &Evidence, network: IpNet) -> String {
 }
 
 /// Who is exempt by the configuration now, and the file in which that stands or would.
-fn exempt_now(interface: &InterfaceName) -> (String, Vec<IpNet>) {
+fn exempt_now(interface: &IfName) -> (String, Vec<IpNet>) {
     let usual = || (format!("{}/tcptracker.toml", crate::config::layers::DIRECTORY), Vec::new());
     let sources = Sources::new(Some(interface), None, [], Flags::default());
     let Ok(effective) = Effective::load(&sources) else { return usual() };

@@ -18,7 +18,7 @@ use toml::{Table, Value};
 
 use crate::config::Config;
 use crate::config::reference::{KEYS, SECTIONS, expected};
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 use crate::types::network::{InvalidAddress, parse_network};
 
 /// Where the service's files are.
@@ -82,7 +82,7 @@ impl Sources {
     /// The usual places for an interface, or for what all interfaces have in common; an explicit
     /// file stands for both files.
     pub fn new(
-        interface: Option<&InterfaceName>,
+        interface: Option<&IfName>,
         explicit: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
         flags: Flags,
@@ -92,7 +92,7 @@ impl Sources {
 
     pub(crate) fn within(
         directory: &Path,
-        interface: Option<&InterfaceName>,
+        interface: Option<&IfName>,
         explicit: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
         flags: Flags,

@@ -19,7 +19,7 @@ use crate::detect::balanced::thresholds::{
     ANSWERS_ITSELF_WITHIN, ANSWERS_WITHIN, REPEATED_AFTER, SETTLED_AFTER,
 };
 use crate::types::clock::Moment;
-use crate::types::segment::{Port, Probe};
+use crate::types::segment::{Port, Segment};
 
 /// The end of time.
 const NEVER: Moment = Moment::from_nanos(u64::MAX);
@@ -35,7 +35,7 @@ pub struct Flow {
 
 impl Flow {
     /// The flow of which the sender of this segment is the client.
-    pub fn from_client(segment: &Probe) -> Self {
+    pub fn from_client(segment: &Segment) -> Self {
         Self {
             client: segment.source,
             server: segment.destination,
@@ -45,7 +45,7 @@ impl Flow {
     }
 
     /// The flow of which the sender of this segment is the server.
-    pub fn from_server(segment: &Probe) -> Self {
+    pub fn from_server(segment: &Segment) -> Self {
         Self {
             client: segment.destination,
             server: segment.source,
@@ -82,8 +82,8 @@ pub struct Begun {
     /// The lowest byte of the client's sequence number, and of the server's.
     pub sequence: u8,
     pub answer: u8,
-    /// The client is no operating system's, see [`Probe::bare`].
-    pub bare: bool,
+    /// The client is no operating system's, see [`Segment::bare`].
+    pub crafted: bool,
     /// Nothing listens on the port, as far as is known.
     pub closed: bool,
     /// The client has asked again.
@@ -155,7 +155,7 @@ impl Pending {
             stage: Stage::Over,
             sequence: 0,
             answer: 0,
-            bare: false,
+            crafted: false,
             closed: false,
             repeated: false,
         };
@@ -178,7 +178,7 @@ impl Pending {
     }
 
     /// A connection begins, or its client asks again. `pair` is the hash of its source and host.
-    pub fn begin(&mut self, probe: &Probe, hash: u64, pair: u64, now: Moment, closed: bool) {
+    pub fn begin(&mut self, probe: &Segment, hash: u64, pair: u64, now: Moment, closed: bool) {
         let flow = Flow::from_client(probe);
         if let Some(known) = self.find(hash, &flow)
             && (known.stage != Stage::Over || known.sequence == probe.sequence)
@@ -200,7 +200,7 @@ impl Pending {
             stage: Stage::Begun,
             sequence: probe.sequence,
             answer: 0,
-            bare: probe.bare,
+            crafted: probe.crafted,
             closed,
             repeated: false,
         };
@@ -309,20 +309,20 @@ impl Pending {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::segment::ProbeKind;
+    use crate::types::segment::SegmentKind;
     use proptest::prelude::*;
 
-    fn probe(client_port: u16, sequence: u8) -> Probe {
-        Probe {
+    fn probe(client_port: u16, sequence: u8) -> Segment {
+        Segment {
             moment: Moment::default(),
             source: Ipv4Addr::new(192, 0, 2, 1).into(),
             destination: Ipv4Addr::new(192, 0, 2, 2).into(),
             source_port: Port(client_port),
             port: Port(80),
-            kind: ProbeKind::Syn,
+            kind: SegmentKind::Syn,
             sequence,
             acknowledged: 0,
-            bare: false,
+            crafted: false,
         }
     }
 

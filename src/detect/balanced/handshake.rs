@@ -4,13 +4,13 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::detect::balanced::Balanced;
+use crate::detect::balanced::BalancedDetector;
 use crate::detect::balanced::connections::{Begun, Flow, Stage};
 use crate::detect::balanced::rules::Tried;
 use crate::detect::balanced::thresholds::{REPEATED_AFTER, STRAY_PORTS_BELOW, SYSTEM_PORTS_BELOW};
 use crate::types::host::Host;
 use crate::types::scan::Scan;
-use crate::types::segment::{Outcome, Probe, ProbeKind};
+use crate::types::segment::{Outcome, Segment, SegmentKind};
 
 /// Whose a port is. This host's addresses are one: who tries IPv6 first and is refused goes on with IPv4.
 pub fn whose(server: IpAddr, host: &Host) -> IpAddr {
@@ -29,23 +29,23 @@ impl Flow {
 
 impl Begun {
     fn tried(&self) -> Tried {
-        Tried { flow: self.flow, pair: self.pair, moment: self.moment, bare: self.bare }
+        Tried { flow: self.flow, pair: self.pair, moment: self.moment, crafted: self.crafted }
     }
 
     /// Whether this segment of the client's shows that it has sent nothing but its SYN, which counts as
     /// one.
-    fn said_nothing(&self, segment: &Probe) -> bool {
+    fn said_nothing(&self, segment: &Segment) -> bool {
         segment.sequence == self.sequence.wrapping_add(1)
     }
 
     /// Likewise, that it has received nothing but the answer.
-    fn heard_nothing(&self, segment: &Probe) -> bool {
+    fn heard_nothing(&self, segment: &Segment) -> bool {
         segment.acknowledged == self.answer.wrapping_add(1)
     }
 }
 
-impl Balanced {
-    pub fn on_syn(&mut self, segment: &Probe, host: &Host, found: &mut Vec<Scan>) {
+impl BalancedDetector {
+    pub fn on_syn(&mut self, segment: &Segment, host: &Host, found: &mut Vec<Scan>) {
         let now = self.latest;
         if host.owns(segment.source) {
             return;
@@ -67,7 +67,7 @@ impl Balanced {
         // Where nothing listens, silence is no riddle.
         if !begun.closed {
             let source = self.hashes.of_source(begun.flow.client);
-            self.sight.unanswered(source, begun.moment, begun.bare);
+            self.sight.unanswered(source, begun.moment, begun.crafted);
         }
         if !self.sight.is_one_sided() {
             self.failed(begun.tried(), Outcome::Unanswered, host, found);
@@ -79,7 +79,7 @@ impl Balanced {
             self.has_gone_blind(host, found);
         }
         // The classic rule knows no sweeps, and here nothing else tells them from a browser's many hosts.
-        if begun.bare {
+        if begun.crafted {
             self.failed_at_host(&begun.tried(), Outcome::Unanswered, host, found);
         }
     }
@@ -90,7 +90,7 @@ impl Balanced {
         self.unused(&begun.tried(), host, found);
     }
 
-    pub fn on_answer(&mut self, segment: &Probe, host: &Host, found: &mut Vec<Scan>) {
+    pub fn on_answer(&mut self, segment: &Segment, host: &Host, found: &mut Vec<Scan>) {
         let (now, flow) = (self.latest, Flow::from_server(segment));
         let hash = self.hashes.of_flow(&flow);
         let Some(begun) = self.pending.find(hash, &flow) else {
@@ -130,7 +130,7 @@ impl Balanced {
         }
     }
 
-    pub fn on_reset(&mut self, segment: &Probe, host: &Host, found: &mut Vec<Scan>) {
+    pub fn on_reset(&mut self, segment: &Segment, host: &Host, found: &mut Vec<Scan>) {
         let flow = Flow::from_client(segment);
         let hash = self.hashes.of_flow(&flow);
         if let Some(begun) = self.pending.find(hash, &flow) {
@@ -140,10 +140,10 @@ impl Balanced {
             if stage == Stage::Answered {
                 begun.stage = Stage::Over;
                 match segment.kind {
-                    ProbeKind::Reset if silent => {
+                    SegmentKind::Reset if silent => {
                         self.left(tried, Outcome::HalfOpen, host, found);
                     }
-                    ProbeKind::ResetAck if unused => {
+                    SegmentKind::ResetAck if unused => {
                         self.unused(&tried, host, found);
                         self.left(tried, Outcome::Answered, host, found);
                     }
@@ -167,7 +167,7 @@ impl Balanced {
                 Stage::Answered => self.came_about(&tried, host),
                 Stage::GivenUp | Stage::Over => {}
             }
-        } else if segment.kind == ProbeKind::Reset
+        } else if segment.kind == SegmentKind::Reset
             && flow.may_be_a_probe()
             && self.rule.stealth
             && !host.owns(flow.client)
@@ -176,7 +176,7 @@ impl Balanced {
         }
     }
 
-    pub fn on_close(&mut self, segment: &Probe, host: &Host, found: &mut Vec<Scan>) {
+    pub fn on_close(&mut self, segment: &Segment, host: &Host, found: &mut Vec<Scan>) {
         let flow = Flow::from_client(segment);
         let hash = self.hashes.of_flow(&flow);
         if let Some(begun) = self.pending.find(hash, &flow) {
@@ -212,7 +212,7 @@ impl Balanced {
         }
     }
 
-    pub fn on_unreachable(&mut self, segment: &Probe, host: &Host, found: &mut Vec<Scan>) {
+    pub fn on_unreachable(&mut self, segment: &Segment, host: &Host, found: &mut Vec<Scan>) {
         let flow = Flow::from_server(segment);
         let hash = self.hashes.of_flow(&flow);
         let Some(begun) = self.pending.find(hash, &flow) else { return };
@@ -231,7 +231,7 @@ impl Balanced {
         self.sight.answered(self.latest);
         self.open.note(self.hashes.of_port(whose(flow.server, host), flow.port), self.latest);
         // Counted at once, or a busy network would err before its first connections are over.
-        if !tried.bare {
+        if !tried.crafted {
             self.credits.earn(tried.pair, self.latest);
         }
         if given_up {
@@ -258,7 +258,7 @@ impl Balanced {
 
     /// A connection that was answered has not come about, or was dropped at once.
     fn left(&mut self, tried: Tried, outcome: Outcome, host: &Host, found: &mut Vec<Scan>) {
-        if !tried.bare {
+        if !tried.crafted {
             self.credits.take_back(tried.pair);
         }
         self.failed(tried, outcome, host, found);
@@ -267,7 +267,7 @@ impl Balanced {
     /// A connection has come about.
     fn came_about(&mut self, tried: &Tried, host: &Host) {
         let (now, flow) = (self.latest, &tried.flow);
-        if tried.bare {
+        if tried.crafted {
             self.credits.earn(tried.pair, now);
         }
         let key = self.sweep_key(flow, host);

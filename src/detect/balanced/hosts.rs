@@ -27,7 +27,7 @@ pub struct RecentHosts {
     /// A bit for each that has failed.
     failed: u32,
     /// Likewise, for each that has failed to answer a SYN no operating system makes.
-    bare: u32,
+    crafted: u32,
     kept: u8,
     connections: u16,
     /// The host of the latest of them.
@@ -47,7 +47,7 @@ impl RecentHosts {
             moments: [0; KEPT],
             begun: now,
             failed: 0,
-            bare: 0,
+            crafted: 0,
             kept: 0,
             connections: 0,
             connected: 0,
@@ -87,12 +87,12 @@ impl RecentHosts {
 
     /// A failure at a host, by a SYN that is bare or not, or a connection left unused; the rule that is
     /// broken by now, if one is.
-    pub fn add(&mut self, host: u32, failed: bool, bare: bool, now: Moment) -> Option<Limit> {
-        let (mut failed, mut bare) = (failed, failed && bare);
+    pub fn add(&mut self, host: u32, failed: bool, crafted: bool, now: Moment) -> Option<Limit> {
+        let (mut failed, mut crafted) = (failed, failed && crafted);
         let mut kept = usize::from(self.kept);
         if let Some(at) = self.hosts[..kept].iter().position(|known| *known == host) {
             failed |= self.failed >> at & 1 == 1;
-            bare |= self.bare >> at & 1 == 1;
+            crafted |= self.crafted >> at & 1 == 1;
             self.remove(at);
             kept -= 1;
         } else if kept == KEPT {
@@ -102,14 +102,14 @@ impl RecentHosts {
         self.hosts[kept] = host;
         self.moments[kept] = self.millis(now);
         self.failed |= u32::from(failed) << kept;
-        self.bare |= u32::from(bare) << kept;
+        self.crafted |= u32::from(crafted) << kept;
         self.kept = kept as u8 + 1;
         let age = Duration::from_millis(self.millis(now).wrapping_sub(self.moments[0]).into());
         let within = |limit: Limit| usize::from(self.kept) == KEPT && age < limit.within;
         if within(SWEEP) && self.failed.count_ones() as usize >= SWEEP_FAILED {
             return Some(SWEEP);
         }
-        let all_bare = self.bare.count_ones() as usize == KEPT;
+        let all_bare = self.crafted.count_ones() as usize == KEPT;
         let is_used = usize::from(self.in_a_day / CONNECTIONS_FOR_A_HOST) >= KEPT;
         (within(SLOW_SWEEP) && all_bare && !is_used).then_some(SLOW_SWEEP)
     }
@@ -131,7 +131,7 @@ impl RecentHosts {
         self.hosts.copy_within(at + 1.., at);
         self.moments.copy_within(at + 1.., at);
         let without = |bits: u32| bits >> (at + 1) << at | bits & ((1 << at) - 1);
-        (self.failed, self.bare) = (without(self.failed), without(self.bare));
+        (self.failed, self.crafted) = (without(self.failed), without(self.crafted));
         self.kept -= 1;
     }
 

@@ -1,4 +1,4 @@
-//! Balanced detection: only what failed counts.
+//! BalancedDetector detection: only what failed counts.
 //!
 //! Pure, as the classic rule: segments and moments in, scans out, in fixed memory. A probe is followed
 //! until it is known what became of it; a failure is held against its source, per host and per port.
@@ -39,24 +39,24 @@ use crate::detect::balanced::rules::{Record, SweepKey, Tried};
 use crate::detect::balanced::table::Table;
 use crate::detect::balanced::thresholds::{FOLLOWED, SOUNDINGS};
 use crate::detect::balanced::visibility::Sight;
-use crate::detect::classic::sources::Sought;
-use crate::detect::classic::{Detector, unit_of};
+use crate::detect::classic::sources::Lookup;
+use crate::detect::classic::{ClassicDetector, unit_of};
 use crate::detect::decoys::Decoys;
 use crate::detect::key::Key;
-use crate::detect::ongoing::Episodes;
+use crate::detect::ongoing::OngoingScans;
 use crate::types::clock::Moment;
 use crate::types::host::{Host, Listening};
 use crate::types::network::overlap;
 use crate::types::scan::Scan;
 use crate::types::scan::Summary;
-use crate::types::segment::{Outcome, Port, Probe, ProbeKind};
+use crate::types::segment::{Outcome, Port, Segment, SegmentKind};
 
 /// Sources that sweep, and sources of stray segments, for each that fails on several ports: there are
 /// fewer of them.
 const SHARE_OF_OTHERS: usize = 16;
 
 /// The detector of the balanced rules.
-pub struct Balanced {
+pub struct BalancedDetector {
     rule: DetectionConfig,
     pending: Pending,
     first_ports: FirstFailures,
@@ -77,16 +77,16 @@ pub struct Balanced {
     /// Somebody has tried to reach another host than this one.
     sees_others: bool,
     /// What is gone back to where answers are not seen.
-    classic: Detector,
-    sought: Vec<Sought>,
-    episodes: Episodes,
+    classic: ClassicDetector,
+    sought: Vec<Lookup>,
+    episodes: OngoingScans,
     decoys: Decoys,
     hashes: Hashes,
     latest: Moment,
     evicted: u64,
 }
 
-impl Balanced {
+impl BalancedDetector {
     /// A detector that has seen nothing.
     pub fn new(rule: DetectionConfig) -> Self {
         let sources = rule.max_sources.get();
@@ -105,9 +105,9 @@ impl Balanced {
             open: RecentlySeen::new(),
             own: OwnPorts::default(),
             sees_others: false,
-            classic: Detector::new(per_host(&rule)),
+            classic: ClassicDetector::new(per_host(&rule)),
             sought: Vec::with_capacity(1),
-            episodes: Episodes::new(),
+            episodes: OngoingScans::new(),
             decoys: Decoys::new(),
             hashes: Hashes::new(),
             latest: Moment::default(),
@@ -132,7 +132,7 @@ impl Balanced {
 
     /// Reads what these segments, and what is due meanwhile, will ask of memory: all at once, instead of one
     /// after the other, is most of what a flood costs.
-    pub fn read_ahead(&self, segments: &[Probe]) {
+    pub fn read_ahead(&self, segments: &[Segment]) {
         let mut read = 0;
         for segment in segments {
             read ^= self.pending.read(self.hashes.of_flow(&Flow::from_client(segment)));
@@ -145,23 +145,23 @@ impl Balanced {
 
     /// Considers a segment. Scans it makes known are added to `found`: of its own source, or of one that
     /// has waited for an answer in vain.
-    pub fn observe(&mut self, segment: &Probe, host: &Host, found: &mut Vec<Scan>) {
+    pub fn observe(&mut self, segment: &Segment, host: &Host, found: &mut Vec<Scan>) {
         self.pass_time(segment.moment, host, found);
         match segment.kind {
-            ProbeKind::Syn => self.on_syn(segment, host, found),
-            ProbeKind::Fin | ProbeKind::Null | ProbeKind::Xmas | ProbeKind::Fragment => {
+            SegmentKind::Syn => self.on_syn(segment, host, found),
+            SegmentKind::Fin | SegmentKind::Null | SegmentKind::Xmas | SegmentKind::Fragment => {
                 if self.rule.stealth && !host.owns(segment.source) {
                     // Whatever comes of it, nobody honest sends it.
                     let flow = Flow::from_client(segment);
                     let pair = self.pair_of(&flow, host);
-                    let tried = Tried { flow, pair, moment: self.latest, bare: true };
+                    let tried = Tried { flow, pair, moment: self.latest, crafted: true };
                     self.failed(tried, Outcome::Unknown, host, found);
                 }
             }
-            ProbeKind::Answer => self.on_answer(segment, host, found),
-            ProbeKind::Reset | ProbeKind::ResetAck => self.on_reset(segment, host, found),
-            ProbeKind::Close => self.on_close(segment, host, found),
-            ProbeKind::Unreachable => self.on_unreachable(segment, host, found),
+            SegmentKind::SynAck => self.on_answer(segment, host, found),
+            SegmentKind::Reset | SegmentKind::ResetAck => self.on_reset(segment, host, found),
+            SegmentKind::FinAck => self.on_close(segment, host, found),
+            SegmentKind::Unreachable => self.on_unreachable(segment, host, found),
         }
     }
 
@@ -215,16 +215,16 @@ impl Balanced {
         if self.is_no_secret(flow, host) {
             return;
         }
-        let probe = Probe {
+        let probe = Segment {
             moment: self.latest,
             source: flow.client,
             destination: flow.server,
             source_port: flow.client_port,
             port: flow.port,
-            kind: ProbeKind::Syn,
+            kind: SegmentKind::Syn,
             sequence: 0,
             acknowledged: 0,
-            bare: false,
+            crafted: false,
         };
         let mut sought = std::mem::take(&mut self.sought);
         self.classic.seek(std::slice::from_ref(&probe), host, &mut sought);

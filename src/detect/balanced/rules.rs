@@ -18,7 +18,7 @@ use crate::detect::balanced::ports::{Broken, RecentPorts};
 use crate::detect::balanced::thresholds::{
     A_MINUTE, AN_HOUR, MANY_PORTS, MANY_SOURCES, SOUNDED, SOUNDED_AFTER, SOUNDINGS, STRAY, SWEEP,
 };
-use crate::detect::balanced::{Balanced, unit_of};
+use crate::detect::balanced::{BalancedDetector, unit_of};
 use crate::detect::key::Key;
 use crate::types::clock::Moment;
 use crate::types::host::Host;
@@ -57,7 +57,7 @@ pub struct Tried {
     /// The hash of its source and host.
     pub pair: u64,
     pub moment: Moment,
-    pub bare: bool,
+    pub crafted: bool,
 }
 
 /// Nobody was there, or said so.
@@ -94,7 +94,7 @@ impl Record {
     }
 }
 
-impl Balanced {
+impl BalancedDetector {
     /// A probe has failed, or has only looked whether a port is open.
     pub fn failed(&mut self, tried: Tried, outcome: Outcome, host: &Host, found: &mut Vec<Scan>) {
         if is_silent(outcome) && self.is_no_secret(&tried.flow, host) {
@@ -102,7 +102,7 @@ impl Balanced {
         }
         self.failed_at_port(&tried, outcome, host, found);
         let is_cut_off =
-            outcome == Outcome::Unanswered && !tried.bare && self.sight.is_cut_off(tried.moment);
+            outcome == Outcome::Unanswered && !tried.crafted && self.sight.is_cut_off(tried.moment);
         if is_cut_off {
             return;
         }
@@ -123,7 +123,7 @@ impl Balanced {
         let (key, hash) = (self.key(flow, host), tried.pair);
         let attempt = Attempt { port: flow.port, moment: tried.moment, outcome };
         let stealthy = outcome == Outcome::Unknown;
-        let forgivable = !tried.bare && outcome != Outcome::Answered;
+        let forgivable = !tried.crafted && outcome != Outcome::Answered;
         let failure = Failure {
             at: attempt.port.0.into(),
             outcome,
@@ -266,7 +266,7 @@ impl Balanced {
         let hash = self.hashes.of_sweep(&key.source, key.port);
         let server = self.hash_of_host(flow.server);
         let failed = |outcome| outcome != Outcome::Answered;
-        let failure = Failure { at: server, outcome, crafted: tried.bare, moment: now };
+        let failure = Failure { at: server, outcome, crafted: tried.crafted, moment: now };
         if self.first_hosts.known(hash) == Some(server) {
             self.first_hosts.note(hash, failure);
             return;
@@ -280,7 +280,7 @@ impl Balanced {
             self.sweeps.insert(hash, key, sweep);
         }
         let Some(sweep) = self.sweeps.look(hash, &key) else { return };
-        if failed(outcome) && !tried.bare && !sweep.knows(server) {
+        if failed(outcome) && !tried.crafted && !sweep.knows(server) {
             // Somebody who is not answered asks again for minutes.
             let failure = Hashes::with(hash, server);
             if self.forgiven.knows(failure, now) || sweep.forgives(now) {
@@ -288,7 +288,7 @@ impl Balanced {
                 return;
             }
         }
-        let broken = sweep.add(server, failed(outcome), tried.bare, now);
+        let broken = sweep.add(server, failed(outcome), tried.crafted, now);
         let reported = sweep.reported;
         let Some(limit) = broken else { return };
         if reported.is_some_and(|reported| !now.is_past(reported, SWEEP.within)) {

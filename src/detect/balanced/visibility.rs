@@ -66,13 +66,13 @@ impl Sight {
 
     /// A probe of then, of the source of this hash, has stayed unanswered. If somebody was answered since,
     /// answers were seen all the while it waited.
-    pub fn unanswered(&mut self, source: u64, then: Moment, bare: bool) {
+    pub fn unanswered(&mut self, source: u64, then: Moment, crafted: bool) {
         if self.answered.is_some_and(|answered| answered >= then) {
             return;
         }
         self.unanswered = self.unanswered.saturating_add(1);
         self.sources |= bit(source);
-        self.ordinary |= if bare { 0 } else { bit(source) };
+        self.ordinary |= if crafted { 0 } else { bit(source) };
         self.blind |=
             self.unanswered >= UNANSWERED_IN_A_ROW && many(self.sources, UNANSWERED_SOURCES);
     }

@@ -13,7 +13,7 @@ pub mod window;
 #[cfg(test)]
 mod tests;
 
-use crate::detect::classic::sources::Sought;
+use crate::detect::classic::sources::Lookup;
 use crate::types::rule::Rule;
 use crate::types::scan::Attempt;
 use crate::types::scan::Scan;
@@ -27,33 +27,33 @@ use crate::config::{DetectionConfig, Per};
 use crate::detect::classic::sources::Sources;
 use crate::detect::decoys::Decoys;
 use crate::detect::key::Key;
-use crate::detect::ongoing::Episodes;
+use crate::detect::ongoing::OngoingScans;
 use crate::types::clock::Moment;
 use crate::types::host::Host;
 use crate::types::segment::Direction;
-use crate::types::segment::Probe;
+use crate::types::segment::Segment;
 
 /// How many sources to look for before the first probe is dealt with: about as many reads of memory as
 /// a processor can wait for at a time.
 pub const SEEK_AT_ONCE: usize = 64;
 
 /// The detector.
-pub struct Detector {
+pub struct ClassicDetector {
     rule: DetectionConfig,
     sources: Sources,
-    episodes: Episodes,
+    episodes: OngoingScans,
     decoys: Decoys,
     latest: Moment,
 }
 
-impl Detector {
+impl ClassicDetector {
     /// A detector that has seen nothing.
     pub fn new(rule: DetectionConfig) -> Self {
         let sources = Sources::new(rule.max_sources.get(), rule.ports.get(), rule.window.get());
         Self {
             rule,
             sources,
-            episodes: Episodes::new(),
+            episodes: OngoingScans::new(),
             decoys: Decoys::new(),
             latest: Moment::default(),
         }
@@ -83,7 +83,7 @@ impl Detector {
 
     /// Which way a probe goes. Everything sent by the host itself is outbound.
     #[inline]
-    pub fn direction(host: &Host, probe: &Probe) -> Direction {
+    pub fn direction(host: &Host, probe: &Segment) -> Direction {
         if host.owns(probe.source) {
             Direction::Outbound
         } else if host.owns(probe.destination) {
@@ -95,7 +95,7 @@ impl Detector {
 
     /// Looks for the sources of several probes, about [`SEEK_AT_ONCE`] of them, and says which way each
     /// probe goes.
-    pub fn seek(&self, probes: &[Probe], host: &Host, found: &mut Vec<Sought>) {
+    pub fn seek(&self, probes: &[Segment], host: &Host, found: &mut Vec<Lookup>) {
         found.clear();
         found.extend(probes.iter().map(|probe| {
             let direction = Self::direction(host, probe);
@@ -111,7 +111,7 @@ impl Detector {
 
     /// Considers a probe whose source has been looked for. A scan is reported when it is recognised and,
     /// while it goes on, once a window; what the host itself sends never is.
-    pub fn observe(&mut self, probe: &Probe, sought: &Sought, host: &Host) -> Option<Scan> {
+    pub fn observe(&mut self, probe: &Segment, sought: &Lookup, host: &Host) -> Option<Scan> {
         let outbound = sought.direction == Direction::Outbound;
         if outbound || !(probe.kind.opens_connection() || self.rule.stealth) {
             return None;
@@ -224,7 +224,7 @@ fn network_of(rule: &DetectionConfig, address: IpAddr, host: &Host) -> IpNet {
 }
 
 #[inline]
-fn key_of(rule: &DetectionConfig, probe: &Probe, host: &Host) -> Key {
+fn key_of(rule: &DetectionConfig, probe: &Segment, host: &Host) -> Key {
     let source = unit_of(rule, probe.source, host);
     Key { source, destination: (rule.per == Per::Pair).then_some(probe.destination) }
 }

@@ -20,7 +20,7 @@ use crate::types::clock::Moment;
 use crate::types::network::overlap;
 use crate::types::scan::Attempt;
 use crate::types::segment::Direction;
-use crate::types::segment::Probe;
+use crate::types::segment::Segment;
 
 /// Places for first contacts per source of the second kind. At the default of 131,072 sources that
 /// is room for two seconds of a flood of 200,000 forged sources a second: a scanner of one probe a
@@ -29,7 +29,7 @@ const FIRST_CONTACTS_PER_SOURCE: usize = 3;
 
 /// A probe whose source has been looked for.
 #[derive(Clone, Copy, Debug)]
-pub struct Sought {
+pub struct Lookup {
     /// Which way the probe goes.
     pub direction: Direction,
     tag: Tag,
@@ -75,20 +75,20 @@ impl Sources {
     }
 
     /// What to look for.
-    pub fn sought(&self, direction: Direction, key: &Key) -> Sought {
-        Sought { direction, tag: self.tag(key), place: None }
+    pub fn sought(&self, direction: Direction, key: &Key) -> Lookup {
+        Lookup { direction, tag: self.tag(key), place: None }
     }
 
     /// The same for the key that is a single IPv4 address: nearly always so, and much quicker.
     #[inline]
-    pub fn sought_ipv4(&self, direction: Direction, source: Ipv4Addr) -> Sought {
-        Sought { direction, tag: self.tag_ipv4(source), place: None }
+    pub fn sought_ipv4(&self, direction: Direction, source: Ipv4Addr) -> Lookup {
+        Lookup { direction, tag: self.tag_ipv4(source), place: None }
     }
 
     /// Looks for several sources. Each step is taken for all of them before the next: the processor then
     /// waits for the memory of all at the same time, and to wait for memory is most of what there is to
     /// do. Changes nothing.
-    pub fn seek(&self, all: &mut [Sought]) {
+    pub fn seek(&self, all: &mut [Lookup]) {
         let touched = all.iter().fold(0, |sum, sought| sum ^ self.index.touch(sought.tag));
         black_box(touched);
         for sought in &mut *all {
@@ -112,9 +112,9 @@ impl Sources {
     /// that is new holds the first port already, but not this one.
     pub fn on_probe(
         &mut self,
-        sought: &Sought,
+        sought: &Lookup,
         key: impl Fn() -> Key,
-        probe: &Probe,
+        probe: &Segment,
         now: Moment,
     ) -> Option<Memory<'_>> {
         let tag = sought.tag;
@@ -131,7 +131,7 @@ impl Sources {
     }
 
     /// A source is there for the first time.
-    fn welcome(&mut self, tag: Tag, probe: &Probe, now: Moment) {
+    fn welcome(&mut self, tag: Tag, probe: &Segment, now: Moment) {
         let stealthy = !probe.kind.opens_connection();
         let (at, oldest) = self.one_port.add(Contact::new(tag, probe.port, stealthy, now));
         if let Some(oldest) = oldest {
@@ -147,7 +147,7 @@ impl Sources {
         &mut self,
         at: u32,
         key: impl Fn() -> Key,
-        probe: &Probe,
+        probe: &Segment,
         now: Moment,
     ) -> Option<u32> {
         let contact = self.one_port.get_mut(at)?;
@@ -278,7 +278,7 @@ fn bits(address: IpAddr) -> (u128, u8) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::segment::{Port, ProbeKind};
+    use crate::types::segment::{Port, SegmentKind};
 
     const SPAN: Duration = Duration::from_secs(60);
 
@@ -290,23 +290,23 @@ mod tests {
         Moment::from_nanos(seconds * 1_000_000_000)
     }
 
-    fn look_for(sources: &Sources, key: Key) -> Sought {
+    fn look_for(sources: &Sources, key: Key) -> Lookup {
         let mut sought = [sources.sought(Direction::Inbound, &key)];
         sources.seek(&mut sought);
         sought[0]
     }
 
-    fn probe(port: u16) -> Probe {
-        Probe {
+    fn probe(port: u16) -> Segment {
+        Segment {
             moment: Moment::default(),
             source: [0, 0, 0, 0].into(),
             destination: [0, 0, 0, 0].into(),
             source_port: Port(1),
             port: Port(port),
-            kind: ProbeKind::Syn,
+            kind: SegmentKind::Syn,
             sequence: 0,
             acknowledged: 0,
-            bare: false,
+            crafted: false,
         }
     }
 

@@ -3,23 +3,23 @@
 use super::*;
 use crate::config::{Span, Threshold};
 use crate::types::segment::Port;
-use crate::types::segment::ProbeKind;
+use crate::types::segment::SegmentKind;
 use proptest::prelude::*;
 use std::time::Duration;
 
 const SECOND: u64 = 1_000_000_000;
 
-fn probe(source: &str, port: u16, seconds: u64) -> Probe {
-    Probe {
+fn probe(source: &str, port: u16, seconds: u64) -> Segment {
+    Segment {
         moment: Moment::from_nanos(seconds * SECOND),
         source: source.parse().unwrap(),
         destination: if source.contains(':') { "fd00::2" } else { "10.0.0.2" }.parse().unwrap(),
         source_port: Port(40_000),
         port: Port(port),
-        kind: ProbeKind::Syn,
+        kind: SegmentKind::Syn,
         sequence: 0,
         acknowledged: 0,
-        bare: false,
+        crafted: false,
     }
 }
 
@@ -33,10 +33,10 @@ fn host() -> Host {
     Host::with_addresses(["10.0.0.2/24".parse().unwrap(), "fd00::2/64".parse().unwrap()])
 }
 
-fn scan(detector: &mut Detector, probes: impl IntoIterator<Item = Probe>) -> Vec<Scan> {
+fn scan(detector: &mut ClassicDetector, probes: impl IntoIterator<Item = Segment>) -> Vec<Scan> {
     let host = host();
     let mut found = Vec::new();
-    let observe = |probe: Probe| {
+    let observe = |probe: Segment| {
         detector.seek(&[probe], &host, &mut found);
         detector.observe(&probe, &found[0], &host)
     };
@@ -45,7 +45,7 @@ fn scan(detector: &mut Detector, probes: impl IntoIterator<Item = Probe>) -> Vec
 
 #[test]
 fn a_scan_is_reported_at_the_fourth_port_and_once() {
-    let mut detector = Detector::new(rule(|_| {}));
+    let mut detector = ClassicDetector::new(rule(|_| {}));
     let scans = scan(&mut detector, (1..=50).map(|port| probe("192.0.2.1", port, 1)));
     assert_eq!(scans.len(), 1);
     assert_eq!(scans[0].ports(), [Port(1), Port(2), Port(3), Port(4)]);
@@ -55,7 +55,7 @@ fn a_scan_is_reported_at_the_fourth_port_and_once() {
 
 #[test]
 fn a_scan_that_goes_on_is_reported_once_a_window() {
-    let mut detector = Detector::new(rule(|_| {}));
+    let mut detector = ClassicDetector::new(rule(|_| {}));
     let scans = scan(&mut detector, (1..=150).map(|n| probe("192.0.2.1", n, n.into())));
     let reports: Vec<_> =
         scans.iter().map(|s| (s.moment.as_nanos() / SECOND, s.continued)).collect();
@@ -64,7 +64,7 @@ fn a_scan_that_goes_on_is_reported_once_a_window() {
 
 #[test]
 fn a_source_silent_for_a_window_begins_anew() {
-    let mut detector = Detector::new(rule(|_| {}));
+    let mut detector = ClassicDetector::new(rule(|_| {}));
     let first = (1..=4).map(|port| probe("192.0.2.1", port, 0));
     let second = (1..=4).map(|port| probe("192.0.2.1", port, 60));
     let scans = scan(&mut detector, first.chain(second));
@@ -73,7 +73,7 @@ fn a_source_silent_for_a_window_begins_anew() {
 
 #[test]
 fn sources_are_counted_apart() {
-    let mut detector = Detector::new(rule(|_| {}));
+    let mut detector = ClassicDetector::new(rule(|_| {}));
     let probes =
         (1..=3).flat_map(|port| [probe("192.0.2.1", port, 1), probe("192.0.2.2", port + 10, 1)]);
     assert_eq!(scan(&mut detector, probes), []);
@@ -82,8 +82,8 @@ fn sources_are_counted_apart() {
 #[test]
 fn per_pair_counts_destinations_apart() {
     let probes = |per| {
-        let mut detector = Detector::new(rule(|r| r.per = per));
-        let to = |last: u8, port| Probe {
+        let mut detector = ClassicDetector::new(rule(|r| r.per = per));
+        let to = |last: u8, port| Segment {
             destination: [10, 0, 0, last].into(),
             ..probe("192.0.2.1", port, 1)
         };
@@ -96,8 +96,9 @@ fn per_pair_counts_destinations_apart() {
 #[test]
 fn stealth_probes_count_unless_switched_off() {
     for (stealth, kinds) in [(true, vec![ScanKind::Stealth]), (false, vec![])] {
-        let mut detector = Detector::new(rule(|r| r.stealth = stealth));
-        let fin = (1..=4).map(|port| Probe { kind: ProbeKind::Fin, ..probe("192.0.2.1", port, 1) });
+        let mut detector = ClassicDetector::new(rule(|r| r.stealth = stealth));
+        let fin =
+            (1..=4).map(|port| Segment { kind: SegmentKind::Fin, ..probe("192.0.2.1", port, 1) });
         let found: Vec<_> = scan(&mut detector, fin).iter().map(|s| s.kind).collect();
         assert_eq!(found, kinds);
     }
@@ -105,7 +106,7 @@ fn stealth_probes_count_unless_switched_off() {
 
 #[test]
 fn an_ipv6_network_is_one_source_but_neighbours_are_not() {
-    let mut detector = Detector::new(rule(|_| {}));
+    let mut detector = ClassicDetector::new(rule(|_| {}));
     let hopping = (1..=4).map(|n| probe(&format!("2001:db8::{n}"), n, 1));
     let scans = scan(&mut detector, hopping);
     assert_eq!(scans[0].source, "2001:db8::/64".parse().unwrap());
@@ -118,7 +119,7 @@ fn an_ipv6_network_is_one_source_but_neighbours_are_not() {
 
 #[test]
 fn a_clock_that_runs_backwards_does_no_harm() {
-    let mut detector = Detector::new(rule(|_| {}));
+    let mut detector = ClassicDetector::new(rule(|_| {}));
     let times = [100, 90, 80, 70];
     let probes = times.into_iter().zip(1..).map(|(t, port)| probe("192.0.2.1", port, t));
     assert_eq!(scan(&mut detector, probes).len(), 1);
@@ -126,8 +127,8 @@ fn a_clock_that_runs_backwards_does_no_harm() {
 
 #[test]
 fn memory_is_bounded_and_what_goes_is_counted() {
-    let mut detector = Detector::new(rule(|r| r.max_sources = 1024.try_into().unwrap()));
-    let flood = (0..5000u32).map(|n| Probe {
+    let mut detector = ClassicDetector::new(rule(|r| r.max_sources = 1024.try_into().unwrap()));
+    let flood = (0..5000u32).map(|n| Segment {
         source: std::net::Ipv4Addr::from(0x0b00_0000 + n).into(),
         ..probe("192.0.2.1", 80, 1)
     });
@@ -137,7 +138,7 @@ fn memory_is_bounded_and_what_goes_is_counted() {
 
 #[test]
 fn decoys_are_known_from_the_first_on() {
-    let mut detector = Detector::new(rule(|_| {}));
+    let mut detector = ClassicDetector::new(rule(|_| {}));
     let sources = ["198.51.100.1", "192.0.2.1", "203.0.113.1"];
     let probes = (1..=9).flat_map(|port| sources.map(|source| probe(source, port, port.into())));
     let honest = probe("192.0.2.9", 443, 1);
@@ -150,7 +151,7 @@ fn decoys_are_known_from_the_first_on() {
 
 #[test]
 fn forgetting_lets_a_source_begin_anew() {
-    let mut detector = Detector::new(rule(|_| {}));
+    let mut detector = ClassicDetector::new(rule(|_| {}));
     scan(&mut detector, (1..=4).map(|port| probe("192.0.2.1", port, 1)));
     detector.forget("192.0.2.1/32".parse().unwrap());
     assert_eq!(scan(&mut detector, [probe("192.0.2.1", 5, 2)]), []);
@@ -158,7 +159,7 @@ fn forgetting_lets_a_source_begin_anew() {
 }
 
 /// The rule as one would write it down, remembering every probe of every source.
-fn naive(probes: &[Probe], threshold: usize, span: Duration) -> Vec<(IpAddr, u64)> {
+fn naive(probes: &[Segment], threshold: usize, span: Duration) -> Vec<(IpAddr, u64)> {
     let mut fired = Vec::new();
     for (at, probe) in probes.iter().enumerate() {
         let own = || probes[..=at].iter().filter(|earlier| earlier.source == probe.source);
@@ -182,16 +183,16 @@ proptest! {
     ) {
         let unit = seconds * SECOND / (2 * threshold);
         let mut now = 0;
-        let probes: Vec<Probe> = steps
+        let probes: Vec<Segment> = steps
             .into_iter()
             .map(|(source, port, pause)| {
                 now += pause * unit;
                 let source = IpAddr::from([198, 51, 100, source]);
-                Probe { moment: Moment::from_nanos(now), source, ..probe("192.0.2.1", port, 0) }
+                Segment { moment: Moment::from_nanos(now), source, ..probe("192.0.2.1", port, 0) }
             })
             .collect();
         let window = Span::try_from(format!("{seconds}s")).unwrap();
-        let mut detector = Detector::new(rule(|rule| {
+        let mut detector = ClassicDetector::new(rule(|rule| {
             rule.ports = threshold.try_into().unwrap();
             rule.window = window.try_into().unwrap();
         }));
@@ -207,7 +208,7 @@ proptest! {
 
 #[test]
 fn another_rule_keeps_what_is_remembered() {
-    let mut detector = Detector::new(rule(|_| {}));
+    let mut detector = ClassicDetector::new(rule(|_| {}));
     assert_eq!(scan(&mut detector, (1..=3).map(|port| probe("192.0.2.1", port, 1))), []);
     assert_eq!(scan(&mut detector, [probe("192.0.2.2", 1, 1)]), []);
     let stricter = rule(|rule| rule.ports = Threshold::try_from(1).unwrap());
@@ -215,7 +216,7 @@ fn another_rule_keeps_what_is_remembered() {
     assert_eq!(scan(&mut detector, [probe("192.0.2.1", 1, 2)]).len(), 1, "has tried three");
     assert_eq!(scan(&mut detector, [probe("192.0.2.2", 2, 2)]).len(), 1, "first contacts as well");
 
-    let mut detector = Detector::new(rule(|_| {}));
+    let mut detector = ClassicDetector::new(rule(|_| {}));
     assert_eq!(scan(&mut detector, (1..=3).map(|port| probe("192.0.2.1", port, 1))), []);
     let laxer = rule(|rule| rule.ports = Threshold::try_from(5).unwrap());
     assert!(detector.reconfigure(laxer));
@@ -224,7 +225,7 @@ fn another_rule_keeps_what_is_remembered() {
     assert_eq!(found[0].ports(), (1..=6).map(Port).collect::<Vec<_>>());
 
     // Another window holds for what was before as well.
-    let mut detector = Detector::new(rule(|_| {}));
+    let mut detector = ClassicDetector::new(rule(|_| {}));
     assert_eq!(scan(&mut detector, (1..=3).map(|port| probe("192.0.2.1", port, 1))), []);
     let shorter = rule(|rule| rule.window = Span::constant("10s").try_into().unwrap());
     assert!(detector.reconfigure(shorter));
@@ -233,7 +234,7 @@ fn another_rule_keeps_what_is_remembered() {
 
 #[test]
 fn whose_ports_are_counted_together_cannot_be_changed_afterwards() {
-    let mut detector = Detector::new(rule(|_| {}));
+    let mut detector = ClassicDetector::new(rule(|_| {}));
     assert_eq!(scan(&mut detector, (1..=3).map(|port| probe("192.0.2.1", port, 1))), []);
     assert!(!detector.reconfigure(rule(|rule| rule.per = Per::Pair)));
     assert_eq!(detector.sources(), 0);

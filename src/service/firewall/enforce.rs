@@ -8,31 +8,31 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::block::backend::FirewallError;
-use crate::block::reconcile::Wanted;
+use crate::block::reconcile::DesiredState;
 use crate::config::values::Established;
-use crate::handles::health::Part;
-use crate::service::firewall::Actor;
+use crate::handles::health::Component;
+use crate::service::firewall::FirewallThread;
 use crate::types::block::UnblockCause;
 use crate::types::clock::WallClock;
 use crate::types::network::Family;
 
 /// What becomes of a block there is no room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IfFull {
+pub enum WhenFull {
     /// The block of a scanner that is nearest its end makes way: who scans now does more harm than who
     /// would soon be let in anyway, and he is blocked again should he scan again.
-    Displace,
+    Evict,
     /// It is refused: nobody's block is ended by hand but the one that is named.
-    Refuse,
+    Fail,
 }
 
-impl Actor {
+impl FirewallThread {
     /// Has the kernel drop a network's packets.
     pub fn enforce(
         &mut self,
         network: IpNet,
         duration: Option<Duration>,
-        if_full: IfFull,
+        when_full: WhenFull,
         clock: &WallClock,
     ) -> Result<(), FirewallError> {
         let time = self.ledger.kernel_time(duration);
@@ -48,8 +48,9 @@ impl Actor {
         match attempt {
             Ok(()) => {}
             Err(error) if error.is_full() => {
-                self.board.raise(Part::Capacity, format!("no room for more blocks: {error}"));
-                if if_full == IfFull::Refuse || !self.displace(family, clock) {
+                self.health
+                    .set_degraded(Component::Capacity, format!("no room for more blocks: {error}"));
+                if when_full == WhenFull::Fail || !self.evict(family, clock) {
                     return Err(error);
                 }
                 self.backend.block(network, time)?;
@@ -57,7 +58,7 @@ impl Actor {
             Err(error @ (FirewallError::Observing | FirewallError::NoIpv6)) => return Err(error),
             // Perhaps somebody has removed what it needs: then that is mended, and tried once more.
             Err(_) => {
-                self.look_after(clock)?;
+                self.reconcile(clock)?;
                 self.backend.block(network, time)?;
             }
         }
@@ -68,23 +69,23 @@ impl Actor {
     }
 
     /// Ends a block to make room for another; false if there is none that may be ended.
-    fn displace(&mut self, family: Family, clock: &WallClock) -> bool {
-        let Some(network) = self.ledger.nearest_end(family) else { return false };
-        let (let_in, failed) = self.let_in(vec![network]);
-        self.tell_unblocked(&let_in, UnblockCause::Displaced, None, clock);
+    fn evict(&mut self, family: Family, clock: &WallClock) -> bool {
+        let Some(network) = self.ledger.next_to_expire(family) else { return false };
+        let (unblocked, failed) = self.unblock_in_kernel(vec![network]);
+        self.emit_unblocked(&unblocked, UnblockCause::Evicted, None, clock);
         failed.is_empty()
     }
 
     /// Looks whether all is in the kernel that ought to be, and mends what is not.
-    pub fn look_after(&mut self, clock: &WallClock) -> Result<(), FirewallError> {
+    pub fn reconcile(&mut self, clock: &WallClock) -> Result<(), FirewallError> {
         // For more than one: else it would be told of each block that ends, and of the next in its place.
         let most = self.backend.capacity();
         let has_room = |family| self.ledger.count(family) < most - most / 100;
         if Family::ALL.into_iter().all(has_room) {
-            self.board.clear(Part::Capacity);
+            self.health.clear(Component::Capacity);
         }
-        let wanted = Wanted::of(&self.ledger, clock.now());
-        self.healer.look_after(&mut *self.backend, &wanted, &self.board, &self.reporter)
+        let desired = DesiredState::of(&self.ledger, clock.now());
+        self.reconciler.reconcile(&mut *self.backend, &desired, &self.health, &self.events)
     }
 
     /// Who is blocked already has lost his live connections, too, where that is configured.

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use crate::block::backend::fake::Inner;
-use crate::handles::firewall::Refusal;
+use crate::handles::firewall::RequestError;
 use crate::service::firewall::TICK;
 use crate::service::firewall::test_bench::{Bench, HOUR, bench, clock};
-use crate::types::block::{Spared, UnblockCause};
+use crate::types::block::{SkipReason, UnblockCause};
 use crate::types::clock::Moment;
 use crate::types::event::Event;
 use crate::types::state::State;
@@ -18,13 +18,13 @@ impl Bench {
     fn after(&mut self, second: u64, damage: impl FnOnce(&mut Inner)) -> Vec<String> {
         self.events();
         damage(&mut self.kernel.inner());
-        self.actor.look_round(&clock(second));
+        self.thread.look_round(&clock(second));
         let told = self.events().into_iter().filter_map(|event| match event {
             Event::StateChanged { state, reason: None } => Some(state.to_string()),
             Event::StateChanged { state, reason: Some(reason) } => {
                 Some(format!("{state}: {reason}"))
             }
-            Event::Mended { found } => Some(format!("mended: {found}")),
+            Event::Repaired { found } => Some(format!("mended: {found}")),
             _ => None,
         });
         told.collect()
@@ -80,7 +80,7 @@ fn whatever_is_damaged_is_told_and_mended() {
 fn orders_do_not_put_off_the_next_look() {
     let mut bench = bench(|_| {});
     let at = |millis: u64| Moment::from_nanos(millis * 1_000_000);
-    let pause = |bench: &Bench, now: u64| bench.actor.pause(at(now), at(1000));
+    let pause = |bench: &Bench, now: u64| bench.thread.pause(at(now), at(1000));
     assert_eq!(pause(&bench, 1000), TICK);
     assert_eq!(pause(&bench, 1399), Duration::from_millis(1));
     assert_eq!(pause(&bench, 1500), Duration::ZERO);
@@ -114,7 +114,7 @@ fn what_cannot_be_mended_is_told_until_it_can() {
     bench.scan(SCANNER, 0);
     let told = bench.after(1, |kernel| (kernel.out_of_order, kernel.chain) = (true, None));
     assert!(told.last().unwrap().contains("mending failed: "), "{told:?}");
-    assert_eq!(bench.board.status().state, State::Degraded);
+    assert_eq!(bench.health.status().state, State::Degraded);
     let told = bench.after(2, |kernel| kernel.out_of_order = false);
     assert_eq!(told, ["mended: chain tcptracker (ipv4) gone", "enforcing"]);
 }
@@ -132,7 +132,7 @@ fn who_undoes_every_mend_is_answered_ever_more_seldom_until_he_rests() {
     let complaint = "degraded: another program keeps changing what blocks are enforced with";
     let complaints = told.iter().filter(|line| line.starts_with(complaint)).count();
     assert_eq!(complaints, 1, "one is enough: {told:?}");
-    assert_eq!(bench.board.status().state, State::Degraded);
+    assert_eq!(bench.health.status().state, State::Degraded);
 
     for second in 121..200 {
         bench.after(second, |_| {});
@@ -145,13 +145,14 @@ fn who_undoes_every_mend_is_answered_ever_more_seldom_until_he_rests() {
 fn a_fight_that_the_other_gives_up_is_over_after_a_minute() {
     let mut bench = bench(|_| {});
     let mut second = 0;
-    while !bench.board.status().reason.is_some_and(|reason| reason.starts_with("another program")) {
+    while !bench.health.status().reason.is_some_and(|reason| reason.starts_with("another program"))
+    {
         second += 1;
         bench.after(second, |kernel| kernel.input.insert(0, "ACCEPT"));
         assert!(second < 60);
     }
     bench.after(second + 1, |kernel| kernel.input.retain(|target| *target == "tcptracker"));
-    assert_eq!(bench.board.status().state, State::Degraded, "he may only be resting");
+    assert_eq!(bench.health.status().state, State::Degraded, "he may only be resting");
     bench.after(second + 61, |_| {});
     assert_eq!(bench.state(), (State::Enforcing, None));
 }
@@ -162,7 +163,7 @@ fn a_mend_that_fails_again_and_again_is_no_fight() {
     bench.after(1, |kernel| (kernel.out_of_order, kernel.chain) = (true, None));
     for second in 2..60 {
         bench.after(second, |_| {});
-        let reason = bench.board.status().reason.unwrap();
+        let reason = bench.health.status().reason.unwrap();
         assert!(reason.contains("mending failed"), "{reason}");
     }
 }
@@ -182,7 +183,7 @@ fn without_room_a_new_scanner_takes_the_place_of_the_one_nearest_his_end() {
     assert_eq!(bench.kernel.holds("198.51.100.2/32"), None, "nearest its end");
     assert!(bench.kernel.drops("203.0.113.1/32"), "what was blocked by hand stays");
     let displaced = bench.events().into_iter().any(|event| {
-        matches!(event, Event::Unblocked { cause: UnblockCause::Displaced, network, .. }
+        matches!(event, Event::Unblocked { cause: UnblockCause::Evicted, network, .. }
             if network.to_string() == "198.51.100.2/32")
     });
     assert!(displaced);
@@ -192,13 +193,13 @@ fn without_room_a_new_scanner_takes_the_place_of_the_one_nearest_his_end() {
 
     let refused = bench.block("203.0.113.2", 60, 21);
     assert!(
-        matches!(&refused, Err(Refusal::Kernel(text)) if text.contains("no more")),
+        matches!(&refused, Err(RequestError::Kernel(text)) if text.contains("no more")),
         "{refused:?}"
     );
     assert_eq!(bench.list(21).len(), 3);
 
     bench.unblock("203.0.113.1", 22).unwrap();
-    bench.actor.look_round(&clock(22));
+    bench.thread.look_round(&clock(22));
     assert_eq!(bench.state(), (State::Enforcing, None), "there is room again");
 }
 
@@ -210,17 +211,17 @@ fn room_for_one_is_not_told_as_room() {
     for last in 0..201 {
         bench.scan(&format!("198.51.100.{last}/32"), last);
     }
-    let state = |bench: &Bench| bench.board.status().state;
+    let state = |bench: &Bench| bench.health.status().state;
     assert_eq!(state(&bench), State::Degraded);
-    let let_in = |bench: &mut Bench, last: u64| {
+    let unblocked = |bench: &mut Bench, last: u64| {
         bench.unblock(&format!("198.51.100.{last}"), 300 + last).unwrap();
-        bench.actor.look_round(&clock(300 + last));
+        bench.thread.look_round(&clock(300 + last));
     };
     for last in [1, 2] {
-        let_in(&mut bench, last);
+        unblocked(&mut bench, last);
         assert_eq!(state(&bench), State::Degraded, "{last}");
     }
-    let_in(&mut bench, 3);
+    unblocked(&mut bench, 3);
     assert_eq!(state(&bench), State::Enforcing);
 }
 
@@ -230,6 +231,6 @@ fn blocks_by_hand_do_not_make_way() {
     bench.kernel.inner().capacity = Some(1);
     bench.block("203.0.113.1", 60, 0).unwrap();
     bench.scan(SCANNER, 1);
-    assert!(matches!(bench.spared(), Some(Spared::Failed(_))));
+    assert!(matches!(bench.spared(), Some(SkipReason::Failed(_))));
     assert!(bench.kernel.drops("203.0.113.1/32"));
 }

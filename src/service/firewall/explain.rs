@@ -3,17 +3,21 @@
 //!
 //! Only looks. Dropped packets are the kernel's count; the rest is the ledger's.
 
-use crate::handles::firewall::Account;
-use crate::handles::firewall::BlockAccount;
+use crate::handles::firewall::BlockExplanation;
+use crate::handles::firewall::Explanation;
 use ipnet::IpNet;
 
-use crate::handles::firewall::Refusal;
-use crate::service::firewall::Actor;
+use crate::handles::firewall::RequestError;
+use crate::service::firewall::FirewallThread;
 use crate::types::clock::WallClock;
 use crate::types::network::show_network;
 
-impl Actor {
-    pub fn account_of(&mut self, asked: IpNet, clock: &WallClock) -> Result<Account, Refusal> {
+impl FirewallThread {
+    pub fn explain(
+        &mut self,
+        asked: IpNet,
+        clock: &WallClock,
+    ) -> Result<Explanation, RequestError> {
         let now = clock.now();
         let exempt =
             self.exemptions.forbid(&asked).or_else(|| self.forbid_for_session(&asked, now));
@@ -23,13 +27,13 @@ impl Actor {
         let found = self.ledger.block_around(&asked);
         let blocked = found.map(|(network, _)| network);
         if blocked.is_none() && exempt.is_none() && grace.is_none() && past.is_none() {
-            return Err(Refusal::Unknown(show_network(&asked)));
+            return Err(RequestError::Unknown(show_network(&asked)));
         }
         let past_count = past.map_or(0, |(_, past)| past.count);
         let offences = found.map_or(past_count, |(_, block)| block.offences.max(past_count));
         let block = found.map(|(_, block)| {
             let attempts = block.evidence.iter().flat_map(|evidence| &evidence.attempts);
-            BlockAccount {
+            BlockExplanation {
                 since: clock.unix_seconds(block.since),
                 until: block.until.map_or(0, |until| clock.unix_seconds(until)),
                 reason: block.reason.clone(),
@@ -39,9 +43,9 @@ impl Actor {
             }
         });
         let dropped = blocked.and_then(|network| self.backend.dropped_from(network).ok());
-        Ok(Account {
+        Ok(Explanation {
             network: blocked.or(past.map(|(network, _)| network)).unwrap_or(asked),
-            block: block.map(|block| BlockAccount { dropped, ..block }),
+            block: block.map(|block| BlockExplanation { dropped, ..block }),
             offences,
             exempt,
             grace_until: grace.map(|remaining| clock.unix_seconds(now + remaining)),

@@ -32,20 +32,20 @@ use crate::api::metrics::Metrics;
 use crate::block::backend::{Backend, FirewallError};
 use crate::block::exemptions::{AskSessions, Exemptions};
 use crate::block::ledger::Ledger;
-use crate::block::policy::{Verdict, judge};
-use crate::block::rate_limit::Guard;
-use crate::block::reconcile::Healer;
-use crate::block::store::Place;
+use crate::block::policy::{Verdict, verdict};
+use crate::block::rate_limit::BlockRateLimit;
+use crate::block::reconcile::Reconciler;
+use crate::block::store::StorePath;
 use crate::config::{BlockConfig, Config, FirewallConfig};
-use crate::handles::detector::Control;
-use crate::handles::events::Reporter;
-use crate::handles::firewall::{Listed, Order, Refusal};
-use crate::handles::health::{Part, StateBoard};
-use crate::service::firewall::enforce::IfFull;
-use crate::service::firewall::persister::Keeper;
+use crate::handles::detector::DetectorCommand;
+use crate::handles::events::EventSink;
+use crate::handles::firewall::{Command, Listed, RequestError};
+use crate::handles::health::{Component, Health};
+use crate::service::firewall::enforce::WhenFull;
+use crate::service::firewall::persister::Persister;
 use crate::system::conntrack::Conntrack;
 use crate::types::block::{Block, Evidence};
-use crate::types::block::{BlockCause, Spared};
+use crate::types::block::{BlockCause, SkipReason};
 use crate::types::clock::{Moment, WallClock};
 use crate::types::event::Event;
 use crate::types::host::Host;
@@ -70,51 +70,51 @@ pub type OpenBackend = Box<
 >;
 
 /// The firewall's thread.
-pub struct Actor {
+pub struct FirewallThread {
     pub backend: Box<dyn Backend + Send>,
     pub open_backend: OpenBackend,
     pub config: BlockConfig,
     pub firewall: FirewallConfig,
     pub exemptions: Exemptions,
     pub ledger: Ledger,
-    pub keeper: Keeper,
-    pub guard: Guard,
-    pub healer: Healer,
+    pub persister: Persister,
+    pub rate_limit: BlockRateLimit,
+    pub reconciler: Reconciler,
     pub conntrack: Conntrack,
-    pub reporter: Reporter,
+    pub events: EventSink,
     pub metrics: Arc<Metrics>,
-    pub board: Arc<StateBoard>,
-    pub detector: SyncSender<Control>,
+    pub health: Arc<Health>,
+    pub detector: SyncSender<DetectorCommand>,
     /// When the guard last held a block back.
     throttled: Option<Moment>,
     /// Something asked of the kernel has to be asked again.
     pub unfinished: bool,
 }
 
-impl Actor {
+impl FirewallThread {
     /// An actor for a backend that is not installed yet.
     pub fn new(
         (backend, open_backend): (Box<dyn Backend + Send>, OpenBackend),
         config: Config,
         (host, ask_sessions): (Arc<Host>, AskSessions),
-        place: Option<Place>,
-        (reporter, metrics, board): (Reporter, Arc<Metrics>, Arc<StateBoard>),
-        detector: SyncSender<Control>,
+        store_path: Option<StorePath>,
+        (events, metrics, health): (EventSink, Arc<Metrics>, Arc<Health>),
+        detector: SyncSender<DetectorCommand>,
     ) -> Self {
         Self {
             ledger: Ledger::new(backend.longest()),
-            keeper: Keeper::new(place, reporter.clone(), Arc::clone(&board)),
-            guard: Guard::new(config.block.max_per_minute.0),
-            healer: Healer::default(),
+            persister: Persister::new(store_path, events.clone(), Arc::clone(&health)),
+            rate_limit: BlockRateLimit::new(config.block.max_per_minute.0),
+            reconciler: Reconciler::default(),
             conntrack: Conntrack::default(),
             exemptions: Exemptions::new(config.exempt, host, ask_sessions),
             config: config.block,
             firewall: config.firewall,
             backend,
             open_backend,
-            reporter,
+            events,
             metrics,
-            board,
+            health,
             detector,
             throttled: None,
             unfinished: false,
@@ -122,13 +122,13 @@ impl Actor {
     }
 
     /// Works until told to stop; then takes everything down.
-    pub fn run(mut self, orders: &Receiver<Order>, beat: impl Fn()) -> Result<(), FirewallError> {
+    pub fn run(mut self, orders: &Receiver<Command>, beat: impl Fn()) -> Result<(), FirewallError> {
         let mut looked_round = Moment::default();
         loop {
             beat();
             let order = match orders.recv_timeout(self.pause(Moment::now(), looked_round)) {
-                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => {
-                    self.keeper.finish(&mut self.ledger, &WallClock::read());
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => {
+                    self.persister.finish(&mut self.ledger, &WallClock::read());
                     return self.backend.remove();
                 }
                 Ok(order) => Some(order),
@@ -138,7 +138,7 @@ impl Actor {
             // First, as whose time is up is no more to be listed, however late this thread comes to it.
             self.follow_time(&clock);
             if let Some(order) = order {
-                self.carry_out(order, &clock);
+                self.handle(order, &clock);
             }
             if clock.now().since(looked_round) >= TICK {
                 looked_round = clock.now();
@@ -154,34 +154,34 @@ impl Actor {
         self.ledger.next_due().map_or(next, |due| due.min(next)).since(now)
     }
 
-    pub fn carry_out(&mut self, order: Order, clock: &WallClock) {
+    pub fn handle(&mut self, order: Command, clock: &WallClock) {
         // Whoever asked may have gone: a reply nobody takes is no error.
         match order {
-            Order::Scan { scan, listed } => self.on_scan(&scan, listed, clock),
-            Order::Block { network, duration, reason, uid, reply } => {
+            Command::Scan { scan, listed } => self.on_scan(&scan, listed, clock),
+            Command::Block { network, duration, reason, uid, reply } => {
                 let result = self.block_by_hand(network, duration, reason, uid, clock);
                 let _ = reply.try_send(result);
             }
-            Order::Unblock { network, uid, reply } => {
+            Command::Unblock { network, uid, reply } => {
                 let result = self.unblock_by_hand(network, uid, clock);
                 let _ = reply.try_send(result);
             }
-            Order::List { reply } => {
+            Command::List { reply } => {
                 let _ = reply.try_send(self.list(clock));
             }
-            Order::Why { network, reply } => {
-                let _ = reply.try_send(self.account_of(network, clock));
+            Command::Why { network, reply } => {
+                let _ = reply.try_send(self.explain(network, clock));
             }
-            Order::Reconfigure { config, reply } => {
+            Command::Reconfigure { config, reply } => {
                 let changed = self.reconfigure(*config, clock);
                 let _ = reply.try_send(changed.map_err(|error| error.to_string()));
             }
-            Order::Host(host) => {
+            Command::Host(host) => {
                 self.exemptions.follow(host);
-                self.release_exempt(clock);
+                self.unblock_exempt(clock);
             }
             // Handled by the loop, which ends with it.
-            Order::Stop => {}
+            Command::Stop => {}
         }
     }
 
@@ -191,11 +191,11 @@ impl Actor {
             Verdict::AlreadyBlocked => return,
             Verdict::Spare(why) => why,
             Verdict::Block { duration, offence } => {
-                match self.enforce(network, duration, IfFull::Displace, clock) {
+                match self.enforce(network, duration, WhenFull::Evict, clock) {
                     Ok(()) => {
                         let latency = Moment::now().since(scan.moment);
                         self.metrics.block_latency.observe(latency.as_secs_f64());
-                        self.guard.count(now);
+                        self.rate_limit.count(now);
                         let block = Block {
                             since: now,
                             until: duration.map(|duration| now + duration),
@@ -210,29 +210,29 @@ impl Actor {
                         self.enter(network, clock, block, BlockCause::Scan, None);
                         return;
                     }
-                    Err(error) => Spared::Failed(self.kernel_failed(&error)),
+                    Err(error) => SkipReason::Failed(self.kernel_failed(&error)),
                 }
             }
         };
-        if let Spared::Throttled { .. } = why {
+        if let SkipReason::Throttled { .. } = why {
             // Said once, as a state: a flood must not fill the journal.
-            self.board.raise(Part::BlockRate, why.to_string());
+            self.health.set_degraded(Component::BlockRate, why.to_string());
             self.throttled = Some(now);
         } else if listed && !scan.continued {
-            self.reporter.tell(Event::Spared { scan: Arc::clone(scan), why });
+            self.events.emit(Event::NotBlocked { scan: Arc::clone(scan), why });
         }
     }
 
     fn verdict(&mut self, scan: &Scan, now: Moment) -> Verdict {
         let (network, may_be_decoy) = (&scan.source, scan.may_be_decoy());
         let (config, exemptions, ledger) = (&self.config, &self.exemptions, &self.ledger);
-        let guard = &mut self.guard;
-        match judge(network, may_be_decoy, now, config, exemptions, ledger, guard) {
+        let rate_limit = &mut self.rate_limit;
+        match verdict(network, may_be_decoy, now, config, exemptions, ledger, rate_limit) {
             // Asked only for who would be blocked: a flood of forged scans must not become a flood
             // of questions.
             block @ Verdict::Block { .. } => self
                 .forbid_for_session(network, now)
-                .map_or(block, |why| Verdict::Spare(Spared::Exempt(why))),
+                .map_or(block, |why| Verdict::Spare(SkipReason::Exempt(why))),
             verdict => verdict,
         }
     }
@@ -245,9 +245,9 @@ impl Actor {
 
     pub fn ask_for_sessions(&mut self, now: Moment) {
         match self.exemptions.ask_for_sessions(now) {
-            Ok(()) => self.board.clear(Part::SshSessions),
-            Err(error) => self.board.raise(
-                Part::SshSessions,
+            Ok(()) => self.health.clear(Component::SshSessions),
+            Err(error) => self.health.set_degraded(
+                Component::SshSessions,
                 format!(
                     "cannot see who has an SSH session open: {error}; load the kernel module \
                      tcp_diag, or set exempt.automatic = false and list them in exempt.networks"
@@ -263,20 +263,20 @@ impl Actor {
         reason: String,
         uid: u32,
         clock: &WallClock,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), RequestError> {
         let why = self
             .exemptions
             .forbid(&network)
             .or_else(|| self.forbid_for_session(&network, clock.now()));
         let result = match why {
-            Some(why) => Err(Refusal::Exempt { network: show_network(&network), why }),
+            Some(why) => Err(RequestError::Exempt { network: show_network(&network), why }),
             None => self
-                .enforce(network, duration, IfFull::Refuse, clock)
-                .map_err(|error| Refusal::Kernel(self.kernel_failed(&error))),
+                .enforce(network, duration, WhenFull::Fail, clock)
+                .map_err(|error| RequestError::Kernel(self.kernel_failed(&error))),
         };
-        if let Err(refusal) = result {
-            self.tell_refused(format!("block {}", show_network(&network)), &refusal, uid);
-            return Err(refusal);
+        if let Err(error) = result {
+            self.emit_refused(format!("block {}", show_network(&network)), &error, uid);
+            return Err(error);
         }
         self.ledger.end_grace(&network);
         let since = clock.now();
@@ -295,10 +295,10 @@ impl Actor {
         cause: BlockCause,
         uid: Option<u32>,
     ) {
-        self.ledger.enter(network, clock.now(), block);
-        self.keeper.keep(&mut self.ledger, clock.now());
+        self.ledger.insert(network, clock.now(), block);
+        self.persister.save_changes(&mut self.ledger, clock.now());
         self.count();
-        self.tell_blocked(network, clock, cause, uid);
+        self.emit_blocked(network, clock, cause, uid);
     }
 
     fn list(&self, clock: &WallClock) -> Vec<Listed> {
@@ -315,18 +315,18 @@ impl Actor {
     pub fn look_round(&mut self, clock: &WallClock) {
         if self.throttled.is_some_and(|last| clock.now().since(last) >= GUARD_RESTS) {
             self.throttled = None;
-            self.board.clear(Part::BlockRate);
+            self.health.clear(Component::BlockRate);
         }
         let unfinished = std::mem::take(&mut self.unfinished);
         if unfinished {
-            self.release_exempt(clock);
+            self.unblock_exempt(clock);
         }
-        self.release_peers(clock);
+        self.unblock_peers(clock);
         self.ledger.forget(clock.now(), self.config.forget_after.get());
-        self.keeper.keep(&mut self.ledger, clock.now());
-        self.keeper.look_round(&mut self.ledger, clock);
+        self.persister.save_changes(&mut self.ledger, clock.now());
+        self.persister.look_round(&mut self.ledger, clock);
         self.count();
-        let looked = self.look_after(clock);
+        let looked = self.reconcile(clock);
         let cut = self.cut_connections();
         let well = [looked, cut].into_iter().all(|result| match result {
             Ok(()) => true,
@@ -336,14 +336,14 @@ impl Actor {
             }
         });
         if well && !unfinished {
-            self.board.clear(Part::Firewall);
+            self.health.clear(Component::Firewall);
         }
     }
 
     /// Shows how many are to be blocked.
     pub fn count(&self) {
         for family in Family::ALL {
-            self.board.set_blocked(family, self.ledger.count(family));
+            self.health.set_blocked(family, self.ledger.count(family));
         }
     }
 
@@ -354,13 +354,13 @@ impl Actor {
         let is_told =
             matches!(error, FirewallError::Observing | FirewallError::NoIpv6) || error.is_full();
         if !is_told {
-            self.board.raise(Part::Firewall, text.clone());
+            self.health.set_degraded(Component::Firewall, text.clone());
         }
         text
     }
 
     /// Tells a block that is in the ledger.
-    pub fn tell_blocked(
+    pub fn emit_blocked(
         &self,
         network: IpNet,
         clock: &WallClock,
@@ -369,7 +369,7 @@ impl Actor {
     ) {
         let Some(block) = self.ledger.get(&network) else { return };
         let attempts = block.evidence.iter().flat_map(|evidence| &evidence.attempts);
-        self.reporter.tell(Event::Blocked {
+        self.events.emit(Event::Blocked {
             network,
             until: block.until.map_or(0, |until| clock.unix_seconds(until)),
             duration: block.until.map(|until| until.since(clock.now())),
@@ -381,8 +381,8 @@ impl Actor {
         });
     }
 
-    pub fn tell_refused(&self, request: String, refusal: &Refusal, uid: u32) {
-        self.reporter.tell(Event::Refused { request, why: refusal.to_string(), uid });
+    pub fn emit_refused(&self, request: String, error: &RequestError, uid: u32) {
+        self.events.emit(Event::Refused { request, why: error.to_string(), uid });
     }
 }
 

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::block::ledger::Ledger;
-use crate::block::store::{Found, Memory, MemoryError, Place};
-use crate::handles::events::Reporter;
-use crate::handles::health::{Part, StateBoard};
+use crate::block::store::{Found, Store, StoreError, StorePath};
+use crate::handles::events::EventSink;
+use crate::handles::health::{Component, Health};
 use crate::types::block::Remembered;
 use crate::types::clock::{Moment, WallClock};
 use crate::types::event::Event;
@@ -19,111 +19,111 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// What the database remembers at the start.
 #[derive(Default)]
-pub struct Recalled {
+pub struct Loaded {
     pub remembered: Remembered,
-    pub right: Right,
+    pub precedence: Precedence,
     /// Everything has to be written anew.
     pub is_outdated: bool,
 }
 
 /// Who is right where the database and the kernel differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Right {
+pub enum Precedence {
     /// The kernel: the database was not written to the end.
     #[default]
     Kernel,
     /// The database, but for what the last instance did in its last moment.
-    Memory,
+    Store,
     /// The database: it is of an earlier boot, since when no instance has told the kernel anything.
     MemoryAlone,
 }
 
 /// Who keeps the ledger's records.
-pub struct Keeper {
+pub struct Persister {
     /// None where nothing is to be kept.
-    place: Option<Place>,
+    store_path: Option<StorePath>,
     /// None while it cannot be written.
-    memory: Option<Memory>,
+    store: Option<Store>,
     /// Nothing is to be kept for now: nobody is blocked.
     rests: bool,
     /// When it last could not.
     failed: Moment,
-    reporter: Reporter,
-    board: Arc<StateBoard>,
+    events: EventSink,
+    health: Arc<Health>,
 }
 
-impl Keeper {
-    pub fn new(place: Option<Place>, reporter: Reporter, board: Arc<StateBoard>) -> Self {
-        Self { place, memory: None, rests: false, failed: Moment::default(), reporter, board }
+impl Persister {
+    pub fn new(store_path: Option<StorePath>, events: EventSink, health: Arc<Health>) -> Self {
+        Self { store_path, store: None, rests: false, failed: Moment::default(), events, health }
     }
 
     /// Leaves the database as it is until it is recalled: whoever only observes has nothing to remember.
     /// It stays open: were it closed, its log would be gone, and the flusher would miss it.
-    pub fn rest(&mut self) {
+    pub fn pause(&mut self) {
         self.rests = true;
-        self.board.clear(Part::Store);
+        self.health.clear(Component::Store);
     }
 
     /// As [`Self::rest`], where nothing was opened yet.
-    pub fn rest_from_the_start(&mut self) -> Recalled {
-        self.rest();
-        Recalled::default()
+    pub fn start_paused(&mut self) -> Loaded {
+        self.pause();
+        Loaded::default()
     }
 
     /// Opens the database and reads what is in it.
-    pub fn recall(&mut self, clock: &WallClock) -> Recalled {
+    pub fn load(&mut self, clock: &WallClock) -> Loaded {
         self.rests = false;
-        let Some(place) = &self.place else { return Recalled::default() };
-        let found = place.recall(clock);
-        let right = match (found.is_current, found.is_of_another_boot) {
-            (false, _) => Right::Kernel,
-            (true, false) => Right::Memory,
-            (true, true) => Right::MemoryAlone,
+        let Some(store_path) = &self.store_path else { return Loaded::default() };
+        let found = store_path.load(clock);
+        let precedence = match (found.is_current, found.is_of_another_boot) {
+            (false, _) => Precedence::Kernel,
+            (true, false) => Precedence::Store,
+            (true, true) => Precedence::MemoryAlone,
         };
-        let Found { remembered, memory, is_outdated, set_aside, .. } = found;
+        let Found { remembered, store, is_outdated, set_aside, .. } = found;
         if let Some(sentence) = set_aside {
             let instead = "starting with what the kernel still holds";
-            self.reporter.tell(Event::Warning(format!("{sentence}; {instead}")));
+            self.events.emit(Event::Warning(format!("{sentence}; {instead}")));
         }
-        match memory {
-            Ok(memory) => self.memory = Some(memory),
+        match store {
+            Ok(store) => self.store = Some(store),
             Err(error) => self.give_up(&error, clock.now()),
         }
-        Recalled { remembered, right, is_outdated }
+        Loaded { remembered, precedence, is_outdated }
     }
 
     /// Keeps what has changed in the ledger. When this returns, it survives the process, or the state
     /// says that it does not.
-    pub fn keep(&mut self, ledger: &mut Ledger, now: Moment) {
-        if let Some(memory) = self.memory.as_mut().filter(|_| !self.rests) {
+    pub fn save_changes(&mut self, ledger: &mut Ledger, now: Moment) {
+        if let Some(store) = self.store.as_mut().filter(|_| !self.rests) {
             let mut changes = ledger.changes().peekable();
             if changes.peek().is_some()
-                && let Err(error) = memory.write(changes)
+                && let Err(error) = store.write(changes)
             {
                 self.give_up(&error, now);
             }
         }
         // What could not be kept will be with everything else.
-        ledger.settle();
+        ledger.mark_saved();
     }
 
     /// Keeps all there is in the ledger, and nothing else.
-    pub fn keep_all(&mut self, ledger: &mut Ledger, clock: &WallClock) {
-        if let Some((memory, place)) = self.memory.as_mut().zip(self.place.as_ref()) {
-            match memory.write_anew(clock, ledger.records()) {
-                Ok(()) => place.note_behind(false),
+    pub fn save_all(&mut self, ledger: &mut Ledger, clock: &WallClock) {
+        if let Some((store, store_path)) = self.store.as_mut().zip(self.store_path.as_ref()) {
+            match store.write_anew(clock, ledger.records()) {
+                Ok(()) => store_path.note_behind(false),
                 Err(error) => self.give_up(&error, clock.now()),
             }
         }
-        ledger.settle();
+        ledger.mark_saved();
     }
 
     /// Hears what the flusher has to say, looks whether the file is still there, and tries again what has
     /// failed.
     pub fn look_round(&mut self, ledger: &mut Ledger, clock: &WallClock) {
-        let Some(place) = self.place.as_ref().filter(|_| !self.rests) else { return };
-        if let Some(memory) = &self.memory {
-            let failure = place.failure().map_or_else(|| memory.is_in_place(), Err);
+        let Some(store_path) = self.store_path.as_ref().filter(|_| !self.rests) else { return };
+        if let Some(store) = &self.store {
+            let failure = store_path.failure().map_or_else(|| store.is_in_place(), Err);
             if let Err(error) = failure {
                 self.give_up(&error, clock.now());
             }
@@ -134,15 +134,15 @@ impl Keeper {
 
     /// What is remembered is all there will be: looks whether it is, and writes it anew if not.
     pub fn finish(&mut self, ledger: &mut Ledger, clock: &WallClock) {
-        if self.place.is_none() || self.rests {
+        if self.store_path.is_none() || self.rests {
             return;
         }
-        if let Some(memory) = &self.memory
-            && let Err(error) = memory.is_sound()
+        if let Some(store) = &self.store
+            && let Err(error) = store.is_sound()
         {
             self.give_up(&error, clock.now());
         }
-        if self.memory.is_none() {
+        if self.store.is_none() {
             self.begin_anew(ledger, clock);
         }
     }
@@ -150,31 +150,31 @@ impl Keeper {
     /// Opens the database that could not be used, or another in its place, and keeps all there is in the
     /// ledger.
     fn begin_anew(&mut self, ledger: &mut Ledger, clock: &WallClock) {
-        let Some(place) = &self.place else { return };
+        let Some(store_path) = &self.store_path else { return };
         let mut set_aside = None;
-        let opened = place.open_anew(&mut set_aside);
+        let opened = store_path.open_anew(&mut set_aside);
         if let Some(sentence) = set_aside {
-            self.reporter.tell(Event::Warning(format!("{sentence}; a new one takes its place")));
+            self.events.emit(Event::Warning(format!("{sentence}; a new one takes its store_path")));
         }
         match opened {
-            Ok(memory) => {
-                self.memory = Some(memory);
-                self.keep_all(ledger, clock);
+            Ok(store) => {
+                self.store = Some(store);
+                self.save_all(ledger, clock);
             }
             Err(error) => self.give_up(&error, clock.now()),
         }
-        if self.memory.is_some() {
-            self.board.clear(Part::Store);
+        if self.store.is_some() {
+            self.health.clear(Component::Store);
         }
     }
 
-    fn give_up(&mut self, error: &MemoryError, now: Moment) {
-        self.memory = None;
+    fn give_up(&mut self, error: &StoreError, now: Moment) {
+        self.store = None;
         self.failed = now;
-        let Some(place) = &self.place else { return };
-        place.note_behind(true);
-        let file = place.file.display();
+        let Some(store_path) = &self.store_path else { return };
+        store_path.note_behind(true);
+        let file = store_path.file.display();
         let reason = format!("a restart would forget what is new: {file}: {error}");
-        self.board.raise(Part::Store, reason);
+        self.health.set_degraded(Component::Store, reason);
     }
 }

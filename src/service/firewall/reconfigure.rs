@@ -3,17 +3,17 @@
 //! Owns how one backend takes the place of another: the new one puts up all that is blocked before it
 //! replaces the rule of the old one, in one step of the kernel's.
 
-use crate::block::backend::none::Observer;
+use crate::block::backend::none::NullBackend;
 use crate::block::backend::{Backend, FirewallError};
 use crate::block::ledger::Ledger;
-use crate::block::reconcile::Wanted;
+use crate::block::reconcile::DesiredState;
 use crate::config::Config;
-use crate::service::firewall::Actor;
+use crate::service::firewall::FirewallThread;
 use crate::types::clock::WallClock;
 use crate::types::event::Event;
 use crate::types::network::Family;
 
-impl Actor {
+impl FirewallThread {
     /// Goes on with another configuration, or, if the kernel refuses, with the present one.
     pub fn reconfigure(
         &mut self,
@@ -44,10 +44,10 @@ impl Actor {
             return Err(error);
         }
         self.firewall = new.firewall;
-        self.board.set_backend(self.backend.name());
-        self.guard.set_limit(self.config.max_per_minute.0);
-        self.release_exempt(clock);
-        self.release_peers(clock);
+        self.health.set_backend(self.backend.name());
+        self.rate_limit.set_limit(self.config.max_per_minute.0);
+        self.unblock_exempt(clock);
+        self.unblock_peers(clock);
         self.count();
         Ok(note)
     }
@@ -65,19 +65,19 @@ impl Actor {
         }
         let former_longest = self.backend.longest();
         self.ledger.set_longest(new.longest(), clock.now());
-        let wanted = Wanted::of(&self.ledger, clock.now());
+        let desired = DesiredState::of(&self.ledger, clock.now());
         // Its last count; that something is wrong with it does not matter any more.
-        let _ = self.backend.check(&wanted);
-        if let Err(error) = new.mend(&wanted) {
+        let _ = self.backend.check(&desired);
+        if let Err(error) = new.repair(&desired) {
             self.ledger.set_longest(former_longest, clock.now());
             // What it may have changed already.
-            let wanted = Wanted::of(&self.ledger, clock.now());
-            let _ = self.backend.mend(&wanted);
+            let desired = DesiredState::of(&self.ledger, clock.now());
+            let _ = self.backend.repair(&desired);
             return Err(error);
         }
         // From here on it counts.
-        let _ = new.check(&wanted);
-        self.healer.take_over_count(&*self.backend);
+        let _ = new.check(&desired);
+        self.reconciler.take_over_count(&*self.backend);
         self.backend = new;
         self.cut_as_configured();
         Ok(())
@@ -90,12 +90,12 @@ impl Actor {
             self.unfinished = true;
             return Err(error);
         }
-        self.healer.take_over_count(&*self.backend);
-        self.backend = Box::new(Observer::new(None));
-        self.keeper.rest();
+        self.reconciler.take_over_count(&*self.backend);
+        self.backend = Box::new(NullBackend::new(None));
+        self.persister.pause();
         let count = self.ledger.blocks().len();
         self.ledger = Ledger::new(self.backend.longest());
-        self.reporter.tell(Event::Warning(format!(
+        self.events.emit(Event::Warning(format!(
             "observing: the {count} blocked are let in until block.enabled is true again, or their time is up"
         )));
         Ok(())
@@ -110,7 +110,7 @@ impl Actor {
         self.ledger = Ledger::new(self.backend.longest());
         self.install(clock, &mut |_, _| {}).inspect_err(|_| {
             self.backend = observer;
-            self.keeper.rest();
+            self.persister.pause();
             self.ledger = Ledger::new(self.backend.longest());
         })
     }

@@ -11,7 +11,7 @@ use crate::block::store::flusher::flusher;
 use crate::config::{BlockDuration, Config};
 use crate::service::firewall::test_bench::{Bench, EPOCH, HOUR, bench_on, clock};
 use crate::types::block::Evidence;
-use crate::types::block::{BlockCause, Spared, UnblockCause};
+use crate::types::block::{BlockCause, SkipReason, UnblockCause};
 use crate::types::event::Event;
 use crate::types::state::State;
 
@@ -28,9 +28,9 @@ fn start_as(
     seconds: u64,
     edit: impl FnOnce(&mut Config),
 ) -> Bench {
-    let (place, _) = flusher(state.join("tcptracker.db"));
-    let mut bench = bench_on(kernel.clone(), Some(place), edit);
-    bench.actor.install(&clock(seconds), &mut |_, _| {}).unwrap();
+    let (store_path, _) = flusher(state.join("tcptracker.db"));
+    let mut bench = bench_on(kernel.clone(), Some(store_path), edit);
+    bench.thread.install(&clock(seconds), &mut |_, _| {}).unwrap();
     bench
 }
 
@@ -59,7 +59,7 @@ fn blocks_are_restored_as_they_were_with_their_remaining_time() {
     assert!(matches!(told[..], [Event::Restored { blocks: 2, expired: 1 }]), "{told:?}");
 
     // They end, and are prolonged, as if nothing had happened.
-    bench.actor.follow_time(&clock(10 + HOUR));
+    bench.thread.follow_time(&clock(10 + HOUR));
     assert_eq!(addresses(&mut bench, 10 + HOUR), ["203.0.113.0/24"]);
     assert!(matches!(bench.events()[..], [Event::Unblocked { cause: UnblockCause::Expired, .. }]));
     drop(bench);
@@ -79,11 +79,11 @@ fn offences_and_graces_and_evidence_are_remembered() {
 
     let mut bench = start(state.path(), &kernel, HOUR);
     let network = SCANNER.parse().unwrap();
-    let evidence = |bench: &Bench| bench.actor.ledger.get(&network).unwrap().evidence.clone();
+    let evidence = |bench: &Bench| bench.thread.ledger.get(&network).unwrap().evidence.clone();
     let ports = |evidence: Evidence| evidence.attempts.iter().map(|a| a.port.0).collect::<Vec<_>>();
     assert_eq!(ports(*evidence(&bench).unwrap()), [1, 2, 3, 4]);
     bench.scan("198.51.100.2/32", HOUR);
-    assert!(matches!(bench.spared(), Some(Spared::Grace { .. })));
+    assert!(matches!(bench.spared(), Some(SkipReason::Grace { .. })));
     drop(bench);
 
     let mut bench = start(state.path(), &FakeKernel::default(), 2 * HOUR);
@@ -125,12 +125,12 @@ fn what_is_forgotten_is_no_longer_kept() {
     };
     assert_eq!(["block", "offences", "grace"].map(rows), [1, 1, 1]);
     let month = 30 * 24 * HOUR;
-    bench.actor.follow_time(&clock(HOUR + 10));
-    bench.actor.look_round(&clock(HOUR + 30));
+    bench.thread.follow_time(&clock(HOUR + 10));
+    bench.thread.look_round(&clock(HOUR + 30));
     assert_eq!(["block", "offences", "grace"].map(rows), [0, 1, 0]);
-    bench.actor.look_round(&clock(month + 9));
+    bench.thread.look_round(&clock(month + 9));
     assert_eq!(["block", "offences", "grace"].map(rows), [0, 1, 0]);
-    bench.actor.look_round(&clock(month + 10));
+    bench.thread.look_round(&clock(month + 10));
     assert_eq!(["block", "offences", "grace"].map(rows), [0, 0, 0]);
 }
 
@@ -249,12 +249,12 @@ fn blocks_go_on_while_nothing_can_be_kept_and_are_kept_as_soon_as_it_can() {
     bench.block("203.0.113.7", 0, 1).unwrap();
     assert!(kernel.holds(SCANNER).is_some());
     assert_eq!(bench.list(1).len(), 2);
-    assert_eq!(bench.board.status().state, State::Degraded);
+    assert_eq!(bench.health.status().state, State::Degraded);
 
     std::fs::rename(&state, &away).unwrap();
-    bench.actor.look_round(&clock(4));
-    assert_eq!(bench.board.status().state, State::Degraded, "not tried all the time");
-    bench.actor.look_round(&clock(5));
+    bench.thread.look_round(&clock(4));
+    assert_eq!(bench.health.status().state, State::Degraded, "not tried all the time");
+    bench.thread.look_round(&clock(5));
     assert_eq!(bench.state(), (State::Enforcing, None));
     let listed = bench.list(5);
     drop(bench);
@@ -281,7 +281,7 @@ fn what_happened_while_nothing_could_be_kept_is_taken_from_the_kernel() {
 
     let mut bench = start(&state, &kernel, 10);
     assert_eq!(bench.list(10).len(), 3);
-    assert_eq!(bench.board.status().state, State::Degraded);
+    assert_eq!(bench.health.status().state, State::Degraded);
     bench.unblock("203.0.113.1", 10).unwrap();
     bench.block("203.0.113.3", 600, 10).unwrap();
     bench.block("203.0.113.4", 600, 10).unwrap();

@@ -11,8 +11,8 @@ use ipnet::IpNet;
 use crate::block::backend::FirewallError;
 use crate::block::backend::ipset::netlink::Element;
 use crate::block::ledger::Ledger;
-use crate::service::firewall::Actor;
-use crate::service::firewall::persister::{Recalled, Right};
+use crate::service::firewall::FirewallThread;
+use crate::service::firewall::persister::{Loaded, Precedence};
 use crate::types::block::BlockCause;
 use crate::types::block::{Block, Remembered};
 use crate::types::clock::{Moment, WallClock};
@@ -40,24 +40,24 @@ const BETWEEN_NEWS: usize = 10_000;
 /// How many were blocked again, of how many.
 pub type HowFar<'a> = &'a mut dyn FnMut(usize, usize);
 
-impl Actor {
+impl FirewallThread {
     /// Puts everything up, and blocks again whom the last instance had blocked; tells how far it is where
     /// there are many. If that fails, nothing is left half-done.
     pub fn install(&mut self, clock: &WallClock, how_far: HowFar<'_>) -> Result<(), FirewallError> {
         let now = clock.now();
-        let Recalled { remembered, right, is_outdated } = if self.config.enabled {
-            self.keeper.recall(clock)
+        let Loaded { remembered, precedence, is_outdated } = if self.config.enabled {
+            self.persister.load(clock)
         } else {
-            self.keeper.rest_from_the_start()
+            self.persister.start_paused()
         };
         let found = self.backend.install().inspect_err(|_| {
             // The first error is the one to tell.
             let _ = self.backend.remove();
         })?;
         let Remembered { blocks, offences, graces } = remembered;
-        self.ledger.recall_past(offences, graces);
-        let merged = merge(blocks, right, found, now, &self.ledger);
-        self.let_in_again(&merged.brought_back);
+        self.ledger.restore_past(offences, graces);
+        let merged = merge(blocks, precedence, found, now, &self.ledger);
+        self.unblock_stale(&merged.brought_back);
         let unknown: Vec<_> = merged
             .unknown
             .iter()
@@ -67,34 +67,34 @@ impl Actor {
         let refused = self.block_again(&blocks, now, how_far);
         let (restored, over) = (merged.restored.len(), merged.over.len());
         for (network, block) in merged.restored {
-            self.ledger.recall(network, now, block);
+            self.ledger.restore(network, now, block);
         }
         for network in merged.over {
             self.ledger.remove(&network);
         }
         for (network, block) in unknown.iter().cloned().chain(merged.held) {
-            self.ledger.enter(network, now, block);
+            self.ledger.insert(network, now, block);
         }
         for (network, error) in &refused {
             self.kernel_failed(error);
             self.ledger.remove(network);
         }
         if is_outdated {
-            self.keeper.keep_all(&mut self.ledger, clock);
+            self.persister.save_all(&mut self.ledger, clock);
         } else {
-            self.keeper.keep(&mut self.ledger, now);
+            self.persister.save_changes(&mut self.ledger, now);
         }
         for (network, _) in unknown {
-            self.tell_blocked(network, clock, BlockCause::Found, None);
+            self.emit_blocked(network, clock, BlockCause::Found, None);
         }
         if restored + over > 0 {
-            self.reporter.tell(Event::Restored { blocks: restored, expired: over });
+            self.events.emit(Event::Restored { blocks: restored, expired: over });
         }
         if let Some((_, error)) = refused.first() {
             let count = refused.len();
-            self.reporter.tell(Event::Warning(format!("{count} of them were not: {error}")));
+            self.events.emit(Event::Warning(format!("{count} of them were not: {error}")));
         }
-        self.release_exempt(clock);
+        self.unblock_exempt(clock);
         self.follow_time(clock);
         self.cut_as_configured();
         self.look_round(clock);
@@ -102,14 +102,14 @@ impl Actor {
     }
 
     /// Ends what somebody has brought back to the kernel.
-    fn let_in_again(&mut self, brought_back: &[IpNet]) {
+    fn unblock_stale(&mut self, brought_back: &[IpNet]) {
         if brought_back.is_empty() {
             return;
         }
         for (_, error) in self.backend.unblock_all(brought_back) {
             self.kernel_failed(&error);
         }
-        self.reporter.tell(Event::Warning(format!(
+        self.events.emit(Event::Warning(format!(
             "another program has brought saved blocks back into the kernel; ended again: {}",
             brought_back.len()
         )));
@@ -154,12 +154,12 @@ impl Actor {
 /// a stop or a boot.
 fn merge(
     remembered: Vec<(IpNet, Block)>,
-    right: Right,
+    precedence: Precedence,
     found: Option<Vec<Element>>,
     now: Moment,
     ledger: &Ledger,
 ) -> Merged {
-    let is_kernel_right = right == Right::Kernel && found.is_some();
+    let is_kernel_right = precedence == Precedence::Kernel && found.is_some();
     let found = found.unwrap_or_default().into_iter();
     let mut found: BTreeMap<IpNet, Element> =
         found.map(|element| (element.network, element)).collect();
@@ -193,11 +193,11 @@ fn merge(
             }
         }
     }
-    let is_brought_back = |element: &Element| match right {
-        Right::Kernel => false,
+    let is_brought_back = |element: &Element| match precedence {
+        Precedence::Kernel => false,
         // Blocked in the last instance's last moment; but not whom it had let in by hand.
-        Right::Memory => ledger.grace(&element.network, now).is_some(),
-        Right::MemoryAlone => true,
+        Precedence::Store => ledger.grace(&element.network, now).is_some(),
+        Precedence::MemoryAlone => true,
     };
     for element in found.into_values() {
         if is_brought_back(&element) {

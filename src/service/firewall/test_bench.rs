@@ -8,15 +8,15 @@ use std::time::Duration;
 use crate::api::metrics::Metrics;
 use crate::block::backend::Backend;
 use crate::block::backend::fake::FakeKernel;
-use crate::block::store::Place;
+use crate::block::store::StorePath;
 use crate::config::Config;
-use crate::handles::detector::Control;
-use crate::handles::events::Reporter;
-use crate::handles::firewall::{Listed, Order, Refusal, Reply};
-use crate::handles::health::StateBoard;
-use crate::service::firewall::{Actor, OpenBackend};
+use crate::handles::detector::DetectorCommand;
+use crate::handles::events::EventSink;
+use crate::handles::firewall::{Command, Listed, Reply, RequestError};
+use crate::handles::health::Health;
+use crate::service::firewall::{FirewallThread, OpenBackend};
 use crate::system::netlink::NetlinkError;
-use crate::types::block::Spared;
+use crate::types::block::SkipReason;
 use crate::types::clock::{Moment, WallClock};
 use crate::types::event::Event;
 use crate::types::host::Host;
@@ -31,11 +31,11 @@ pub const EPOCH: u64 = 1_700_000_000;
 
 /// An actor, and everything around it.
 pub struct Bench {
-    pub actor: Actor,
+    pub thread: FirewallThread,
     pub kernel: FakeKernel,
-    pub events: Receiver<Arc<Event>>,
-    pub control: Receiver<Control>,
-    pub board: Arc<StateBoard>,
+    pub emitted: Receiver<Arc<Event>>,
+    pub control: Receiver<DetectorCommand>,
+    pub health: Arc<Health>,
     sessions: Arc<Mutex<Option<Vec<IpAddr>>>>,
     /// The back end that the next configuration opens.
     pub next_backend: Arc<Mutex<Option<FakeKernel>>>,
@@ -48,20 +48,24 @@ pub fn clock(seconds: u64) -> WallClock {
 /// An actor that is installed.
 pub fn bench(edit: impl FnOnce(&mut Config)) -> Bench {
     let mut bench = bench_on(FakeKernel::default(), None, edit);
-    bench.actor.install(&clock(0), &mut |_, _| {}).unwrap();
+    bench.thread.install(&clock(0), &mut |_, _| {}).unwrap();
     bench
 }
 
 /// One that is not, on a kernel that may have a past, with a memory that may have one.
-pub fn bench_on(kernel: FakeKernel, place: Option<Place>, edit: impl FnOnce(&mut Config)) -> Bench {
+pub fn bench_on(
+    kernel: FakeKernel,
+    store_path: Option<StorePath>,
+    edit: impl FnOnce(&mut Config),
+) -> Bench {
     let mut config = Config::default();
     edit(&mut config);
-    let (events_in, events) = sync_channel(100);
+    let (journal, emitted) = sync_channel(100);
     let (control_in, control) = sync_channel(100);
     let metrics = Arc::new(Metrics::new().unwrap());
-    let reporter = Reporter::new(events_in, None, Arc::clone(&metrics) as _);
+    let events = EventSink::new(journal, None, Arc::clone(&metrics) as _);
     let observing = !config.block.enabled;
-    let board = Arc::new(StateBoard::new(observing, kernel.name(), reporter.clone()));
+    let health = Arc::new(Health::new(observing, kernel.name(), events.clone()));
     let host = Arc::new(Host::with_addresses(["192.0.2.5/24".parse().unwrap()]));
     let sessions = Arc::new(Mutex::new(Some(Vec::new())));
     let asked = Arc::clone(&sessions);
@@ -72,16 +76,17 @@ pub fn bench_on(kernel: FakeKernel, place: Option<Place>, edit: impl FnOnce(&mut
         let next = opened.lock().unwrap().take().unwrap_or_default();
         Ok((Box::new(next), None))
     });
-    let telling = (reporter, metrics, Arc::clone(&board));
+    let telling = (events, metrics, Arc::clone(&health));
     let backend: Box<dyn Backend + Send> = Box::new(kernel.clone());
-    let actor = Actor::new((backend, open), config, (host, ask), place, telling, control_in);
-    Bench { actor, kernel, events, control, board, sessions, next_backend }
+    let thread =
+        FirewallThread::new((backend, open), config, (host, ask), store_path, telling, control_in);
+    Bench { thread, kernel, emitted, control, health, sessions, next_backend }
 }
 
 impl Bench {
     /// The state, and why it is degraded.
     pub fn state(&self) -> (State, Option<String>) {
-        let status = self.board.status();
+        let status = self.health.status();
         (status.state, status.reason)
     }
 
@@ -106,34 +111,34 @@ impl Bench {
             others: Vec::new(),
         };
         edit(&mut scan);
-        let order = Order::Scan { scan: Arc::new(scan), listed: true };
-        self.actor.carry_out(order, &clock(seconds));
+        let order = Command::Scan { scan: Arc::new(scan), listed: true };
+        self.thread.handle(order, &clock(seconds));
     }
 
-    pub fn ask<T>(&mut self, seconds: u64, order: impl FnOnce(Reply<T>) -> Order) -> T {
+    pub fn ask<T>(&mut self, seconds: u64, order: impl FnOnce(Reply<T>) -> Command) -> T {
         let (reply, answer) = async_channel::bounded(1);
-        self.actor.carry_out(order(reply), &clock(seconds));
+        self.thread.handle(order(reply), &clock(seconds));
         answer.try_recv().expect("every request is answered at once")
     }
 
-    pub fn block(&mut self, address: &str, length: u64, seconds: u64) -> Result<(), Refusal> {
+    pub fn block(&mut self, address: &str, length: u64, seconds: u64) -> Result<(), RequestError> {
         let network = crate::types::network::parse_network(address).unwrap();
         let duration = (length > 0).then(|| Duration::from_secs(length));
         let reason = "test".to_owned();
-        self.ask(seconds, |reply| Order::Block { network, duration, reason, uid: 1000, reply })
+        self.ask(seconds, |reply| Command::Block { network, duration, reason, uid: 1000, reply })
     }
 
-    pub fn unblock(&mut self, address: &str, seconds: u64) -> Result<(), Refusal> {
+    pub fn unblock(&mut self, address: &str, seconds: u64) -> Result<(), RequestError> {
         let network = crate::types::network::parse_network(address).unwrap();
-        self.ask(seconds, |reply| Order::Unblock { network, uid: 1000, reply })
+        self.ask(seconds, |reply| Command::Unblock { network, uid: 1000, reply })
     }
 
     pub fn list(&mut self, seconds: u64) -> Vec<Listed> {
-        self.ask(seconds, |reply| Order::List { reply })
+        self.ask(seconds, |reply| Command::List { reply })
     }
 
     pub fn events(&self) -> Vec<Event> {
-        self.events.try_iter().filter_map(Arc::into_inner).collect()
+        self.emitted.try_iter().filter_map(Arc::into_inner).collect()
     }
 
     /// These have an SSH session open; none: the kernel does not tell.
@@ -142,9 +147,9 @@ impl Bench {
         *self.sessions.lock().unwrap() = peers;
     }
 
-    pub fn spared(&self) -> Option<Spared> {
+    pub fn spared(&self) -> Option<SkipReason> {
         self.events().into_iter().find_map(|event| match event {
-            Event::Spared { why, .. } => Some(why),
+            Event::NotBlocked { why, .. } => Some(why),
             _ => None,
         })
     }

@@ -7,19 +7,19 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
-use crate::types::segment::Probe;
+use crate::types::segment::Segment;
 
 /// Probes handed over together.
-pub type Batch = Vec<Probe>;
+pub type Batch = Vec<Segment>;
 
 /// Probes in a full batch.
 const BATCH: usize = 4096;
 
-/// Batches that may wait for the detector.
+/// BatchReceiver that may wait for the detector.
 const DEPTH: usize = 16;
 
 /// Capture's end.
-pub struct HandOver {
+pub struct BatchSender {
     full: SyncSender<Batch>,
     empty: Receiver<Batch>,
     current: Batch,
@@ -27,13 +27,13 @@ pub struct HandOver {
 }
 
 /// The detector's end.
-pub struct Batches {
+pub struct BatchReceiver {
     full: Receiver<Batch>,
     empty: SyncSender<Batch>,
 }
 
 /// Both ends of a new channel.
-pub fn channel() -> (HandOver, Batches) {
+pub fn channel() -> (BatchSender, BatchReceiver) {
     // Room for all there are: a full channel shows by the pool that is empty.
     let (full_in, full_out) = sync_channel(DEPTH + 2);
     // One batch more than may wait: the one the detector works on. Capture holds another.
@@ -44,14 +44,14 @@ pub fn channel() -> (HandOver, Batches) {
     }
     let current = Batch::with_capacity(BATCH);
     (
-        HandOver { full: full_in, empty: empty_out, current, lost: 0 },
-        Batches { full: full_out, empty: empty_in },
+        BatchSender { full: full_in, empty: empty_out, current, lost: 0 },
+        BatchReceiver { full: full_out, empty: empty_in },
     )
 }
 
-impl HandOver {
+impl BatchSender {
     /// Adds a probe to the batch in hand.
-    pub fn push(&mut self, probe: Probe) {
+    pub fn push(&mut self, probe: Segment) {
         if self.current.len() == BATCH {
             self.flush();
         }
@@ -85,7 +85,7 @@ impl HandOver {
     }
 }
 
-impl Batches {
+impl BatchReceiver {
     /// Waits for the next batch, at most `timeout`.
     pub fn next(&self, timeout: Duration) -> Result<Batch, RecvTimeoutError> {
         self.full.recv_timeout(timeout)
@@ -103,19 +103,19 @@ impl Batches {
 mod tests {
     use super::*;
     use crate::types::clock::Moment;
-    use crate::types::segment::{Port, ProbeKind};
+    use crate::types::segment::{Port, SegmentKind};
 
-    fn probe(number: u64) -> Probe {
-        Probe {
+    fn probe(number: u64) -> Segment {
+        Segment {
             moment: Moment::from_nanos(number),
             source: [192, 0, 2, 1].into(),
             destination: [192, 0, 2, 2].into(),
             source_port: Port(1),
             port: Port(2),
-            kind: ProbeKind::Syn,
+            kind: SegmentKind::Syn,
             sequence: 0,
             acknowledged: 0,
-            bare: false,
+            crafted: false,
         }
     }
 

@@ -39,15 +39,15 @@ pub fn segments_on(link: LinkLayer) -> String {
 }
 
 fn filter(link: LinkLayer, wanted: &str, beside: Option<&str>) -> String {
-    let bare = match beside {
-        None => bare(wanted),
-        Some(beside) => format!("({} or {beside})", bare(wanted)),
+    let crafted = match beside {
+        None => crafted(wanted),
+        Some(beside) => format!("({} or {beside})", crafted(wanted)),
     };
     match link {
         // Each `vlan` moves the offsets of all that follows it by one tag, so that it comes last.
         LinkLayer::Ethernet => {
             let tunnelled = format!("{} or {}", pppoe(wanted), mpls(wanted));
-            format!("{bare} or {tunnelled} or (vlan and ({bare} or (vlan and {bare})))")
+            format!("{crafted} or {tunnelled} or (vlan and ({crafted} or (vlan and {crafted})))")
         }
         // `vlan` does not compile for the others.
         LinkLayer::LinuxSll
@@ -55,12 +55,12 @@ fn filter(link: LinkLayer, wanted: &str, beside: Option<&str>) -> String {
         | LinkLayer::RawIp
         | LinkLayer::Loopback
         | LinkLayer::Ppp
-        | LinkLayer::CiscoHdlc => bare,
+        | LinkLayer::CiscoHdlc => crafted,
     }
 }
 
 /// Probes in IP right behind the link layer's header.
-fn bare(wanted: &str) -> String {
+fn crafted(wanted: &str) -> String {
     // First fragments come first: `tcp[13]` on a fragment that ends before its flags is a load out
     // of range, which rejects the packet whatever else the filter says.
     format!(
@@ -174,8 +174,8 @@ mod tests {
     /// A segment that was not delivered.
     fn tcp(version: u8) -> Vec<u8> {
         let of_version = |(_, _, packet): &(i32, &str, Vec<u8>)| packet[0] >> 4 == version;
-        let bare = frames::probes().into_iter().filter(|(linktype, ..)| *linktype == 12);
-        bare.filter(of_version).map(|(_, _, packet)| packet).next().unwrap()
+        let crafted = frames::probes().into_iter().filter(|(linktype, ..)| *linktype == 12);
+        crafted.filter(of_version).map(|(_, _, packet)| packet).next().unwrap()
     }
 
     fn wider(linktype: i32) -> BpfProgram {

@@ -11,7 +11,7 @@ use pcap::{Active, Capture, Device, Precision};
 use crate::system::capture::CaptureError;
 use crate::system::capture::filter;
 use crate::system::capture::frame::LinkLayer;
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 
 /// Bytes kept of each packet: Ethernet, three VLAN tags, the longest IPv4 header or a few IPv6
 /// extension headers, and TCP's first 14 bytes.
@@ -45,10 +45,7 @@ pub struct Frame<'a> {
 impl LiveCapture {
     /// As [`Self::open`]; nothing where the interface exists and is down, for which there is no
     /// opening it yet.
-    pub fn open_if_up(
-        interface: &InterfaceName,
-        outcomes: bool,
-    ) -> Result<Option<Self>, CaptureError> {
+    pub fn open_if_up(interface: &IfName, outcomes: bool) -> Result<Option<Self>, CaptureError> {
         match Self::open(interface, outcomes) {
             Ok(capture) => Ok(Some(capture)),
             Err(CaptureError::InterfaceDown(_)) => Ok(None),
@@ -57,7 +54,7 @@ impl LiveCapture {
     }
 
     /// Opens `interface` for reading without waiting: probes only, or with what tells of their outcomes.
-    pub fn open(interface: &InterfaceName, outcomes: bool) -> Result<Self, CaptureError> {
+    pub fn open(interface: &IfName, outcomes: bool) -> Result<Self, CaptureError> {
         let explain = |error: pcap::Error| CaptureError::explain(interface, &text_of(&error));
         let handle = Capture::from_device(interface.as_str())
             .and_then(|inactive| {
@@ -94,10 +91,7 @@ impl LiveCapture {
     }
 
     /// The next frame, or nothing for now.
-    pub fn next_frame(
-        &mut self,
-        interface: &InterfaceName,
-    ) -> Result<Option<Frame<'_>>, CaptureError> {
+    pub fn next_frame(&mut self, interface: &IfName) -> Result<Option<Frame<'_>>, CaptureError> {
         match self.handle.next_packet() {
             Ok(packet) => Ok(Some(frame_of(&packet))),
             Err(pcap::Error::TimeoutExpired | pcap::Error::NoMorePackets) => Ok(None),

@@ -13,7 +13,7 @@ pub mod saved;
 
 use rustix::io::Errno;
 
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 
 /// Why nothing can be captured, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -22,7 +22,7 @@ pub enum CaptureError {
     #[error("there is no interface {interface} on this host; there are: {present}")]
     NoSuchInterface {
         /// The one asked for.
-        interface: InterfaceName,
+        interface: IfName,
         /// Those that exist.
         present: String,
     },
@@ -32,18 +32,18 @@ pub enum CaptureError {
          systemctl start {unit}",
         unit = .0.unit(),
     )]
-    NotPermitted(InterfaceName),
+    NotPermitted(IfName),
     /// The interface exists and is down.
     #[error("{0} is down; bring it up: ip link set {0} up")]
-    InterfaceDown(InterfaceName),
+    InterfaceDown(IfName),
     /// The interface went away while it was watched.
     #[error("interface {0} is gone; waiting for it to come back")]
-    InterfaceGone(InterfaceName),
+    InterfaceGone(IfName),
     /// The interface carries something that is not understood.
     #[error("interface {interface} carries {name} frames, which tcptracker cannot read")]
     UnknownLinkLayer {
         /// The interface.
-        interface: InterfaceName,
+        interface: IfName,
         /// libpcap's name of the link type.
         name: String,
     },
@@ -51,7 +51,7 @@ pub enum CaptureError {
     #[error("cannot capture on {interface}: {text}")]
     Failed {
         /// The interface.
-        interface: InterfaceName,
+        interface: IfName,
         /// libpcap's text.
         text: String,
     },
@@ -59,7 +59,7 @@ pub enum CaptureError {
     #[error("cannot wait for packets on {interface}: {error}")]
     Wait {
         /// The interface.
-        interface: InterfaceName,
+        interface: IfName,
         /// The system's error.
         error: Errno,
     },
@@ -67,7 +67,7 @@ pub enum CaptureError {
 
 impl CaptureError {
     /// The situation behind one of libpcap's texts.
-    fn explain(interface: &InterfaceName, text: &str) -> Self {
+    fn explain(interface: &IfName, text: &str) -> Self {
         let interface = interface.clone();
         let says = |part: &str| text.to_ascii_lowercase().contains(part);
         if says("no such device") {

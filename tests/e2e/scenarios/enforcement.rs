@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use serde_json::json;
-use tcptracker::internals::{Backend, KernelSets};
+use tcptracker::internals::{Backend, IpsetBackend};
 use tcptracker::internals::{Established, FirewallConfig};
 
 use crate::kernel::Rules;
@@ -349,7 +349,8 @@ fn the_kernel_says_when_a_set_is_full() {
     lab.victim.inside(|| {
         let interface = "eth0".parse().unwrap();
         let mut sets =
-            KernelSets::connect(&interface, &FirewallConfig::default(), Established::Keep).unwrap();
+            IpsetBackend::connect(&interface, &FirewallConfig::default(), Established::Keep)
+                .unwrap();
         sets.install().unwrap();
         let network = |number: u32| IpNet::from(IpAddr::from(Ipv4Addr::from(0x0b00_0000 + number)));
         let hour = Duration::from_secs(3600);

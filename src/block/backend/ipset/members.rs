@@ -14,7 +14,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::block::backend::ipset::netlink::{AT_ONCE, Element, Ipset, IpsetError};
-use crate::block::reconcile::{Fault, Wanted};
+use crate::block::reconcile::{DesiredState, Fault};
 use crate::types::clock::Moment;
 use crate::types::network::Family;
 
@@ -49,9 +49,9 @@ pub fn check(
     name: &str,
     look: &mut Look,
     family: Family,
-    wanted: &Wanted<'_>,
+    desired: &DesiredState<'_>,
 ) -> Result<(u32, Option<Fault>), IpsetError> {
-    match look_at(ipset, name, look, family, wanted) {
+    match look_at(ipset, name, look, family, desired) {
         Ok(fault) => Ok((look.held, fault)),
         Err(IpsetError::Missing(_) | IpsetError::Foreign(_)) => {
             *look = Look::default();
@@ -66,16 +66,16 @@ fn look_at(
     name: &str,
     look: &mut Look,
     family: Family,
-    wanted: &Wanted<'_>,
+    desired: &DesiredState<'_>,
 ) -> Result<Option<Fault>, IpsetError> {
-    let count = wanted.count(family);
+    let count = desired.count(family);
     look.since_counted += 1;
     look.since_compared += 1;
     let is_due = |since: usize, size: usize| since * size >= count.max(look.held as usize);
     let (count_due, compare_due) =
         (is_due(look.since_counted, COUNTED), is_due(look.since_compared, COMPARED));
     let compare_due = compare_due || !look.compared_once;
-    let suspect = !compare_due && !sample_is_there(ipset, name, look, family, wanted)?;
+    let suspect = !compare_due && !sample_is_there(ipset, name, look, family, desired)?;
     if suspect || count_due || compare_due {
         look.held = ipset.count(name, family)?;
         look.since_counted = 0;
@@ -91,14 +91,14 @@ fn look_at(
     }
     // A set has no member twice.
     let (mut held, mut stray) = (0, 0);
-    compare(ipset, name, family, wanted, |_, verdict| match verdict {
+    compare(ipset, name, family, desired, |_, verdict| match verdict {
         Verdict::Held => held += 1,
         Verdict::TooShort => {}
         Verdict::Stray => stray += 1,
     })?;
     look.held = u32::try_from(held).unwrap_or(u32::MAX);
     // Whose time was up while the look went on may be there or not.
-    let missing = (count - held).saturating_sub(wanted.over(family, Moment::now()));
+    let missing = (count - held).saturating_sub(desired.over(family, Moment::now()));
     let differs = missing > 0 || stray > 0;
     Ok(differs.then_some(Fault::Members { family, missing, stray }))
 }
@@ -108,11 +108,11 @@ fn sample_is_there(
     name: &str,
     look: &mut Look,
     family: Family,
-    wanted: &Wanted<'_>,
+    desired: &DesiredState<'_>,
 ) -> Result<bool, IpsetError> {
     let from = look.sampled.map_or(Bound::Unbounded, Bound::Excluded);
     let sample: Vec<IpNet> =
-        wanted.members_from(family, from).map(|(network, _)| network).take(SAMPLE).collect();
+        desired.members_from(family, from).map(|(network, _)| network).take(SAMPLE).collect();
     // At the end it begins anew.
     look.sampled = sample.last().copied();
     for network in sample {
@@ -126,9 +126,9 @@ fn sample_is_there(
 /// What a member of a set is.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// Wanted, and there for long enough.
+    /// DesiredState, and there for long enough.
     Held,
-    /// Wanted for longer: as good as not there.
+    /// DesiredState for longer: as good as not there.
     TooShort,
     /// Not wanted.
     Stray,
@@ -139,27 +139,27 @@ fn compare(
     ipset: &mut Ipset,
     name: &str,
     family: Family,
-    wanted: &Wanted<'_>,
+    desired: &DesiredState<'_>,
     mut each: impl FnMut(IpNet, Verdict),
 ) -> Result<(), IpsetError> {
     ipset.each_element(name, family, |Element { network, remaining, .. }| {
-        each(network, verdict(wanted, &network, remaining, Moment::now));
+        each(network, verdict(desired, &network, remaining, Moment::now));
     })
 }
 
 /// What a member is that the kernel holds for so long still, told about this moment: the look may have begun long
 /// before, on a busy machine. The moment is asked for only where it decides.
 fn verdict(
-    wanted: &Wanted<'_>,
+    desired: &DesiredState<'_>,
     network: &IpNet,
     remaining: Duration,
     told: impl Fn() -> Moment,
 ) -> Verdict {
     let lasts = |moment| {
-        let least = wanted.least(network, moment)?;
+        let least = desired.least(network, moment)?;
         Some(remaining + TOLERANCE >= least)
     };
-    match lasts(wanted.now()) {
+    match lasts(desired.now()) {
         None => Verdict::Stray,
         Some(true) => Verdict::Held,
         Some(false) if lasts(told()) == Some(true) => Verdict::Held,
@@ -168,14 +168,14 @@ fn verdict(
 }
 
 /// Adds what is missing, and removes what is not wanted.
-pub fn mend(
+pub fn repair(
     ipset: &mut Ipset,
     name: &str,
     family: Family,
-    wanted: &Wanted<'_>,
+    desired: &DesiredState<'_>,
 ) -> Result<(), IpsetError> {
     let (mut held, mut stray) = (HashSet::new(), Vec::new());
-    compare(ipset, name, family, wanted, |network, verdict| match verdict {
+    compare(ipset, name, family, desired, |network, verdict| match verdict {
         Verdict::Held => drop(held.insert(network)),
         Verdict::TooShort => {}
         Verdict::Stray => stray.push(network),
@@ -184,7 +184,7 @@ pub fn mend(
         ipset.delete(name, network)?;
     }
     let missing: Vec<_> =
-        wanted.members(family).filter(|(network, _)| !held.contains(network)).collect();
+        desired.members(family).filter(|(network, _)| !held.contains(network)).collect();
     missing.chunks(AT_ONCE).try_for_each(|some| ipset.add_all(name, some))
 }
 
@@ -206,16 +206,18 @@ mod tests {
         let mut ledger = Ledger::new(Duration::from_secs(86_400));
         let (since, until) = (at(BEGUN), Some(at(BEGUN + 3600)));
         let block = Block { since, until, offences: 0, reason: String::new(), evidence: None };
-        ledger.enter(NETWORK.parse().unwrap(), since, block);
+        ledger.insert(NETWORK.parse().unwrap(), since, block);
         ledger
     }
 
     #[test]
     fn a_look_that_takes_long_finds_nothing_too_short() {
         let ledger = ledger();
-        let wanted = Wanted::of(&ledger, at(BEGUN));
+        let desired = DesiredState::of(&ledger, at(BEGUN));
         let of = |network: &str, remaining, told| {
-            verdict(&wanted, &network.parse().unwrap(), Duration::from_secs(remaining), || at(told))
+            verdict(&desired, &network.parse().unwrap(), Duration::from_secs(remaining), || {
+                at(told)
+            })
         };
         assert_eq!(of(NETWORK, 3600, BEGUN), Verdict::Held);
         // Ten seconds later ten less are left, as it ought to be.
@@ -228,9 +230,9 @@ mod tests {
     #[test]
     fn whose_time_is_up_meanwhile_is_not_missing() {
         let ledger = ledger();
-        let wanted = Wanted::of(&ledger, at(BEGUN));
-        assert_eq!(wanted.over(Family::V4, at(BEGUN + 3599)), 0);
-        assert_eq!(wanted.over(Family::V4, at(BEGUN + 3600)), 1);
-        assert_eq!(wanted.over(Family::V6, at(BEGUN + 3600)), 0);
+        let desired = DesiredState::of(&ledger, at(BEGUN));
+        assert_eq!(desired.over(Family::V4, at(BEGUN + 3599)), 0);
+        assert_eq!(desired.over(Family::V4, at(BEGUN + 3600)), 1);
+        assert_eq!(desired.over(Family::V6, at(BEGUN + 3600)), 0);
     }
 }

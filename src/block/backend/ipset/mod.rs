@@ -17,14 +17,14 @@ use crate::block::backend::ipset::netlink::{
 };
 use crate::block::backend::rules::Rules;
 use crate::block::backend::{Backend, FirewallError};
-use crate::block::reconcile::{Fault, Wanted};
+use crate::block::reconcile::{DesiredState, Fault};
 use crate::config::FirewallConfig;
 use crate::config::values::Established;
-use crate::types::ifname::InterfaceName;
+use crate::types::ifname::IfName;
 use crate::types::network::Family;
 
 /// The kernel's sets and the rules that use them.
-pub struct KernelSets {
+pub struct IpsetBackend {
     ipset: Ipset,
     rules: Rules,
     sets: Vec<Set>,
@@ -43,10 +43,10 @@ struct Set {
     was_used: bool,
 }
 
-impl KernelSets {
+impl IpsetBackend {
     /// Connects to the kernel; changes nothing yet.
     pub fn connect(
-        interface: &InterfaceName,
+        interface: &IfName,
         config: &FirewallConfig,
         established: Established,
     ) -> Result<Self, FirewallError> {
@@ -71,7 +71,7 @@ impl KernelSets {
 }
 
 /// The set of an instance for a family. At most 29 of the 31 bytes a set's name may have.
-pub fn set_name(interface: &InterfaceName, family: Family) -> String {
+pub fn set_name(interface: &IfName, family: Family) -> String {
     let version = match family {
         Family::V4 => "v4",
         Family::V6 => "v6",
@@ -94,7 +94,7 @@ impl Set {
     }
 }
 
-impl Backend for KernelSets {
+impl Backend for IpsetBackend {
     fn name(&self) -> &'static str {
         "ipset"
     }
@@ -162,11 +162,11 @@ impl Backend for KernelSets {
         }
     }
 
-    fn check(&mut self, wanted: &Wanted<'_>) -> Result<Vec<Fault>, FirewallError> {
+    fn check(&mut self, desired: &DesiredState<'_>) -> Result<Vec<Fault>, FirewallError> {
         let mut faults = Vec::new();
         for set in &mut self.sets {
             let family = set.family;
-            if let Some(look) = self.rules.look_if_changed(family, wanted.now())? {
+            if let Some(look) = self.rules.look_if_changed(family, desired.now())? {
                 set.rule_faults = look.faults;
                 let chain_gone = set.rule_faults.contains(&Fault::Chain(family));
                 if !chain_gone && (look.fitting.len() != 1 || look.misfits != 0) {
@@ -174,12 +174,12 @@ impl Backend for KernelSets {
                 }
             }
             // Without blocks nothing is dropped; with the last one its packets are still to be read.
-            let is_used = wanted.count(family) > 0;
+            let is_used = desired.count(family) > 0;
             if std::mem::replace(&mut set.was_used, is_used) || is_used {
                 self.rules.count(family)?;
             }
             let (held, fault) =
-                members::check(&mut self.ipset, &set.name, &mut set.look, family, wanted)?;
+                members::check(&mut self.ipset, &set.name, &mut set.look, family, desired)?;
             let broken = set.rule_faults.iter().any(Fault::breaks_all);
             set.enforced = if broken { 0 } else { held };
             faults.extend(set.rule_faults.iter().cloned());
@@ -188,10 +188,10 @@ impl Backend for KernelSets {
         Ok(faults)
     }
 
-    fn mend(&mut self, wanted: &Wanted<'_>) -> Result<(), FirewallError> {
+    fn repair(&mut self, desired: &DesiredState<'_>) -> Result<(), FirewallError> {
         for set in &mut self.sets {
             set.put_up(&mut self.ipset, &mut self.rules)?;
-            members::mend(&mut self.ipset, &set.name, set.family, wanted)?;
+            members::repair(&mut self.ipset, &set.name, set.family, desired)?;
             set.look = Look::default();
             // Packets come only when all stands.
             self.rules.put_up(set.family, &BTreeSet::from([None]))?;

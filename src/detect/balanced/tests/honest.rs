@@ -8,7 +8,7 @@ fn a_late_answer_takes_back_what_was_held_against_its_client() {
     for port in 1..=12 {
         let from = wire.syn("192.0.2.1", SERVER, port);
         wire.pass(1500);
-        wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Answer, 0);
+        wire.send((SERVER, port), ("192.0.2.1", from), SegmentKind::SynAck, 0);
     }
     assert_eq!(wire.scanners(), Vec::<String>::new());
 }
@@ -52,9 +52,9 @@ fn a_large_network_errs_from_the_first_second() {
                 wire.refused("192.0.2.1", SERVER, 20_000 + number);
             } else {
                 let from = wire.syn("192.0.2.1", SERVER, 443);
-                wire.send((SERVER, 443), ("192.0.2.1", from), ProbeKind::Answer, 0);
+                wire.send((SERVER, 443), ("192.0.2.1", from), SegmentKind::SynAck, 0);
                 if dropped {
-                    wire.send(("192.0.2.1", from), (SERVER, 443), ProbeKind::Reset, 8);
+                    wire.send(("192.0.2.1", from), (SERVER, 443), SegmentKind::Reset, 8);
                 }
             }
             wire.pass(10);
@@ -90,8 +90,8 @@ fn nobody_is_forgiven_for_saying_nothing_over_and_over() {
             } else {
                 let port = 80 + number % ports;
                 let from = wire.syn("192.0.2.1", SERVER, port);
-                wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Answer, 0);
-                wire.send(("192.0.2.1", from), (SERVER, port), ProbeKind::Close, 8);
+                wire.send((SERVER, port), ("192.0.2.1", from), SegmentKind::SynAck, 0);
+                wire.send(("192.0.2.1", from), (SERVER, port), SegmentKind::FinAck, 8);
             }
             wire.pass(100);
         }
@@ -117,15 +117,15 @@ fn a_large_network_errs_for_hours() {
 /// makes whole connections no further than an hour's forgiveness.
 #[test]
 fn nobody_hides_among_the_connections_of_others_for_long() {
-    for (bare, tries_a_second, at_most) in [(true, 1, 4), (false, 20, 50), (false, 2, 520)] {
+    for (crafted, tries_a_second, at_most) in [(true, 1, 4), (false, 20, 50), (false, 2, 520)] {
         let mut wire = Wire::new();
         let mut tried = 0;
         'hour: for _ in 0..3600 {
             for _ in 0..100 {
-                wire.bare = false;
+                wire.crafted = false;
                 wire.visit("192.0.2.2", SERVER, 443);
             }
-            wire.bare = bare;
+            wire.crafted = crafted;
             for _ in 0..tries_a_second {
                 tried += 1;
                 wire.refused("192.0.2.2", SERVER, 1000 + tried);
@@ -180,13 +180,13 @@ fn files_by_the_hundred_are_not_even_reported() {
     let mut wire = Wire::new();
     for number in 0..1000u16 {
         let (from, port) = (wire.syn("192.0.2.1", SERVER, 20_000 + number), 20_000 + number);
-        wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Answer, 0);
+        wire.send((SERVER, port), ("192.0.2.1", from), SegmentKind::SynAck, 0);
         // Fetched, or brought.
         if number % 2 == 0 {
-            wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Close, 99);
-            wire.send(("192.0.2.1", from), (SERVER, port), ProbeKind::Close, 8);
+            wire.send((SERVER, port), ("192.0.2.1", from), SegmentKind::FinAck, 99);
+            wire.send(("192.0.2.1", from), (SERVER, port), SegmentKind::FinAck, 8);
         } else {
-            wire.send(("192.0.2.1", from), (SERVER, port), ProbeKind::Close, 99);
+            wire.send(("192.0.2.1", from), (SERVER, port), SegmentKind::FinAck, 99);
         }
         wire.pass(20);
     }
@@ -253,10 +253,10 @@ fn a_client_that_asks_again_leaves_nothing_half_open() {
     let mut wire = Wire::new();
     for port in 1..=10 {
         let from = wire.syn("192.0.2.1", SERVER, port);
-        wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Answer, 0);
+        wire.send((SERVER, port), ("192.0.2.1", from), SegmentKind::SynAck, 0);
         wire.pass(1010);
-        wire.send(("192.0.2.1", from), (SERVER, port), ProbeKind::Syn, 7);
-        wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Answer, 0);
+        wire.send(("192.0.2.1", from), (SERVER, port), SegmentKind::Syn, 7);
+        wire.send((SERVER, port), ("192.0.2.1", from), SegmentKind::SynAck, 0);
     }
     assert_eq!(wire.found, []);
 }
@@ -269,7 +269,7 @@ fn ports_forwarded_to_somewhere_far_are_open() {
         let asked: Vec<_> = ports.map(|p| (wire.syn("192.0.2.1", SERVER, p), p)).collect();
         wire.pass(30);
         for (from, port) in asked {
-            wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Answer, 0);
+            wire.send((SERVER, port), ("192.0.2.1", from), SegmentKind::SynAck, 0);
         }
     };
     ask(&mut wire, 2000..2001);

@@ -14,13 +14,13 @@ const SERVER: &str = "198.51.100.1";
 
 /// A detector and what it has found, on a wire on which one can do things.
 struct Wire {
-    detector: Balanced,
+    detector: BalancedDetector,
     found: Vec<Scan>,
     host: Host,
     now: Moment,
     next_port: u16,
     /// Clients are programs that make up their SYNs.
-    bare: bool,
+    crafted: bool,
     /// What clients acknowledge: answers have the number 0, and are heard alone.
     heard: u8,
 }
@@ -28,12 +28,12 @@ struct Wire {
 impl Wire {
     fn new() -> Self {
         Self {
-            detector: Balanced::new(DetectionConfig::default()),
+            detector: BalancedDetector::new(DetectionConfig::default()),
             found: Vec::new(),
             host: Host::default(),
             now: Moment::from_nanos(1_000_000_000_000),
             next_port: 1024,
-            bare: false,
+            crafted: false,
             heard: 1,
         }
     }
@@ -63,8 +63,8 @@ impl Wire {
     /// A connection that is dropped at once, as a connect scan's.
     fn sound(&mut self, client: &str, server: &str, port: u16) {
         let from = self.syn(client, server, port);
-        self.send((server, port), (client, from), ProbeKind::Answer, 0);
-        self.send((client, from), (server, port), ProbeKind::ResetAck, 8);
+        self.send((server, port), (client, from), SegmentKind::SynAck, 0);
+        self.send((client, from), (server, port), SegmentKind::ResetAck, 8);
     }
 
     fn pass(&mut self, millis: u64) {
@@ -72,8 +72,8 @@ impl Wire {
         self.detector.pass_time(self.now, &self.host, &mut self.found);
     }
 
-    fn send(&mut self, from: (&str, u16), to: (&str, u16), kind: ProbeKind, sequence: u8) {
-        let segment = Probe {
+    fn send(&mut self, from: (&str, u16), to: (&str, u16), kind: SegmentKind, sequence: u8) {
+        let segment = Segment {
             moment: self.now,
             source: from.0.parse().unwrap(),
             destination: to.0.parse().unwrap(),
@@ -82,7 +82,7 @@ impl Wire {
             kind,
             sequence,
             acknowledged: self.heard,
-            bare: self.bare,
+            crafted: self.crafted,
         };
         self.detector.observe(&segment, &self.host, &mut self.found);
     }
@@ -90,20 +90,20 @@ impl Wire {
     /// Begins a connection; returns the client's port.
     fn syn(&mut self, client: &str, server: &str, port: u16) -> u16 {
         self.next_port = self.next_port.checked_add(1).unwrap_or(1024);
-        self.send((client, self.next_port), (server, port), ProbeKind::Syn, 7);
+        self.send((client, self.next_port), (server, port), SegmentKind::Syn, 7);
         self.next_port
     }
 
     fn refused(&mut self, client: &str, server: &str, port: u16) {
         let from = self.syn(client, server, port);
-        self.send((server, port), (client, from), ProbeKind::ResetAck, 0);
+        self.send((server, port), (client, from), SegmentKind::ResetAck, 0);
     }
 
     /// A connection as honest clients have it.
     fn visit(&mut self, client: &str, server: &str, port: u16) {
         let from = self.syn(client, server, port);
-        self.send((server, port), (client, from), ProbeKind::Answer, 0);
-        self.send((client, from), (server, port), ProbeKind::Close, 99);
+        self.send((server, port), (client, from), SegmentKind::SynAck, 0);
+        self.send((client, from), (server, port), SegmentKind::FinAck, 99);
     }
 
     fn scanners(&self) -> Vec<String> {
@@ -152,19 +152,19 @@ fn half_open_is_seen_with_and_without_the_scanners_reset() {
     let mut wire = Wire::new();
     for port in 1..=4 {
         let from = wire.syn("192.0.2.1", SERVER, port);
-        wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Answer, 0);
-        wire.send(("192.0.2.1", from), (SERVER, port), ProbeKind::Reset, 8);
+        wire.send((SERVER, port), ("192.0.2.1", from), SegmentKind::SynAck, 0);
+        wire.send(("192.0.2.1", from), (SERVER, port), SegmentKind::Reset, 8);
     }
     assert_eq!(wire.scanners(), ["192.0.2.1"]);
     wire.found.clear();
     let from = [1, 2, 3, 4].map(|port| {
         let from = wire.syn("192.0.2.2", SERVER, port);
-        wire.send((SERVER, port), ("192.0.2.2", from), ProbeKind::Answer, 0);
+        wire.send((SERVER, port), ("192.0.2.2", from), SegmentKind::SynAck, 0);
         (port, from)
     });
     wire.pass(1000);
     for (port, from) in from {
-        wire.send((SERVER, port), ("192.0.2.2", from), ProbeKind::Answer, 0);
+        wire.send((SERVER, port), ("192.0.2.2", from), SegmentKind::SynAck, 0);
     }
     assert_eq!(wire.scanners(), ["192.0.2.2"], "the server has asked again, the client has not");
 }
@@ -175,14 +175,14 @@ fn half_open_is_seen_in_copies() {
     let mut wire = Wire::new();
     let from = [1, 2, 3, 4].map(|port| {
         let from = wire.syn("192.0.2.1", SERVER, port);
-        wire.send(("192.0.2.1", from), (SERVER, port), ProbeKind::Syn, 7);
-        wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Answer, 0);
-        wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Answer, 0);
+        wire.send(("192.0.2.1", from), (SERVER, port), SegmentKind::Syn, 7);
+        wire.send((SERVER, port), ("192.0.2.1", from), SegmentKind::SynAck, 0);
+        wire.send((SERVER, port), ("192.0.2.1", from), SegmentKind::SynAck, 0);
         (port, from)
     });
     wire.pass(1000);
     for (port, from) in from {
-        wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Answer, 0);
+        wire.send((SERVER, port), ("192.0.2.1", from), SegmentKind::SynAck, 0);
     }
     assert_eq!(wire.scanners(), ["192.0.2.1"]);
 }
@@ -296,7 +296,7 @@ fn what_icmp_says_is_a_refusal_if_it_is_about_that_very_segment() {
         let mut wire = Wire::new();
         for port in 1..=4 {
             let from = wire.syn("192.0.2.1", SERVER, port);
-            wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Unreachable, sequence);
+            wire.send((SERVER, port), ("192.0.2.1", from), SegmentKind::Unreachable, sequence);
         }
         assert_eq!(wire.found.len(), expected);
     }
@@ -322,15 +322,15 @@ fn segments_of_no_connection_that_are_refused_are_a_scan() {
     for first in [1, 3300, 9000] {
         let mut wire = Wire::new();
         for port in first..first + 8 {
-            wire.send((SERVER, port), ("192.0.2.1", 40_000), ProbeKind::Reset, 0);
+            wire.send((SERVER, port), ("192.0.2.1", 40_000), SegmentKind::Reset, 0);
         }
         assert_eq!(wire.found.iter().map(|s| s.rule).collect::<Vec<_>>(), [Rule::StrayPorts]);
     }
     // Whoever the host was connected to before its restart, or as a proxy.
     let mut wire = Wire::new();
     for port in (1024..1124).chain(33_000..33_100) {
-        wire.send((SERVER, port), ("192.0.2.1", 443), ProbeKind::Reset, 0);
-        wire.send((SERVER, port), ("192.0.2.2", 8080), ProbeKind::Reset, 0);
+        wire.send((SERVER, port), ("192.0.2.1", 443), SegmentKind::Reset, 0);
+        wire.send((SERVER, port), ("192.0.2.2", 8080), SegmentKind::Reset, 0);
     }
     assert_eq!(wire.found, []);
 }
@@ -356,14 +356,14 @@ fn a_sweep_of_open_and_closed_hosts_is_one() {
 /// Slowly, it is one by what it sends; nobody's mail server does that.
 #[test]
 fn a_slow_sweep_is_told_by_its_made_up_segments() {
-    for (bare, expected) in [(true, vec![Duration::from_secs(86_400)]), (false, vec![])] {
-        let mut wire = Wire { bare, ..Wire::new() };
+    for (crafted, expected) in [(true, vec![Duration::from_secs(86_400)]), (false, vec![])] {
+        let mut wire = Wire { crafted, ..Wire::new() };
         for number in 0..30 {
             wire.syn("192.0.2.1", &format!("198.51.100.{number}"), 25);
             wire.pass(300_000);
         }
         let spans: Vec<Duration> = wire.found.iter().map(|scan| scan.span).collect();
-        assert_eq!(spans, expected, "bare: {bare}");
+        assert_eq!(spans, expected, "crafted: {crafted}");
     }
 }
 

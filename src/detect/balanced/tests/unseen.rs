@@ -29,7 +29,7 @@ fn one_sided_capture_of_a_single_client_shows_by_its_first_connection() {
     let mut wire = Wire::new();
     let from = [25, 143, 465].map(|port| (wire.syn("192.0.2.1", SERVER, port), port));
     assert!(!wire.detector.is_one_sided());
-    wire.send(("192.0.2.1", from[0].0), (SERVER, 25), ProbeKind::Close, 99);
+    wire.send(("192.0.2.1", from[0].0), (SERVER, 25), SegmentKind::FinAck, 99);
     assert!(wire.detector.is_one_sided());
     wire.syn("192.0.2.1", SERVER, 993);
     let [scan] = &wire.found[..] else { panic!("{:?}", wire.found) };
@@ -39,7 +39,7 @@ fn one_sided_capture_of_a_single_client_shows_by_its_first_connection() {
     wire.visit("192.0.2.9", SERVER, 443);
     for port in 1..=3 {
         let from = wire.syn("192.0.2.1", SERVER, port);
-        wire.send(("192.0.2.1", from), (SERVER, port), ProbeKind::Close, 99);
+        wire.send(("192.0.2.1", from), (SERVER, port), SegmentKind::FinAck, 99);
     }
     assert!(!wire.detector.is_one_sided());
 }
@@ -54,7 +54,7 @@ fn an_asymmetric_route_makes_no_scanners() {
             for port in [80, 443] {
                 let from = wire.syn(&client, SERVER, port);
                 wire.pass(2);
-                wire.send((&client, from), (SERVER, port), ProbeKind::Close, 99);
+                wire.send((&client, from), (SERVER, port), SegmentKind::FinAck, 99);
             }
         }
         for port in 0..6 {
@@ -80,11 +80,11 @@ fn answers_that_were_lost_make_no_scanners() {
     for number in 0..2000u16 {
         let from = wire.syn("192.0.2.1", SERVER, 30_000 + number);
         if number % 3 > 0 {
-            wire.send((SERVER, 30_000 + number), ("192.0.2.1", from), ProbeKind::Answer, 0);
+            wire.send((SERVER, 30_000 + number), ("192.0.2.1", from), SegmentKind::SynAck, 0);
         }
         wire.pass(if number % 2 == 0 { 1500 } else { 50 });
-        wire.send((SERVER, 30_000 + number), ("192.0.2.1", from), ProbeKind::Close, 99);
-        wire.send(("192.0.2.1", from), (SERVER, 30_000 + number), ProbeKind::Close, 8);
+        wire.send((SERVER, 30_000 + number), ("192.0.2.1", from), SegmentKind::FinAck, 99);
+        wire.send(("192.0.2.1", from), (SERVER, 30_000 + number), SegmentKind::FinAck, 8);
     }
     assert_eq!(wire.scanners(), Vec::<String>::new());
 }
@@ -99,10 +99,10 @@ fn an_answer_without_its_question_shows_an_open_port() {
         for port in [8001, 8002, 8003, 8004] {
             let from = wire.next_port + 1;
             if answered {
-                wire.send((SERVER, port), ("192.0.2.1", from), ProbeKind::Answer, 0);
+                wire.send((SERVER, port), ("192.0.2.1", from), SegmentKind::SynAck, 0);
             }
             wire.syn("192.0.2.1", SERVER, port);
-            wire.send(("192.0.2.1", from), (SERVER, port), ProbeKind::ResetAck, 8);
+            wire.send(("192.0.2.1", from), (SERVER, port), SegmentKind::ResetAck, 8);
         }
         wire.pass(1001);
         assert_eq!(wire.scanners(), expected);
@@ -137,18 +137,18 @@ fn lost_packets_make_no_scanners() {
 /// Many hosts are a sweep if their SYNs are made up, else somebody's day at work.
 #[test]
 fn a_sweep_is_seen_in_a_one_sided_capture_by_its_made_up_segments() {
-    for (bare, expected) in [(true, vec![ScanKind::Sweep]), (false, vec![])] {
-        let mut wire = Wire { bare, ..Wire::new() };
+    for (crafted, expected) in [(true, vec![ScanKind::Sweep]), (false, vec![])] {
+        let mut wire = Wire { crafted, ..Wire::new() };
         for number in 0..60 {
             let target = format!("198.51.100.{number}");
             let from = wire.syn("192.0.2.1", &target, 443);
-            wire.send(("192.0.2.1", from), (&target, 443), ProbeKind::Reset, 8);
+            wire.send(("192.0.2.1", from), (&target, 443), SegmentKind::Reset, 8);
             wire.pass(100);
         }
         wire.live(1);
         assert!(wire.detector.is_one_sided());
         let kinds: Vec<ScanKind> = wire.found.iter().map(|scan| scan.kind).collect();
-        assert_eq!(kinds, expected, "bare: {bare}");
+        assert_eq!(kinds, expected, "crafted: {crafted}");
     }
 }
 

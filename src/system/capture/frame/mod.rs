@@ -1,6 +1,6 @@
 //! Frame bytes to probe.
 //!
-//! Pure: bytes and a moment in, perhaps a [`Probe`] out. Reads only what is there: whatever an
+//! Pure: bytes and a moment in, perhaps a [`Segment`] out. Reads only what is there: whatever an
 //! attacker puts into a frame, of whatever length, the worst result is `None`. Never allocates.
 //! Tunnels are not opened: the outermost IP header is the one that counts.
 
@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use etherparse::{Ethernet2HeaderSlice, Ipv4HeaderSlice, Ipv6HeaderSlice, SingleVlanHeaderSlice};
 
 use crate::types::clock::Moment;
-use crate::types::segment::{Port, Probe, ProbeKind};
+use crate::types::segment::{Port, Segment, SegmentKind};
 
 const TCP: u8 = 6;
 const ICMP: u8 = 1;
@@ -68,14 +68,14 @@ impl LinkLayer {
 }
 
 /// The probe in a frame, if there is one.
-pub fn probe_in(link: LinkLayer, frame: &[u8], moment: Moment) -> Option<Probe> {
-    tcp_in(network_layer(link, frame)?, moment, ProbeKind::of_flags)
+pub fn probe_in(link: LinkLayer, frame: &[u8], moment: Moment) -> Option<Segment> {
+    tcp_in(network_layer(link, frame)?, moment, SegmentKind::of_flags)
 }
 
 /// The probe in a frame, or what tells of a probe's outcome.
-pub fn segment_in(link: LinkLayer, frame: &[u8], moment: Moment) -> Option<Probe> {
+pub fn segment_in(link: LinkLayer, frame: &[u8], moment: Moment) -> Option<Segment> {
     let packet = network_layer(link, frame)?;
-    tcp_in(packet, moment, ProbeKind::of_flags_with_outcomes)
+    tcp_in(packet, moment, SegmentKind::of_flags_with_outcomes)
         .or_else(|| unreachable_in(packet, moment))
 }
 
@@ -83,8 +83,8 @@ pub fn segment_in(link: LinkLayer, frame: &[u8], moment: Moment) -> Option<Probe
 fn tcp_in(
     packet: &[u8],
     moment: Moment,
-    of_flags: impl Fn(u8) -> Option<ProbeKind>,
-) -> Option<Probe> {
+    of_flags: impl Fn(u8) -> Option<SegmentKind>,
+) -> Option<Segment> {
     let segment = match packet.first()? >> 4 {
         4 => ipv4(packet)?,
         6 => ipv6(packet)?,
@@ -94,10 +94,10 @@ fn tcp_in(
     let start = segment.payload.get(..4)?;
     let kind = match segment.payload.get(TCP_TO_FLAGS - 1) {
         Some(&flags) => of_flags(flags)?,
-        None if segment.fragmented => ProbeKind::Fragment,
+        None if segment.fragmented => SegmentKind::Fragment,
         None => return None,
     };
-    Some(Probe {
+    Some(Segment {
         moment,
         source: segment.source,
         destination: segment.destination,
@@ -106,13 +106,13 @@ fn tcp_in(
         kind,
         sequence: segment.payload.get(7).copied().unwrap_or(0),
         acknowledged: segment.payload.get(11).copied().unwrap_or(0),
-        bare: segment.payload.get(12).is_none_or(|offset| offset >> 4 < SYSTEMS_HEADER),
+        crafted: segment.payload.get(12).is_none_or(|offset| offset >> 4 < SYSTEMS_HEADER),
     })
 }
 
 /// What an ICMP message tells of a TCP segment that did not arrive: of the segment it quotes, which is
 /// there with its ports and its sequence number at least (RFC 792).
-fn unreachable_in(packet: &[u8], moment: Moment) -> Option<Probe> {
+fn unreachable_in(packet: &[u8], moment: Moment) -> Option<Segment> {
     /// RFC 792, 1191: the segment was too long, which says nothing of its port.
     const FRAGMENTATION_NEEDED: (u8, u8) = (3, 4);
 
@@ -143,21 +143,21 @@ fn unreachable_in(packet: &[u8], moment: Moment) -> Option<Probe> {
         6 => ipv6(quoted)?,
         _ => return None,
     };
-    Some(Probe {
+    Some(Segment {
         moment,
         source: segment.destination,
         destination: segment.source,
         source_port: Port(u16_at(segment.payload, 2)?),
         port: Port(u16_at(segment.payload, 0)?),
-        kind: ProbeKind::Unreachable,
+        kind: SegmentKind::Unreachable,
         sequence: *segment.payload.get(7)?,
         acknowledged: 0,
-        bare: false,
+        crafted: false,
     })
 }
 
 /// The start of a TCP segment and the addresses above it.
-struct Segment<'a> {
+struct TcpBytes<'a> {
     source: IpAddr,
     destination: IpAddr,
     payload: &'a [u8],
@@ -224,7 +224,7 @@ fn ppp_payload(frame: &[u8]) -> Option<&[u8]> {
     }
 }
 
-fn ipv4(packet: &[u8]) -> Option<Segment<'_>> {
+fn ipv4(packet: &[u8]) -> Option<TcpBytes<'_>> {
     let header = Ipv4HeaderSlice::from_slice(packet).ok()?;
     if header.protocol().0 != TCP || header.fragments_offset().value() != 0 {
         return None;
@@ -237,7 +237,7 @@ fn ipv4(packet: &[u8]) -> Option<Segment<'_>> {
     } else {
         packet.len()
     };
-    Some(Segment {
+    Some(TcpBytes {
         source: header.source_addr().into(),
         destination: header.destination_addr().into(),
         payload: packet.get(header_length..end)?,
@@ -245,7 +245,7 @@ fn ipv4(packet: &[u8]) -> Option<Segment<'_>> {
     })
 }
 
-fn ipv6(packet: &[u8]) -> Option<Segment<'_>> {
+fn ipv6(packet: &[u8]) -> Option<TcpBytes<'_>> {
     /// More extension headers than any sender has a use for; the kernel stops at 8 by default
     /// (`net.ipv6.max_hbh_opts_number` and its kin).
     const MOST_EXTENSIONS: usize = 16;
@@ -262,7 +262,7 @@ fn ipv6(packet: &[u8]) -> Option<Segment<'_>> {
                 } else {
                     packet.len()
                 };
-                return Some(Segment {
+                return Some(TcpBytes {
                     source: header.source_addr().into(),
                     destination: header.destination_addr().into(),
                     payload: packet.get(at..end)?,

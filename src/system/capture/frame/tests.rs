@@ -122,8 +122,8 @@ pub fn probes() -> Vec<(i32, &'static str, Vec<u8>)> {
         (113, "cooked, IPv6", sll([0, 1], [0x86, 0xdd], &v6)),
         (113, "cooked, from a tun device", sll([0xff, 0xfe], [8, 0], &v4)),
         (276, "cooked, version 2", [&[8, 0], &[0; 18][..], &v4].concat()),
-        (12, "bare IPv4", v4.clone()),
-        (12, "bare IPv6", v6.clone()),
+        (12, "crafted IPv4", v4.clone()),
+        (12, "crafted IPv6", v6.clone()),
         (0, "loopback", [&[2, 0, 0, 0], &v4[..]].concat()),
         (9, "PPP", [&[0xff, 3, 0, 0x21], &v4[..]].concat()),
         (104, "Cisco HDLC", [&[0x0f, 0, 8, 0], &v4[..]].concat()),
@@ -137,11 +137,11 @@ fn a_probe_is_seen_through_every_wrapping() {
         let probe = probe_in(link, &frame, NOW).unwrap_or_else(|| panic!("{name}"));
         assert_eq!((probe.source_port, probe.port), (Port(40_000), Port(443)), "{name}");
         let kind = match name.split(',').next().unwrap_or_default() {
-            "FIN" => ProbeKind::Fin,
-            "NULL" => ProbeKind::Null,
-            "XMAS" => ProbeKind::Xmas,
-            _ if name.contains("tiny") => ProbeKind::Fragment,
-            _ => ProbeKind::Syn,
+            "FIN" => SegmentKind::Fin,
+            "NULL" => SegmentKind::Null,
+            "XMAS" => SegmentKind::Xmas,
+            _ if name.contains("tiny") => SegmentKind::Fragment,
+            _ => SegmentKind::Syn,
         };
         assert_eq!((probe.kind, probe.moment), (kind, NOW), "{name}");
     }
@@ -157,7 +157,7 @@ fn wrappings_only_files_have_are_opened_too() {
             ethernet(&[0x81, 0, 0, 5, 0x81, 0, 0, 6, 0x81, 0, 0, 7, 8, 0], &v4)
         }),
     ] {
-        assert_eq!(probe_in(link, &frame, NOW).unwrap().kind, ProbeKind::Syn);
+        assert_eq!(probe_in(link, &frame, NOW).unwrap().kind, SegmentKind::Syn);
     }
 }
 
@@ -166,7 +166,7 @@ fn the_padding_of_a_tiny_fragment_is_not_read_as_flags() {
     let mut packet = tiny_fragment();
     packet.resize(46, 0);
     let probe = probe_in(LinkLayer::Ethernet, &ethernet(&[8, 0], &packet), NOW).unwrap();
-    assert_eq!((probe.kind, probe.port), (ProbeKind::Fragment, Port(443)));
+    assert_eq!((probe.kind, probe.port), (SegmentKind::Fragment, Port(443)));
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn what_icmp_says_of_a_segment_stands_as_its_answer() {
     for packet in [refusal(3, 3, &v4), refusal(3, 13, &v4), refusal_v6(1, &v6)] {
         assert_eq!(probe_in(LinkLayer::RawIp, &packet, NOW), None);
         let told = segment_in(LinkLayer::RawIp, &packet, NOW).unwrap();
-        assert_eq!((told.kind, told.sequence), (ProbeKind::Unreachable, 7));
+        assert_eq!((told.kind, told.sequence), (SegmentKind::Unreachable, 7));
         assert_eq!((told.source_port, told.port), (Port(443), Port(40_000)));
         let asked = if told.source.is_ipv4() { &v4 } else { &v6 };
         let asked = probe_in(LinkLayer::RawIp, asked, NOW).unwrap();
@@ -232,10 +232,10 @@ fn what_icmp_says_of_a_segment_stands_as_its_answer() {
 
 #[test]
 fn a_syn_without_the_options_of_a_system_is_bare() {
-    assert!(probe_in(LinkLayer::RawIp, &syn_packet(), NOW).unwrap().bare);
+    assert!(probe_in(LinkLayer::RawIp, &syn_packet(), NOW).unwrap().crafted);
     let mut packet = syn_packet();
     packet[32] = 0x80;
-    assert!(!probe_in(LinkLayer::RawIp, &packet, NOW).unwrap().bare);
+    assert!(!probe_in(LinkLayer::RawIp, &packet, NOW).unwrap().crafted);
 }
 
 #[test]
