@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::namespace::Namespace;
-use crate::tools::{Outcome, PATIENCE, run};
+use crate::tools::{Outcome, TIMEOUT, run};
 
 const POLICY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/dbus/org.tcptracker.Tracker1.conf");
 
@@ -108,7 +108,7 @@ impl Bus {
 
     /// Nobody but the service may have its names.
     #[track_caller]
-    pub fn assert_name_refused_to_nobody(&self) {
+    pub fn assert_nobody_cannot_own_name(&self) {
         let bus = "org.freedesktop.DBus";
         let name = "org.tcptracker.Tracker1.eth9";
         let asked = ["call", bus, "/org/freedesktop/DBus", bus, "RequestName", "su", name, "0"];
@@ -248,7 +248,7 @@ impl Signals {
     /// The next signal: its name, its types and its arguments.
     #[track_caller]
     pub fn next(&self) -> (String, String, Value) {
-        let line = self.told.recv_timeout(PATIENCE).expect("a signal");
+        let line = self.told.recv_timeout(TIMEOUT).expect("a signal");
         let signal: Value = serde_json::from_str(&line).unwrap();
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         (
@@ -259,7 +259,7 @@ impl Signals {
     }
 
     /// How many have come since somebody asked last.
-    pub fn so_far(&self) -> u64 {
+    pub fn take_count(&self) -> u64 {
         u64::try_from(self.told.try_iter().count()).unwrap()
     }
 

@@ -118,12 +118,12 @@ impl<'a> Clients<'a> {
     }
 
     /// They only look whether there is a connection.
-    pub fn only_look(self) -> Self {
+    pub fn without_reading(self) -> Self {
         Self { how: "look", ..self }
     }
 
     /// They begin to connect to these ports, one after the other.
-    pub fn begin(&self, ports: &[u16]) -> Busy {
+    pub fn begin(&self, ports: &[u16]) -> RunningClients {
         let mut command = self.host.command(PYTHON);
         let words = [VICTIM.to_string(), self.at_once.to_string(), self.rate.to_string()];
         command.args(["-c", CLIENT]).args(words).arg(self.how);
@@ -131,7 +131,7 @@ impl<'a> Clients<'a> {
         let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
         child.stdin.take().unwrap().write_all(ports.join(" ").as_bytes()).unwrap();
-        Busy(child)
+        RunningClients(child)
     }
 
     /// The same, to the end.
@@ -142,9 +142,9 @@ impl<'a> Clients<'a> {
 }
 
 /// Clients at work, until they are dropped.
-pub struct Busy(Child);
+pub struct RunningClients(Child);
 
-impl Busy {
+impl RunningClients {
     /// Waits until they have all been served, or refused.
     #[track_caller]
     pub fn await_end(mut self) {
@@ -155,7 +155,7 @@ impl Busy {
     }
 }
 
-impl Drop for Busy {
+impl Drop for RunningClients {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();

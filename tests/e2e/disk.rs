@@ -27,7 +27,7 @@ impl Disk {
     }
 
     /// The opposite.
-    pub fn make_room(&self) {
+    pub fn free_space(&self) {
         std::fs::remove_file(self.place.join("filler")).unwrap();
     }
 
@@ -44,12 +44,12 @@ const CUT: &str = "import fcntl, os, struct, sys; \
     fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587d, struct.pack('I', 2))";
 
 /// A disk with a journal, as servers have it, in a file.
-pub struct ElectricDisk {
+pub struct PowerCutDisk {
     image: PathBuf,
     disk: Disk,
 }
 
-impl ElectricDisk {
+impl PowerCutDisk {
     /// A disk where the instance on `eth0` keeps what it remembers.
     pub fn for_state(lab: &crate::lab::Lab) -> Self {
         let (image, place) = (lab.path("disk"), lab.state_directory("eth0"));
@@ -72,7 +72,7 @@ impl ElectricDisk {
     }
 
     /// How long the disk beneath takes at the moment to keep something.
-    pub fn takes_to_flush(&self) -> Duration {
+    pub fn flush_duration(&self) -> Duration {
         let begun = Instant::now();
         let mut file = std::fs::File::create(self.image.with_extension("probe")).unwrap();
         file.write_all(&[1; 4096]).unwrap();

@@ -3,9 +3,9 @@
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
-use crate::frames::{EVERYBODY, Mould, Wire, syn};
+use crate::frames::{BROADCAST, SynTemplate, Wire, syn};
 use crate::lab::{ATTACKER_V6, Lab, VICTIM_V6};
-use crate::tools::PATIENCE;
+use crate::tools::TIMEOUT;
 
 /// Frames sent before the service has to have caught up: a third of what the kernel holds for it, so
 /// that how fast the machine is decides only how long it takes.
@@ -19,19 +19,19 @@ pub struct Flood<'a> {
     lab: &'a Lab,
     wire: Wire,
     /// For the victim's `eth0`.
-    mould: Mould,
+    template: SynTemplate,
     ahead: u32,
 }
 
 impl<'a> Flood<'a> {
     pub fn on(lab: &'a Lab) -> Self {
-        let mould = Mould::new(lab.victim.hardware_address("eth0"));
-        Self { lab, wire: Wire::of(&lab.attacker), mould, ahead: 0 }
+        let template = SynTemplate::new(lab.victim.hardware_address("eth0"));
+        Self { lab, wire: Wire::of(&lab.attacker), template, ahead: 0 }
     }
 
     /// Sends a SYN to the victim's hardware address.
     pub fn syn(&mut self, from: Ipv4Addr, to: Ipv4Addr, port: u16) {
-        self.wire.send(self.mould.syn(from, to, port));
+        self.wire.send(self.template.syn(from, to, port));
         self.count();
     }
 
@@ -52,9 +52,9 @@ impl<'a> Flood<'a> {
     /// Waits until the service has considered all that was sent. It shows by answering for its metrics:
     /// that is asked of it under whatever flood.
     pub fn settle(&mut self) {
-        let own = syn(EVERYBODY, VICTIM_V6, ATTACKER_V6, 1);
+        let own = syn(BROADCAST, VICTIM_V6, ATTACKER_V6, 1);
         let before = self.lab.metric(CAUGHT_UP);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         // Again and again, as this one may be lost, too; the last is counted before the next is sent.
         while self.lab.metric(CAUGHT_UP) == before {
             assert!(Instant::now() < deadline, "the service does not catch up");
@@ -69,7 +69,7 @@ impl Lab {
     /// detector: nothing is lost without being counted.
     #[track_caller]
     pub fn assert_counted(&self, metrics: &[&str], sent: u64) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let counted = metrics.iter().map(|metric| self.metric(metric)).sum::<u64>();
             assert!(counted <= sent, "{metrics:?} are {counted}, and not {sent}");

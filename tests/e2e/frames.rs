@@ -9,7 +9,7 @@ use crate::lab::{ATTACKER, ATTACKER_V6, Lab, VICTIM, VICTIM_V6};
 use crate::namespace::Namespace;
 
 /// To everybody: the switch and the capture do not mind.
-pub const EVERYBODY: [u8; 6] = [0xff; 6];
+pub const BROADCAST: [u8; 6] = [0xff; 6];
 
 /// Ethernet's two addresses and the type of what follows.
 pub const ETHERNET_HEADER: usize = 14;
@@ -53,7 +53,7 @@ pub fn send_syns_v6(lab: &Lab, tags: Tags, ports: impl IntoIterator<Item = u16>)
 fn send(lab: &Lab, tags: Tags, [from, to]: [IpAddr; 2], ports: impl IntoIterator<Item = u16>) {
     let mut wire = Wire::of(&lab.attacker);
     for port in ports {
-        wire.send(&frame(tags, EVERYBODY, from, to, port));
+        wire.send(&frame(tags, BROADCAST, from, to, port));
     }
 }
 
@@ -63,9 +63,9 @@ pub fn syn(hardware: [u8; 6], from: IpAddr, to: IpAddr, port: u16) -> Vec<u8> {
 }
 
 /// IPv4 SYNs from one mould, for whoever needs a great many.
-pub struct Mould(Vec<u8>);
+pub struct SynTemplate(Vec<u8>);
 
-impl Mould {
+impl SynTemplate {
     pub fn new(hardware: [u8; 6]) -> Self {
         Self(syn(hardware, ATTACKER, VICTIM, 0))
     }

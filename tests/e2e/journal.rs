@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::{self, JoinHandle};
 
 use crate::lab::Lab;
-use crate::tools::PATIENCE;
+use crate::tools::TIMEOUT;
 
 /// An entry's fields.
 pub type Entry = BTreeMap<String, String>;
@@ -68,7 +68,7 @@ impl Journal {
 
     /// So many entries of each of two kinds, in whatever order they come.
     #[track_caller]
-    pub fn next_of_both(&self, kinds: [&str; 2], count: usize) -> [Vec<Entry>; 2] {
+    pub fn next_of_kinds(&self, kinds: [&str; 2], count: usize) -> [Vec<Entry>; 2] {
         let kind_of = |entry: &Entry| {
             let id = entry.get("MESSAGE_ID")?;
             kinds.iter().position(|kind| kind == id)
@@ -85,7 +85,7 @@ impl Journal {
 
     #[track_caller]
     fn next(&self) -> Entry {
-        self.entries.recv_timeout(PATIENCE).expect("an entry in the journal")
+        self.entries.recv_timeout(TIMEOUT).expect("an entry in the journal")
     }
 }
 

@@ -21,7 +21,7 @@ use crate::bus::{Bus, Kind};
 use crate::kernel::Rules;
 use crate::namespace::{self, Namespace};
 use crate::service::{Service, Start};
-use crate::tools::{Outcome, await_that, install_copy, require_what_is_needed, run};
+use crate::tools::{Outcome, await_that, install_copy, require_prerequisites, run};
 use crate::users::{View, remove_view, views};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_tcptracker");
@@ -68,23 +68,23 @@ impl Lab {
     }
 
     /// Starts the bus anew that has died.
-    pub fn bus_again(&mut self) {
+    pub fn restart_bus(&mut self) {
         let _ = std::fs::remove_file(self.path("bus"));
         self.bus = Bus::start(self.directory.path(), &self.victim);
     }
 
     /// Somebody blocks an address for good.
     #[track_caller]
-    pub fn bus_caller_blocks(&self, address: &str) {
+    pub fn block_over_bus(&self, address: &str) {
         self.bus.call("eth0", &["Block", "sts", address, "0", "one of many"]).ok();
     }
 
     fn make(kind: Kind, view: impl FnOnce(&Namespace) -> Option<View>) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         static CLEAN: Once = Once::new();
-        require_what_is_needed();
+        require_prerequisites();
         CLEAN.call_once(|| {
-            remove_what_dead_runs_left();
+            remove_leftovers_of_killed_runs();
             // Ordinary users read what is written here, whatever whoever runs the tests keeps from others.
             rustix::process::umask(Mode::WGRP | Mode::WOTH);
         });
@@ -125,7 +125,7 @@ impl Lab {
     }
 
     /// Gives the victim its `eth0` back after it was deleted.
-    pub fn plug_in_again(&self) {
+    pub fn reattach_eth0(&self) {
         connect(&self.switch, &self.victim, 2);
     }
 
@@ -137,14 +137,14 @@ impl Lab {
     /// One more interface of victim and attacker, `eth1` or another: 10.78.0.0/24, fd78::/64 and so on.
     pub fn link(&self, number: u8) {
         let (name, net) = (format!("eth{number}"), 77 + number);
-        plug_in(&self.attacker, &name, &self.victim, &name, net, 2);
+        add_veth(&self.attacker, &name, &self.victim, &name, net, 2);
         self.attacker.ip(&format!("addr add 10.{net}.0.1/24 dev {name}"));
     }
 
     /// A host behind the victim, `.3` on the victim's `eth1`, which the others reach through it.
-    pub fn host_behind(&self) -> Namespace {
+    pub fn add_forwarded_host(&self) -> Namespace {
         let behind = Namespace::new(self.victim.name().replace("victim", "behind"));
-        plug_in(&behind, "eth0", &self.victim, "eth1", 78, 2);
+        add_veth(&behind, "eth0", &self.victim, "eth1", 78, 2);
         behind.ip("addr add 10.78.0.3/24 dev eth0");
         behind.ip("addr add fd78::3/64 dev eth0 nodad");
         behind.ip("route add default via 10.78.0.2");
@@ -153,12 +153,12 @@ impl Lab {
             host.ip("route add 10.78.0.0/24 via 10.77.0.2");
             host.ip("route add fd78::/64 via fd77::2");
         }
-        self.let_victim_forward();
+        self.enable_forwarding();
         behind
     }
 
     /// Makes the victim a router.
-    pub fn let_victim_forward(&self) {
+    pub fn enable_forwarding(&self) {
         self.victim.inside(|| {
             for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
                 std::fs::write(Path::new("/proc/sys/net").join(setting), "1").unwrap();
@@ -177,7 +177,7 @@ impl Lab {
     }
 
     /// Lets a user keep what the service remembers.
-    pub fn let_state_belong_to(&self, user: u32) {
+    pub fn chown_state(&self, user: u32) {
         let directory = self.state_directory("eth0");
         std::fs::create_dir_all(&directory).unwrap();
         std::os::unix::fs::chown(&directory, Some(user), Some(user)).unwrap();
@@ -275,7 +275,7 @@ impl Lab {
 
 /// Connects a host to the switch.
 fn connect(switch: &Namespace, host: &Namespace, number: u8) {
-    plug_in(switch, &format!("port{number}"), host, "eth0", 77, number);
+    add_veth(switch, &format!("port{number}"), host, "eth0", 77, number);
     switch.ip(&format!("link set port{number} master br0"));
     // A frame that comes sooner is dropped.
     await_that("the switch forwards", || {
@@ -286,7 +286,7 @@ fn connect(switch: &Namespace, host: &Namespace, number: u8) {
 }
 
 /// Connects a host to another by a cable.
-fn plug_in(
+fn add_veth(
     one: &Namespace,
     its_end: &str,
     other: &Namespace,
@@ -310,7 +310,7 @@ fn plug_in(
 }
 
 /// A run that was killed could not tidy up.
-fn remove_what_dead_runs_left() {
+fn remove_leftovers_of_killed_runs() {
     let dead = |name: &str| {
         let pid = name.strip_prefix("tt-")?.split('-').next()?;
         pid.parse::<u32>().ok()?;

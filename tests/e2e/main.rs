@@ -12,7 +12,7 @@
 )]
 
 mod bus;
-mod caller;
+mod bus_client;
 mod clients;
 mod disk;
 mod files;
@@ -25,9 +25,9 @@ mod namespace;
 mod oracle;
 mod prometheus;
 mod recorder;
-mod remembered;
+mod saved_blocks;
 mod scenarios;
 mod service;
-mod silent;
 mod tools;
+mod unresponsive_polkit;
 mod users;

@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::tools::{PATIENCE, sh};
+use crate::tools::{TIMEOUT, sh};
 
 /// Where ip-netns(8) keeps them.
 pub const DIRECTORY: &str = "/run/netns";
 
 /// An answer comes over a veth pair in microseconds, and the first SYN is repeated after a second:
 /// who has heard nothing for so long gets no answer.
-pub const SILENCE: Duration = Duration::from_millis(1500);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// A network namespace. Dropped, it is removed with everything that runs in it.
 pub struct Namespace {
@@ -94,7 +94,7 @@ impl Namespace {
     }
 
     /// Knocks at a port all the time until told to stop, without waiting for answers.
-    pub fn inside_knocking(&self, to: IpAddr, port: u16) -> Knocking {
+    pub fn connect_in_loop(&self, to: IpAddr, port: u16) -> ConnectLoop {
         let (name, to) = (self.name.clone(), SocketAddr::new(to, port));
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
         let thread = std::thread::spawn(move || {
@@ -109,26 +109,26 @@ impl Namespace {
                 let_in
             })
         });
-        Knocking { stop, thread }
+        ConnectLoop { stop, thread }
     }
 
     #[track_caller]
-    pub fn assert_let_in(&self, to: IpAddr, port: u16) {
+    pub fn assert_reaches(&self, to: IpAddr, port: u16) {
         let to = SocketAddr::new(to, port);
-        assert!(self.is_answered(to, PATIENCE), "{} gets no answer from {to}", self.name);
+        assert!(self.is_answered(to, TIMEOUT), "{} gets no answer from {to}", self.name);
     }
 
     #[track_caller]
-    pub fn assert_shut_out(&self, to: IpAddr, port: u16) {
+    pub fn assert_cannot_reach(&self, to: IpAddr, port: u16) {
         let to = SocketAddr::new(to, port);
-        assert!(!self.is_answered(to, SILENCE), "{} gets an answer from {to}", self.name);
+        assert!(!self.is_answered(to, ANSWER_TIMEOUT), "{} gets an answer from {to}", self.name);
     }
 
     /// Whether a web server of this host itself answers at all, soon.
     pub fn serves(&self, port: u16) -> bool {
         self.inside(|| {
             let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
-            stream.set_read_timeout(Some(SILENCE)).unwrap();
+            stream.set_read_timeout(Some(ANSWER_TIMEOUT)).unwrap();
             let asked = stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n");
             asked.is_ok() && stream.read(&mut [0; 12]).is_ok_and(|length| length == 12)
         })
@@ -138,7 +138,7 @@ impl Namespace {
     pub fn http_get(&self, port: u16, path: &str) -> (u16, String) {
         let answer = self.inside(|| {
             let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(TIMEOUT)).unwrap();
             let request =
                 format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
             stream.write_all(request.as_bytes()).unwrap();
@@ -164,12 +164,12 @@ impl Namespace {
 }
 
 /// Somebody who knocks.
-pub struct Knocking {
+pub struct ConnectLoop {
     stop: Sender<()>,
     thread: JoinHandle<bool>,
 }
 
-impl Knocking {
+impl ConnectLoop {
     /// Ends it; whether he was ever let in.
     pub fn stop(self) -> bool {
         drop(self.stop);

@@ -10,7 +10,7 @@ use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use crate::recorder::{Saved, frames_in};
+use crate::recorder::{RecordedFrame, frames_in};
 
 /// What is asked of a replay.
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +45,7 @@ pub fn scans_in(file: &Path, rule: &Rule) -> Vec<Value> {
     scans(&frames_in(file), rule, &file.display().to_string())
 }
 
-pub fn scans(frames: &[Saved], rule: &Rule, name: &str) -> Vec<Value> {
+pub fn scans(frames: &[RecordedFrame], rule: &Rule, name: &str) -> Vec<Value> {
     let window: Duration = humantime::parse_duration(rule.window).unwrap();
     let window = u64::try_from(window.as_nanos()).unwrap();
     let mut histories: HashMap<_, Vec<(u64, Seen)>> = HashMap::new();
@@ -92,7 +92,7 @@ pub fn scans(frames: &[Saved], rule: &Rule, name: &str) -> Vec<Value> {
     scans
 }
 
-fn probe_in(Saved { unix_nanos, frame }: &Saved) -> Option<Seen> {
+fn probe_in(RecordedFrame { unix_nanos, frame }: &RecordedFrame) -> Option<Seen> {
     let packet = LaxSlicedPacket::from_ethernet(frame).ok()?;
     let (source, destination): (IpAddr, IpAddr) = match packet.net? {
         LaxNetSlice::Ipv4(ip) => {

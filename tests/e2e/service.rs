@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use crate::lab::{BINARY, Lab};
-use crate::tools::PATIENCE;
+use crate::tools::TIMEOUT;
 
 /// The system call in which a thread waits for others, by its number in `/proc`.
 const FUTEX: &str = if cfg!(target_arch = "x86_64") { "202" } else { "98" };
@@ -62,8 +62,8 @@ impl Start {
         self
     }
 
-    /// Nobody reads its log until [`Service::hear_log`].
-    pub fn with_log_unread(mut self) -> Self {
+    /// Nobody reads its log until [`Service::read_log`].
+    pub fn with_unread_log(mut self) -> Self {
         self.mute = true;
         self
     }
@@ -127,7 +127,7 @@ impl Start {
         std::thread::spawn(move || hear_notices(&socket, &tell));
         service.unread = Some(stderr);
         if !self.mute {
-            service.hear_log();
+            service.read_log();
         }
         service
     }
@@ -179,12 +179,12 @@ impl Terminal {
 impl Service {
     #[track_caller]
     pub fn await_ready(mut self) -> Self {
-        self.await_notice("READY=1");
+        self.await_notification("READY=1");
         self
     }
 
     /// Begins to read the log.
-    pub fn hear_log(&mut self) {
+    pub fn read_log(&mut self) {
         let Some(stderr) = self.unread.take() else { return };
         let tell = self.tell.clone();
         std::thread::spawn(move || {
@@ -214,13 +214,13 @@ impl Service {
 
     /// Waits for a notification to the service manager.
     #[track_caller]
-    pub fn await_notice(&mut self, prefix: &str) -> String {
-        self.await_notices(prefix, 1).pop().unwrap()
+    pub fn await_notification(&mut self, prefix: &str) -> String {
+        self.await_notifications(prefix, 1).pop().unwrap()
     }
 
     /// Waits until so many notifications of a kind have come; all of them.
     #[track_caller]
-    pub fn await_notices(&mut self, prefix: &str, count: usize) -> Vec<String> {
+    pub fn await_notifications(&mut self, prefix: &str, count: usize) -> Vec<String> {
         self.await_until(&format!("{count} times {prefix:?}"), |service| {
             let found = service.notices.iter().filter(|notice| notice.starts_with(prefix));
             let found: Vec<String> = found.cloned().collect();
@@ -229,8 +229,8 @@ impl Service {
     }
 
     /// Waits until no notification of a kind has come for so long; false if that never happens.
-    pub fn falls_silent(&mut self, notice: &str, span: Duration) -> bool {
-        let patience = Instant::now() + PATIENCE;
+    pub fn stops_notifying(&mut self, notice: &str, span: Duration) -> bool {
+        let patience = Instant::now() + TIMEOUT;
         while Instant::now() < patience {
             let count = |service: &Self| {
                 service.notices.iter().filter(|told| told.starts_with(notice)).count()
@@ -253,7 +253,7 @@ impl Service {
     }
 
     /// Forgets what was logged until now: what is awaited next has to come anew.
-    pub fn forget(&mut self) {
+    pub fn clear_log(&mut self) {
         self.lines_with("");
         self.log.clear();
     }
@@ -316,7 +316,7 @@ impl Service {
     /// Waits until something is so; looks again whenever the service tells something.
     #[track_caller]
     pub fn await_until<T>(&mut self, what: &str, look: impl Fn(&Self) -> Option<T>) -> T {
-        self.listen_until(PATIENCE, look).unwrap_or_else(|| {
+        self.listen_until(TIMEOUT, look).unwrap_or_else(|| {
             panic!("no {what}; notices: {:?}; log:\n{}", self.notices, self.log.join("\n"))
         })
     }

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How long anything may take that ought to happen at once. Generous: machines are noisy, and what seems to be a
 /// load balancer is judged after 35 s.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Between two looks.
-const BREATH: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 const PROGRAMS: [&str; 18] = [
     "gdbus",
@@ -87,7 +87,7 @@ pub fn sh(words: &str) -> String {
 }
 
 /// Fails with a sentence if the tests cannot run here at all.
-pub fn require_what_is_needed() {
+pub fn require_prerequisites() {
     static MISSING: OnceLock<Option<String>> = OnceLock::new();
     let problem = MISSING.get_or_init(|| {
         if !rustix::process::geteuid().is_root() {
@@ -114,8 +114,8 @@ pub fn require_what_is_needed() {
 pub fn await_that(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
-        assert!(begun.elapsed() < PATIENCE, "not so: {what}");
-        std::thread::sleep(BREATH);
+        assert!(begun.elapsed() < TIMEOUT, "not so: {what}");
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 

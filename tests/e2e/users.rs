@@ -23,7 +23,7 @@ pub const SERVICE: u32 = 61_000;
 /// Whom the laboratory's polkit authorises.
 pub const TRUSTED: u32 = 61_001;
 /// Whom it does not.
-pub const STRANGER: u32 = 61_002;
+pub const UNTRUSTED: u32 = 61_002;
 /// A member of group `tcptracker`.
 pub const MEMBER: u32 = 61_003;
 
@@ -57,7 +57,7 @@ impl View {
         for (name, number) in [
             ("tcptracker", SERVICE),
             ("trusted", TRUSTED),
-            ("stranger", STRANGER),
+            ("stranger", UNTRUSTED),
             ("member", MEMBER),
         ] {
             passwd += &format!("{name}:x:{number}:{number}::/nonexistent:/usr/sbin/nologin\n");
@@ -136,7 +136,7 @@ impl Drop for Polkit {
 }
 
 /// What to start the service through, so that it may do what the unit lets it, and no more.
-pub fn as_the_unit() -> [String; 8] {
+pub fn with_unit_privileges() -> [String; 8] {
     [
         "setpriv".to_owned(),
         format!("--reuid={SERVICE}"),

@@ -7,7 +7,8 @@ use crate::lab::{BINARY, Lab};
 use crate::service::Start;
 use crate::tools::run;
 use crate::users::{
-    MEMBER, Polkit, SERVICE, STRANGER, TRUSTED, as_the_unit, as_user, busctl, gdbus, python,
+    MEMBER, Polkit, SERVICE, TRUSTED, UNTRUSTED, as_user, busctl, gdbus, python,
+    with_unit_privileges,
 };
 
 const BLOCK: [&str; 5] = ["Block", "sts", "198.51.100.1", "0", "seen by all"];
@@ -26,8 +27,8 @@ fn assert_may_look(lab: &Lab, user: u32) {
 fn without_polkit_root_and_the_group_may() {
     let lab = Lab::with_users();
     let mut service = lab.start();
-    assert_may_look(&lab, STRANGER);
-    for user in [STRANGER, TRUSTED] {
+    assert_may_look(&lab, UNTRUSTED);
+    for user in [UNTRUSTED, TRUSTED] {
         for change in [&BLOCK[..], &["Block", "sts", "10.77.0.2", "0", ""], &UNBLOCK, &["Reload"]] {
             let denied = busctl(&lab, user, &[], change);
             assert_eq!(denied.code, Some(1), "{denied:?}");
@@ -40,7 +41,7 @@ fn without_polkit_root_and_the_group_may() {
         let denied = python(&lab, user, &[], "Reload()");
         assert_eq!(denied.err.trim(), "org.freedesktop.DBus.Error.AccessDenied");
     }
-    service.await_line(&format!("refused to block 198.51.100.1 (by uid {STRANGER}): only root"));
+    service.await_line(&format!("refused to block 198.51.100.1 (by uid {UNTRUSTED}): only root"));
     service.await_line(&format!("refused to reload the configuration (by uid {TRUSTED})"));
     assert_eq!(lab.bus.list(), []);
 
@@ -64,7 +65,7 @@ fn polkit_is_asked_about_the_others() {
     let lab = Lab::with_users();
     let _polkit = Polkit::start(&lab);
     let mut service = lab.start();
-    assert_may_look(&lab, STRANGER);
+    assert_may_look(&lab, UNTRUSTED);
     busctl(&lab, TRUSTED, &[], &BLOCK).ok();
     service.await_line(&format!(
         "blocked 198.51.100.1 until unblocked (by uid {TRUSTED}): seen by all"
@@ -73,10 +74,10 @@ fn polkit_is_asked_about_the_others() {
     python(&lab, TRUSTED, &[], "Reload()").ok();
 
     for change in [&BLOCK[..], &UNBLOCK, &["Reload"]] {
-        let denied = busctl(&lab, STRANGER, &[], change);
+        let denied = busctl(&lab, UNTRUSTED, &[], change);
         assert!(denied.err.contains("Access denied"), "{denied:?}");
     }
-    let denied = gdbus(&lab, STRANGER, &[], "Reload", &[]);
+    let denied = gdbus(&lab, UNTRUSTED, &[], "Reload", &[]);
     let told = "org.freedesktop.DBus.Error.AccessDenied: polkit does not authorise it";
     assert!(denied.err.contains(told), "{denied:?}");
     // Of whom no rule says anything polkit would ask for a password, where the caller lets it.
@@ -99,11 +100,11 @@ fn polkit_answers_the_service_that_is_not_root() {
     let _polkit = Polkit::start(&lab);
     let binary = lab.path("tcptracker");
     run(std::process::Command::new("cp").arg(BINARY).arg(&binary)).ok();
-    lab.let_state_belong_to(SERVICE);
+    lab.chown_state(SERVICE);
     let mut service =
-        Start::on("eth0").binary(binary).through(as_the_unit()).begin(&lab).await_ready();
+        Start::on("eth0").binary(binary).through(with_unit_privileges()).begin(&lab).await_ready();
     busctl(&lab, TRUSTED, &[], &BLOCK).ok();
-    let denied = busctl(&lab, STRANGER, &[], &UNBLOCK);
+    let denied = busctl(&lab, UNTRUSTED, &[], &UNBLOCK);
     assert!(denied.err.contains("Access denied"), "{denied:?}");
     busctl(&lab, MEMBER, &[SERVICE], &UNBLOCK).ok();
     assert_eq!(service.stop().code(), Some(0));
@@ -114,14 +115,14 @@ fn polkit_answers_the_service_that_is_not_root() {
 #[test]
 fn a_dialog_holds_up_nobody_else() {
     let lab = Lab::with_users();
-    let silent = crate::silent::SilentPolkit::on(&lab.bus);
+    let silent = crate::unresponsive_polkit::UnresponsivePolkit::on(&lab.bus);
     let mut service = lab.start();
-    let users = [STRANGER, TRUSTED].into_iter().flat_map(|user| [user; 8]);
+    let users = [UNTRUSTED, TRUSTED].into_iter().flat_map(|user| [user; 8]);
     let waiting: Vec<_> = users.map(|user| call_by(&lab, user)).collect();
-    silent.await_questions(16);
+    silent.await_requests(16);
     lab.bus.call("eth0", &["Block", "sts", "203.0.113.5", "0", "meanwhile"]).ok();
     busctl(&lab, MEMBER, &[SERVICE], &["Reload"]).ok();
-    busctl(&lab, STRANGER, &[], &["Stats"]).ok();
+    busctl(&lab, UNTRUSTED, &[], &["Stats"]).ok();
     assert_eq!(lab.bus.list().len(), 1);
     for mut caller in waiting {
         assert_eq!(caller.try_wait().unwrap(), None, "answered");
@@ -135,22 +136,23 @@ fn a_dialog_holds_up_nobody_else() {
 #[test]
 fn nobody_keeps_polkit_from_others() {
     let lab = Lab::with_users();
-    let silent = crate::silent::SilentPolkit::on(&lab.bus);
+    let silent = crate::unresponsive_polkit::UnresponsivePolkit::on(&lab.bus);
     let mut service = lab.start();
-    let waiting: Vec<_> = (0..8).map(|_| call_by(&lab, STRANGER)).collect();
-    silent.await_questions(8);
-    let refused = gdbus(&lab, STRANGER, &[], "Unblock", &["198.51.100.1"]);
+    let waiting: Vec<_> = (0..8).map(|_| call_by(&lab, UNTRUSTED)).collect();
+    silent.await_requests(8);
+    let refused = gdbus(&lab, UNTRUSTED, &[], "Unblock", &["198.51.100.1"]);
     let told = "org.freedesktop.DBus.Error.LimitsExceeded: polkit has not answered 8 questions";
     assert!(refused.err.contains(told), "{refused:?}");
-    service.await_line(&format!("refused to unblock 198.51.100.1 (by uid {STRANGER}): polkit has"));
+    service
+        .await_line(&format!("refused to unblock 198.51.100.1 (by uid {UNTRUSTED}): polkit has"));
     let other = call_by(&lab, TRUSTED);
-    silent.await_questions(1);
+    silent.await_requests(1);
     // Once they are answered there is room again.
     drop(silent);
     for mut caller in waiting {
         assert_eq!(caller.wait().unwrap().code(), Some(1));
     }
-    let denied = gdbus(&lab, STRANGER, &[], "Unblock", &["198.51.100.1"]);
+    let denied = gdbus(&lab, UNTRUSTED, &[], "Unblock", &["198.51.100.1"]);
     assert!(denied.err.contains("AccessDenied: only root and members of group"), "{denied:?}");
     end(other);
     assert_eq!(service.stop().code(), Some(0));
@@ -161,20 +163,20 @@ fn nobody_keeps_polkit_from_others() {
 #[test]
 fn a_polkit_that_dies_authorises_nobody() {
     let lab = Lab::with_users();
-    let silent = crate::silent::SilentPolkit::on(&lab.bus);
+    let silent = crate::unresponsive_polkit::UnresponsivePolkit::on(&lab.bus);
     let mut service = lab.start();
-    let waiting = call_by(&lab, STRANGER);
-    silent.await_questions(1);
+    let waiting = call_by(&lab, UNTRUSTED);
+    silent.await_requests(1);
     drop(silent);
     let answer = waiting.wait_with_output().unwrap();
     assert_eq!(answer.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&answer.stderr).contains("Access denied"), "{answer:?}");
     service.await_line(&format!(
-        "refused to block 198.51.100.1 (by uid {STRANGER}): polkit could not say whether this is \
+        "refused to block 198.51.100.1 (by uid {UNTRUSTED}): polkit could not say whether this is \
          allowed ("
     ));
     assert_eq!(lab.bus.list(), []);
-    let denied = gdbus(&lab, STRANGER, &[], "Reload", &[]);
+    let denied = gdbus(&lab, UNTRUSTED, &[], "Reload", &[]);
     assert!(
         denied.err.contains("as polkit is not running; use sudo, or add yourself"),
         "{denied:?}"

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 
-use super::honest::start;
+use super::legitimate_clients::start;
 use crate::clients::{Clients, Server};
 use crate::flood::Flood;
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
@@ -34,8 +34,8 @@ fn refused_ports_block_and_are_told_with_what_became_of_them() {
     assert!(told.contains("more than 3 failed ports of one host in 60s"), "{told}");
     let why = lab.bus.why("10.77.0.1").to_string();
     assert!(why.contains("refused") && why.contains("failed ports"), "{why}");
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+    lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
@@ -90,7 +90,7 @@ fn a_connect_scan_of_open_ports_blocks_by_the_one_that_is_closed() {
 #[test]
 fn a_sweep_over_the_hosts_behind_blocks() {
     let lab = Lab::new();
-    let behind = lab.host_behind();
+    let behind = lab.add_forwarded_host();
     rule(&lab, "-P FORWARD ACCEPT");
     for last in 100..140 {
         behind.ip(&format!("addr add 10.78.0.{last}/24 dev eth0"));
@@ -137,7 +137,7 @@ fn one_sided_capture_is_noticed_and_goes_back_to_the_classic_rule() {
     assert!(told.contains("more than 3"), "{told}");
     Clients::at(&lab.bystander).visit(&[80]);
     service.await_line("answers to probes are seen again");
-    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
     drop(server);
 }
 
@@ -201,5 +201,5 @@ fn observing_reports_by_the_balanced_rules() {
     let mut service = Start::on("eth0").flag("--observe").begin(&lab).await_ready();
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line("more than 3 failed ports of one host in 60s");
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::kernel::remaining;
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
-use crate::namespace::SILENCE;
+use crate::namespace::ANSWER_TIMEOUT;
 use crate::service::Start;
 use crate::tools::unix_now;
 
@@ -59,7 +59,7 @@ fn block(lab: &Lab, address: &str, seconds: &str) {
 /// The attacker is blocked for an hour from about now on, whatever hour that is.
 #[track_caller]
 fn assert_blocked(lab: &Lab, ahead: i64) {
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     let (_, since, until, ..) = lab.bus.block_of(&ATTACKER);
     assert_eq!(until - since, 3600);
     let shown = || unix_now().checked_add_signed(ahead).unwrap();
@@ -85,12 +85,12 @@ fn a_step_of_the_wall_clock_neither_frees_nor_blocks_anybody() {
         clock.set(ahead);
         // It does not end before its time is up, and then it does.
         let to = SocketAddr::new(VICTIM, OPEN_PORT);
-        let is_let_in = lab.bystander.is_answered(to, SILENCE);
+        let is_let_in = lab.bystander.is_answered(to, ANSWER_TIMEOUT);
         assert!(!is_let_in || begun.elapsed() >= SHORT, "let in after {:?}", begun.elapsed());
         assert_blocked(&lab, ahead);
         service.await_lines("unblocked 10.77.0.3: its time was up", number);
         assert!(begun.elapsed() >= SHORT, "over after {:?}", begun.elapsed());
-        lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+        lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
         assert_eq!(lab.bus.property("State").1, "enforcing");
     }
     // Scans are seen as ever, and who was let in by hand is left alone.

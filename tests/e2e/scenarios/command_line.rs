@@ -5,9 +5,9 @@ use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use crate::frames::{EVERYBODY, syn};
+use crate::frames::{BROADCAST, syn};
 use crate::lab::{ATTACKER, ATTACKER_ON_ETH1, Lab, OPEN_PORT, VICTIM};
-use crate::recorder::{Saved, as_pcap};
+use crate::recorder::{RecordedFrame, as_pcap};
 use crate::service::Start;
 use crate::tools::{Outcome, run, unix_now};
 
@@ -34,7 +34,7 @@ fn blocks_are_made_listed_and_lifted() {
     let made = lab.cli("block 10.77.0.1 --for 90m --reason nosy").ok();
     let after = unix_now();
     assert_eq!(made, "blocked 10.77.0.1 on eth0 for 90m\n");
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     let made = lab.cli("block 2001:db8::/32").ok();
     assert_eq!(made, "blocked 2001:db8::/32 on eth0 until unblocked\n");
     service.await_line("WARN blocked 10.77.0.1 for 90m (by uid 0): nosy");
@@ -62,7 +62,7 @@ fn blocks_are_made_listed_and_lifted() {
     assert_eq!(heading, ["ADDRESS", "SINCE", "UNTIL", "OFFENCE", "REASON"], "{table}");
 
     assert_eq!(lab.cli("unblock 10.77.0.1").ok(), "unblocked 10.77.0.1 on eth0\n");
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     lab.cli("block 198.51.100.7 -i eth0").ok();
     assert_eq!(
         lab.cli("unblock --all").ok(),
@@ -224,12 +224,12 @@ fn every_key_of_json_is_in_the_manual() {
     assert_documented(&json_of(&lab.cli(&doctor).out));
 
     // Five ports without an answer, and somebody else much later.
-    let knock = |second: u64, from: IpAddr, port: u16| Saved {
+    let knock = |second: u64, from: IpAddr, port: u16| RecordedFrame {
         unix_nanos: second * 1_000_000_000,
-        frame: syn(EVERYBODY, from, VICTIM, port),
+        frame: syn(BROADCAST, from, VICTIM, port),
     };
     let scan = (1..=5).map(|port| knock(u64::from(port), ATTACKER, port));
-    let night: Vec<Saved> = scan.chain([knock(30, ATTACKER_ON_ETH1, 80)]).collect();
+    let night: Vec<RecordedFrame> = scan.chain([knock(30, ATTACKER_ON_ETH1, 80)]).collect();
     let file = lab.path("night.pcap");
     std::fs::write(&file, as_pcap(&night)).unwrap();
     for how in ["--preset classic", "--preset balanced", "--compare=3,4", "--compare"] {

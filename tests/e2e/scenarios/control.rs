@@ -139,9 +139,9 @@ fn ordinary_users_may_look_and_not_touch() {
         assert!(denied.err.contains("Access denied"), "{denied:?}");
     }
     assert_eq!(lab.bus.list().len(), 1);
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     // Nor may they be the service.
-    lab.bus.assert_name_refused_to_nobody();
+    lab.bus.assert_nobody_cannot_own_name();
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }

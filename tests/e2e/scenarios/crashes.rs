@@ -9,8 +9,8 @@ use rusqlite::Connection;
 use rusqlite::OpenFlags;
 
 use crate::bus::Block;
-use crate::caller::{Answer, Caller};
-use crate::disk::ElectricDisk;
+use crate::bus_client::{BusClient, Reply};
+use crate::disk::PowerCutDisk;
 use crate::kernel::{Rules, members, wipe};
 use crate::lab::Lab;
 use crate::namespace::Namespace;
@@ -78,7 +78,7 @@ impl World {
     }
 
     /// Makes a random call, and remembers what follows from its answer. False if there was none.
-    fn change(&mut self, caller: &Caller, random: &mut Random) -> bool {
+    fn change(&mut self, caller: &BusClient, random: &mut Random) -> bool {
         let at = random.below(ADDRESSES);
         let (address, fates) = self.0.iter_mut().nth(at).unwrap();
         let before = unix_now();
@@ -92,13 +92,13 @@ impl World {
         let since = (before, unix_now());
         let fate = wanted.map(|length| Known { since, length });
         match answer {
-            Answer::Told(()) => {
+            Reply::Value(()) => {
                 if fate.is_none() {
                     assert!(fates.iter().any(Option::is_some), "{address} was not blocked");
                 }
                 *fates = vec![fate];
             }
-            Answer::Refused(name) => {
+            Reply::Error(name) => {
                 assert_eq!(
                     (fate, name.rsplit('.').next()),
                     (None, Some("NotBlocked")),
@@ -112,7 +112,7 @@ impl World {
                 );
                 *fates = vec![None];
             }
-            Answer::Unknown => {
+            Reply::Unknown => {
                 fates.push(fate);
                 return false;
             }
@@ -162,7 +162,7 @@ fn crash(backend: &str, kills: u32, least_calls: u32) {
     let mut random = Random::seeded(seed);
     let lab = Lab::new();
     lab.configure(&format!("firewall.backend = \"{backend}\"\n"));
-    let caller = Caller::on(&lab.bus);
+    let caller = BusClient::on(&lab.bus);
     let mut world = World::new();
     let (mut calls, mut unready) = (0, 0);
     for round in 0..kills {
@@ -176,7 +176,7 @@ fn crash(backend: &str, kills: u32, least_calls: u32) {
         std::thread::scope(|scope| {
             let (world, caller) = (&mut world, &caller);
             let calling = scope.spawn(move || {
-                while !matches!(caller.list(), Answer::Told(_)) {
+                while !matches!(caller.list(), Reply::Value(_)) {
                     if ended.try_recv().is_ok() {
                         return None;
                     }
@@ -241,7 +241,7 @@ fn pass(span: Duration) {
 }
 
 /// Kernel, database, and what callers were told.
-fn assert_all_agree(lab: &Lab, backend: &str, caller: &Caller, world: &mut World) {
+fn assert_all_agree(lab: &Lab, backend: &str, caller: &BusClient, world: &mut World) {
     let kept = || {
         let file = lab.state_directory("eth0").join("tcptracker.db");
         let file = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
@@ -252,7 +252,7 @@ fn assert_all_agree(lab: &Lab, backend: &str, caller: &Caller, world: &mut World
     let held = || held_by(&lab.victim, backend);
     loop {
         let list = || match caller.list() {
-            Answer::Told(list) => list,
+            Reply::Value(list) => list,
             other => panic!("{other:?}"),
         };
         let before = list();
@@ -285,8 +285,8 @@ const LOSS: Duration = Duration::from_secs(3);
 fn a_power_cut_costs_what_is_youngest_and_nothing_else() {
     let mut random = Random::seeded(u64::from(std::process::id()) ^ unix_now());
     let lab = Lab::new();
-    let mut disk = ElectricDisk::for_state(&lab);
-    let caller = Caller::on(&lab.bus);
+    let mut disk = PowerCutDisk::for_state(&lab);
+    let caller = BusClient::on(&lab.bus);
     // Who was blocked and who was let in, from some moment on.
     let mut told: BTreeMap<String, (bool, Instant)> = BTreeMap::new();
     for round in 0..POWER_CUTS {
@@ -302,21 +302,21 @@ fn a_power_cut_costs_what_is_youngest_and_nothing_else() {
             } else {
                 caller.unblock(&address)
             };
-            assert_eq!(answer, Answer::Told(()), "{address}");
+            assert_eq!(answer, Reply::Value(()), "{address}");
             told.insert(address, (is_blocked, Instant::now()));
             // So few that the log does not grow so large that it is moved, and flushed on the way.
             pass(Duration::from_millis(random.below(60).try_into().unwrap()));
         }
         let cut = Instant::now();
         disk.cut_power();
-        let at_the_most = LOSS + 3 * disk.takes_to_flush();
+        let at_the_most = LOSS + 3 * disk.flush_duration();
         service.crash();
         wipe(&lab.victim);
         disk.power_up();
 
         let mut service = lab.start();
         assert_eq!(lab.bus.property("State").1, "enforcing");
-        let Answer::Told(blocks) = caller.list() else { panic!("no list") };
+        let Reply::Value(blocks) = caller.list() else { panic!("no list") };
         let listed: BTreeSet<String> = blocks.into_iter().map(|block| block.0).collect();
         let (mut kept, mut lost) = (0, Vec::new());
         told.retain(|address, (is_blocked, since)| {

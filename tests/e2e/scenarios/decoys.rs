@@ -29,7 +29,7 @@ fn decoys_are_marked_wherever_the_real_one_stands() {
         let all = decoys.replace("ME", &attacker.to_string());
         let all: BTreeSet<String> = all.split(',').map(str::to_owned).collect();
         let mut told = BTreeSet::new();
-        let [scans, blocks] = journal.next_of_both([SCAN, BLOCKED], all.len());
+        let [scans, blocks] = journal.next_of_kinds([SCAN, BLOCKED], all.len());
         for scan in scans {
             let source = scan["TCPTRACKER_SOURCE"].clone();
             assert_eq!(scan["TCPTRACKER_KIND"], "vertical", "{scan:?}");
@@ -53,8 +53,8 @@ fn decoys_are_marked_wherever_the_real_one_stands() {
             lab.bus.list().iter().map(|block| block.0.clone()).collect::<BTreeSet<_>>(),
             all
         );
-        lab.attacker.assert_shut_out(victim, OPEN_PORT);
-        lab.bystander.assert_let_in(victim, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(victim, OPEN_PORT);
+        lab.bystander.assert_reaches(victim, OPEN_PORT);
         assert_eq!(service.stop().code(), Some(0));
         lab.assert_untouched();
     }
@@ -74,7 +74,7 @@ fn made_up_decoys_are_blocked_for_the_shortest_time() {
         assert!(reason.ends_with(", as others did at the same time (decoys?)"), "{reason}");
     }
     assert_eq!(lab.bus.list().len(), 8);
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
 
     // Who scans alone is no decoy.
     lab.bystander.nmap("-sS -p 11-20", VICTIM);

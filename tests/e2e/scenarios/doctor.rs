@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 
 use crate::lab::{BINARY, Lab};
-use crate::tools::{Outcome, await_that, require_what_is_needed, run};
+use crate::tools::{Outcome, await_that, require_prerequisites, run};
 use crate::users::Polkit;
 
 fn findings(outcome: &Outcome) -> Vec<Value> {
@@ -155,7 +155,7 @@ fn the_self_test_shows_that_it_works_and_leaves_nothing() {
 /// Ctrl-C goes to all of a terminal's foreground.
 #[test]
 fn an_interrupted_self_test_leaves_nothing() {
-    require_what_is_needed();
+    require_prerequisites();
     let mut child = Command::new(BINARY)
         .args(["doctor", "--self-test"])
         .process_group(0)

@@ -12,8 +12,8 @@ use tcptracker::firewall::{Backend, KernelSets};
 
 use crate::kernel::Rules;
 use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
-use crate::namespace::{Namespace, SILENCE};
-use crate::tools::{PATIENCE, await_that, run};
+use crate::namespace::{ANSWER_TIMEOUT, Namespace};
+use crate::tools::{TIMEOUT, await_that, run};
 
 fn block(lab: &Lab, address: &str, seconds: &str) {
     lab.bus.call("eth0", &["Block", "sts", address, seconds, "test"]).ok();
@@ -62,7 +62,7 @@ fn reject_answers_as_a_closed_port_does() {
             assert_eq!(state_seen(&lab.attacker, victim), seen, "{established} {victim}");
             // Nobody waits for nothing: the refusal comes at once.
             let to = SocketAddr::new(victim, OPEN_PORT);
-            let attempt = lab.attacker.inside(|| TcpStream::connect_timeout(&to, PATIENCE));
+            let attempt = lab.attacker.inside(|| TcpStream::connect_timeout(&to, TIMEOUT));
             let refusal = attempt.unwrap_err().kind();
             // To drop all of a neighbour's IPv6 is to drop his neighbour discovery as well.
             let expected = match (established, victim.is_ipv6()) {
@@ -94,9 +94,9 @@ impl Connection<'_> {
     }
 
     pub fn open<'a>(lab: &'a Lab, to: SocketAddr, listener: &TcpListener) -> Connection<'a> {
-        let client = lab.attacker.inside(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap();
+        let client = lab.attacker.inside(|| TcpStream::connect_timeout(&to, TIMEOUT)).unwrap();
         let (server, _) = listener.accept().unwrap();
-        server.set_read_timeout(Some(SILENCE)).unwrap();
+        server.set_read_timeout(Some(ANSWER_TIMEOUT)).unwrap();
         let mut connection = Connection { tracker: &lab.victim, client, server };
         assert!(connection.carries(), "to {to}");
         assert!(connection.is_tracked(), "to {to}");
@@ -141,7 +141,7 @@ fn a_live_connection_goes_on_or_is_cut_as_configured() {
             if established == "cut" {
                 connection.assert_cut();
             }
-            lab.attacker.assert_shut_out(victim, OPEN_PORT);
+            lab.attacker.assert_cannot_reach(victim, OPEN_PORT);
             if established == "keep" {
                 assert!(connection.carries() && connection.is_tracked());
             }
@@ -232,45 +232,45 @@ fn a_rule_per_address_does_what_a_set_does() {
     assert!(ipv4.len() == 2 && ipv4.iter().all(|rule| own(rule)), "{ipv4:?}");
     assert!(ipv4[0].starts_with("-s 10.77.0.1/32 -p tcp"), "{ipv4:?}");
     assert!(ipv6.len() == 1 && ipv6[0].starts_with("-s fd77::/127"), "{ipv6:?}");
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-    lab.attacker.assert_shut_out(VICTIM_V6, OPEN_PORT);
-    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM_V6, OPEN_PORT);
+    lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(lab.metric(r#"tcptracker_enforced{family="ipv4"}"#), 2);
 
     // Others interfere.
     run(lab.victim.command("iptables").args(["-D", "tcptracker", "1"])).ok();
     service.await_line("mended: 1 blocked (ipv4) missing");
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     run(lab.victim.command("iptables").args(["-D", "INPUT", "-j", "tcptracker"])).ok();
     service.await_lines("mended: ", 2);
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
 
     // It dies, and the next takes its rules over, with their times as remembered.
     service.crash();
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     let mut service = lab.start();
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     assert_eq!(lab.bus.list().len(), 3);
     assert_eq!(Rules::of(&lab.victim).chain("tcptracker").map(|rules| rules.len()), [2, 1]);
 
     // Its end is the service's business.
     lab.bus.call("eth0", &["Unblock", "s", &ATTACKER.to_string()]).ok();
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     block(&lab, &ATTACKER.to_string(), "2");
     service.await_line(&format!("unblocked {ATTACKER}: its time was up"));
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(lab.bus.property("State").1, "enforcing");
 
     // The other backend takes over in turn, and nothing of this one stays.
     service.crash();
     lab.configure("");
     let mut service = lab.start();
-    lab.attacker.assert_shut_out(VICTIM_V6, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM_V6, OPEN_PORT);
     Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
     service.crash();
     lab.configure("firewall.backend = \"iptables\"\n");
     let mut service = lab.start();
-    lab.attacker.assert_shut_out(VICTIM_V6, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM_V6, OPEN_PORT);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
@@ -284,7 +284,7 @@ fn rules_left_by_a_dead_instance_nobody_remembers_end_all_the_same() {
     service.crash();
     std::fs::remove_dir_all(lab.path("state")).unwrap();
     let service = lab.start();
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     let (_, since, until, ..) = lab.bus.block_of(&ATTACKER);
     assert_eq!(until - since, 3600);
     drop(service);
@@ -314,7 +314,7 @@ fn a_chain_of_rules_has_a_limit() {
     assert_eq!(lab.bus.list().len(), 999);
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER} for 1h"));
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     // Full: by hand it is refused, and said why; a scanner takes a scanner's place.
     let refused = lab.cli("block 203.0.113.1");
     assert_eq!(refused.code, Some(1));
@@ -328,13 +328,13 @@ fn a_chain_of_rules_has_a_limit() {
     lab.bystander.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("unblocked {ATTACKER}: it had to make way for a new block"));
     service.await_line("WARN blocked 10.77.0.3 for 1h");
-    lab.bystander.assert_shut_out(VICTIM, OPEN_PORT);
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.bystander.assert_cannot_reach(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(lab.bus.list().len(), 1000);
 
     run(lab.victim.command("iptables").args(["-F", "tcptracker"])).ok();
     service.await_line("mended: 1000 blocked (ipv4) missing");
-    lab.bystander.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.bystander.assert_cannot_reach(VICTIM, OPEN_PORT);
     lab.cli("unblock 198.18.0.0/15").ok();
     service.await_line("enforcing: all is well again");
     assert_eq!(lab.bus.list().len(), 1);

@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::files::Files;
 use crate::lab::{ATTACKER, ATTACKER_V6, BINARY, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::service::{Service, Start};
-use crate::tools::{PATIENCE, run};
+use crate::tools::{TIMEOUT, run};
 
 const SSH: u16 = 22;
 
@@ -48,7 +48,7 @@ fn assert_refused(lab: &Lab, network: &str, why: &str) {
 /// Scans until the service says this.
 #[track_caller]
 fn scan_until(lab: &Lab, service: &mut Service, victim: IpAddr, words: &str) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while service.lines_with(words).is_empty() {
         assert!(Instant::now() < deadline, "never {words:?}");
         lab.attacker.nmap("-sS -p 1-10", victim);
@@ -70,7 +70,7 @@ fn who_has_an_ssh_session_is_not_blocked_until_it_ends() {
         let why = format!("{attacker} has an SSH session open to this host");
         scan_until(&lab, &mut service, victim, &format!("vertical port scan by {attacker}"));
         service.await_line(&format!("did not block {attacker}: exempt: {why}"));
-        lab.attacker.assert_let_in(victim, OPEN_PORT);
+        lab.attacker.assert_reaches(victim, OPEN_PORT);
         for network in [attacker.to_string().as_str(), around] {
             assert_refused(&lab, network, &format!("{network} is never blocked: {why}"));
         }
@@ -79,7 +79,7 @@ fn who_has_an_ssh_session_is_not_blocked_until_it_ends() {
 
         drop(session);
         scan_until(&lab, &mut service, victim, &format!("WARN blocked {attacker} for 1h"));
-        lab.attacker.assert_shut_out(victim, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(victim, OPEN_PORT);
         assert_eq!(service.stop().code(), Some(0));
         lab.assert_untouched();
     }
@@ -103,12 +103,12 @@ fn sshd_may_listen_elsewhere() {
         let sshd = lab.victim.listen(port);
         let session = Session::open(&lab, &sshd, VICTIM);
         block(&lab, &ATTACKER.to_string());
-        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
         files.replace(file, contents);
         await_release(&lab, &mut service, &ATTACKER.to_string(), &why);
-        lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+        lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
         drop(session);
-        service.forget();
+        service.clear_log();
     }
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
@@ -144,7 +144,7 @@ fn sessions_are_seen_without_roots_powers() {
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     let why = format!("{ATTACKER} has an SSH session open to this host");
     service.await_line(&format!("did not block {ATTACKER}: exempt: {why}"));
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(service.lines_with("degraded"), Vec::<String>::new());
     drop(session);
     assert_eq!(service.stop().code(), Some(0));
@@ -168,7 +168,7 @@ fn a_gateway_that_scans_is_reported_only() {
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     let why = format!("{ATTACKER} is a gateway of this host");
     service.await_line(&format!("did not block {ATTACKER}: exempt: {why}"));
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     assert_refused(&lab, "10.77.0.0/31", &why);
     assert_eq!(lab.metric(r#"tcptracker_scans_total{kind="vertical"}"#), 1);
     assert_eq!(lab.bus.list(), []);
@@ -277,7 +277,7 @@ fn only_the_listed_ones_where_the_automatic_ones_are_not_wanted() {
     assert_refused(&lab, &VICTIM.to_string(), "10.77.0.2 is an address of this host");
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER} for 1h"));
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     drop(session);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();

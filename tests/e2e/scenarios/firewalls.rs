@@ -31,8 +31,8 @@ fn shell(host: &Namespace, script: &str) -> Command {
 fn attacked(lab: &Lab) -> Service {
     let service = lab.start();
     lab.bus.call("eth0", &["Block", "sts", &ATTACKER.to_string(), "3600", "stays out"]).ok();
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+    lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
     service
 }
 
@@ -50,8 +50,8 @@ fn await_hooks(lab: &Lab, service: &mut Service) {
             break;
         }
     }
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+    lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use rustix::process::Signal;
 
 use crate::flood::Flood;
-use crate::frames::{EVERYBODY, syn};
+use crate::frames::{BROADCAST, syn};
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::service::{Service, Start};
 use crate::tools::{Random, await_that};
@@ -30,7 +30,7 @@ fn v4(address: IpAddr) -> Ipv4Addr {
 
 #[track_caller]
 fn assert_goes_on(lab: &Lab, mut service: Service) {
-    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
     assert!(service.resident_bytes() < 64 * MIB, "{} bytes", service.resident_bytes());
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
@@ -66,7 +66,7 @@ fn a_flood_of_forged_sources_hides_no_scanner() {
         flood.syn(v4(ATTACKER), v4(VICTIM), 4);
         let blocked = format!("WARN blocked {ATTACKER} for 1h (offence 1): vertical scan: ");
         assert!(service.await_line(&blocked).ends_with("ports 1, 2, 3, 4"));
-        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
         for number in numbers {
             flood.syn(forged(number), v4(VICTIM), 80);
         }
@@ -103,7 +103,7 @@ fn a_flood_of_scans_is_no_flood_of_signals() {
     let lost = || lab.metric(r#"tcptracker_events_lost_total{where="bus"}"#);
     let mut told = 0;
     await_that("each is told or counted", || {
-        told += signals.so_far();
+        told += signals.take_count();
         told + lost() == scans
     });
     assert!(told >= 100 && lost() > 0, "{told} told of {scans}");
@@ -144,9 +144,9 @@ fn forged_scanners_buy_only_so_many_blocks() {
     assert_eq!(service.lines_with("degraded").len(), 1, "told once");
 
     // A person's word counts, all the same.
-    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
     lab.bus.call("eth0", &["Block", "sts", "10.77.0.1", "60", "by hand"]).ok();
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     assert_eq!(lab.bus.list().len(), 51);
 
     // All scans are in the log: at its rate, and the rest as numbers.
@@ -173,7 +173,7 @@ fn all_ports_by_one_source_are_one_scan_and_one_block() {
     }
     flood.settle();
     service.await_line(&format!("WARN blocked {ATTACKER} for 1h (offence 1): vertical scan: "));
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     // It is over when nothing has come for ten seconds.
     let told = service.await_line(&format!("the port scan by {ATTACKER} "));
     let sum = format!("the port scan by {ATTACKER} is over: ");
@@ -207,7 +207,7 @@ fn one_port_on_many_hosts_blocks_nobody() {
         lab.assert_counted(&[FORWARDED], HOSTS.into());
         lab.assert_counted(&[SOURCES], remembered.into());
         assert_eq!((lab.metric(SCANS), lab.bus.list()), (0, vec![]));
-        lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+        lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
         assert_goes_on(&lab, service);
     }
 }
@@ -235,11 +235,11 @@ fn garbage_is_endured() {
         ("11.0.0.1", "11.0.0.2".parse().unwrap()),
         ("2001:db8::1", VICTIM_V6),
     ]
-    .map(|(from, to)| syn(EVERYBODY, from.parse().unwrap(), to, 80));
+    .map(|(from, to)| syn(BROADCAST, from.parse().unwrap(), to, 80));
     let mut taken = 0;
     for _ in 0..FRAMES {
         let mut frame = if random.below(4) == 0 {
-            let header = [&EVERYBODY[..], &[2, 0, 0, 0, 0, 1], &TYPES[random.below(TYPES.len())]];
+            let header = [&BROADCAST[..], &[2, 0, 0, 0, 0, 1], &TYPES[random.below(TYPES.len())]];
             let mut frame = header.concat();
             for _ in 0..random.below(190) {
                 frame.extend(random.next().to_le_bytes());
@@ -266,6 +266,6 @@ fn garbage_is_endured() {
     // Not even distracted.
     lab.attacker.nmap("-sS -p 1-20", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER} for 1h (offence 1): vertical scan: "));
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     assert_goes_on(&lab, service);
 }

@@ -35,7 +35,7 @@ fn assert_blocked(ports: &[u16], business: impl Fn(&Lab), by: [(&str, &[IpAddr])
         let expected: Vec<String> = expected.iter().map(IpAddr::to_string).collect();
         assert_eq!(blocked, expected, "{preset}");
         if !expected.contains(&BYSTANDER.to_string()) {
-            lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+            lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
         }
         assert_eq!(service.stop().code(), Some(0));
         drop(server);
@@ -78,7 +78,7 @@ fn a_monitoring_host_finds_services_down() {
     let down = [21, 3306, 5432];
     let all = [&MAIL[..], &down].concat();
     let business = |lab: &Lab| {
-        let client = Clients::at(&lab.bystander).only_look().begin(&all.repeat(3));
+        let client = Clients::at(&lab.bystander).without_reading().begin(&all.repeat(3));
         if is_balanced(lab) { client.await_end() } else { lab.await_blocked(BYSTANDER) }
     };
     assert_blocked(&MAIL, business, ONLY_CLASSIC);
@@ -116,7 +116,7 @@ fn a_scanner_hides_among_a_hundred_connections_a_second() {
         service.await_line(&format!("blocked {ATTACKER}"));
         honest.await_end();
         assert_eq!(lab.bus.list().len(), 1, "{preset}");
-        lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+        lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
         drop(server);
     }
 }

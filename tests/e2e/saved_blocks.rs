@@ -8,7 +8,7 @@ use crate::lab::Lab;
 pub const FIRST: &str = "100.64.0.0";
 
 /// Has the next instance on `eth0` remember so many blocks, until unblocked and all for this reason.
-pub fn leave_blocks(lab: &Lab, count: u32, reason: &str) {
+pub fn save_blocks(lab: &Lab, count: u32, reason: &str) {
     let mut service = lab.start();
     lab.bus.call("eth0", &["Block", "sts", FIRST, "0", reason]).ok();
     assert_eq!(service.stop().code(), Some(0));

@@ -13,7 +13,7 @@ use crate::tools::{await_that, install_script, run};
 const MENDED: &str = "19a8d40cb80c4be493ce1d5c7abcd599";
 
 /// A laboratory in which the attacker is blocked, in both families, and others beside it.
-pub(super) fn attacked() -> (Lab, Service) {
+pub(super) fn with_blocked_attacker() -> (Lab, Service) {
     let lab = Lab::new();
     let service = lab.start();
     block(&lab);
@@ -53,7 +53,7 @@ pub(super) fn damage_at_once(lab: &Lab, service: &Service, script: &str) {
 /// Damage is found and mended, told by log and state, and the attacker shut out again.
 #[track_caller]
 fn assert_heals(damage: &str, found: &[&str]) {
-    let (lab, mut service) = attacked();
+    let (lab, mut service) = with_blocked_attacker();
     let whole = Rules::of(&lab.victim);
     damage_at_once(&lab, &service, damage);
     let line = service.await_line("mended: ");
@@ -66,9 +66,9 @@ fn assert_heals(damage: &str, found: &[&str]) {
     for set in ["tcptracker-eth0-v4", "tcptracker-eth0-v6"] {
         assert_eq!(members(&lab, set), members_in(&whole.sets, set), "{damage}");
     }
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-    lab.attacker.assert_shut_out(VICTIM_V6, OPEN_PORT);
-    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM_V6, OPEN_PORT);
+    lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(lab.bus.property("State").1, "enforcing");
     assert_eq!(lab.victim.http_get(8081, "/health").0, 200);
     for metric in ["blocked", "enforced"] {
@@ -238,7 +238,7 @@ fn a_member_of_many_removed_and_all_of_them() {
     std::fs::write(lab.path("fill"), fill).unwrap();
     shell(&lab.victim, &format!("ipset restore <{}", lab.path("fill").display()));
     let mut service = lab.start();
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     for (damage, found) in [
         ("ipset del tcptracker-eth0-v4 10.77.0.1", "mended: 1 blocked (ipv4) missing"),
         ("ipset flush tcptracker-eth0-v4", "mended: 20001 blocked (ipv4) missing"),
@@ -256,10 +256,10 @@ fn a_member_of_many_removed_and_all_of_them() {
             "mended: rule (ipv4) gone or changed, set (ipv4) gone",
         ),
     ] {
-        service.forget();
+        service.clear_log();
         damage_at_once(&lab, &service, damage);
         service.await_line(found);
-        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
         assert_eq!(lab.metric(r#"tcptracker_enforced{family="ipv4"}"#), 20_001);
     }
     assert_eq!(service.stop().code(), Some(0));
@@ -292,7 +292,7 @@ fn what_cannot_be_mended_is_told_until_it_can() {
         .await_line("degraded: blocks are not enforced: hook INPUT (ipv4) gone; mending failed: ");
     // That somebody was blocked before may be told as late.
     assert_eq!(signals.next_named("StateChanged").1[0], "degraded");
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(lab.bus.property("State").1, "degraded");
     let (code, body) = lab.victim.http_get(8081, "/health");
     assert!(code == 503 && body.contains("hook INPUT (ipv4) gone"), "{code} {body}");
@@ -304,7 +304,7 @@ fn what_cannot_be_mended_is_told_until_it_can() {
     std::fs::remove_file(&broken).unwrap();
     service.await_line("mended: hook INPUT (ipv4) gone");
     service.await_line("enforcing: all is well again");
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     assert_eq!(lab.metric(r#"tcptracker_enforced{family="ipv4"}"#), 2);
     assert_eq!(service.stop().code(), Some(0));
 }

@@ -5,10 +5,10 @@ use std::sync::mpsc::channel;
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::caller::{Answer, Caller};
+use crate::bus_client::{BusClient, Reply};
 use crate::kernel::Rules;
 use crate::lab::{Lab, OPEN_PORT, VICTIM};
-use crate::remembered::{FIRST, leave_blocks};
+use crate::saved_blocks::{FIRST, save_blocks};
 use crate::tools::await_that;
 
 /// Memory may be given to the process in larger pieces than a call needs; ten thousand leaks of a
@@ -19,13 +19,13 @@ const GROWTH: u64 = 4 << 20;
 fn ten_thousand_calls_leave_nothing_behind() {
     let lab = Lab::new();
     let mut service = lab.start();
-    let caller = Caller::on(&lab.bus);
+    let caller = BusClient::on(&lab.bus);
     let calls = |count: u32| {
         for number in 0..count {
             let address = format!("198.51.100.{}", number % 200);
             match number % 4 {
-                0 => assert_eq!(caller.block(&address, 3600, "calls"), Answer::Told(())),
-                1 => assert!(matches!(caller.list(), Answer::Told(_))),
+                0 => assert_eq!(caller.block(&address, 3600, "calls"), Reply::Value(())),
+                1 => assert!(matches!(caller.list(), Reply::Value(_))),
                 // Half of them are refused, which is logged.
                 _ => drop(caller.unblock(&address)),
             }
@@ -80,9 +80,9 @@ fn a_lost_bus_ends_the_process_and_frees_nobody() {
     let said = service.lines_with("failed: ");
     assert!(said.iter().any(|line| line.contains("the connection to the system bus was lost")));
     Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
 
-    lab.bus_again();
+    lab.restart_bus();
     let mut service = lab.start();
     assert_eq!(lab.bus.list().len(), 1);
     assert_eq!(service.stop().code(), Some(0));
@@ -95,18 +95,18 @@ fn callers_do_not_wait_for_each_other() {
     let lab = Lab::new();
     let mut service = lab.start();
     for number in 0..200 {
-        lab.bus_caller_blocks(&format!("203.0.113.{number}"));
+        lab.block_over_bus(&format!("203.0.113.{number}"));
     }
-    let deaf = crate::caller::Deaf::on(&lab.bus);
-    deaf.ask_often("List", 2000);
+    let deaf = crate::bus_client::NonReadingClient::on(&lab.bus);
+    deaf.send_calls("List", 2000);
     let (tell, told) = channel();
     std::thread::scope(|scope| {
         for _ in 0..8 {
             let (lab, tell) = (&lab, tell.clone());
             scope.spawn(move || {
-                let caller = Caller::on(&lab.bus);
+                let caller = BusClient::on(&lab.bus);
                 for _ in 0..50 {
-                    assert!(matches!(caller.list(), Answer::Told(blocks) if blocks.len() == 200));
+                    assert!(matches!(caller.list(), Reply::Value(blocks) if blocks.len() == 200));
                 }
                 tell.send(()).unwrap();
             });
@@ -124,7 +124,7 @@ fn callers_do_not_wait_for_each_other() {
 fn a_list_that_no_message_can_hold_is_refused() {
     let lab = Lab::new();
     // The longest reason there may be, in characters of four bytes.
-    leave_blocks(&lab, 45_000, &"\u{1f50d}".repeat(200));
+    save_blocks(&lab, 45_000, &"\u{1f50d}".repeat(200));
     let mut service = lab.start();
     let [name, object, interface] = &crate::bus::target("eth0");
     let asked = lab.bus.as_nobody(&["call", name, object, interface, "List"]);
@@ -152,18 +152,18 @@ fn long_lists_nobody_takes_fill_no_memory() {
     const ENTRY: u64 = 230;
     const ENTRIES: u32 = 20_000;
     let lab = Lab::new();
-    leave_blocks(&lab, ENTRIES, &"x".repeat(200));
+    save_blocks(&lab, ENTRIES, &"x".repeat(200));
     let mut service = lab.start();
     let list = ENTRY * u64::from(ENTRIES);
-    let caller = Caller::on(&lab.bus);
+    let caller = BusClient::on(&lab.bus);
     // What one list takes is there after a few.
-    (0..3).for_each(|_| assert!(matches!(caller.list(), Answer::Told(_))));
+    (0..3).for_each(|_| assert!(matches!(caller.list(), Reply::Value(_))));
     let before = service.resident_bytes();
 
     // They have all been asked for when the first is made.
     service.signal(Signal::STOP);
-    let deaf = crate::caller::Deaf::on(&lab.bus);
-    deaf.ask_often("List", LISTS);
+    let deaf = crate::bus_client::NonReadingClient::on(&lab.bus);
+    deaf.send_calls("List", LISTS);
     assert!(lab.bus.has("org.tcptracker.Tracker1.eth0"));
     lab.bus.signal(Signal::STOP);
     service.signal(Signal::CONT);
@@ -174,7 +174,7 @@ fn long_lists_nobody_takes_fill_no_memory() {
 
     drop(deaf);
     lab.bus.signal(Signal::CONT);
-    assert!(matches!(caller.list(), Answer::Told(blocks) if blocks.len() == ENTRIES as usize));
+    assert!(matches!(caller.list(), Reply::Value(blocks) if blocks.len() == ENTRIES as usize));
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
@@ -184,7 +184,7 @@ fn long_lists_nobody_takes_fill_no_memory() {
 #[test]
 fn many_are_let_in_without_a_pause() {
     let lab = Lab::new();
-    leave_blocks(&lab, 10_000, "one of many");
+    save_blocks(&lab, 10_000, "one of many");
     let mut service = lab.start();
     lab.bus.call("eth0", &["Unblock", "s", "100.64.0.0/10"]).ok();
     assert_eq!(lab.bus.list(), []);
@@ -213,7 +213,7 @@ fn dbus_broker_does_as_well() {
     crate::users::busctl(&lab, crate::users::MEMBER, &[crate::users::SERVICE], &["Reload"]).ok();
     lab.bus.call("eth0", &["Unblock", "s", "10.77.0.1"]).ok();
     signals.next_named("Unblocked");
-    lab.bus.assert_name_refused_to_nobody();
+    lab.bus.assert_nobody_cannot_own_name();
     await_that("the name is there", || lab.bus.has("org.tcptracker.Tracker1.eth0"));
     assert_eq!(service.stop().code(), Some(0));
     assert!(!lab.bus.has("org.tcptracker.Tracker1.eth0"));

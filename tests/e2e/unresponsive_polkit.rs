@@ -7,10 +7,10 @@ use std::thread::JoinHandle;
 use zbus::interface;
 
 use crate::bus::Bus;
-use crate::tools::PATIENCE;
+use crate::tools::TIMEOUT;
 
 /// It. Dropped, it leaves the bus.
-pub struct SilentPolkit {
+pub struct UnresponsivePolkit {
     asked: Receiver<()>,
     leave: Option<async_channel::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -34,7 +34,7 @@ impl Authority {
     }
 }
 
-impl SilentPolkit {
+impl UnresponsivePolkit {
     pub fn on(bus: &Bus) -> Self {
         let (tell, asked) = channel();
         let (leave, left) = async_channel::bounded::<()>(1);
@@ -55,20 +55,20 @@ impl SilentPolkit {
                 let _ = connection.close().await;
             });
         });
-        ready.recv_timeout(PATIENCE).unwrap();
+        ready.recv_timeout(TIMEOUT).unwrap();
         Self { asked, leave: Some(leave), thread: Some(thread) }
     }
 
     /// Waits until it was asked so often.
     #[track_caller]
-    pub fn await_questions(&self, count: usize) {
+    pub fn await_requests(&self, count: usize) {
         for _ in 0..count {
-            self.asked.recv_timeout(PATIENCE).expect("polkit is asked");
+            self.asked.recv_timeout(TIMEOUT).expect("polkit is asked");
         }
     }
 }
 
-impl Drop for SilentPolkit {
+impl Drop for UnresponsivePolkit {
     fn drop(&mut self) {
         drop(self.leave.take());
         let _ = self.thread.take().map(JoinHandle::join);

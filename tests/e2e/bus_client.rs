@@ -7,7 +7,7 @@ use crate::bus::{Block, Bus, target};
 
 /// What became of a call.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Answer<T> {
+pub enum Reply<T> {
     /// The service has answered.
     Told(T),
     /// It has refused, by this name.
@@ -17,9 +17,9 @@ pub enum Answer<T> {
 }
 
 /// The caller.
-pub struct Caller(zbus::Proxy<'static>);
+pub struct BusClient(zbus::Proxy<'static>);
 
-impl Caller {
+impl BusClient {
     /// Somebody on this bus, to talk with the instance on `eth0`.
     pub fn on(bus: &Bus) -> Self {
         let [name, object, interface] = target("eth0");
@@ -37,15 +37,15 @@ impl Caller {
         Self(proxy.unwrap())
     }
 
-    pub fn block(&self, address: &str, seconds: u64, reason: &str) -> Answer<()> {
+    pub fn block(&self, address: &str, seconds: u64, reason: &str) -> Reply<()> {
         answer(zbus::block_on(self.0.call("Block", &(address, seconds, reason))))
     }
 
-    pub fn unblock(&self, address: &str) -> Answer<()> {
+    pub fn unblock(&self, address: &str) -> Reply<()> {
         answer(zbus::block_on(self.0.call("Unblock", &(address,))))
     }
 
-    pub fn list(&self) -> Answer<Vec<Block>> {
+    pub fn list(&self) -> Reply<Vec<Block>> {
         let listed =
             zbus::block_on(self.0.call::<_, _, Vec<(String, u64, u64, u32, String)>>("List", &()));
         let wide = |(address, since, until, offences, reason)| -> Block {
@@ -55,22 +55,22 @@ impl Caller {
     }
 }
 
-fn answer<T>(result: zbus::Result<T>) -> Answer<T> {
+fn answer<T>(result: zbus::Result<T>) -> Reply<T> {
     match result {
-        Ok(value) => Answer::Told(value),
+        Ok(value) => Reply::Value(value),
         Err(zbus::Error::MethodError(name, ..)) if name.starts_with("org.tcptracker.") => {
-            Answer::Refused(name.to_string())
+            Reply::Error(name.to_string())
         }
         // The bus says so as soon as the service's connection is gone.
-        Err(zbus::Error::MethodError(..) | zbus::Error::FDO(_)) => Answer::Unknown,
+        Err(zbus::Error::MethodError(..) | zbus::Error::FDO(_)) => Reply::Unknown,
         Err(error) => panic!("the bus: {error}"),
     }
 }
 
 /// Somebody who asks and does not take the answers.
-pub struct Deaf(std::os::unix::net::UnixStream);
+pub struct NonReadingClient(std::os::unix::net::UnixStream);
 
-impl Deaf {
+impl NonReadingClient {
     /// Connects by hand: a library would read.
     pub fn on(bus: &Bus) -> Self {
         use std::io::{Read, Write};
@@ -91,7 +91,7 @@ impl Deaf {
     }
 
     /// Asks so often, or until nobody takes it any more.
-    pub fn ask_often(&self, member: &str, count: u32) {
+    pub fn send_calls(&self, member: &str, count: u32) {
         use std::io::Write;
         self.0.set_nonblocking(true).unwrap();
         let [name, object, interface] = target("eth0");
