@@ -1,26 +1,25 @@
-//! Somebody on the bus who calls the service as fast as it answers: a connection, not a process a call.
+//! A bus client that makes many calls over one connection, without a process per call.
 
 use zbus::Connection;
 use zbus::proxy::CacheProperties;
 
 use crate::bus::{Block, Bus, target};
 
-/// What became of a call.
+/// The result of a call.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Reply<T> {
-    /// The service has answered.
-    Told(T),
-    /// It has refused, by this name.
-    Refused(String),
-    /// It will never be known: the service has gone.
+    /// The service returned a value.
+    Value(T),
+    /// The service returned an error of this name.
+    Error(String),
+    /// The service disconnected before it replied, so the call may have taken effect.
     Unknown,
 }
 
-/// The caller.
+/// A connection to the instance on `eth0`.
 pub struct BusClient(zbus::Proxy<'static>);
 
 impl BusClient {
-    /// Somebody on this bus, to talk with the instance on `eth0`.
     pub fn on(bus: &Bus) -> Self {
         let [name, object, interface] = target("eth0");
         let proxy = zbus::block_on(async {
@@ -38,11 +37,11 @@ impl BusClient {
     }
 
     pub fn block(&self, address: &str, seconds: u64, reason: &str) -> Reply<()> {
-        answer(zbus::block_on(self.0.call("Block", &(address, seconds, reason))))
+        reply(zbus::block_on(self.0.call("Block", &(address, seconds, reason))))
     }
 
     pub fn unblock(&self, address: &str) -> Reply<()> {
-        answer(zbus::block_on(self.0.call("Unblock", &(address,))))
+        reply(zbus::block_on(self.0.call("Unblock", &(address,))))
     }
 
     pub fn list(&self) -> Reply<Vec<Block>> {
@@ -51,36 +50,36 @@ impl BusClient {
         let wide = |(address, since, until, offences, reason)| -> Block {
             (address, since, until, u64::from(offences), reason)
         };
-        answer(listed.map(|blocks| blocks.into_iter().map(wide).collect()))
+        reply(listed.map(|blocks| blocks.into_iter().map(wide).collect()))
     }
 }
 
-fn answer<T>(result: zbus::Result<T>) -> Reply<T> {
+fn reply<T>(result: zbus::Result<T>) -> Reply<T> {
     match result {
         Ok(value) => Reply::Value(value),
         Err(zbus::Error::MethodError(name, ..)) if name.starts_with("org.tcptracker.") => {
             Reply::Error(name.to_string())
         }
-        // The bus says so as soon as the service's connection is gone.
+        // The bus returns these errors when the service disconnects.
         Err(zbus::Error::MethodError(..) | zbus::Error::FDO(_)) => Reply::Unknown,
         Err(error) => panic!("the bus: {error}"),
     }
 }
 
-/// Somebody who asks and does not take the answers.
+/// A client that sends calls and never reads the replies.
 pub struct NonReadingClient(std::os::unix::net::UnixStream);
 
 impl NonReadingClient {
-    /// Connects by hand: a library would read.
+    /// Connects without a D-Bus library, because a library would read the replies.
     pub fn on(bus: &Bus) -> Self {
         use std::io::{Read, Write};
         let path = bus.address().strip_prefix("unix:path=").unwrap();
         let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
-        // EXTERNAL, as root: "30" is "0".
+        // EXTERNAL authentication as uid 0: "30" is "0" in hexadecimal.
         stream.write_all(b"\0AUTH EXTERNAL 30\r\nBEGIN\r\n").unwrap();
-        let mut said = [0; 3];
-        stream.read_exact(&mut said).unwrap();
-        assert_eq!(&said, b"OK ");
+        let mut answer = [0; 3];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"OK ");
         let hello = zbus::Message::method_call("/org/freedesktop/DBus", "Hello")
             .destination("org.freedesktop.DBus")
             .interface("org.freedesktop.DBus")
@@ -90,7 +89,7 @@ impl NonReadingClient {
         Self(stream)
     }
 
-    /// Asks so often, or until nobody takes it any more.
+    /// Sends `count` calls, or fewer if the socket buffer is full.
     pub fn send_calls(&self, member: &str, count: u32) {
         use std::io::Write;
         self.0.set_nonblocking(true).unwrap();

@@ -1,4 +1,4 @@
-//! Capture files of what reaches a host, made while it happens.
+//! Recording of live traffic to capture files, and reading and writing of such files.
 
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -8,10 +8,10 @@ use pcap::{Active, Capture, Precision};
 use crate::frames::{BROADCAST, ETHERNET_HEADER, Wire};
 use crate::lab::Lab;
 
-/// Ends a recording: of a type nobody else uses (IEEE 802, local experimental).
+/// The EtherType of the frame that ends a recording (IEEE 802 local experimental).
 const LAST_FRAME: [u8; 2] = [0x88, 0xb5];
 
-/// Somebody who writes down, with nanoseconds, all that passes the victim's `eth0`.
+/// Records all traffic on the victim's `eth0` with nanosecond timestamps.
 pub struct Recorder {
     file: PathBuf,
     thread: JoinHandle<()>,
@@ -26,7 +26,7 @@ impl Recorder {
         let file = lab.path(name);
         let mut save = wire.savefile(&file).unwrap();
         let thread = std::thread::spawn(move || {
-            // An interface that is gone ends it as well: then the test has failed already.
+            // The loop also ends if the interface disappears: then the test has already failed.
             while let Ok(packet) = wire.next_packet() {
                 if packet.data[ETHERNET_HEADER - 2..].starts_with(&LAST_FRAME) {
                     break;
@@ -38,7 +38,7 @@ impl Recorder {
         Self { file, thread }
     }
 
-    /// Ends the recording behind all that has been sent until now.
+    /// Ends the recording after all frames sent so far.
     pub fn finish(self, lab: &Lab) -> PathBuf {
         let last = [&BROADCAST[..], &[2, 0, 0, 0, 0, 1], &LAST_FRAME, &[0; 46]].concat();
         Wire::of(&lab.attacker).send(&last);
@@ -53,12 +53,12 @@ pub struct RecordedFrame {
     pub frame: Vec<u8>,
 }
 
-/// The frames of a file, up to where it can be read.
+/// Returns the frames of a file, up to the first read error.
 pub fn frames_in(file: &Path) -> Vec<RecordedFrame> {
     let mut capture = Capture::from_file_with_precision(file, Precision::Nano).unwrap();
     let mut frames = Vec::new();
     while let Ok(packet) = capture.next_packet() {
-        // With this precision the nanoseconds stand where microseconds did.
+        // With `Precision::Nano`, `tv_usec` holds nanoseconds.
         let (seconds, nanos) = (packet.header.ts.tv_sec, packet.header.ts.tv_usec);
         let unix_nanos = u64::try_from(seconds * 1_000_000_000 + nanos).unwrap();
         frames.push(RecordedFrame { unix_nanos, frame: packet.data.to_vec() });
@@ -66,7 +66,8 @@ pub fn frames_in(file: &Path) -> Vec<RecordedFrame> {
     frames
 }
 
-/// A pcap file with nanoseconds, of Ethernet frames (<https://ietf-opsawg-wg.github.io/draft-ietf-opsawg-pcap/>).
+/// Encodes Ethernet frames as a pcap file with nanosecond timestamps
+/// (<https://ietf-opsawg-wg.github.io/draft-ietf-opsawg-pcap/>).
 pub fn as_pcap(frames: &[RecordedFrame]) -> Vec<u8> {
     let mut file = Vec::new();
     for number in [0xa1b2_3c4d, 2 | 4 << 16, 0, 0, 65_535, 1] {
@@ -84,7 +85,8 @@ pub fn as_pcap(frames: &[RecordedFrame]) -> Vec<u8> {
     file
 }
 
-/// The same as pcapng: a section, an interface whose times are nanoseconds, and packets on it.
+/// Encodes Ethernet frames as a pcapng file with nanosecond timestamps: section, interface and
+/// packets.
 pub fn as_pcapng(frames: &[RecordedFrame]) -> Vec<u8> {
     let block = |kind: u32, body: &[u8]| {
         let padding = vec![0; body.len().next_multiple_of(4) - body.len()];

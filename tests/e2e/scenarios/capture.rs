@@ -1,4 +1,4 @@
-//! What is seen on the wire besides plain inbound connections.
+//! Capture of VLAN-tagged frames and outbound connections.
 
 use std::net::{SocketAddr, TcpStream};
 
@@ -7,7 +7,7 @@ use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM};
 use crate::tools::TIMEOUT;
 
 #[test]
-fn vlan_tagged_scans_are_caught() {
+fn vlan_tagged_scans_are_detected() {
     let tagged = [
         (Tags::Vlan, false, ATTACKER),
         (Tags::QinQ, false, ATTACKER),
@@ -37,7 +37,7 @@ fn outbound_connections_are_counted_and_never_block() {
     let ports = 1..=6u16;
     lab.victim.inside(|| {
         for port in ports.clone() {
-            // Refused, which is an answer all the same.
+            // The attacker refuses the connection.
             let _ = TcpStream::connect_timeout(&SocketAddr::new(ATTACKER, port), TIMEOUT);
         }
     });
@@ -52,7 +52,7 @@ fn outbound_connections_are_counted_and_never_block() {
     assert_eq!(lab.bus.list(), []);
     lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
 
-    // What the victim did says nothing about the attacker, who has two ports more.
+    // The victim's connections do not count for the attacker, which now tries two ports.
     send_syns(&lab, Tags::None, [1, 2]);
     service.await_line(&format!("-> {VICTIM}:2"));
     assert_eq!(lab.bus.list(), []);

@@ -1,4 +1,4 @@
-//! What is asserted, by subject.
+//! The tests, by subject.
 
 mod authorisation;
 mod balanced;
