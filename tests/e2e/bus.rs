@@ -20,9 +20,7 @@ const UNPACKED: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/firewalls");
 /// A bus implementation.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// dbus-daemon
     Daemon,
-    /// dbus-broker
     Broker,
 }
 

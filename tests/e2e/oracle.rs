@@ -28,7 +28,6 @@ impl Rule {
         Self { ports: 3, window: "60s", pair: false, stealth: true, ipv6_prefix: 64 };
 }
 
-/// A probe.
 #[derive(Clone, Copy)]
 struct Probe {
     unix_nanos: u64,

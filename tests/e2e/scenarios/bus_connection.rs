@@ -59,11 +59,13 @@ fn property_changes_are_emitted() {
     while changes.next_named("PropertiesChanged").1[1]["Blocked"]["data"] != 39 {}
     lab.configure("[block]\nenabled = false\n");
     lab.bus.call("eth0", &["Reload"]).ok();
-    let mut changed = Vec::new();
-    while !["State", "Backend", "Blocked"].iter().all(|name| changed.contains(&(*name).to_owned()))
+    let mut properties = Vec::new();
+    while !["State", "Backend", "Blocked"]
+        .iter()
+        .all(|name| properties.contains(&(*name).to_owned()))
     {
         let (_, data) = changes.next_named("PropertiesChanged");
-        changed.extend(data[1].as_object().unwrap().keys().cloned());
+        properties.extend(data[1].as_object().unwrap().keys().cloned());
     }
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();

@@ -134,8 +134,7 @@ impl Model {
                 (Some(known), Some(block)) => known.matches(block) && !known.has_expired(now),
             };
             let matching = states.iter().copied().find(fits);
-            // An iptables rule has no timeout. A rule without a saved block gets the default of 1
-            // h.
+            // An iptables rule has no timeout, so a rule without a saved block ends after 1 h.
             let recovered_from_rule = || {
                 let may_be = backend == "iptables" && states.len() > 1;
                 let (_, since, until, _, reason) = listed.filter(|_| may_be)?;

@@ -183,8 +183,7 @@ fn scan_of_all_ports_is_one_scan_and_one_block() {
     let numbers: Vec<u64> = sum.split(' ').filter_map(|word| word.parse().ok()).collect();
     let [ports, probes] = numbers[..] else { panic!("{line}") };
     assert!(ports <= 65_535 && ports + lab.lost() >= 65_535, "{line}");
-    // `assert_cannot_reach` sent 1 to 3 more probes: the kernel repeats its SYN after 1 s and after
-    // 3 s.
+    // `assert_cannot_reach` sent 1 to 3 probes: the kernel repeats its SYN after 1 s and 3 s.
     assert!((1..=3).contains(&(probes - ports)), "{line}");
 
     assert_eq!((lab.metric(SCANS), lab.metric(BLOCKS)), (1, 1));
