@@ -1,4 +1,4 @@
-//! A system bus of the test's own, with the policy file that is shipped, and busctl to talk on it.
+//! A private system bus with the shipped policy file, and busctl calls on it.
 
 use std::io::{BufRead, BufReader, Lines};
 use std::path::{Path, PathBuf};
@@ -9,43 +9,42 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::namespace::Namespace;
-use crate::tools::{Outcome, PATIENCE, run};
+use crate::tools::{Outcome, TIMEOUT, run};
 
 const POLICY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/dbus/org.tcptracker.Tracker1.conf");
 
-/// Starts the other bus, which `make firewalls` has unpacked.
+/// Starts dbus-broker, which `make firewalls` unpacks.
 const BROKER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/start-dbus-broker");
 const UNPACKED: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/firewalls");
 
-/// Which bus.
+/// A bus implementation.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// dbus-daemon
     Daemon,
-    /// dbus-broker
     Broker,
 }
 
-/// A block as `List` tells it: address, since, until, offences, reason.
+/// A block as `List` returns it: address, since, until, offences, reason.
 pub type Block = (String, u64, u64, u64, String);
 
-/// The bus.
+/// A running bus. The daemon is killed on drop.
 pub struct Bus {
     address: String,
     daemon: Child,
 }
 
 impl Bus {
-    /// Starts it in the victim's namespace, so that it goes with it; its socket is a file.
+    /// Starts dbus-daemon in the victim's namespace, so that removing the namespace ends the
+    /// daemon.
     pub fn start(directory: &Path, victim: &Namespace) -> Self {
         Self::start_as(Kind::Daemon, directory, victim)
     }
 
-    /// Starts one or the other.
+    /// Starts the given bus implementation.
     pub fn start_as(kind: Kind, directory: &Path, victim: &Namespace) -> Self {
         let address = format!("unix:path={}", directory.join("bus").display());
         let file = directory.join("bus.conf");
-        // The frame is that of Debian's system.conf: nothing is allowed unless a policy says so.
+        // Based on Debian's system.conf, which denies everything that no policy allows.
         std::fs::write(&file, configuration(&address)).unwrap();
         let mut command = match kind {
             Kind::Daemon => {
@@ -61,18 +60,18 @@ impl Bus {
         };
         let mut daemon = command
             .stdout(Stdio::piped())
-            // It may not know user tcptracker, who is not made on a machine for tests.
+            // The daemon warns about user tcptracker, which does not exist on test machines.
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        // It prints its address when it listens.
-        let said = lines_of(daemon.stdout.take().unwrap()).next();
-        assert!(said.is_some(), "dbus-daemon did not start with {POLICY}");
+        // The daemon prints its address when it listens.
+        let printed = lines_of(daemon.stdout.take().unwrap()).next();
+        assert!(printed.is_some(), "dbus-daemon did not start with {POLICY}");
         Self { address, daemon }
     }
 
-    /// Lets a program use this bus, and nothing of the machine's: neither its bus nor a configuration
-    /// somebody has exported.
+    /// Points a program at this bus, and removes tcptracker settings that the caller's environment
+    /// exports.
     pub fn environment<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         for (name, _) in std::env::vars_os() {
             if name.as_encoded_bytes().starts_with(b"TCPTRACKER_") {
@@ -82,7 +81,7 @@ impl Bus {
         command.env("DBUS_SYSTEM_BUS_ADDRESS", &self.address)
     }
 
-    /// Where it listens.
+    /// Returns the D-Bus address of the bus.
     pub fn address(&self) -> &str {
         &self.address
     }
@@ -93,12 +92,12 @@ impl Bus {
         command
     }
 
-    /// `busctl call` of a member of our interface, as written in the contract.
+    /// Calls a member of our interface with `busctl call`.
     pub fn call(&self, instance: &str, member_and_arguments: &[&str]) -> Outcome {
         run(self.busctl().args(["call"]).args(target(instance)).args(member_and_arguments))
     }
 
-    /// The same by a user without privileges, with any busctl command.
+    /// Runs any busctl command as user nobody.
     pub fn as_nobody(&self, arguments: &[&str]) -> Outcome {
         run(Command::new("setpriv")
             .args(["--reuid=nobody", "--regid=nogroup", "--clear-groups", "busctl"])
@@ -106,31 +105,31 @@ impl Bus {
             .args(arguments))
     }
 
-    /// Nobody but the service may have its names.
+    /// Asserts that the policy denies our bus names to user nobody.
     #[track_caller]
-    pub fn assert_name_refused_to_nobody(&self) {
+    pub fn assert_nobody_cannot_own_name(&self) {
         let bus = "org.freedesktop.DBus";
         let name = "org.tcptracker.Tracker1.eth9";
-        let asked = ["call", bus, "/org/freedesktop/DBus", bus, "RequestName", "su", name, "0"];
-        let taken = self.as_nobody(&asked);
-        assert_eq!(taken.code, Some(1), "{taken:?}");
+        let request = ["call", bus, "/org/freedesktop/DBus", bus, "RequestName", "su", name, "0"];
+        let outcome = self.as_nobody(&request);
+        assert_eq!(outcome.code, Some(1), "{outcome:?}");
     }
 
-    /// What a member of our interface answers, as JSON.
+    /// Calls a member without arguments and returns its reply as JSON.
     #[track_caller]
-    pub fn ask(&self, instance: &str, member: &str) -> Value {
+    pub fn call_json(&self, instance: &str, member: &str) -> Value {
         let mut command = self.busctl();
         command.args(["--json=short", "call"]).args(target(instance)).arg(member);
         serde_json::from_str(&run(&mut command).ok()).unwrap()
     }
 
-    /// The name of the error a member answers with; arguments as dbus-send(1) takes them.
+    /// Returns the name of the error that a call fails with. Arguments are in dbus-send(1) syntax.
     #[track_caller]
     pub fn error_of(&self, member: &str, arguments: &str) -> String {
         self.error_of_call(member, &arguments.split_whitespace().collect::<Vec<_>>())
     }
 
-    /// The same for arguments with blanks in them.
+    /// Returns the name of the error that a call fails with. An argument may contain blanks.
     #[track_caller]
     pub fn error_of_call(&self, member: &str, arguments: &[&str]) -> String {
         let [name, object, interface] = target("eth0");
@@ -141,11 +140,11 @@ impl Bus {
             .args(arguments));
         assert_eq!(answer.code, Some(1), "{answer:?}");
         // "Error NAME: text"
-        let said = answer.err.strip_prefix("Error ").and_then(|rest| rest.split(':').next());
-        said.unwrap_or_else(|| panic!("{answer:?}")).to_owned()
+        let name = answer.err.strip_prefix("Error ").and_then(|rest| rest.split(':').next());
+        name.unwrap_or_else(|| panic!("{answer:?}")).to_owned()
     }
 
-    /// What is known of an address: each key with its type and its value.
+    /// Returns the answer of `Why`: each key with its type and its value.
     #[track_caller]
     pub fn why(&self, address: &str) -> Value {
         let mut command = self.busctl();
@@ -155,7 +154,7 @@ impl Bus {
         answer["data"][0].clone()
     }
 
-    /// A property: its type and its value.
+    /// Returns the type and the value of a property.
     #[track_caller]
     pub fn property(&self, name: &str) -> (String, Value) {
         let mut command = self.busctl();
@@ -164,21 +163,21 @@ impl Bus {
         (answer["type"].as_str().unwrap().to_owned(), answer["data"].clone())
     }
 
-    /// What the instance on an interface blocks.
+    /// Returns the blocks of the instance on an interface.
     #[track_caller]
     pub fn list_on(&self, instance: &str) -> Vec<Block> {
-        let answer = self.ask(instance, "List");
+        let answer = self.call_json(instance, "List");
         assert_eq!(answer["type"], "a(sttus)");
         serde_json::from_value(answer["data"][0].clone()).unwrap()
     }
 
-    /// What the instance on `eth0` blocks.
+    /// Returns the blocks of the instance on `eth0`.
     #[track_caller]
     pub fn list(&self) -> Vec<Block> {
         self.list_on("eth0")
     }
 
-    /// The block of an address by the instance on `eth0`.
+    /// Returns the block of an address on `eth0`.
     #[track_caller]
     pub fn block_of(&self, address: &impl ToString) -> Block {
         let (address, list) = (address.to_string(), self.list());
@@ -186,28 +185,28 @@ impl Bus {
         found.unwrap_or_else(|| panic!("{address} is not among {list:?}"))
     }
 
-    /// Whether a name has an owner.
+    /// Returns whether a bus name has an owner.
     pub fn has(&self, name: &str) -> bool {
         run(self.busctl().args(["status", name])).code == Some(0)
     }
 
-    /// Sends it a signal.
+    /// Sends a Unix signal to the bus daemon.
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.daemon), signal).unwrap();
     }
 
-    /// Kills it.
-    pub fn die(&mut self) {
+    /// Kills the bus daemon.
+    pub fn kill(&mut self) {
         self.daemon.kill().unwrap();
         self.daemon.wait().unwrap();
     }
 
-    /// Listens to the signals of our interface from now on.
+    /// Subscribes to the signals of our interface.
     pub fn listen(&self) -> Signals {
         self.listen_to("org.tcptracker.Tracker1")
     }
 
-    /// Listens to the signals of an interface from now on.
+    /// Subscribes to the signals of an interface.
     pub fn listen_to(&self, interface: &str) -> Signals {
         let mut monitor = self
             .busctl()
@@ -217,17 +216,17 @@ impl Bus {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // "Monitoring bus message stream."
-        let said = lines_of(monitor.stderr.take().unwrap()).next();
-        assert!(said.is_some(), "busctl does not monitor");
-        let (tell, told) = channel();
+        // busctl prints "Monitoring bus message stream." when the subscription is active.
+        let printed = lines_of(monitor.stderr.take().unwrap()).next();
+        assert!(printed.is_some(), "busctl does not monitor");
+        let (sender, received) = channel();
         let signals = BufReader::new(monitor.stdout.take().unwrap()).lines();
         std::thread::spawn(move || {
             for line in signals.map_while(Result::ok) {
-                let _ = tell.send(line);
+                let _ = sender.send(line);
             }
         });
-        Signals { monitor, told }
+        Signals { monitor, received }
     }
 }
 
@@ -238,17 +237,17 @@ impl Drop for Bus {
     }
 }
 
-/// Somebody who listens.
+/// A subscription to D-Bus signals.
 pub struct Signals {
     monitor: Child,
-    told: Receiver<String>,
+    received: Receiver<String>,
 }
 
 impl Signals {
-    /// The next signal: its name, its types and its arguments.
+    /// Waits for the next signal and returns its name, its types and its arguments.
     #[track_caller]
     pub fn next(&self) -> (String, String, Value) {
-        let line = self.told.recv_timeout(PATIENCE).expect("a signal");
+        let line = self.received.recv_timeout(TIMEOUT).expect("a signal");
         let signal: Value = serde_json::from_str(&line).unwrap();
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         (
@@ -258,12 +257,12 @@ impl Signals {
         )
     }
 
-    /// How many have come since somebody asked last.
-    pub fn so_far(&self) -> u64 {
-        u64::try_from(self.told.try_iter().count()).unwrap()
+    /// Discards the signals that have arrived and returns their number.
+    pub fn take_count(&self) -> u64 {
+        u64::try_from(self.received.try_iter().count()).unwrap()
     }
 
-    /// The next signal of this name.
+    /// Waits for the next signal of this name and returns its types and its arguments.
     #[track_caller]
     pub fn next_named(&self, name: &str) -> (String, Value) {
         loop {
@@ -282,7 +281,7 @@ impl Drop for Signals {
     }
 }
 
-/// Name, object and interface of an instance, as busctl takes them.
+/// Returns the bus name, object path and interface of an instance.
 pub fn target(instance: &str) -> [String; 3] {
     [
         format!("org.tcptracker.Tracker1.{instance}"),
@@ -322,7 +321,7 @@ fn configuration(address: &str) -> String {
           send_interface="org.freedesktop.DBus" send_member="UpdateActivationEnvironment"/>
     <allow send_destination="org.freedesktop.DBus"
            send_interface="org.freedesktop.DBus.Introspectable"/>
-    <!-- As polkit's own policy has it. -->
+    <!-- Copied from polkit's own policy. -->
     <allow own="org.freedesktop.PolicyKit1"/>
     <allow send_destination="org.freedesktop.PolicyKit1"/>
   </policy>

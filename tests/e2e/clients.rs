@@ -1,4 +1,4 @@
-//! Honest clients and the servers they use, in a laboratory.
+//! Legitimate clients and servers of a lab.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
@@ -6,10 +6,10 @@ use std::process::{Child, Command, Stdio};
 use crate::lab::{Lab, VICTIM};
 use crate::namespace::Namespace;
 
-/// Debian's own: another python has not what Debian packages.
+/// Debian's Python: another Python does not find the modules that Debian packages.
 const PYTHON: &str = "/usr/bin/python3";
 
-/// Somebody who greets on these ports, reads what comes to its end and says goodbye.
+/// A server that sends a greeting on each port, reads until end of file and closes the connection.
 const SERVER: &str = "
 import selectors, socket, sys
 waiting = selectors.DefaultSelector()
@@ -36,12 +36,14 @@ while True:
             ready.fileobj.close()
 ";
 
-/// What honest clients do: connect, say something, hear the server out, go. In so many threads, each with its
-/// share of the ports, that begin so many connections a second together, if that is limited. A
-/// monitoring client only looks whether there is a connection, and has not read the greeting then.
+/// A client that connects to each port, sends data, reads until end of file and closes the
+/// connection.
+///
+/// The threads share the ports and start at most `rate` connections per second in total; 0 is
+/// unlimited. A monitoring client only checks that it can connect and leaves the greeting unread.
 const CLIENT: &str = "
 import select, socket, sys, threading, time
-target, threads, rate, monitoring = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == 'look'
+target, threads, rate, monitoring = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == 'check'
 ports = list(map(int, sys.stdin.read().split()))
 begun = time.monotonic()
 def work(first):
@@ -64,17 +66,17 @@ for worker in workers: worker.start()
 for worker in workers: worker.join()
 ";
 
-/// A server, until it is dropped.
+/// A running server. Killed on drop.
 pub struct Server(Child);
 
 impl Server {
-    /// Somebody who listens on these ports of the victim.
+    /// Starts [`SERVER`] on these ports of the victim.
     pub fn on(lab: &Lab, ports: &[u16]) -> Self {
         let arguments: Vec<String> = ports.iter().map(u16::to_string).collect();
         Self::python(lab, SERVER, &arguments)
     }
 
-    /// A program of the victim's, once it has said that it is ready.
+    /// Starts a Python program on the victim and waits until it prints "ready".
     pub fn python(lab: &Lab, program: &str, arguments: &[String]) -> Self {
         let mut command = lab.victim.command(PYTHON);
         command.args(["-c", program]).args(arguments);
@@ -93,76 +95,76 @@ impl Drop for Server {
     }
 }
 
-/// Clients of the victim behind one address.
+/// Clients with one source address that connect to the victim.
 pub struct Clients<'a> {
     host: &'a Namespace,
     at_once: usize,
     rate: u32,
-    how: &'static str,
+    mode: &'static str,
 }
 
 impl<'a> Clients<'a> {
-    /// One client, as fast as it can.
+    /// One client without a rate limit.
     pub fn at(host: &'a Namespace) -> Self {
-        Self { host, at_once: 1, rate: 0, how: "talk" }
+        Self { host, at_once: 1, rate: 0, mode: "talk" }
     }
 
-    /// So many at once.
+    /// Sets the number of concurrent clients.
     pub fn at_once(self, at_once: usize) -> Self {
         Self { at_once, ..self }
     }
 
-    /// So many connections a second.
+    /// Limits the total number of connections per second.
     pub fn rate(self, rate: u32) -> Self {
         Self { rate, ..self }
     }
 
-    /// They only look whether there is a connection.
-    pub fn only_look(self) -> Self {
-        Self { how: "look", ..self }
+    /// Makes the clients check that they can connect, without reading the greeting.
+    pub fn without_reading(self) -> Self {
+        Self { mode: "check", ..self }
     }
 
-    /// They begin to connect to these ports, one after the other.
-    pub fn begin(&self, ports: &[u16]) -> Busy {
+    /// Starts connecting to these ports, in order.
+    pub fn begin(&self, ports: &[u16]) -> RunningClients {
         let mut command = self.host.command(PYTHON);
         let words = [VICTIM.to_string(), self.at_once.to_string(), self.rate.to_string()];
-        command.args(["-c", CLIENT]).args(words).arg(self.how);
-        // Whoever is shut out complains.
+        command.args(["-c", CLIENT]).args(words).arg(self.mode);
+        // A blocked client prints an error.
         let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
         child.stdin.take().unwrap().write_all(ports.join(" ").as_bytes()).unwrap();
-        Busy(child)
+        RunningClients(child)
     }
 
-    /// The same, to the end.
+    /// Connects to these ports, in order, and waits until all connections have ended.
     #[track_caller]
-    pub fn visit(&self, ports: &[u16]) {
+    pub fn run(&self, ports: &[u16]) {
         self.begin(ports).await_end();
     }
 }
 
-/// Clients at work, until they are dropped.
-pub struct Busy(Child);
+/// Running clients. Killed on drop.
+pub struct RunningClients(Child);
 
-impl Busy {
-    /// Waits until they have all been served, or refused.
+impl RunningClients {
+    /// Waits until each connection was served or refused, and asserts that no client was blocked.
     #[track_caller]
     pub fn await_end(mut self) {
-        let mut complaints = String::new();
-        let mut said = self.0.stderr.take().unwrap();
-        std::io::Read::read_to_string(&mut said, &mut complaints).unwrap();
-        assert!(self.0.wait().unwrap().success() && complaints.is_empty(), "{complaints}");
+        let mut errors = String::new();
+        let mut stderr = self.0.stderr.take().unwrap();
+        std::io::Read::read_to_string(&mut stderr, &mut errors).unwrap();
+        assert!(self.0.wait().unwrap().success() && errors.is_empty(), "{errors}");
     }
 }
 
-impl Drop for Busy {
+impl Drop for RunningClients {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// A program to its end.
+/// Runs a Python program on a host and waits until it ends.
 #[track_caller]
 pub fn run_python(host: &Namespace, program: &str, arguments: &[String]) {
     let mut command: Command = host.command(PYTHON);

@@ -1,4 +1,4 @@
-//! Files of the machine's that the service finds as a test wants them: /etc and /run of its own.
+//! A private /etc and /run for the service, so that a test can change system files.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::lab::Lab;
 use crate::tools::{run, sh};
 
-/// The victim's own /etc, at first a copy of the machine's, and an empty /run.
+/// The victim's private /etc, initially a copy of the machine's, and an empty /run.
 pub struct Files {
     etc: PathBuf,
     run: PathBuf,
@@ -19,14 +19,14 @@ impl Files {
         for directory in [&etc, &run] {
             std::fs::create_dir(directory).unwrap();
         }
-        // What other tests make and remove meanwhile is left out, see `users.rs`.
+        // Skip /etc/netns, which other tests change concurrently (see `users.rs`).
         let all = "find /etc -mindepth 1 -maxdepth 1 ! -name netns -exec cp -a -t";
         sh(&format!("{all} {} {{}} +", etc.display()));
         Self { etc, run }
     }
 
-    /// What to start the service through, so that it finds them. Its mount namespace is its own already:
-    /// ip-netns(8) makes one.
+    /// Returns a command prefix that mounts these files for the service. ip-netns(8) has already
+    /// created a private mount namespace.
     pub fn wrapper(&self) -> [String; 6] {
         let script =
             "mount --bind \"$1\" /etc && mount --bind \"$2\" /run && shift 2 && exec \"$@\"";
@@ -34,26 +34,25 @@ impl Files {
         words.map(str::to_owned)
     }
 
-    /// Writes a file in place, as editors do that do not replace it.
+    /// Overwrites a file in place, as some editors do.
     pub fn write(&self, path: &str, contents: &str) {
         let path = self.at(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, contents).unwrap();
     }
 
-    /// Puts another file in its place, as most programs do.
+    /// Replaces a file by rename, as most programs do.
     pub fn replace(&self, path: &str, contents: &str) {
         let new = format!("{path}.new");
         self.write(&new, contents);
         std::fs::rename(self.at(&new), self.at(path)).unwrap();
     }
 
-    /// Puts a symbolic link in its place.
+    /// Replaces a file with a symbolic link.
     pub fn link(&self, path: &str, target: &str) {
         run(std::process::Command::new("ln").args(["-sfn", target]).arg(self.at(path))).ok();
     }
 
-    /// Who may read it.
     pub fn set_mode(&self, path: &str, mode: u32) {
         std::fs::set_permissions(self.at(path), Permissions::from_mode(mode)).unwrap();
     }
@@ -63,7 +62,7 @@ impl Files {
         match (inside("/etc/"), inside("/run/")) {
             (Some(rest), _) => self.etc.join(rest),
             (_, Some(rest)) => self.run.join(rest),
-            _ => panic!("{path} is the machine's"),
+            _ => panic!("{path} is neither in /etc nor in /run"),
         }
     }
 }

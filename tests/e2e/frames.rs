@@ -1,4 +1,4 @@
-//! Frames no tool sends as wanted: crafted, and put onto the attacker's wire as they are.
+//! Crafted frames that no scan tool can send.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -8,13 +8,13 @@ use pcap::{Active, Capture};
 use crate::lab::{ATTACKER, ATTACKER_V6, Lab, VICTIM, VICTIM_V6};
 use crate::namespace::Namespace;
 
-/// To everybody: the switch and the capture do not mind.
-pub const EVERYBODY: [u8; 6] = [0xff; 6];
+/// The Ethernet broadcast address. The switch floods it to all hosts.
+pub const BROADCAST: [u8; 6] = [0xff; 6];
 
-/// Ethernet's two addresses and the type of what follows.
+/// Length of an Ethernet header: two addresses and the EtherType.
 pub const ETHERNET_HEADER: usize = 14;
 
-/// Tags in front of the packet.
+/// VLAN tags of a frame.
 #[derive(Clone, Copy)]
 pub enum Tags {
     None,
@@ -22,7 +22,7 @@ pub enum Tags {
     QinQ,
 }
 
-/// A host's `eth0`, to put frames onto.
+/// A raw socket on a host's `eth0`.
 pub struct Wire(Capture<Active>);
 
 impl Wire {
@@ -34,18 +34,18 @@ impl Wire {
         self.0.sendpacket(frame).unwrap();
     }
 
-    /// Whether the kernel has taken it: it does not take all of any length.
+    /// Sends a frame and returns whether the kernel accepted it. The kernel rejects some lengths.
     pub fn try_send(&mut self, frame: &[u8]) -> bool {
         self.0.sendpacket(frame).is_ok()
     }
 }
 
-/// Sends a SYN to each of these ports of the victim, from the attacker, over IPv4.
+/// Sends an IPv4 SYN from the attacker to each of these ports of the victim.
 pub fn send_syns(lab: &Lab, tags: Tags, ports: impl IntoIterator<Item = u16>) {
     send(lab, tags, [ATTACKER, VICTIM], ports);
 }
 
-/// The same over IPv6.
+/// Sends an IPv6 SYN from the attacker to each of these ports of the victim.
 pub fn send_syns_v6(lab: &Lab, tags: Tags, ports: impl IntoIterator<Item = u16>) {
     send(lab, tags, [ATTACKER_V6, VICTIM_V6], ports);
 }
@@ -53,25 +53,26 @@ pub fn send_syns_v6(lab: &Lab, tags: Tags, ports: impl IntoIterator<Item = u16>)
 fn send(lab: &Lab, tags: Tags, [from, to]: [IpAddr; 2], ports: impl IntoIterator<Item = u16>) {
     let mut wire = Wire::of(&lab.attacker);
     for port in ports {
-        wire.send(&frame(tags, EVERYBODY, from, to, port));
+        wire.send(&frame(tags, BROADCAST, from, to, port));
     }
 }
 
-/// A SYN in an Ethernet frame to this hardware address.
+/// Builds an Ethernet frame with a SYN.
 pub fn syn(hardware: [u8; 6], from: IpAddr, to: IpAddr, port: u16) -> Vec<u8> {
     frame(Tags::None, hardware, from, to, port)
 }
 
-/// IPv4 SYNs from one mould, for whoever needs a great many.
-pub struct Mould(Vec<u8>);
+/// A reusable IPv4 SYN frame, for fast generation of many SYNs.
+pub struct SynTemplate(Vec<u8>);
 
-impl Mould {
+impl SynTemplate {
     pub fn new(hardware: [u8; 6]) -> Self {
         Self(syn(hardware, ATTACKER, VICTIM, 0))
     }
 
     pub fn syn(&mut self, from: Ipv4Addr, to: Ipv4Addr, port: u16) -> &[u8] {
-        /// TCP's protocol number and the length of its header: the rest of the pseudo header.
+        /// The constant part of the pseudo header: the TCP protocol number and the length of the
+        /// TCP header.
         const PSEUDO: u32 = 6 + 20;
         let ip = &mut self.0[ETHERNET_HEADER..];
         ip[12..16].copy_from_slice(&from.octets());
@@ -87,7 +88,7 @@ impl Mould {
     }
 }
 
-/// RFC 1071.
+/// Returns the Internet checksum (RFC 1071).
 fn check_sum(bytes: &[u8], start: u32) -> [u8; 2] {
     let mut sum = start;
     for pair in bytes.chunks_exact(2) {
@@ -100,7 +101,7 @@ fn check_sum(bytes: &[u8], start: u32) -> [u8; 2] {
     [high, low]
 }
 
-/// Gives a frame other flags.
+/// Sets the TCP flags of a frame.
 pub fn with_flags(frame: &mut [u8], flags: u8) {
     let ip = &frame[ETHERNET_HEADER..];
     let header = if ip[0] >> 4 == 4 { usize::from(ip[0] & 15) * 4 } else { 40 };

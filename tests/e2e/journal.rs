@@ -1,4 +1,4 @@
-//! A journal of the test's own, in the place where journald has its socket.
+//! A fake journal that listens on journald's socket path.
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixDatagram;
@@ -9,12 +9,13 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::{self, JoinHandle};
 
 use crate::lab::Lab;
-use crate::tools::PATIENCE;
+use crate::tools::TIMEOUT;
 
 /// An entry's fields.
 pub type Entry = BTreeMap<String, String>;
 
-/// The journal. As the real one it takes entries whether somebody looks at them or not.
+/// A fake journal. A thread always receives entries, so that the service never blocks on the
+/// socket.
 pub struct Journal {
     directory: PathBuf,
     socket: UnixDatagram,
@@ -29,24 +30,23 @@ impl Journal {
         std::fs::create_dir(&directory).unwrap();
         let socket = UnixDatagram::bind(directory.join("socket")).unwrap();
         let closed = Arc::new(AtomicBool::new(false));
-        let over = Arc::clone(&closed);
-        let (found, entries) = channel();
-        let reading = socket.try_clone().unwrap();
+        let stop = Arc::clone(&closed);
+        let (sender, entries) = channel();
+        let receiving = socket.try_clone().unwrap();
         let reader = thread::spawn(move || {
             let mut buffer = vec![0; 65_536];
-            // A service that finds the journal sends an empty entry first.
-            while let Ok(length) = reading.recv(&mut buffer)
-                && !over.load(Ordering::SeqCst)
+            // The service sends an empty entry first, to test for a journal.
+            while let Ok(length) = receiving.recv(&mut buffer)
+                && !stop.load(Ordering::SeqCst)
             {
-                let _ = found.send(parse(&buffer[..length]));
+                let _ = sender.send(parse(&buffer[..length]));
             }
         });
         Self { directory, socket, closed, entries, reader: Some(reader) }
     }
 
-    /// What to start the service through, so that it finds this journal at the fixed path, and is told
-    /// that its stderr is connected to it. Its mount namespace is its own already: ip-netns(8) makes
-    /// one.
+    /// Returns a command prefix that mounts this journal at journald's path and sets
+    /// `JOURNAL_STREAM`. ip-netns(8) has already created a private mount namespace.
     pub fn wrapper(&self) -> [String; 5] {
         let script = "mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/journal \
                       && mount --bind \"$1\" /run/systemd/journal && shift \
@@ -55,7 +55,7 @@ impl Journal {
         words.map(str::to_owned)
     }
 
-    /// The next entry with this field.
+    /// Waits for the next entry with this field.
     #[track_caller]
     pub fn next_with(&self, field: &str, value: &str) -> Entry {
         loop {
@@ -66,9 +66,9 @@ impl Journal {
         }
     }
 
-    /// So many entries of each of two kinds, in whatever order they come.
+    /// Waits for `count` entries of each of two message IDs, in any order.
     #[track_caller]
-    pub fn next_of_both(&self, kinds: [&str; 2], count: usize) -> [Vec<Entry>; 2] {
+    pub fn next_of_kinds(&self, kinds: [&str; 2], count: usize) -> [Vec<Entry>; 2] {
         let kind_of = |entry: &Entry| {
             let id = entry.get("MESSAGE_ID")?;
             kinds.iter().position(|kind| kind == id)
@@ -85,14 +85,14 @@ impl Journal {
 
     #[track_caller]
     fn next(&self) -> Entry {
-        self.entries.recv_timeout(PATIENCE).expect("an entry in the journal")
+        self.entries.recv_timeout(TIMEOUT).expect("an entry in the journal")
     }
 }
 
 impl Drop for Journal {
     fn drop(&mut self) {
         self.closed.store(true, Ordering::SeqCst);
-        // A test may be failing: nothing to say here.
+        // Ignore errors: the test may already be panicking.
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
         let _ = self.reader.take().map(JoinHandle::join);
     }
@@ -102,8 +102,8 @@ fn path_text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// The native protocol (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>): `NAME=value` lines, or a
-/// name, a length in eight bytes and a value.
+/// Parses the native protocol (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>): `NAME=value` lines,
+/// or a name, a length in eight bytes and a value.
 fn parse(mut rest: &[u8]) -> Entry {
     let mut entry = Entry::new();
     while !rest.is_empty() {

@@ -1,9 +1,9 @@
-//! What the kernel holds: rules of both families and sets, as the system's own tools show them.
+//! Firewall rules and sets in the kernel, as the system's tools show them.
 
 use crate::namespace::Namespace;
 use crate::tools::run;
 
-/// Rules and sets of a host.
+/// The rules and sets of a host.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Rules {
     pub ipv4: Vec<String>,
@@ -25,7 +25,7 @@ impl Rules {
         }
     }
 
-    /// The rules of a chain, in order, of each family.
+    /// Returns the rules of a chain, in order, per address family.
     pub fn chain(&self, chain: &str) -> [Vec<&str>; 2] {
         let prefix = format!("-A {chain} ");
         [&self.ipv4, &self.ipv6].map(|rules| {
@@ -33,8 +33,8 @@ impl Rules {
         })
     }
 
-    /// One rule for each of these interfaces, in this order, one hook in front of each built-in
-    /// chain, and the sets: what the contract says.
+    /// Asserts that the hooks and sets exist, and that the chain has exactly one rule per
+    /// interface, in this order.
     #[track_caller]
     pub fn assert_enforced_for(&self, interfaces: &[&str]) {
         self.assert_hooked();
@@ -50,7 +50,7 @@ impl Rules {
         }
     }
 
-    /// One hook in front of each built-in chain.
+    /// Asserts that the first rule of each built-in chain is the only hook.
     #[track_caller]
     pub fn assert_hooked(&self) {
         for hook in ["INPUT", "FORWARD"] {
@@ -62,7 +62,7 @@ impl Rules {
         }
     }
 
-    /// An interface's rule of each family, and its sets.
+    /// Asserts that an interface has one rule and one set per address family.
     #[track_caller]
     pub fn assert_has_rule_of(&self, interface: &str) {
         for (family, version) in [(0, "v4"), (1, "v6")] {
@@ -79,7 +79,7 @@ impl Rules {
     }
 }
 
-/// The remaining seconds of an element of a set.
+/// Returns the remaining seconds of an element of a set.
 #[track_caller]
 pub fn remaining(host: &Namespace, set: &str, element: &str) -> u64 {
     let listed = run(host.command("ipset").args(["list", set])).ok();
@@ -89,7 +89,7 @@ pub fn remaining(host: &Namespace, set: &str, element: &str) -> u64 {
     found.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-/// The elements of a set.
+/// Returns the elements of a set.
 #[track_caller]
 pub fn members(host: &Namespace, set: &str) -> Vec<String> {
     let listed = run(host.command("ipset").args(["list", set])).ok();
@@ -97,18 +97,18 @@ pub fn members(host: &Namespace, set: &str) -> Vec<String> {
     members.lines().filter_map(|line| Some(line.split(' ').next()?.to_owned())).collect()
 }
 
-/// Takes all that is the service's out of the kernel, as a boot does.
+/// Removes all rules and sets of the service from the kernel, as a reboot does.
 pub fn wipe(host: &Namespace) {
     for program in ["iptables", "ip6tables"] {
         for rule in ["-D INPUT -j", "-D FORWARD -j", "-F", "-X"] {
-            // What is not there need not go.
+            // Ignore the failure if an object does not exist.
             run(host.command(program).args(rule.split(' ')).arg("tcptracker"));
         }
     }
     run(host.command("ipset").arg("destroy")).ok();
 }
 
-/// A chain's policy is followed by packet and byte counters.
+/// Removes the packet and byte counters after a chain's policy.
 fn without_counters(line: &str) -> String {
     line.split(" [").next().unwrap_or(line).to_owned()
 }

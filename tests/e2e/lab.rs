@@ -1,4 +1,4 @@
-//! The laboratory: a victim, an attacker and a bystander on one switch, and a bus.
+//! The lab: a victim, an attacker and a bystander on one switch, and a bus.
 //!
 //! ```text
 //!   attacker .1 ──┐
@@ -21,12 +21,12 @@ use crate::bus::{Bus, Kind};
 use crate::kernel::Rules;
 use crate::namespace::{self, Namespace};
 use crate::service::{Service, Start};
-use crate::tools::{Outcome, await_that, install_copy, require_what_is_needed, run};
-use crate::users::{View, remove_view, views};
+use crate::tools::{Outcome, await_that, install_copy, require_prerequisites, run};
+use crate::users::{EtcOverlay, overlay_directory, remove_overlay};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_tcptracker");
 
-/// Where somebody listens on the victim.
+/// A port on which the victim listens.
 pub const OPEN_PORT: u16 = 7000;
 
 pub const ATTACKER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 1));
@@ -37,17 +37,17 @@ pub const VICTIM_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0,
 pub const ATTACKER_ON_ETH1: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 78, 0, 1));
 pub const VICTIM_ON_ETH1: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 78, 0, 2));
 
-/// A laboratory. Dropped, also by a test that fails, it is gone without a trace.
+/// A lab. Removed on drop, also when the test fails.
 pub struct Lab {
-    // In the order in which they must go.
+    // Drop order matters: the bus before the namespaces, the namespaces before the directory.
     pub bus: Bus,
     pub victim: Namespace,
     pub attacker: Namespace,
     pub bystander: Namespace,
     switch: Namespace,
-    _view: Option<View>,
+    _overlay: Option<EtcOverlay>,
     _listener: TcpListener,
-    /// The firewall as its owner has set it up.
+    /// The firewall before the service starts.
     pub rules_before: Rules,
     directory: TempDir,
 }
@@ -57,40 +57,40 @@ impl Lab {
         Self::make(Kind::Daemon, |_| None)
     }
 
-    /// A laboratory with users of its own, see `users.rs`.
+    /// Creates a lab with private users, see `users.rs`.
     pub fn with_users() -> Self {
-        Self::make(Kind::Daemon, |victim| Some(View::make(victim)))
+        Self::make(Kind::Daemon, |victim| Some(EtcOverlay::create(victim)))
     }
 
-    /// The same with the other bus.
+    /// Creates a lab with private users and dbus-broker.
     pub fn on_broker() -> Self {
-        Self::make(Kind::Broker, |victim| Some(View::make(victim)))
+        Self::make(Kind::Broker, |victim| Some(EtcOverlay::create(victim)))
     }
 
-    /// Starts the bus anew that has died.
-    pub fn bus_again(&mut self) {
+    /// Starts a new bus after the old one was killed.
+    pub fn restart_bus(&mut self) {
         let _ = std::fs::remove_file(self.path("bus"));
         self.bus = Bus::start(self.directory.path(), &self.victim);
     }
 
-    /// Somebody blocks an address for good.
+    /// Blocks an address over the bus until it is unblocked.
     #[track_caller]
-    pub fn bus_caller_blocks(&self, address: &str) {
+    pub fn block_over_bus(&self, address: &str) {
         self.bus.call("eth0", &["Block", "sts", address, "0", "one of many"]).ok();
     }
 
-    fn make(kind: Kind, view: impl FnOnce(&Namespace) -> Option<View>) -> Self {
+    fn make(kind: Kind, overlay: impl FnOnce(&Namespace) -> Option<EtcOverlay>) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         static CLEAN: Once = Once::new();
-        require_what_is_needed();
+        require_prerequisites();
         CLEAN.call_once(|| {
-            remove_what_dead_runs_left();
-            // Ordinary users read what is written here, whatever whoever runs the tests keeps from others.
+            remove_leftovers_of_killed_runs();
+            // Unprivileged users must be able to read the files, whatever the caller's umask is.
             rustix::process::umask(Mode::WGRP | Mode::WOTH);
         });
         let prefix = format!("tt-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let directory = tempfile::Builder::new().prefix(&format!("{prefix}-")).tempdir().unwrap();
-        // Ordinary users reach the bus, too.
+        // Unprivileged users need access to the bus socket.
         std::fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
 
         let host = |role: &str| Namespace::new(format!("{prefix}-{role}"));
@@ -103,8 +103,8 @@ impl Lab {
                 connect(&switch, &host, number);
                 host
             });
-        let view = view(&victim);
-        // What the owner has set up must be there afterwards as it was.
+        let overlay = overlay(&victim);
+        // The service must preserve rules that the owner set up.
         for program in ["iptables", "ip6tables"] {
             let own_rule = ["-A", "INPUT", "-p", "udp", "--dport", "9", "-j", "ACCEPT"];
             run(victim.command(program).args(own_rule)).ok();
@@ -114,7 +114,7 @@ impl Lab {
         Self {
             bus: Bus::start_as(kind, directory.path(), &victim),
             rules_before: Rules::of(&victim),
-            _view: view,
+            _overlay: overlay,
             _listener: victim.listen(OPEN_PORT),
             victim,
             attacker,
@@ -124,27 +124,29 @@ impl Lab {
         }
     }
 
-    /// Gives the victim its `eth0` back after it was deleted.
-    pub fn plug_in_again(&self) {
+    /// Reconnects the victim's `eth0` after it was deleted.
+    pub fn reattach_eth0(&self) {
         connect(&self.switch, &self.victim, 2);
     }
 
-    /// A second interface, `eth1`, of victim and attacker.
+    /// Adds a second link, `eth1`, between victim and attacker.
     pub fn second_link(&self) {
         self.link(1);
     }
 
-    /// One more interface of victim and attacker, `eth1` or another: 10.78.0.0/24, fd78::/64 and so on.
+    /// Adds link `eth<number>` between victim and attacker: 10.78.0.0/24 and fd78::/64 for `eth1`,
+    /// and so on.
     pub fn link(&self, number: u8) {
         let (name, net) = (format!("eth{number}"), 77 + number);
-        plug_in(&self.attacker, &name, &self.victim, &name, net, 2);
+        add_veth(&self.attacker, &name, &self.victim, &name, net, 2);
         self.attacker.ip(&format!("addr add 10.{net}.0.1/24 dev {name}"));
     }
 
-    /// A host behind the victim, `.3` on the victim's `eth1`, which the others reach through it.
-    pub fn host_behind(&self) -> Namespace {
+    /// Adds a host behind the victim's `eth1`, with address `.3`. The victim forwards packets to
+    /// it.
+    pub fn add_forwarded_host(&self) -> Namespace {
         let behind = Namespace::new(self.victim.name().replace("victim", "behind"));
-        plug_in(&behind, "eth0", &self.victim, "eth1", 78, 2);
+        add_veth(&behind, "eth0", &self.victim, "eth1", 78, 2);
         behind.ip("addr add 10.78.0.3/24 dev eth0");
         behind.ip("addr add fd78::3/64 dev eth0 nodad");
         behind.ip("route add default via 10.78.0.2");
@@ -153,12 +155,12 @@ impl Lab {
             host.ip("route add 10.78.0.0/24 via 10.77.0.2");
             host.ip("route add fd78::/64 via fd77::2");
         }
-        self.let_victim_forward();
+        self.enable_forwarding();
         behind
     }
 
-    /// Makes the victim a router.
-    pub fn let_victim_forward(&self) {
+    /// Enables IP forwarding on the victim.
+    pub fn enable_forwarding(&self) {
         self.victim.inside(|| {
             for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
                 std::fs::write(Path::new("/proc/sys/net").join(setting), "1").unwrap();
@@ -166,24 +168,24 @@ impl Lab {
         });
     }
 
-    /// A file's place in the laboratory's own directory.
+    /// Returns the path of a file in the lab's directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    /// Where the instance on an interface keeps what it remembers.
+    /// Returns the state directory of the instance on an interface.
     pub fn state_directory(&self, interface: &str) -> PathBuf {
         self.path("state").join(interface)
     }
 
-    /// Lets a user keep what the service remembers.
-    pub fn let_state_belong_to(&self, user: u32) {
+    /// Creates the state directory of the instance on `eth0` and changes its owner.
+    pub fn chown_state(&self, user: u32) {
         let directory = self.state_directory("eth0");
         std::fs::create_dir_all(&directory).unwrap();
         std::os::unix::fs::chown(&directory, Some(user), Some(user)).unwrap();
     }
 
-    /// Writes the service's configuration file; empty without this.
+    /// Writes the service's configuration file, which is empty by default.
     pub fn configure(&self, text: &str) -> PathBuf {
         let file = self.path("tcptracker.toml");
         std::fs::write(&file, text).unwrap();
@@ -195,28 +197,28 @@ impl Lab {
         Start::on("eth0").begin(self).await_ready()
     }
 
-    /// Adds a second link, and starts one instance on each.
+    /// Adds a second link, and starts an instance on each link.
     pub fn start_on_two_links(&self) -> [Service; 2] {
         self.second_link();
         let second = Start::on("eth1").env("TCPTRACKER_METRICS__LISTEN", "127.0.0.1:8082");
         [self.start(), second.begin(self).await_ready()]
     }
 
-    /// The service's command line, in the victim, to be run to its end.
+    /// Runs the service on the victim until it exits.
     pub fn run_service(&self, start: &Start) -> Outcome {
         run(&mut start.command(self))
     }
 
-    /// A command of the command line, on the victim and its bus.
+    /// Returns a tcptracker command that runs on the victim and its bus.
     pub fn client(&self, words: &str) -> Command {
         let mut command = self.victim.command(BINARY);
         self.bus.environment(&mut command).args(words.split_whitespace());
         command
     }
 
-    /// The same by a user without privileges.
+    /// Returns a tcptracker command that runs on the victim as user nobody.
     pub fn client_as_nobody(&self, words: &str) -> Command {
-        // Where the binary was built an ordinary user may have no access.
+        // Unprivileged users may have no access to the build directory.
         let binary = self.path("tcptracker");
         install_copy(&binary, BINARY);
         let mut command = self.victim.command("setpriv");
@@ -225,34 +227,34 @@ impl Lab {
         command
     }
 
-    /// Runs a command of the command line to its end.
+    /// Runs a tcptracker command until it exits.
     pub fn cli(&self, words: &str) -> Outcome {
         run(&mut self.client(words))
     }
 
-    /// What a command prints to a terminal of the usual width, without colours.
+    /// Returns the output of a command on a terminal with 80 columns, without colours.
     pub fn on_terminal(&self, words: &str) -> String {
         self.on_terminal_of(80, "NO_COLOR=1", words)
     }
 
-    /// What a command prints to a terminal so many columns wide.
+    /// Returns the output of a command on a terminal of this width.
     pub fn on_terminal_of(&self, columns: u16, environment: &str, words: &str) -> String {
         let line = format!("TZ=UTC TERM=xterm {environment} {BINARY} {words}");
         run(&mut self.terminal(&format!("cols {columns} -onlcr"), &line)).ok()
     }
 
-    /// Who carries out a line of shell on a terminal, set up as stty(1) says.
+    /// Returns a command that runs a shell line on a terminal with these stty(1) settings.
     pub fn terminal(&self, stty: &str, line: &str) -> Command {
-        // Whoever runs the tests in the background ignores Ctrl-C, and so would all that is started here.
+        // A background test run ignores SIGINT, and child processes inherit that.
         let mut command = self.victim.command("env");
         command.args(["--default-signal=INT,QUIT,HUP", "script"]);
         command.args(["-qec", &format!("stty {stty}; {line}"), "/dev/null"]);
-        // Not the shell that whoever runs the tests likes: they differ.
+        // script(1) runs $SHELL. Do not depend on the caller's shell.
         self.bus.environment(&mut command).env("SHELL", "/bin/sh");
         command
     }
 
-    /// The value of a metric, by its name and labels as they are written.
+    /// Returns the value of a metric. `name` includes the labels, as in the text format.
     #[track_caller]
     pub fn metric(&self, name: &str) -> u64 {
         let (code, text) = self.victim.http_get(8081, "/metrics");
@@ -261,12 +263,12 @@ impl Lab {
         value.unwrap_or_else(|| panic!("no metric {name} in:\n{text}")).parse().unwrap()
     }
 
-    /// The victim's IPv4 rules, as iptables-save prints them.
+    /// Returns the victim's IPv4 rules, as iptables-save prints them.
     pub fn victim_rules(&self) -> String {
         run(self.victim.command("iptables-save").args(["-t", "filter"])).ok()
     }
 
-    /// Nothing of the service is left in the kernel, and all that was there before is.
+    /// Asserts that the kernel's rules and sets equal those before the service started.
     #[track_caller]
     pub fn assert_untouched(&self) {
         assert_eq!(Rules::of(&self.victim), self.rules_before);
@@ -275,9 +277,9 @@ impl Lab {
 
 /// Connects a host to the switch.
 fn connect(switch: &Namespace, host: &Namespace, number: u8) {
-    plug_in(switch, &format!("port{number}"), host, "eth0", 77, number);
+    add_veth(switch, &format!("port{number}"), host, "eth0", 77, number);
     switch.ip(&format!("link set port{number} master br0"));
-    // A frame that comes sooner is dropped.
+    // The switch drops frames until the port forwards.
     await_that("the switch forwards", || {
         let shown = switch.ip(&format!("-json -details link show port{number}"));
         let links: serde_json::Value = serde_json::from_str(&shown).unwrap();
@@ -285,10 +287,10 @@ fn connect(switch: &Namespace, host: &Namespace, number: u8) {
     });
 }
 
-/// Connects a host to another by a cable.
-fn plug_in(
+/// Connects two hosts with a veth pair.
+fn add_veth(
     one: &Namespace,
-    its_end: &str,
+    one_end: &str,
     other: &Namespace,
     other_end: &str,
     net: u8,
@@ -296,21 +298,21 @@ fn plug_in(
 ) {
     let (one_name, name) = (one.name(), other.name());
     crate::tools::sh(&format!(
-        "ip link add {its_end} netns {one_name} type veth peer name {other_end} netns {name}"
+        "ip link add {one_end} netns {one_name} type veth peer name {other_end} netns {name}"
     ));
     other.ip(&format!("addr add 10.{net}.0.{number}/24 dev {other_end}"));
-    // Duplicate address detection would take a second.
+    // Skip duplicate address detection, which takes a second.
     other.ip(&format!("addr add fd{net}::{number}/64 dev {other_end} nodad"));
-    one.ip(&format!("link set {its_end} up"));
+    one.ip(&format!("link set {one_end} up"));
     other.ip(&format!("link set {other_end} up"));
-    // Even without it the kernel makes an address usable on a thread of its own, in its own time.
-    await_that("the address may be used", || {
+    // Even with nodad, the kernel activates an address asynchronously.
+    await_that("the address is usable", || {
         !other.ip(&format!("-6 addr show dev {other_end} tentative")).contains(&format!("fd{net}"))
     });
 }
 
-/// A run that was killed could not tidy up.
-fn remove_what_dead_runs_left() {
+/// Removes namespaces and files of test runs that were killed.
+fn remove_leftovers_of_killed_runs() {
     let dead = |name: &str| {
         let pid = name.strip_prefix("tt-")?.split('-').next()?;
         pid.parse::<u32>().ok()?;
@@ -321,9 +323,9 @@ fn remove_what_dead_runs_left() {
             namespace::remove(&namespace);
         }
     }
-    for view in names_in(views()) {
-        if dead(&view).is_some() {
-            remove_view(&views().join(view));
+    for overlay in names_in(overlay_directory()) {
+        if dead(&overlay).is_some() {
+            remove_overlay(&overlay_directory().join(overlay));
         }
     }
     let temporary = std::env::temp_dir();

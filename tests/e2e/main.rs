@@ -1,18 +1,18 @@
-//! End to end: what a user gets, shown with real scans against the real binary.
+//! End-to-end tests: real scans against the real binary.
 //!
-//! Every test makes a laboratory of network namespaces with a bus of its own, starts the service in
-//! it and looks at it from outside: by connecting, over D-Bus, in the log, in the metrics, in the
-//! kernel's rules and sets. Nothing outside the laboratory is touched.
+//! Every test creates a lab of network namespaces with its own bus, starts the service in it, and
+//! observes the service from outside: connections, D-Bus, log, metrics, kernel rules and sets. A
+//! test changes nothing outside its lab.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::disallowed_methods,
-    reason = "a test that cannot go on fails; it starts processes and threads, and limits its waits"
+    reason = "a test panics on unexpected errors, starts processes and threads, and bounds every wait"
 )]
 
 mod bus;
-mod caller;
+mod bus_client;
 mod clients;
 mod disk;
 mod files;
@@ -25,9 +25,9 @@ mod namespace;
 mod oracle;
 mod prometheus;
 mod recorder;
-mod remembered;
+mod saved_blocks;
 mod scenarios;
 mod service;
-mod silent;
 mod tools;
+mod unresponsive_polkit;
 mod users;

@@ -1,4 +1,4 @@
-//! A network namespace: one host of the laboratory, and what can be done from it.
+//! Network namespaces: the hosts of a lab.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -12,16 +12,16 @@ use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::tools::{PATIENCE, sh};
+use crate::tools::{TIMEOUT, sh};
 
-/// Where ip-netns(8) keeps them.
+/// The directory where ip-netns(8) mounts namespaces.
 pub const DIRECTORY: &str = "/run/netns";
 
-/// An answer comes over a veth pair in microseconds, and the first SYN is repeated after a second:
-/// who has heard nothing for so long gets no answer.
-pub const SILENCE: Duration = Duration::from_millis(1500);
+/// A host without an answer within this time gets none: an answer takes microseconds over a veth
+/// pair, and the kernel repeats the first SYN after 1 s.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// A network namespace. Dropped, it is removed with everything that runs in it.
+/// A network namespace. Removed on drop, together with its processes.
 pub struct Namespace {
     name: String,
 }
@@ -38,13 +38,13 @@ impl Namespace {
         &self.name
     }
 
-    /// ip(8) for this namespace.
+    /// Runs ip(8) for this namespace.
     #[track_caller]
     pub fn ip(&self, words: &str) -> String {
         sh(&format!("ip -n {} {words}", self.name))
     }
 
-    /// The hardware address of an interface.
+    /// Returns the hardware address of an interface.
     pub fn hardware_address(&self, interface: &str) -> [u8; 6] {
         let shown = self.ip(&format!("-json link show dev {interface}"));
         let links: serde_json::Value = serde_json::from_str(&shown).unwrap();
@@ -53,14 +53,15 @@ impl Namespace {
         octets.try_into().unwrap()
     }
 
-    /// A program that will run in it.
+    /// Returns a command that runs in this namespace.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name]).arg(program);
         command
     }
 
-    /// Does something inside: on a thread of its own, so that no other test is moved.
+    /// Runs a closure in this namespace, on a new thread, because a namespace change affects the
+    /// thread.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let file = File::open(Path::new(DIRECTORY).join(&self.name)).unwrap();
         let enter_and_work = || {
@@ -73,17 +74,17 @@ impl Namespace {
         })
     }
 
-    /// Listens on a port of both families. The kernel answers for it: nobody needs to accept.
+    /// Listens on a port over IPv4 and IPv6. The kernel completes handshakes without `accept`.
     pub fn listen(&self, port: u16) -> TcpListener {
         self.inside(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap())
     }
 
-    /// Whether a connection attempt is answered: a connection and a refusal are answers.
+    /// Returns whether a connection attempt is answered, by acceptance or refusal.
     pub fn is_answered(&self, to: SocketAddr, within: Duration) -> bool {
         match self.inside(|| TcpStream::connect_timeout(&to, within)) {
             Ok(_) => true,
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => true,
-            // Nor does a host answer whose hardware address nobody could find out.
+            // HostUnreachable: neighbour discovery got no answer.
             Err(error)
                 if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::HostUnreachable) =>
             {
@@ -93,52 +94,56 @@ impl Namespace {
         }
     }
 
-    /// Knocks at a port all the time until told to stop, without waiting for answers.
-    pub fn inside_knocking(&self, to: IpAddr, port: u16) -> Knocking {
+    /// Connects to a port in a loop until [`ConnectLoop::stop`]. Each attempt waits at most 2 ms.
+    pub fn connect_in_loop(&self, to: IpAddr, port: u16) -> ConnectLoop {
         let (name, to) = (self.name.clone(), SocketAddr::new(to, port));
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
         let thread = std::thread::spawn(move || {
             let namespace = std::mem::ManuallyDrop::new(Namespace { name });
             namespace.inside(move || {
-                let is_to_go_on = || matches!(stopped.try_recv(), Err(TryRecvError::Empty));
-                let mut let_in = false;
-                while is_to_go_on() {
+                let is_running = || matches!(stopped.try_recv(), Err(TryRecvError::Empty));
+                let mut connected = false;
+                while is_running() {
                     let within = Duration::from_millis(2);
-                    let_in |= TcpStream::connect_timeout(&to, within).is_ok();
+                    connected |= TcpStream::connect_timeout(&to, within).is_ok();
                 }
-                let_in
+                connected
             })
         });
-        Knocking { stop, thread }
+        ConnectLoop { stop, thread }
     }
 
+    /// Asserts that a connection attempt is answered.
     #[track_caller]
-    pub fn assert_let_in(&self, to: IpAddr, port: u16) {
+    pub fn assert_reaches(&self, to: IpAddr, port: u16) {
         let to = SocketAddr::new(to, port);
-        assert!(self.is_answered(to, PATIENCE), "{} gets no answer from {to}", self.name);
+        assert!(self.is_answered(to, TIMEOUT), "{} cannot reach {to}", self.name);
     }
 
+    /// Asserts that a connection attempt is not answered.
     #[track_caller]
-    pub fn assert_shut_out(&self, to: IpAddr, port: u16) {
+    pub fn assert_cannot_reach(&self, to: IpAddr, port: u16) {
         let to = SocketAddr::new(to, port);
-        assert!(!self.is_answered(to, SILENCE), "{} gets an answer from {to}", self.name);
+        assert!(!self.is_answered(to, ANSWER_TIMEOUT), "{} reaches {to}", self.name);
     }
 
-    /// Whether a web server of this host itself answers at all, soon.
+    /// Returns whether a web server on this host's loopback address answers within
+    /// [`ANSWER_TIMEOUT`].
     pub fn serves(&self, port: u16) -> bool {
         self.inside(|| {
             let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
-            stream.set_read_timeout(Some(SILENCE)).unwrap();
-            let asked = stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n");
-            asked.is_ok() && stream.read(&mut [0; 12]).is_ok_and(|length| length == 12)
+            stream.set_read_timeout(Some(ANSWER_TIMEOUT)).unwrap();
+            let sent = stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n");
+            sent.is_ok() && stream.read(&mut [0; 12]).is_ok_and(|length| length == 12)
         })
     }
 
-    /// Asks a web server of this host itself: status code and body.
+    /// Sends a GET request to this host's loopback address and returns the status code and the
+    /// body.
     pub fn http_get(&self, port: u16, path: &str) -> (u16, String) {
         let answer = self.inside(|| {
             let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(TIMEOUT)).unwrap();
             let request =
                 format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
             stream.write_all(request.as_bytes()).unwrap();
@@ -151,7 +156,7 @@ impl Namespace {
         (code, body.to_owned())
     }
 
-    /// A scan with nmap. Its own verdict is of no interest here, so it need not wait for answers.
+    /// Scans with nmap, with short timeouts, because the tests ignore nmap's results.
     pub fn nmap(&self, options: &str, target: IpAddr) {
         let family = if target.is_ipv6() { "-6" } else { "-4" };
         let arguments = format!(
@@ -163,14 +168,14 @@ impl Namespace {
     }
 }
 
-/// Somebody who knocks.
-pub struct Knocking {
+/// A running connect loop.
+pub struct ConnectLoop {
     stop: Sender<()>,
     thread: JoinHandle<bool>,
 }
 
-impl Knocking {
-    /// Ends it; whether he was ever let in.
+impl ConnectLoop {
+    /// Stops the loop and returns whether any attempt succeeded.
     pub fn stop(self) -> bool {
         drop(self.stop);
         self.thread.join().unwrap()
@@ -183,7 +188,8 @@ impl Drop for Namespace {
     }
 }
 
-/// Ends what runs in a namespace, then removes it. Complains about nothing: it may be half-made.
+/// Kills the processes in a namespace and removes it. Ignores errors: the namespace may be
+/// incomplete.
 pub fn remove(name: &str) {
     let quietly = |program: &str, arguments: &[&str]| {
         Command::new(program).args(arguments).output().map(|output| output.stdout)

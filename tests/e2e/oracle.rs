@@ -1,5 +1,5 @@
-//! The rule as the contract words it, with nothing forgotten and nothing fast: what a replay is held
-//! against.
+//! A reference implementation of the classic rule, to compare a replay with. It is slow and evicts
+//! nothing.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -10,9 +10,9 @@ use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use crate::recorder::{Saved, frames_in};
+use crate::recorder::{RecordedFrame, frames_in};
 
-/// What is asked of a replay.
+/// The detection settings of a replay.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
     pub ports: usize,
@@ -23,14 +23,13 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// The contract's defaults.
+    /// The defaults of the classic preset.
     pub const CLASSIC: Self =
         Self { ports: 3, window: "60s", pair: false, stealth: true, ipv6_prefix: 64 };
 }
 
-/// A probe.
 #[derive(Clone, Copy)]
-struct Seen {
+struct Probe {
     unix_nanos: u64,
     source: IpAddr,
     destination: IpAddr,
@@ -39,24 +38,24 @@ struct Seen {
     stealthy: bool,
 }
 
-/// What a replay of a file must print with `--json`: an object for each source that tries more than so
-/// many ports in the window, again only after it was silent for a whole window.
+/// Returns the expected output of `replay --json` for a file: one object per scan. A source is
+/// reported again only after it was silent for a whole window.
 pub fn scans_in(file: &Path, rule: &Rule) -> Vec<Value> {
     scans(&frames_in(file), rule, &file.display().to_string())
 }
 
-pub fn scans(frames: &[Saved], rule: &Rule, name: &str) -> Vec<Value> {
+pub fn scans(frames: &[RecordedFrame], rule: &Rule, name: &str) -> Vec<Value> {
     let window: Duration = humantime::parse_duration(rule.window).unwrap();
     let window = u64::try_from(window.as_nanos()).unwrap();
-    let mut histories: HashMap<_, Vec<(u64, Seen)>> = HashMap::new();
+    let mut histories: HashMap<_, Vec<(u64, Probe)>> = HashMap::new();
     let mut sent: HashMap<IpNet, u64> = HashMap::new();
-    // Of each unit: where in its history it was last reported.
+    // The index in each unit's history at which it was last reported.
     let mut reported = HashMap::new();
     let mut now = 0;
     let mut scans = Vec::new();
     for probe in frames.iter().filter_map(probe_in).filter(|probe| rule.stealth || !probe.stealthy)
     {
-        // A clock that runs backwards stands still.
+        // Time never goes backwards.
         now = now.max(probe.unix_nanos);
         let length = if probe.source.is_ipv6() { rule.ipv6_prefix } else { 32 };
         let source = IpNet::new(probe.source, length).unwrap().trunc();
@@ -66,7 +65,7 @@ pub fn scans(frames: &[Saved], rule: &Rule, name: &str) -> Vec<Value> {
         let history = histories.entry(unit).or_default();
         history.push((now, probe));
 
-        // Since when it has not been silent.
+        // The first probe after the last silent window.
         let pauses = history.windows(2).rposition(|pair| pair[1].0 - pair[0].0 >= window);
         let start = pauses.map_or(0, |before| before + 1);
         let mut ports: Vec<u16> = Vec::new();
@@ -92,7 +91,7 @@ pub fn scans(frames: &[Saved], rule: &Rule, name: &str) -> Vec<Value> {
     scans
 }
 
-fn probe_in(Saved { unix_nanos, frame }: &Saved) -> Option<Seen> {
+fn probe_in(RecordedFrame { unix_nanos, frame }: &RecordedFrame) -> Option<Probe> {
     let packet = LaxSlicedPacket::from_ethernet(frame).ok()?;
     let (source, destination): (IpAddr, IpAddr) = match packet.net? {
         LaxNetSlice::Ipv4(ip) => {
@@ -108,7 +107,7 @@ fn probe_in(Saved { unix_nanos, frame }: &Saved) -> Option<Seen> {
     let opens = tcp.syn() && !tcp.ack();
     let stealthy =
         !(tcp.syn() || tcp.ack() || tcp.rst()) && (!others || tcp.fin() && tcp.psh() && tcp.urg());
-    (opens || stealthy).then_some(Seen {
+    (opens || stealthy).then_some(Probe {
         unix_nanos: *unix_nanos,
         source,
         destination,

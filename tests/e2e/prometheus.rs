@@ -1,4 +1,4 @@
-//! A real Prometheus, which scrapes the service with the rules that are shipped.
+//! A real Prometheus that scrapes the service and evaluates the shipped rules.
 
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -11,14 +11,15 @@ use crate::tools::{await_that, run};
 const UNPACKED: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/prometheus");
 const PORT: u16 = 9090;
 
-/// A running Prometheus on the victim. Dropped, it is killed.
+/// A running Prometheus on the victim. Killed on drop.
 pub struct Prometheus<'a> {
     lab: &'a Lab,
     process: Child,
 }
 
 impl<'a> Prometheus<'a> {
-    /// Starts it. It scrapes and judges twice a second, and no alert waits to be sure.
+    /// Starts Prometheus. It scrapes and evaluates twice a second, and alerts fire without their
+    /// `for:` delay.
     pub fn start(lab: &'a Lab) -> Self {
         let program = Path::new(UNPACKED).join("usr/bin/prometheus");
         assert!(program.exists(), "prometheus is not unpacked in {UNPACKED}; run: make prometheus");
@@ -27,8 +28,8 @@ impl<'a> Prometheus<'a> {
 
         let rules = shipped("tcptracker.rules.yml");
         let is_wait = |line: &&str| line.trim_start().starts_with("for: ");
-        let hasty: Vec<&str> = rules.lines().filter(|line| !is_wait(line)).collect();
-        std::fs::write(lab.path("rules.yml"), hasty.join("\n")).unwrap();
+        let without_delays: Vec<&str> = rules.lines().filter(|line| !is_wait(line)).collect();
+        std::fs::write(lab.path("rules.yml"), without_delays.join("\n")).unwrap();
         let config = format!(
             "global: {{ scrape_interval: 500ms, scrape_timeout: 500ms, evaluation_interval: 500ms }}\n\
              rule_files: [rules.yml]\n{}",
@@ -48,7 +49,7 @@ impl<'a> Prometheus<'a> {
             .spawn()
             .unwrap();
         let started = Self { lab, process };
-        // It serves before it has opened its store, and until then answers queries with "Service Unavailable".
+        // Prometheus answers queries with "Service Unavailable" until it has opened its storage.
         let victim = &lab.victim;
         await_that("Prometheus is ready", || {
             victim.serves(PORT) && victim.http_get(PORT, "/-/ready").0 == 200
@@ -56,9 +57,9 @@ impl<'a> Prometheus<'a> {
         started
     }
 
-    /// The data of an answer of its API.
+    /// Queries the API and returns the data of the answer.
     #[track_caller]
-    pub fn ask(&self, endpoint: &str, query: &str) -> Value {
+    pub fn query_api(&self, endpoint: &str, query: &str) -> Value {
         let mut curl = self.lab.victim.command("curl");
         curl.args(["-sG", "--data-urlencode", &format!("query={query}")]);
         let answer = run(curl.arg(format!("http://127.0.0.1:{PORT}/api/v1/{endpoint}"))).ok();
@@ -67,23 +68,23 @@ impl<'a> Prometheus<'a> {
         answer["data"].take()
     }
 
-    /// The values of an expression at the moment.
+    /// Evaluates an expression and returns its current values.
     #[track_caller]
     pub fn values(&self, expression: &str) -> Vec<f64> {
-        let data = self.ask("query", expression);
+        let data = self.query_api("query", expression);
         let value = |series: &Value| series["value"][1].as_str().unwrap().parse().unwrap();
         data["result"].as_array().unwrap().iter().map(value).collect()
     }
 
-    /// Waits until an expression has this value, and no other.
+    /// Waits until this is the only value of an expression.
     #[track_caller]
     pub fn await_value(&self, expression: &str, value: f64) {
         await_that(&format!("{expression} is {value}"), || self.values(expression) == [value]);
     }
 
-    /// The alerts that fire.
+    /// Returns the names of the firing alerts.
     pub fn alerts(&self) -> Vec<String> {
-        let data = self.ask("alerts", "");
+        let data = self.query_api("alerts", "");
         let firing = data["alerts"].as_array().unwrap().iter().filter(|a| a["state"] == "firing");
         firing.map(|alert| alert["labels"]["alertname"].as_str().unwrap().to_owned()).collect()
     }

@@ -1,17 +1,17 @@
-//! Capture files of what reaches a host, made while it happens.
+//! Recording of live traffic to capture files, and reading and writing of such files.
 
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use pcap::{Active, Capture, Precision};
 
-use crate::frames::{ETHERNET_HEADER, EVERYBODY, Wire};
+use crate::frames::{BROADCAST, ETHERNET_HEADER, Wire};
 use crate::lab::Lab;
 
-/// Ends a recording: of a type nobody else uses (IEEE 802, local experimental).
+/// The EtherType of the frame that ends a recording (IEEE 802 local experimental).
 const LAST_FRAME: [u8; 2] = [0x88, 0xb5];
 
-/// Somebody who writes down, with nanoseconds, all that passes the victim's `eth0`.
+/// Records all traffic on the victim's `eth0` with nanosecond timestamps.
 pub struct Recorder {
     file: PathBuf,
     thread: JoinHandle<()>,
@@ -26,7 +26,7 @@ impl Recorder {
         let file = lab.path(name);
         let mut save = wire.savefile(&file).unwrap();
         let thread = std::thread::spawn(move || {
-            // An interface that is gone ends it as well: then the test has failed already.
+            // The loop also ends if the interface disappears: then the test has already failed.
             while let Ok(packet) = wire.next_packet() {
                 if packet.data[ETHERNET_HEADER - 2..].starts_with(&LAST_FRAME) {
                     break;
@@ -38,9 +38,9 @@ impl Recorder {
         Self { file, thread }
     }
 
-    /// Ends the recording behind all that has been sent until now.
+    /// Ends the recording after all frames sent so far.
     pub fn finish(self, lab: &Lab) -> PathBuf {
-        let last = [&EVERYBODY[..], &[2, 0, 0, 0, 0, 1], &LAST_FRAME, &[0; 46]].concat();
+        let last = [&BROADCAST[..], &[2, 0, 0, 0, 0, 1], &LAST_FRAME, &[0; 46]].concat();
         Wire::of(&lab.attacker).send(&last);
         self.thread.join().unwrap();
         self.file
@@ -48,31 +48,32 @@ impl Recorder {
 }
 
 /// A frame in a capture file.
-pub struct Saved {
+pub struct RecordedFrame {
     pub unix_nanos: u64,
     pub frame: Vec<u8>,
 }
 
-/// The frames of a file, up to where it can be read.
-pub fn frames_in(file: &Path) -> Vec<Saved> {
+/// Returns the frames of a file, up to the first read error.
+pub fn frames_in(file: &Path) -> Vec<RecordedFrame> {
     let mut capture = Capture::from_file_with_precision(file, Precision::Nano).unwrap();
     let mut frames = Vec::new();
     while let Ok(packet) = capture.next_packet() {
-        // With this precision the nanoseconds stand where microseconds did.
+        // With `Precision::Nano`, `tv_usec` holds nanoseconds.
         let (seconds, nanos) = (packet.header.ts.tv_sec, packet.header.ts.tv_usec);
         let unix_nanos = u64::try_from(seconds * 1_000_000_000 + nanos).unwrap();
-        frames.push(Saved { unix_nanos, frame: packet.data.to_vec() });
+        frames.push(RecordedFrame { unix_nanos, frame: packet.data.to_vec() });
     }
     frames
 }
 
-/// A pcap file with nanoseconds, of Ethernet frames (<https://ietf-opsawg-wg.github.io/draft-ietf-opsawg-pcap/>).
-pub fn as_pcap(frames: &[Saved]) -> Vec<u8> {
+/// Encodes Ethernet frames as a pcap file with nanosecond timestamps
+/// (<https://ietf-opsawg-wg.github.io/draft-ietf-opsawg-pcap/>).
+pub fn as_pcap(frames: &[RecordedFrame]) -> Vec<u8> {
     let mut file = Vec::new();
     for number in [0xa1b2_3c4d, 2 | 4 << 16, 0, 0, 65_535, 1] {
         file.extend(u32::to_le_bytes(number));
     }
-    for Saved { unix_nanos, frame } in frames {
+    for RecordedFrame { unix_nanos, frame } in frames {
         let seconds = u32::try_from(unix_nanos / 1_000_000_000).unwrap();
         let nanos = u32::try_from(unix_nanos % 1_000_000_000).unwrap();
         let length = u32::try_from(frame.len()).unwrap();
@@ -84,8 +85,9 @@ pub fn as_pcap(frames: &[Saved]) -> Vec<u8> {
     file
 }
 
-/// The same as pcapng: a section, an interface whose times are nanoseconds, and packets on it.
-pub fn as_pcapng(frames: &[Saved]) -> Vec<u8> {
+/// Encodes Ethernet frames as a pcapng file with nanosecond timestamps: section, interface and
+/// packets.
+pub fn as_pcapng(frames: &[RecordedFrame]) -> Vec<u8> {
     let block = |kind: u32, body: &[u8]| {
         let padding = vec![0; body.len().next_multiple_of(4) - body.len()];
         let length = u32::try_from(12 + body.len() + padding.len()).unwrap().to_le_bytes();
@@ -95,7 +97,7 @@ pub fn as_pcapng(frames: &[Saved]) -> Vec<u8> {
     // Link type, snapshot length, if_tsresol = 9, end of options.
     let interface = [&[1, 0, 0, 0][..], &[0; 4], &[9, 0, 1, 0, 9, 0, 0, 0], &[0; 4]].concat();
     let mut file = [block(0x0a0d_0d0a, &section), block(1, &interface)].concat();
-    for Saved { unix_nanos, frame } in frames {
+    for RecordedFrame { unix_nanos, frame } in frames {
         let length = u32::try_from(frame.len()).unwrap().to_le_bytes();
         let high = u32::try_from(unix_nanos >> 32).unwrap().to_le_bytes();
         let low = u32::try_from(unix_nanos & 0xffff_ffff).unwrap().to_le_bytes();

@@ -1,4 +1,4 @@
-//! The running service: started as a service manager would, and everything it tells heard.
+//! A running service: starts it as a service manager does, and collects its log and notifications.
 
 use std::fs::Permissions;
 use std::io::{BufRead, BufReader};
@@ -16,24 +16,24 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use crate::lab::{BINARY, Lab};
-use crate::tools::PATIENCE;
+use crate::tools::TIMEOUT;
 
-/// The system call in which a thread waits for others, by its number in `/proc`.
+/// The number of the futex system call, as `/proc` shows it.
 const FUTEX: &str = if cfg!(target_arch = "x86_64") { "202" } else { "98" };
 
-/// Ends the thread that hears notifications.
-const NO_MORE: &str = "NO_MORE=1";
+/// Ends the thread that reads notifications.
+const END_OF_NOTIFICATIONS: &str = "NO_MORE=1";
 
-/// How the service is to be started.
+/// The command line and the environment of the service.
 #[derive(Clone, Default)]
 pub struct Start {
     interface: String,
     flags: Vec<String>,
     environment: Vec<(String, String)>,
-    /// A program and its arguments that in the end executes the service.
+    /// A command prefix that executes the service.
     wrapper: Vec<String>,
     binary: Option<PathBuf>,
-    mute: bool,
+    unread_log: bool,
     on_terminal: bool,
 }
 
@@ -62,19 +62,19 @@ impl Start {
         self
     }
 
-    /// Nobody reads its log until [`Service::hear_log`].
-    pub fn with_log_unread(mut self) -> Self {
-        self.mute = true;
+    /// Leaves the log unread until [`Service::read_log`].
+    pub fn with_unread_log(mut self) -> Self {
+        self.unread_log = true;
         self
     }
 
-    /// Started by a person in a terminal, not by a service manager.
+    /// Starts the service on a terminal, as a user does.
     pub fn on_terminal(mut self) -> Self {
         self.on_terminal = true;
         self
     }
 
-    /// The command, in the victim's namespace, with the laboratory's bus and configuration file.
+    /// Returns the command, in the victim's namespace, with the lab's bus and configuration file.
     pub fn command(&self, lab: &Lab) -> Command {
         let binary = self.binary.clone().unwrap_or_else(|| BINARY.into());
         let mut words = self.wrapper.iter().map(std::ffi::OsString::from).chain([binary.into()]);
@@ -87,20 +87,20 @@ impl Start {
         lab.bus.environment(&mut command);
         command.env_remove("JOURNAL_STREAM").env_remove("NOTIFY_SOCKET");
         command.env("STATE_DIRECTORY", lab.state_directory(&self.interface));
-        // As a terminal's Ctrl-C must not reach it while the tests clean up.
+        // Ctrl-C on the test run's terminal must not stop the service before the tests clean up.
         command.process_group(0);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 
-    /// Starts it; does not wait for anything.
+    /// Starts the service without waiting for it.
     pub fn begin(&self, lab: &Lab) -> Service {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let socket_path = lab.path(&format!("notify-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
         let socket = UnixDatagram::bind(&socket_path).unwrap();
-        // Whoever the service runs as.
+        // The service may run as any user.
         std::fs::set_permissions(&socket_path, Permissions::from_mode(0o777)).unwrap();
-        let (tell, told) = channel();
+        let (sender, output) = channel();
         let terminal = self.on_terminal.then(Terminal::new);
         let stdin = terminal.as_ref().map_or_else(Stdio::null, Terminal::keyboard);
         let mut child = self
@@ -115,49 +115,50 @@ impl Start {
         let mut service = Service {
             child,
             socket_path,
-            tell: tell.clone(),
-            told,
-            unread: None,
+            sender: sender.clone(),
+            output,
+            unread_stderr: None,
             log: Vec::new(),
-            notices: Vec::new(),
+            notifications: Vec::new(),
             log_ended: false,
-            notices_ended: false,
+            notifications_ended: false,
             _terminal: terminal,
         };
-        std::thread::spawn(move || hear_notices(&socket, &tell));
-        service.unread = Some(stderr);
-        if !self.mute {
-            service.hear_log();
+        std::thread::spawn(move || read_notifications(&socket, &sender));
+        service.unread_stderr = Some(stderr);
+        if !self.unread_log {
+            service.read_log();
         }
         service
     }
 }
 
-enum Told {
-    Line(String),
+/// Output of the service, received by a reader thread.
+enum Output {
+    LogLine(String),
     LogEnded,
-    Notice(String),
-    NoticesEnded,
+    Notification(String),
+    NotificationsEnded,
 }
 
-/// A running service. Dropped, it is killed.
+/// A running service. Killed on drop.
 pub struct Service {
     child: Child,
     socket_path: PathBuf,
-    tell: Sender<Told>,
-    told: Receiver<Told>,
-    unread: Option<ChildStderr>,
-    /// What it has logged so far.
+    sender: Sender<Output>,
+    output: Receiver<Output>,
+    unread_stderr: Option<ChildStderr>,
+    /// The lines logged so far.
     log: Vec<String>,
-    /// What it has told the service manager so far.
-    notices: Vec<String>,
+    /// The notifications received so far.
+    notifications: Vec<String>,
     log_ended: bool,
-    notices_ended: bool,
-    /// Stays open as long as it runs.
+    notifications_ended: bool,
+    /// Keeps the terminal open while the service runs.
     _terminal: Option<Terminal>,
 }
 
-/// A terminal that shows nothing.
+/// A pseudo-terminal that discards its output.
 struct Terminal(OwnedFd);
 
 impl Terminal {
@@ -169,7 +170,7 @@ impl Terminal {
         Self(terminal)
     }
 
-    /// What a program in it reads from.
+    /// Returns the standard input of a program on this terminal.
     fn keyboard(&self) -> Stdio {
         let name = ptsname(&self.0, Vec::new()).unwrap();
         std::fs::File::open(name.to_str().unwrap()).unwrap().into()
@@ -179,23 +180,23 @@ impl Terminal {
 impl Service {
     #[track_caller]
     pub fn await_ready(mut self) -> Self {
-        self.await_notice("READY=1");
+        self.await_notification("READY=1");
         self
     }
 
-    /// Begins to read the log.
-    pub fn hear_log(&mut self) {
-        let Some(stderr) = self.unread.take() else { return };
-        let tell = self.tell.clone();
+    /// Starts to read the log.
+    pub fn read_log(&mut self) {
+        let Some(stderr) = self.unread_stderr.take() else { return };
+        let sender = self.sender.clone();
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                let _ = tell.send(Told::Line(line));
+                let _ = sender.send(Output::LogLine(line));
             }
-            let _ = tell.send(Told::LogEnded);
+            let _ = sender.send(Output::LogEnded);
         });
     }
 
-    /// Waits until the service has logged a line with these words in it.
+    /// Waits for a log line that contains these words.
     #[track_caller]
     pub fn await_line(&mut self, words: &str) -> String {
         self.await_until(&format!("a line with {words:?}"), |service| {
@@ -203,7 +204,7 @@ impl Service {
         })
     }
 
-    /// Waits until so many lines with these words in them were logged.
+    /// Waits for `count` log lines that contain these words.
     #[track_caller]
     pub fn await_lines(&mut self, words: &str, count: usize) {
         self.await_until(&format!("{count} lines with {words:?}"), |service| {
@@ -214,26 +215,29 @@ impl Service {
 
     /// Waits for a notification to the service manager.
     #[track_caller]
-    pub fn await_notice(&mut self, prefix: &str) -> String {
-        self.await_notices(prefix, 1).pop().unwrap()
+    pub fn await_notification(&mut self, prefix: &str) -> String {
+        self.await_notifications(prefix, 1).pop().unwrap()
     }
 
-    /// Waits until so many notifications of a kind have come; all of them.
+    /// Waits for `count` notifications with this prefix and returns all of them.
     #[track_caller]
-    pub fn await_notices(&mut self, prefix: &str, count: usize) -> Vec<String> {
+    pub fn await_notifications(&mut self, prefix: &str, count: usize) -> Vec<String> {
         self.await_until(&format!("{count} times {prefix:?}"), |service| {
-            let found = service.notices.iter().filter(|notice| notice.starts_with(prefix));
+            let found = service
+                .notifications
+                .iter()
+                .filter(|notification| notification.starts_with(prefix));
             let found: Vec<String> = found.cloned().collect();
             (found.len() >= count).then_some(found)
         })
     }
 
-    /// Waits until no notification of a kind has come for so long; false if that never happens.
-    pub fn falls_silent(&mut self, notice: &str, span: Duration) -> bool {
-        let patience = Instant::now() + PATIENCE;
-        while Instant::now() < patience {
+    /// Waits until no notification with this prefix arrives for `span`. Returns false on timeout.
+    pub fn stops_notifying(&mut self, notification: &str, span: Duration) -> bool {
+        let deadline = Instant::now() + TIMEOUT;
+        while Instant::now() < deadline {
             let count = |service: &Self| {
-                service.notices.iter().filter(|told| told.starts_with(notice)).count()
+                service.notifications.iter().filter(|sent| sent.starts_with(notification)).count()
             };
             let before = count(self);
             if self.listen_until(span, |service| (count(service) > before).then_some(())).is_none()
@@ -244,26 +248,26 @@ impl Service {
         false
     }
 
-    /// The lines with these words in them, of all it has logged until now.
+    /// Returns the lines logged so far that contain these words.
     pub fn lines_with(&mut self, words: &str) -> Vec<String> {
-        while let Ok(told) = self.told.try_recv() {
-            self.note(told);
+        while let Ok(output) = self.output.try_recv() {
+            self.record(output);
         }
         self.log.iter().filter(|line| line.contains(words)).cloned().collect()
     }
 
-    /// Forgets what was logged until now: what is awaited next has to come anew.
-    pub fn forget(&mut self) {
+    /// Discards the lines logged so far, so that later waits match only new lines.
+    pub fn clear_log(&mut self) {
         self.lines_with("");
         self.log.clear();
     }
 
-    /// What it has told the service manager until now.
-    pub fn notices(&self) -> &[String] {
-        &self.notices
+    /// Returns the notifications received so far.
+    pub fn notifications(&self) -> &[String] {
+        &self.notifications
     }
 
-    /// The memory it has at the moment.
+    /// Returns the resident memory of the service.
     #[track_caller]
     pub fn resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
@@ -272,8 +276,8 @@ impl Service {
         kibibytes * 1024
     }
 
-    /// Whether a thread of it waits to be told something by another: it computes nothing, and asks neither the kernel
-    /// nor another program.
+    /// Returns whether a thread of the service waits for another thread, that is, neither computes
+    /// nor waits for the kernel or for another program.
     pub fn is_idle(&self, thread: &str) -> bool {
         let of =
             |task: &Path, file: &str| std::fs::read_to_string(task.join(file)).unwrap_or_default();
@@ -281,7 +285,7 @@ impl Service {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
         let task = tasks.flatten().map(|entry| entry.path()).find(is_thread);
         let task = task.unwrap_or_else(|| panic!("no thread {thread}"));
-        // "running", or the number of the system call it is in, and its arguments.
+        // The file contains "running", or the number and the arguments of a system call.
         of(&task, "syscall").split(' ').next() == Some(FUTEX)
     }
 
@@ -289,13 +293,13 @@ impl Service {
         kill_process(self.pid(), signal).unwrap();
     }
 
-    /// Asks it to stop as the service manager does, and waits for its end.
+    /// Stops the service as the service manager does, and waits for its exit.
     #[track_caller]
     pub fn stop(&mut self) -> ExitStatus {
         self.end_by(Signal::TERM)
     }
 
-    /// Kills it as a crash would.
+    /// Kills the service, to simulate a crash.
     #[track_caller]
     pub fn crash(&mut self) {
         self.end_by(Signal::KILL);
@@ -313,66 +317,71 @@ impl Service {
         self.child.wait().unwrap()
     }
 
-    /// Waits until something is so; looks again whenever the service tells something.
+    /// Waits until `look` returns a value. Calls `look` after each log line and notification.
     #[track_caller]
     pub fn await_until<T>(&mut self, what: &str, look: impl Fn(&Self) -> Option<T>) -> T {
-        self.listen_until(PATIENCE, look).unwrap_or_else(|| {
-            panic!("no {what}; notices: {:?}; log:\n{}", self.notices, self.log.join("\n"))
+        self.listen_until(TIMEOUT, look).unwrap_or_else(|| {
+            panic!(
+                "no {what}; notifications: {:?}; log:\n{}",
+                self.notifications,
+                self.log.join("\n")
+            )
         })
     }
 
-    /// The lines logged so far, for [`Self::await_until`].
+    /// Returns the lines logged so far, for [`Self::await_until`].
     pub fn log(&self) -> &[String] {
         &self.log
     }
 
     fn listen_until<T>(
         &mut self,
-        patience: Duration,
+        timeout: Duration,
         look: impl Fn(&Self) -> Option<T>,
     ) -> Option<T> {
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + timeout;
         loop {
             if let Some(found) = look(self) {
                 return Some(found);
             }
-            // Nothing more will come.
+            // No further output is possible.
             if self.has_ended() {
                 return None;
             }
             let remaining = deadline.saturating_duration_since(Instant::now());
-            let told = self.told.recv_timeout(remaining).ok()?;
-            self.note(told);
+            let output = self.output.recv_timeout(remaining).ok()?;
+            self.record(output);
         }
     }
 
-    fn note(&mut self, told: Told) {
-        match told {
-            Told::Line(line) => self.log.push(line),
-            Told::Notice(notice) => self.notices.push(notice),
-            Told::LogEnded => {
+    fn record(&mut self, output: Output) {
+        match output {
+            Output::LogLine(line) => self.log.push(line),
+            Output::Notification(notification) => self.notifications.push(notification),
+            Output::LogEnded => {
                 self.log_ended = true;
-                // What it has told the service manager until then is on its way, and may be heard later.
-                self.end_notices();
+                // Notifications sent earlier may still be in the socket buffer.
+                self.end_notifications();
             }
-            Told::NoticesEnded => self.notices_ended = true,
+            Output::NotificationsEnded => self.notifications_ended = true,
         }
     }
 
-    /// Nothing more will come of it: neither a line nor a notification.
+    /// Returns whether all log lines and notifications were received after the exit.
     fn has_ended(&self) -> bool {
-        self.log_ended && self.notices_ended
+        self.log_ended && self.notifications_ended
     }
 
-    /// Behind all that was told until now.
-    fn end_notices(&self) {
+    /// Queues an end marker after all notifications sent so far.
+    fn end_notifications(&self) {
         if let Ok(socket) = UnixDatagram::unbound() {
-            let _ = socket.send_to(NO_MORE.as_bytes(), &self.socket_path);
+            let _ = socket.send_to(END_OF_NOTIFICATIONS.as_bytes(), &self.socket_path);
         }
     }
 
     fn pid(&self) -> Pid {
-        // ip-netns(8) and the wrappers execute the service in their own place.
+        // ip-netns(8) and the wrappers replace themselves with the service, so the pid stays the
+        // same.
         Pid::from_child(&self.child)
     }
 }
@@ -382,20 +391,20 @@ impl Drop for Service {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if !self.log_ended {
-            self.end_notices();
+            self.end_notifications();
         }
     }
 }
 
-fn hear_notices(socket: &UnixDatagram, tell: &Sender<Told>) {
+fn read_notifications(socket: &UnixDatagram, sender: &Sender<Output>) {
     let mut buffer = [0; 4096];
     while let Ok(length) = socket.recv(&mut buffer) {
-        for notice in String::from_utf8_lossy(&buffer[..length]).lines() {
-            if notice == NO_MORE {
-                let _ = tell.send(Told::NoticesEnded);
+        for notification in String::from_utf8_lossy(&buffer[..length]).lines() {
+            if notification == END_OF_NOTIFICATIONS {
+                let _ = sender.send(Output::NotificationsEnded);
                 return;
             }
-            let _ = tell.send(Told::Notice(notice.to_owned()));
+            let _ = sender.send(Output::Notification(notification.to_owned()));
         }
     }
 }

@@ -1,16 +1,16 @@
-//! Programs the tests use: running them, and saying clearly what is missing.
+//! Helpers to run programs, to wait, and to check that the required programs exist.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// How long anything may take that ought to happen at once. Generous: machines are noisy, and what seems to be a
-/// load balancer is judged after 35 s.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Upper bound of every wait. It is generous because test machines are noisy, and because the
+/// balanced preset decides only after 35 s whether a source is a load balancer.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Between two looks.
-const BREATH: Duration = Duration::from_millis(5);
+/// Interval between two checks of a condition.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 const PROGRAMS: [&str; 18] = [
     "gdbus",
@@ -33,19 +33,19 @@ const PROGRAMS: [&str; 18] = [
     "python3",
 ];
 
-/// What a program that has ended had to say.
+/// The result of a program that has exited.
 #[derive(Debug)]
 pub struct Outcome {
-    /// Its exit code; none if a signal ended it.
+    /// The exit code, or `None` if a signal ended the program.
     pub code: Option<i32>,
-    /// What it printed.
+    /// Standard output.
     pub out: String,
-    /// What it complained about.
+    /// Standard error.
     pub err: String,
 }
 
 impl Outcome {
-    /// Its output, provided it has succeeded.
+    /// Asserts success and returns the standard output.
     #[track_caller]
     pub fn ok(self) -> String {
         assert_eq!(self.code, Some(0), "{self:?}");
@@ -53,7 +53,7 @@ impl Outcome {
     }
 }
 
-/// Runs a program to its end.
+/// Runs a program until it exits.
 #[track_caller]
 pub fn run(command: &mut Command) -> Outcome {
     let output = command
@@ -64,35 +64,36 @@ pub fn run(command: &mut Command) -> Outcome {
     Outcome { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
 }
 
-/// Puts a program in a place from where it will be started. Not written by the tests themselves: a process that
-/// another test starts meanwhile would hold the new file open for writing, and nobody could execute it
-/// (ETXTBSY).
+/// Installs an executable script.
+///
+/// A child process writes the file. If the test wrote it, a process that another test starts at
+/// that moment would inherit the open file, and executing it would fail with ETXTBSY.
 #[track_caller]
 pub fn install_script(at: &Path, script: &str) {
     let install = "printf %s \"$2\" >\"$1\" && chmod 755 \"$1\"";
     run(Command::new("sh").args(["-c", install, "sh"]).arg(at).arg(script)).ok();
 }
 
-/// The same for a copy of a program.
+/// Installs a copy of a program, in a child process for the reason given at [`install_script`].
 #[track_caller]
 pub fn install_copy(at: &Path, program: impl AsRef<Path>) {
     run(Command::new("install").args(["-m", "755"]).arg(program.as_ref()).arg(at)).ok();
 }
 
-/// Runs a program that must succeed.
+/// Runs a program and asserts that it succeeds.
 #[track_caller]
 pub fn sh(words: &str) -> String {
     let mut words = words.split_whitespace();
     run(Command::new(words.next().unwrap()).args(words)).ok()
 }
 
-/// Fails with a sentence if the tests cannot run here at all.
-pub fn require_what_is_needed() {
+/// Panics with an explanation if the tests cannot run on this machine.
+pub fn require_prerequisites() {
     static MISSING: OnceLock<Option<String>> = OnceLock::new();
     let problem = MISSING.get_or_init(|| {
         if !rustix::process::geteuid().is_root() {
             return Some(
-                "the end-to-end tests make network namespaces: run them as root".to_owned(),
+                "the end-to-end tests create network namespaces; run them as root".to_owned(),
             );
         }
         let path = std::env::var_os("PATH").unwrap_or_default();
@@ -109,27 +110,27 @@ pub fn require_what_is_needed() {
     }
 }
 
-/// Looks again and again whether something is so that nobody tells; whoever has to do it needs the machine, too.
+/// Polls a condition. Sleeps between two checks, because the service needs the CPU too.
 #[track_caller]
-pub fn await_that(what: &str, mut is_so: impl FnMut() -> bool) {
+pub fn await_that(what: &str, mut condition: impl FnMut() -> bool) {
     let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < PATIENCE, "not so: {what}");
-        std::thread::sleep(BREATH);
+    while !condition() {
+        assert!(begun.elapsed() < TIMEOUT, "timed out waiting until {what}");
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
-/// The wall clock in whole Unix seconds.
+/// Returns the wall clock time in whole Unix seconds.
 pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
-/// Numbers nobody would guess, and the same in every run (xorshift64).
+/// A reproducible pseudo-random number generator (xorshift64).
 pub struct Random(u64);
 
 impl Random {
     pub fn seeded(seed: u64) -> Self {
-        // Small seeds differ in few bits.
+        // Small seeds differ in few bits, so mix them first.
         let mut random = Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         random.next();
         random

@@ -1,7 +1,8 @@
-//! Users of a laboratory's own, and a polkit that knows them.
+//! Private users of a lab, and a polkit that knows them.
 //!
-//! Whatever runs in the victim sees another `/etc/passwd`, `/etc/group` and `/etc/polkit-1`: ip-netns(8)
-//! mounts what lies in `/etc/netns/NAME` over them. The machine's own are not touched.
+//! Programs in the victim's namespace see a different `/etc/passwd`, `/etc/group` and
+//! `/etc/polkit-1`: ip-netns(8) mounts the files in `/etc/netns/NAME` over them. The machine's
+//! files do not change.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -15,40 +16,40 @@ use crate::tools::{Outcome, await_that, run};
 
 const POLICY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/dbus/org.tcptracker.Tracker1.policy");
 
-/// Where ip-netns(8) looks for what it mounts.
-const VIEWS: &str = "/etc/netns";
+/// The directory with the files that ip-netns(8) mounts over `/etc`.
+const OVERLAYS: &str = "/etc/netns";
 
-/// The user the service runs as, and his group.
+/// The uid of the service user and the gid of its group.
 pub const SERVICE: u32 = 61_000;
-/// Whom the laboratory's polkit authorises.
+/// A user that the lab's polkit authorizes.
 pub const TRUSTED: u32 = 61_001;
-/// Whom it does not.
-pub const STRANGER: u32 = 61_002;
+/// A user that the lab's polkit refuses.
+pub const UNTRUSTED: u32 = 61_002;
 /// A member of group `tcptracker`.
 pub const MEMBER: u32 = 61_003;
 
-/// Polkit authorises one user and refuses another; of the rest it thinks as the shipped policy does.
+/// Polkit authorizes one user and refuses another. The shipped policy decides for all other users.
 const RULES: &str = r#"
 polkit.addRule(function (action, subject) {
     if (action.id != "org.tcptracker.Tracker1.manage") return polkit.Result.NOT_HANDLED;
     if (subject.user == "trusted") return polkit.Result.YES;
-    if (subject.user == "stranger") return polkit.Result.NO;
+    if (subject.user == "untrusted") return polkit.Result.NO;
 });
 "#;
 
-/// Held while views come and go: the directory they are in goes with the last of them.
-static VIEWS_CHANGE: Mutex<()> = Mutex::new(());
+/// Held while an overlay is created or removed: the last removal also removes the parent directory.
+static DIRECTORY_LOCK: Mutex<()> = Mutex::new(());
 
-/// What the victim's programs see instead of the machine's. Dropped, it is gone.
-pub struct View(PathBuf);
+/// Files that the victim's programs see instead of the machine's. Removed on drop.
+pub struct EtcOverlay(PathBuf);
 
-impl View {
-    /// Makes users and polkit's rules for a host in which nothing runs yet.
-    pub fn make(host: &Namespace) -> Self {
-        let directory = Path::new(VIEWS).join(host.name());
+impl EtcOverlay {
+    /// Creates users and polkit rules for a host in which no program runs yet.
+    pub fn create(host: &Namespace) -> Self {
+        let directory = Path::new(OVERLAYS).join(host.name());
         let rules = directory.join("polkit-1/rules.d");
         {
-            let _alone = alone();
+            let _lock = lock_directory();
             std::fs::create_dir_all(&rules).unwrap();
         }
         let mut passwd = std::fs::read_to_string("/etc/passwd").unwrap();
@@ -57,7 +58,7 @@ impl View {
         for (name, number) in [
             ("tcptracker", SERVICE),
             ("trusted", TRUSTED),
-            ("stranger", STRANGER),
+            ("untrusted", UNTRUSTED),
             ("member", MEMBER),
         ] {
             passwd += &format!("{name}:x:{number}:{number}::/nonexistent:/usr/sbin/nologin\n");
@@ -79,34 +80,34 @@ fn without_ours(listed: &str) -> String {
     others.map(|line| format!("{line}\n")).collect()
 }
 
-impl Drop for View {
+impl Drop for EtcOverlay {
     fn drop(&mut self) {
-        remove_view(&self.0);
+        remove_overlay(&self.0);
     }
 }
 
-fn alone() -> MutexGuard<'static, ()> {
-    VIEWS_CHANGE.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock_directory() -> MutexGuard<'static, ()> {
+    DIRECTORY_LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes what a host saw; complains about nothing.
-pub fn remove_view(directory: &Path) {
-    let _alone = alone();
+/// Removes the overlay of a host and ignores errors.
+pub fn remove_overlay(directory: &Path) {
+    let _lock = lock_directory();
     let _ = std::fs::remove_dir_all(directory);
-    // Ours only if nobody else uses it.
-    let _ = std::fs::remove_dir(VIEWS);
+    // Fails if the directory still contains other overlays.
+    let _ = std::fs::remove_dir(OVERLAYS);
 }
 
-/// The views there are.
-pub fn views() -> &'static Path {
-    Path::new(VIEWS)
+/// Returns the directory that contains all overlays.
+pub fn overlay_directory() -> &'static Path {
+    Path::new(OVERLAYS)
 }
 
-/// The real polkit on a laboratory's bus. Dropped, it ends.
+/// The real polkit on a lab's bus. Killed on drop.
 pub struct Polkit(Child);
 
 impl Polkit {
-    /// Starts it with the shipped policy and nobody else's, and waits until it is there.
+    /// Starts polkit with only the shipped policy, and waits until it is on the bus.
     pub fn start(lab: &Lab) -> Self {
         let actions = lab.path("actions");
         std::fs::create_dir(&actions).unwrap();
@@ -135,8 +136,8 @@ impl Drop for Polkit {
     }
 }
 
-/// What to start the service through, so that it may do what the unit lets it, and no more.
-pub fn as_the_unit() -> [String; 8] {
+/// Returns a command prefix that gives the service the same privileges as the systemd unit.
+pub fn with_unit_privileges() -> [String; 8] {
     [
         "setpriv".to_owned(),
         format!("--reuid={SERVICE}"),
@@ -149,7 +150,7 @@ pub fn as_the_unit() -> [String; 8] {
     ]
 }
 
-/// A program run by a user, who is in these groups beside his own.
+/// Returns a command that runs a program as a user with these supplementary groups.
 pub fn as_user(user: u32, groups: &[u32], program: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.arg(format!("--reuid={user}")).arg(format!("--regid={user}"));
@@ -163,14 +164,15 @@ pub fn as_user(user: u32, groups: &[u32], program: &str) -> Command {
     command
 }
 
-/// A call by a user with busctl, which lets polkit ask for a password.
+/// Calls a member with busctl, which allows polkit to ask for a password.
 pub fn busctl(lab: &Lab, user: u32, groups: &[u32], member_and_arguments: &[&str]) -> Outcome {
     let mut command = as_user(user, groups, "busctl");
     command.arg(format!("--address={}", lab.bus.address()));
     run(command.arg("call").args(crate::bus::target("eth0")).args(member_and_arguments))
 }
 
-/// A call by a user with gdbus, which does not; arguments as GVariant writes them.
+/// Calls a member with gdbus, which does not allow polkit to ask for a password. Arguments are in
+/// GVariant text format.
 pub fn gdbus(lab: &Lab, user: u32, groups: &[u32], member: &str, arguments: &[&str]) -> Outcome {
     let [name, object, interface] = crate::bus::target("eth0");
     let mut command = as_user(user, groups, "gdbus");
@@ -179,7 +181,7 @@ pub fn gdbus(lab: &Lab, user: u32, groups: &[u32], member: &str, arguments: &[&s
     run(command.args(arguments))
 }
 
-/// A call by a user with python-dbus; the arguments as python writes them.
+/// Calls a member with python-dbus. `call` is Python source text.
 pub fn python(lab: &Lab, user: u32, groups: &[u32], call: &str) -> Outcome {
     let [name, object, interface] = crate::bus::target("eth0");
     let script = format!(

@@ -84,12 +84,12 @@ impl Site {
 
     #[track_caller]
     pub fn assert_let_in(&self) {
-        self.scanner.assert_let_in(MACHINE, PORT);
+        self.scanner.assert_reaches(MACHINE, PORT);
     }
 
     #[track_caller]
     pub fn assert_shut_out(&self) {
-        self.scanner.assert_shut_out(MACHINE, PORT);
+        self.scanner.assert_cannot_reach(MACHINE, PORT);
     }
 }
 

@@ -1,5 +1,6 @@
-//! Who may change something: root, group `tcptracker`, whom polkit authorises. Real users, a real bus with
-//! the shipped policy, a real polkit with the shipped action.
+//! Authorization: root, group `tcptracker` and users that polkit authorizes may change blocks. The
+//! tests use real users, a real bus with the shipped policy, and a real polkit with the shipped
+//! action.
 
 use std::process::{Child, Stdio};
 
@@ -7,14 +8,15 @@ use crate::lab::{BINARY, Lab};
 use crate::service::Start;
 use crate::tools::run;
 use crate::users::{
-    MEMBER, Polkit, SERVICE, STRANGER, TRUSTED, as_the_unit, as_user, busctl, gdbus, python,
+    MEMBER, Polkit, SERVICE, TRUSTED, UNTRUSTED, as_user, busctl, gdbus, python,
+    with_unit_privileges,
 };
 
 const BLOCK: [&str; 5] = ["Block", "sts", "198.51.100.1", "0", "seen by all"];
 const UNBLOCK: [&str; 3] = ["Unblock", "s", "198.51.100.1"];
 
-/// What everybody may.
-fn assert_may_look(lab: &Lab, user: u32) {
+/// Asserts that a user may call the read-only members.
+fn assert_can_read(lab: &Lab, user: u32) {
     for read in [&["List"][..], &["Stats"], &["Why", "s", "10.77.0.2"]] {
         busctl(lab, user, &[], read).ok();
     }
@@ -23,28 +25,28 @@ fn assert_may_look(lab: &Lab, user: u32) {
 }
 
 #[test]
-fn without_polkit_root_and_the_group_may() {
+fn without_polkit_only_root_and_group_members_may_change_blocks() {
     let lab = Lab::with_users();
     let mut service = lab.start();
-    assert_may_look(&lab, STRANGER);
-    for user in [STRANGER, TRUSTED] {
+    assert_can_read(&lab, UNTRUSTED);
+    for user in [UNTRUSTED, TRUSTED] {
         for change in [&BLOCK[..], &["Block", "sts", "10.77.0.2", "0", ""], &UNBLOCK, &["Reload"]] {
             let denied = busctl(&lab, user, &[], change);
             assert_eq!(denied.code, Some(1), "{denied:?}");
             assert!(denied.err.contains("Access denied"), "{denied:?}");
         }
         let denied = gdbus(&lab, user, &[], "Unblock", &["198.51.100.1"]);
-        let told =
+        let message =
             "org.freedesktop.DBus.Error.AccessDenied: only root and members of group tcptracker";
-        assert!(denied.err.contains(told), "{denied:?}");
+        assert!(denied.err.contains(message), "{denied:?}");
         let denied = python(&lab, user, &[], "Reload()");
         assert_eq!(denied.err.trim(), "org.freedesktop.DBus.Error.AccessDenied");
     }
-    service.await_line(&format!("refused to block 198.51.100.1 (by uid {STRANGER}): only root"));
+    service.await_line(&format!("refused to block 198.51.100.1 (by uid {UNTRUSTED}): only root"));
     service.await_line(&format!("refused to reload the configuration (by uid {TRUSTED})"));
     assert_eq!(lab.bus.list(), []);
 
-    // By his groups when he connected, whatever the group's list says.
+    // The groups of the connecting process count, not the member list in /etc/group.
     busctl(&lab, MEMBER, &[SERVICE], &BLOCK).ok();
     service.await_line(&format!(
         "blocked 198.51.100.1 until unblocked (by uid {MEMBER}): seen by all"
@@ -60,11 +62,11 @@ fn without_polkit_root_and_the_group_may() {
 }
 
 #[test]
-fn polkit_is_asked_about_the_others() {
+fn polkit_authorizes_other_users() {
     let lab = Lab::with_users();
     let _polkit = Polkit::start(&lab);
     let mut service = lab.start();
-    assert_may_look(&lab, STRANGER);
+    assert_can_read(&lab, UNTRUSTED);
     busctl(&lab, TRUSTED, &[], &BLOCK).ok();
     service.await_line(&format!(
         "blocked 198.51.100.1 until unblocked (by uid {TRUSTED}): seen by all"
@@ -73,120 +75,121 @@ fn polkit_is_asked_about_the_others() {
     python(&lab, TRUSTED, &[], "Reload()").ok();
 
     for change in [&BLOCK[..], &UNBLOCK, &["Reload"]] {
-        let denied = busctl(&lab, STRANGER, &[], change);
+        let denied = busctl(&lab, UNTRUSTED, &[], change);
         assert!(denied.err.contains("Access denied"), "{denied:?}");
     }
-    let denied = gdbus(&lab, STRANGER, &[], "Reload", &[]);
-    let told = "org.freedesktop.DBus.Error.AccessDenied: polkit does not authorise it";
-    assert!(denied.err.contains(told), "{denied:?}");
-    // Of whom no rule says anything polkit would ask for a password, where the caller lets it.
+    let denied = gdbus(&lab, UNTRUSTED, &[], "Reload", &[]);
+    let message = "org.freedesktop.DBus.Error.AccessDenied: polkit does not authorise it";
+    assert!(denied.err.contains(message), "{denied:?}");
+    // Without a matching rule, polkit asks for a password if the caller allows interaction.
     let nobody = 65_534;
     let denied = python(&lab, nobody, &[], "Reload()");
     assert_eq!(denied.err.trim(), "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired");
     let denied = busctl(&lab, nobody, &[], &["Reload"]);
     assert!(denied.err.contains("Access denied"), "{denied:?}");
-    // Root and group need no polkit.
+    // Root and group members do not need polkit.
     busctl(&lab, MEMBER, &[SERVICE], &BLOCK).ok();
     lab.bus.call("eth0", &UNBLOCK).ok();
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
-/// As the unit starts it: polkit answers who is not root only if the action is his.
+/// The service runs as in the unit. Polkit answers an unprivileged service only about actions that
+/// the service owns.
 #[test]
-fn polkit_answers_the_service_that_is_not_root() {
+fn polkit_answers_an_unprivileged_service() {
     let lab = Lab::with_users();
     let _polkit = Polkit::start(&lab);
     let binary = lab.path("tcptracker");
     run(std::process::Command::new("cp").arg(BINARY).arg(&binary)).ok();
-    lab.let_state_belong_to(SERVICE);
+    lab.chown_state(SERVICE);
     let mut service =
-        Start::on("eth0").binary(binary).through(as_the_unit()).begin(&lab).await_ready();
+        Start::on("eth0").binary(binary).through(with_unit_privileges()).begin(&lab).await_ready();
     busctl(&lab, TRUSTED, &[], &BLOCK).ok();
-    let denied = busctl(&lab, STRANGER, &[], &UNBLOCK);
+    let denied = busctl(&lab, UNTRUSTED, &[], &UNBLOCK);
     assert!(denied.err.contains("Access denied"), "{denied:?}");
     busctl(&lab, MEMBER, &[SERVICE], &UNBLOCK).ok();
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
-/// A polkit that has asked somebody for a password and waits: whoever else calls is answered.
 #[test]
-fn a_dialog_holds_up_nobody_else() {
+fn pending_password_prompt_does_not_delay_other_callers() {
     let lab = Lab::with_users();
-    let silent = crate::silent::SilentPolkit::on(&lab.bus);
+    let polkit = crate::unresponsive_polkit::UnresponsivePolkit::on(&lab.bus);
     let mut service = lab.start();
-    let users = [STRANGER, TRUSTED].into_iter().flat_map(|user| [user; 8]);
+    let users = [UNTRUSTED, TRUSTED].into_iter().flat_map(|user| [user; 8]);
     let waiting: Vec<_> = users.map(|user| call_by(&lab, user)).collect();
-    silent.await_questions(16);
+    polkit.await_requests(16);
     lab.bus.call("eth0", &["Block", "sts", "203.0.113.5", "0", "meanwhile"]).ok();
     busctl(&lab, MEMBER, &[SERVICE], &["Reload"]).ok();
-    busctl(&lab, STRANGER, &[], &["Stats"]).ok();
+    busctl(&lab, UNTRUSTED, &[], &["Stats"]).ok();
     assert_eq!(lab.bus.list().len(), 1);
     for mut caller in waiting {
-        assert_eq!(caller.try_wait().unwrap(), None, "answered");
+        assert_eq!(caller.try_wait().unwrap(), None, "the call returned before polkit answered");
         end(caller);
     }
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
-/// The bus lets a service have only so many questions open: nobody may take them all.
+/// The bus limits the pending calls of a service. One user must not use up the limit.
 #[test]
-fn nobody_keeps_polkit_from_others() {
+fn one_user_cannot_exhaust_polkit_requests() {
     let lab = Lab::with_users();
-    let silent = crate::silent::SilentPolkit::on(&lab.bus);
+    let polkit = crate::unresponsive_polkit::UnresponsivePolkit::on(&lab.bus);
     let mut service = lab.start();
-    let waiting: Vec<_> = (0..8).map(|_| call_by(&lab, STRANGER)).collect();
-    silent.await_questions(8);
-    let refused = gdbus(&lab, STRANGER, &[], "Unblock", &["198.51.100.1"]);
-    let told = "org.freedesktop.DBus.Error.LimitsExceeded: polkit has not answered 8 questions";
-    assert!(refused.err.contains(told), "{refused:?}");
-    service.await_line(&format!("refused to unblock 198.51.100.1 (by uid {STRANGER}): polkit has"));
+    let waiting: Vec<_> = (0..8).map(|_| call_by(&lab, UNTRUSTED)).collect();
+    polkit.await_requests(8);
+    let refused = gdbus(&lab, UNTRUSTED, &[], "Unblock", &["198.51.100.1"]);
+    let message = "org.freedesktop.DBus.Error.LimitsExceeded: polkit has not answered 8 questions";
+    assert!(refused.err.contains(message), "{refused:?}");
+    service
+        .await_line(&format!("refused to unblock 198.51.100.1 (by uid {UNTRUSTED}): polkit has"));
     let other = call_by(&lab, TRUSTED);
-    silent.await_questions(1);
-    // Once they are answered there is room again.
-    drop(silent);
+    polkit.await_requests(1);
+    // Answered requests no longer count.
+    drop(polkit);
     for mut caller in waiting {
         assert_eq!(caller.wait().unwrap().code(), Some(1));
     }
-    let denied = gdbus(&lab, STRANGER, &[], "Unblock", &["198.51.100.1"]);
+    let denied = gdbus(&lab, UNTRUSTED, &[], "Unblock", &["198.51.100.1"]);
     assert!(denied.err.contains("AccessDenied: only root and members of group"), "{denied:?}");
     end(other);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
-/// Who waits for its answer is told so at once.
+/// When polkit dies, a waiting caller is refused at once.
 #[test]
-fn a_polkit_that_dies_authorises_nobody() {
+fn dead_polkit_authorizes_no_caller() {
     let lab = Lab::with_users();
-    let silent = crate::silent::SilentPolkit::on(&lab.bus);
+    let polkit = crate::unresponsive_polkit::UnresponsivePolkit::on(&lab.bus);
     let mut service = lab.start();
-    let waiting = call_by(&lab, STRANGER);
-    silent.await_questions(1);
-    drop(silent);
+    let waiting = call_by(&lab, UNTRUSTED);
+    polkit.await_requests(1);
+    drop(polkit);
     let answer = waiting.wait_with_output().unwrap();
     assert_eq!(answer.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&answer.stderr).contains("Access denied"), "{answer:?}");
     service.await_line(&format!(
-        "refused to block 198.51.100.1 (by uid {STRANGER}): polkit could not say whether this is \
+        "refused to block 198.51.100.1 (by uid {UNTRUSTED}): polkit could not say whether this is \
          allowed ("
     ));
     assert_eq!(lab.bus.list(), []);
-    let denied = gdbus(&lab, STRANGER, &[], "Reload", &[]);
+    let denied = gdbus(&lab, UNTRUSTED, &[], "Reload", &[]);
     assert!(
         denied.err.contains("as polkit is not running; use sudo, or add yourself"),
         "{denied:?}"
     );
-    // Another that takes its place is asked.
+    // The service uses a polkit that starts later.
     let _polkit = Polkit::start(&lab);
     busctl(&lab, TRUSTED, &[], &BLOCK).ok();
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
-/// A call that may wait for an hour.
+/// Starts a `Block` call with a timeout of 1 h.
 fn call_by(lab: &Lab, user: u32) -> Child {
     let mut command = as_user(user, &[], "busctl");
     command.arg(format!("--address={}", lab.bus.address())).args(["--timeout=3600", "call"]);

@@ -1,8 +1,9 @@
-//! `detection.preset = "balanced"`: what failed counts, is told, and what cannot be seen counts against nobody.
+//! `detection.preset = "balanced"`: failed probes count and are reported; invisible replies do not
+//! count as failures.
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 
-use super::honest::start;
+use super::legitimate_clients::start;
 use crate::clients::{Clients, Server};
 use crate::flood::Flood;
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
@@ -24,26 +25,26 @@ fn rule(lab: &Lab, rule: &str) {
 }
 
 #[test]
-fn refused_ports_block_and_are_told_with_what_became_of_them() {
+fn refused_ports_block_and_are_reported_with_their_outcome() {
     let lab = Lab::new();
     let mut service = balanced(&lab);
     lab.attacker.nmap("-sS -p 1-4", VICTIM);
     service.await_line(&format!("blocked {ATTACKER} for 1h (offence 1)"));
-    let told = service.await_line("vertical port scan by");
-    assert!(told.contains(" refused"), "{told}");
-    assert!(told.contains("more than 3 failed ports of one host in 60s"), "{told}");
+    let report = service.await_line("vertical port scan by");
+    assert!(report.contains(" refused"), "{report}");
+    assert!(report.contains("more than 3 failed ports of one host in 60s"), "{report}");
     let why = lab.bus.why("10.77.0.1").to_string();
     assert!(why.contains("refused") && why.contains("failed ports"), "{why}");
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+    lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
-/// Where a firewall drops what comes to closed ports, nobody answers; where it rejects, ICMP does, for ports
-/// on which somebody listens as well.
+/// A firewall that drops causes unanswered probes. A firewall that rejects answers with ICMP, also
+/// for open ports.
 #[test]
-fn what_a_firewall_keeps_away_has_failed() {
+fn probes_filtered_by_a_firewall_count_as_failed() {
     for (target, outcome) in [("DROP", "unanswered"), ("REJECT", "refused")] {
         let lab = Lab::new();
         let server = Server::on(&lab, &[11, 12, 13, 14, 15]);
@@ -51,51 +52,50 @@ fn what_a_firewall_keeps_away_has_failed() {
         let mut service = balanced(&lab);
         lab.attacker.nmap("-sS -p 11-15", VICTIM);
         service.await_line(&format!("blocked {ATTACKER}"));
-        let told = service.await_line("vertical port scan by");
-        assert!(told.contains(outcome), "{told}");
+        let report = service.await_line("vertical port scan by");
+        assert!(report.contains(outcome), "{report}");
         drop(server);
     }
 }
 
 #[test]
-fn half_open_and_stealthy_scans_of_open_ports_block() {
+fn half_open_and_stealth_scans_of_open_ports_block() {
     for scan in ["-sS", "-sF", "-sX", "-sN"] {
         let lab = Lab::new();
         let open: Vec<TcpListener> = (21..=28).map(|port| lab.victim.listen(port)).collect();
         let mut service = balanced(&lab);
         lab.attacker.nmap(&format!("{scan} -p 21-28"), VICTIM);
         service.await_line(&format!("blocked {ATTACKER}"));
-        let told = service.await_line("port scan by");
-        assert!(told.contains("more than 3 failed ports of one host in 60s"), "{told}");
-        assert_eq!(told.contains("half-open"), scan == "-sS", "{told}");
+        let report = service.await_line("port scan by");
+        assert!(report.contains("more than 3 failed ports of one host in 60s"), "{report}");
+        assert_eq!(report.contains("half-open"), scan == "-sS", "{report}");
         drop(open);
     }
 }
 
-/// A connect scan that finds nearly all ports open is one all the same, once it is clear that it is no load
-/// balancer.
+/// A connect scan of mostly open ports blocks once the detector has ruled out a load balancer.
 #[test]
-fn a_connect_scan_of_open_ports_blocks_by_the_one_that_is_closed() {
+fn connect_scan_of_open_ports_blocks_after_one_closed_port() {
     let lab = Lab::new();
     let open: Vec<TcpListener> = (21..=27).map(|port| lab.victim.listen(port)).collect();
     let mut service = balanced(&lab);
     lab.attacker.nmap("-sT -p 21-28", VICTIM);
     service.await_line(&format!("blocked {ATTACKER}"));
-    let told = service.await_line("vertical port scan by");
-    assert!(told.contains("28 refused") && told.contains("answered"), "{told}");
+    let report = service.await_line("vertical port scan by");
+    assert!(report.contains("28 refused") && report.contains("answered"), "{report}");
     drop(open);
 }
 
-/// The view of a gateway: one port of forty hosts behind it, of which ten are open.
+/// The victim is a gateway. The scan tries one port on 40 forwarded hosts, of which 10 listen.
 #[test]
-fn a_sweep_over_the_hosts_behind_blocks() {
+fn sweep_of_forwarded_hosts_blocks() {
     let lab = Lab::new();
-    let behind = lab.host_behind();
+    let inner = lab.add_forwarded_host();
     rule(&lab, "-P FORWARD ACCEPT");
     for last in 100..140 {
-        behind.ip(&format!("addr add 10.78.0.{last}/24 dev eth0"));
+        inner.ip(&format!("addr add 10.78.0.{last}/24 dev eth0"));
     }
-    let open: Vec<TcpListener> = behind.inside(|| {
+    let open: Vec<TcpListener> = inner.inside(|| {
         (100..110)
             .map(|last| TcpListener::bind((Ipv4Addr::new(10, 78, 0, last), 22)).unwrap())
             .collect()
@@ -104,18 +104,18 @@ fn a_sweep_over_the_hosts_behind_blocks() {
     let hosts = "10.78.0.100-139";
     run(lab.attacker.command("nmap").args(["-n", "-Pn", "-sS", "-p", "22", hosts])).ok();
     service.await_line(&format!("blocked {ATTACKER}"));
-    let told = service.await_line("sweep port scan by");
-    assert!(told.contains(" and others: port 22 "), "{told}");
-    assert!(told.contains("more than 29 failed hosts on one port in 5m"), "{told}");
+    let report = service.await_line("sweep port scan by");
+    assert!(report.contains(" and others: port 22 "), "{report}");
+    assert!(report.contains("more than 29 failed hosts on one port in 5m"), "{report}");
     let why = lab.bus.why("10.77.0.1").to_string();
     assert!(why.contains("sweep: port 22 of more than 29 hosts"), "{why}");
     drop(open);
 }
 
-/// Replies that take another way are not seen: this is said, the classic rule holds for a while, and when
-/// replies are seen that is said, too.
+/// With an asymmetric route the capture contains no replies. The service reports this, applies the
+/// classic rule, and reports when replies are visible again.
 #[test]
-fn one_sided_capture_is_noticed_and_goes_back_to_the_classic_rule() {
+fn one_sided_capture_falls_back_to_the_classic_rule() {
     let lab = Lab::new();
     let server = Server::on(&lab, &[80, 443]);
     lab.second_link();
@@ -129,22 +129,22 @@ fn one_sided_capture_is_noticed_and_goes_back_to_the_classic_rule() {
     }
     lab.victim.ip("route add 10.77.0.1/32 via 10.78.0.1 dev eth1");
     let mut service = balanced(&lab);
-    Clients::at(&lab.attacker).visit(&[80, 443]);
+    Clients::at(&lab.attacker).run(&[80, 443]);
     service.await_line("answers to probes are not seen here");
     lab.attacker.nmap("-sS -p 80,443,8000,8001", VICTIM);
     service.await_line(&format!("blocked {ATTACKER}"));
-    let told = service.await_line("vertical port scan by");
-    assert!(told.contains("more than 3"), "{told}");
-    Clients::at(&lab.bystander).visit(&[80]);
+    let report = service.await_line("vertical port scan by");
+    assert!(report.contains("more than 3"), "{report}");
+    Clients::at(&lab.bystander).run(&[80]);
     service.await_line("answers to probes are seen again");
-    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
     drop(server);
 }
 
-/// Sources by the hundred thousand, each of which fails on two ports, as many as are remembered and more: memory
-/// stays where it is, and a scanner among them is seen.
+/// More failing sources than the detector tracks do not increase its memory, and a scanner among
+/// them is still detected.
 #[test]
-fn a_flood_of_failures_costs_no_more_memory_than_is_fixed() {
+fn flood_of_failures_does_not_exceed_the_memory_limit() {
     const FORGED: u32 = 200_000;
     let lab = Lab::new();
     let mut service = balanced(&lab);
@@ -170,17 +170,16 @@ fn a_flood_of_failures_costs_no_more_memory_than_is_fixed() {
     assert_eq!(blocked(&lab), [ATTACKER.to_string()]);
 }
 
-/// The preset is changed while the service runs, to and fro.
 #[test]
-fn another_preset_holds_from_a_reload_on() {
+fn reload_switches_the_preset_in_both_directions() {
     let lab = Lab::new();
     let server = Server::on(&lab, &[25, 80, 110, 143, 443]);
     let mut service = lab.start();
     lab.configure("[detection]\npreset = \"balanced\"\n");
     service.signal(rustix::process::Signal::HUP);
     service.await_line("configuration reloaded");
-    Clients::at(&lab.bystander).visit(&[25, 80, 110, 143, 443]);
-    // The change itself is over.
+    Clients::at(&lab.bystander).run(&[25, 80, 110, 143, 443]);
+    // The switch is asynchronous, so repeat the scan until the new preset detects it.
     await_that("the scanner is blocked", || {
         lab.attacker.nmap("-sS -p 31-40", VICTIM);
         blocked(&lab) == [ATTACKER.to_string()]
@@ -188,18 +187,17 @@ fn another_preset_holds_from_a_reload_on() {
     lab.configure("");
     service.signal(rustix::process::Signal::HUP);
     service.await_lines("configuration reloaded", 2);
-    let _shut_out = Clients::at(&lab.bystander).begin(&[25, 80, 110, 143]);
+    let _blocked_client = Clients::at(&lab.bystander).begin(&[25, 80, 110, 143]);
     service.await_line(&format!("blocked {BYSTANDER}"));
     drop(server);
 }
 
-/// `--observe` and balanced: reported, not blocked.
 #[test]
-fn observing_reports_by_the_balanced_rules() {
+fn observe_mode_reports_by_balanced_rules_without_blocking() {
     let lab = Lab::new();
     lab.configure("[detection]\npreset = \"balanced\"\n");
     let mut service = Start::on("eth0").flag("--observe").begin(&lab).await_ready();
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line("more than 3 failed ports of one host in 60s");
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
 }

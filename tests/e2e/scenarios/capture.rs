@@ -1,13 +1,13 @@
-//! What is seen on the wire besides plain inbound connections.
+//! Capture of VLAN-tagged frames and outbound connections.
 
 use std::net::{SocketAddr, TcpStream};
 
 use crate::frames::{Tags, send_syns, send_syns_v6};
 use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM};
-use crate::tools::PATIENCE;
+use crate::tools::TIMEOUT;
 
 #[test]
-fn vlan_tagged_scans_are_caught() {
+fn vlan_tagged_scans_are_detected() {
     let tagged = [
         (Tags::Vlan, false, ATTACKER),
         (Tags::QinQ, false, ATTACKER),
@@ -37,8 +37,8 @@ fn outbound_connections_are_counted_and_never_block() {
     let ports = 1..=6u16;
     lab.victim.inside(|| {
         for port in ports.clone() {
-            // Refused, which is an answer all the same.
-            let _ = TcpStream::connect_timeout(&SocketAddr::new(ATTACKER, port), PATIENCE);
+            // The attacker refuses the connection.
+            let _ = TcpStream::connect_timeout(&SocketAddr::new(ATTACKER, port), TIMEOUT);
         }
     });
     for port in ports {
@@ -50,9 +50,9 @@ fn outbound_connections_are_counted_and_never_block() {
     assert_eq!(lab.metric("tcptracker_new_connections"), 6);
     assert_eq!(lab.metric(r#"tcptracker_scans_total{kind="vertical"}"#), 0);
     assert_eq!(lab.bus.list(), []);
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
 
-    // What the victim did says nothing about the attacker, who has two ports more.
+    // The victim's connections do not count for the attacker, which now tries two ports.
     send_syns(&lab, Tags::None, [1, 2]);
     service.await_line(&format!("-> {VICTIM}:2"));
     assert_eq!(lab.bus.list(), []);

@@ -1,8 +1,8 @@
-//! Somebody sets the wall clock, far ahead and far back, while the service runs and while it does not:
-//! nobody is let in by it, and nobody kept out.
+//! Steps of the wall clock, while the service runs and between two runs, must not change any block.
 //!
-//! The machine's own clock is left alone: libfaketime shows the service another one, which can be set while
-//! it runs. Packets keep the kernel's times, as those have that arrived before the clock was set.
+//! libfaketime gives the service its own wall clock, which a test can set at any time. The
+//! machine's clock does not change, and packets keep the kernel's timestamps, as packets do that
+//! arrive before a step.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,20 +10,21 @@ use std::time::{Duration, Instant};
 
 use crate::kernel::remaining;
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
-use crate::namespace::SILENCE;
+use crate::namespace::ANSWER_TIMEOUT;
 use crate::service::Start;
 use crate::tools::unix_now;
 
 const DAY: i64 = 86_400;
 const STEPS: [i64; 3] = [DAY, -365 * DAY, 30 * DAY];
 
-/// Clocks are compared anew for each answer, and the kernel counts in whole seconds.
+/// Allowed deviation: the service compares the clocks for each reply, and the kernel counts whole
+/// seconds.
 const SLACK: u64 = 3;
 
-/// A block that ends while the test goes on.
+/// Duration of a block that expires during the test.
 const SHORT: Duration = Duration::from_secs(4);
 
-/// A wall clock of the service's own.
+/// The wall clock of the service.
 struct Clock(PathBuf);
 
 impl Clock {
@@ -33,7 +34,8 @@ impl Clock {
         clock
     }
 
-    /// Sets it so many seconds ahead of the machine's. Replaced as a whole: it is read at any moment.
+    /// Sets the clock `ahead` seconds ahead of the machine's clock. Replaces the file atomically,
+    /// because the service may read it at any time.
     fn set(&self, ahead: i64) {
         let new = self.0.with_extension("new");
         std::fs::write(&new, format!("{ahead:+}\n")).unwrap();
@@ -53,25 +55,25 @@ impl Clock {
 }
 
 fn block(lab: &Lab, address: &str, seconds: &str) {
-    lab.bus.call("eth0", &["Block", "sts", address, seconds, "by the clock"]).ok();
+    lab.bus.call("eth0", &["Block", "sts", address, seconds, "clock test"]).ok();
 }
 
-/// The attacker is blocked for an hour from about now on, whatever hour that is.
+/// Asserts that the attacker is blocked for 1 h from about now, by the service's clock.
 #[track_caller]
 fn assert_blocked(lab: &Lab, ahead: i64) {
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     let (_, since, until, ..) = lab.bus.block_of(&ATTACKER);
     assert_eq!(until - since, 3600);
     let shown = || unix_now().checked_add_signed(ahead).unwrap();
     let before = shown();
     let left = remaining(&lab.victim, "tcptracker-eth0-v4", "10.77.0.1");
-    let ends = before + left - SLACK..=shown() + left + SLACK;
-    assert!(ends.contains(&until), "{left} s left: one of {ends:?}, and not {until}");
+    let expected = before + left - SLACK..=shown() + left + SLACK;
+    assert!(expected.contains(&until), "{left} s left: {until} is not in {expected:?}");
     assert!((3400..=3600).contains(&left), "{left}");
 }
 
 #[test]
-fn a_step_of_the_wall_clock_neither_frees_nor_blocks_anybody() {
+fn wall_clock_steps_do_not_change_blocks() {
     let lab = Lab::new();
     let clock = Clock::new(&lab);
     let mut service = clock.starts().begin(&lab).await_ready();
@@ -83,22 +85,22 @@ fn a_step_of_the_wall_clock_neither_frees_nor_blocks_anybody() {
         let begun = Instant::now();
         block(&lab, "10.77.0.3", &SHORT.as_secs().to_string());
         clock.set(ahead);
-        // It does not end before its time is up, and then it does.
+        // The short block must expire on time, not earlier.
         let to = SocketAddr::new(VICTIM, OPEN_PORT);
-        let is_let_in = lab.bystander.is_answered(to, SILENCE);
-        assert!(!is_let_in || begun.elapsed() >= SHORT, "let in after {:?}", begun.elapsed());
+        let is_answered = lab.bystander.is_answered(to, ANSWER_TIMEOUT);
+        assert!(!is_answered || begun.elapsed() >= SHORT, "answered after {:?}", begun.elapsed());
         assert_blocked(&lab, ahead);
         service.await_lines("unblocked 10.77.0.3: its time was up", number);
-        assert!(begun.elapsed() >= SHORT, "over after {:?}", begun.elapsed());
-        lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+        assert!(begun.elapsed() >= SHORT, "expired after {:?}", begun.elapsed());
+        lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
         assert_eq!(lab.bus.property("State").1, "enforcing");
     }
-    // Scans are seen as ever, and who was let in by hand is left alone.
+    // Detection still works, and a manually unblocked address stays unblocked.
     lab.bystander.nmap("-sS -p 1-10", VICTIM);
     service.await_line("WARN blocked 10.77.0.3 for 1h (offence 1)");
     assert_eq!(lab.bus.why("198.51.100.9")["blocked"]["data"], false);
 
-    // Set between two instances, in one boot.
+    // Step the clock between two runs of the service within one boot.
     for (ahead, ends_by_a_crash) in [(-10 * DAY, true), (20 * DAY, false), (0, true)] {
         if ends_by_a_crash {
             service.crash();

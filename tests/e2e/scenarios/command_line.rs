@@ -1,13 +1,13 @@
-//! The command line against the running service.
+//! Commands against a running service.
 
 use std::net::IpAddr;
 use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use crate::frames::{EVERYBODY, syn};
+use crate::frames::{BROADCAST, syn};
 use crate::lab::{ATTACKER, ATTACKER_ON_ETH1, Lab, OPEN_PORT, VICTIM};
-use crate::recorder::{Saved, as_pcap};
+use crate::recorder::{RecordedFrame, as_pcap};
 use crate::service::Start;
 use crate::tools::{Outcome, run, unix_now};
 
@@ -23,7 +23,7 @@ fn json_of(text: &str) -> Value {
 }
 
 #[test]
-fn blocks_are_made_listed_and_lifted() {
+fn block_list_and_unblock_work() {
     let lab = Lab::new();
     let mut service = lab.start();
     assert_eq!(lab.cli("list").ok(), "");
@@ -34,14 +34,14 @@ fn blocks_are_made_listed_and_lifted() {
     let made = lab.cli("block 10.77.0.1 --for 90m --reason nosy").ok();
     let after = unix_now();
     assert_eq!(made, "blocked 10.77.0.1 on eth0 for 90m\n");
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     let made = lab.cli("block 2001:db8::/32").ok();
     assert_eq!(made, "blocked 2001:db8::/32 on eth0 until unblocked\n");
     service.await_line("WARN blocked 10.77.0.1 for 90m (by uid 0): nosy");
 
     let listed = json_of(&lab.cli("list --json").ok());
     let since = listed[0]["since"].as_u64().unwrap();
-    // Clocks are compared anew for each answer.
+    // The service compares the clocks for each reply, so times may differ by 1 s.
     assert!((before - 1..=after + 1).contains(&since), "{listed}, made from {before} to {after}");
     assert_eq!(
         listed[0],
@@ -52,7 +52,7 @@ fn blocks_are_made_listed_and_lifted() {
     );
     assert_eq!(listed[1]["until"], Value::Null, "{listed}");
     assert_eq!(listed[1]["reason"], "by hand", "{listed}");
-    // To a pipe: a line each, a tab between; to a terminal: a table.
+    // A pipe gets tab-separated lines, a terminal gets a table.
     let plain = lab.cli("list").ok();
     let rows: Vec<Vec<&str>> = plain.lines().map(|line| line.split('\t').collect()).collect();
     assert_eq!((rows.len(), rows[0].len()), (2, 5), "{plain}");
@@ -62,7 +62,7 @@ fn blocks_are_made_listed_and_lifted() {
     assert_eq!(heading, ["ADDRESS", "SINCE", "UNTIL", "OFFENCE", "REASON"], "{table}");
 
     assert_eq!(lab.cli("unblock 10.77.0.1").ok(), "unblocked 10.77.0.1 on eth0\n");
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     lab.cli("block 198.51.100.7 -i eth0").ok();
     assert_eq!(
         lab.cli("unblock --all").ok(),
@@ -74,7 +74,8 @@ fn blocks_are_made_listed_and_lifted() {
     assert_eq!((&stats["eth0"]["blocks"], &stats["eth0"]["unblocks"]), (&json!(3), &json!(3)));
     assert!(lab.cli("stats").ok().contains("blocks\t3\n"));
 
-    // Who lets in an address lets in the network around it, and who lets in a network all in it.
+    // Unblocking an address unblocks the network that contains it. Unblocking a network unblocks
+    // all addresses in it.
     for network in ["198.51.100.0/24", "203.0.113.9", "203.0.113.10"] {
         lab.cli(&format!("block {network}")).ok();
     }
@@ -91,7 +92,7 @@ fn blocks_are_made_listed_and_lifted() {
 }
 
 #[test]
-fn what_fails_says_why_and_how() {
+fn errors_name_the_cause_and_the_remedy() {
     let lab = Lab::new();
     let start_it = "start it: systemctl start tcptracker@";
     let nothing_runs = format!("tcptracker is not running; {start_it}INTERFACE");
@@ -100,7 +101,7 @@ fn what_fails_says_why_and_how() {
     }
     let nowhere = "there is no interface eth9 on this host; there are: eth0, lo";
     assert_failed(&lab.cli("list -i eth9"), 1, nowhere);
-    // systemd takes "-" for "/".
+    // systemd decodes "-" in an instance name as "/".
     lab.victim.ip("link add wg-0 type veth peer name wg-1");
     let escaped = "tcptracker is not running on wg-0; \
                    start it: systemctl start \"tcptracker@$(systemd-escape wg-0)\"";
@@ -142,7 +143,7 @@ fn what_fails_says_why_and_how() {
 }
 
 #[test]
-fn ordinary_users_are_told_what_they_may_not() {
+fn unprivileged_users_get_a_permission_error() {
     let lab = Lab::new();
     let _service = lab.start();
     run(&mut lab.client_as_nobody("list")).ok();
@@ -156,7 +157,7 @@ fn ordinary_users_are_told_what_they_may_not() {
 }
 
 #[test]
-fn several_instances_are_steered_together() {
+fn commands_apply_to_all_instances() {
     let lab = Lab::new();
     lab.second_link();
     let mut services = [
@@ -171,7 +172,7 @@ fn several_instances_are_steered_together() {
     assert_eq!(lab.cli("list").ok().lines().count(), 1);
     assert!(lab.cli("list").ok().starts_with("eth0\t192.0.2.1\t"));
     assert_eq!(lab.cli("list -i eth1").ok(), "");
-    // It is enough that one of them had it.
+    // The command succeeds if at least one instance had the block.
     assert_eq!(lab.cli("unblock 192.0.2.1").ok(), "unblocked 192.0.2.1 on eth0\n");
     for service in &mut services {
         assert_eq!(service.stop().code(), Some(0));
@@ -179,13 +180,13 @@ fn several_instances_are_steered_together() {
     lab.assert_untouched();
 }
 
-/// Every key of an output in JSON is in the manual, where whoever writes a program looks for it.
+/// Asserts that tcptracker(1) documents every key of a JSON output.
 #[track_caller]
 pub fn assert_documented(output: &Value) {
     const MANUAL: &str =
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/man/tcptracker.1"));
     let (_, json) = MANUAL.split_once("\n.SH JSON\n").unwrap();
-    // Without changes of the font.
+    // Remove font changes.
     let json = json.replace("\\fB", " ").replace("\\fR", " ");
     let is_there = |key: &str| {
         json.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').any(|word| word == key)
@@ -203,7 +204,7 @@ pub fn assert_documented(output: &Value) {
 }
 
 #[test]
-fn every_key_of_json_is_in_the_manual() {
+fn every_json_key_is_in_the_manual() {
     let lab = Lab::new();
     let mut service = lab.start();
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
@@ -216,34 +217,34 @@ fn every_key_of_json_is_in_the_manual() {
     let empty = lab.path("tcptracker.toml");
     let config = format!("config --json --config {}", empty.display());
     json_of(&lab.cli(&config).ok()).as_array().unwrap().iter().for_each(|setting| {
-        // What a value is made of is no key of ours.
+        // The keys inside a value are configuration keys.
         assert!(setting["value"] != Value::Null, "{setting}");
         assert_documented(setting);
     });
     let doctor = format!("doctor --json --config {}", empty.display());
     assert_documented(&json_of(&lab.cli(&doctor).out));
 
-    // Five ports without an answer, and somebody else much later.
-    let knock = |second: u64, from: IpAddr, port: u16| Saved {
+    // Five unanswered probes, and one probe of another source much later.
+    let probe = |second: u64, from: IpAddr, port: u16| RecordedFrame {
         unix_nanos: second * 1_000_000_000,
-        frame: syn(EVERYBODY, from, VICTIM, port),
+        frame: syn(BROADCAST, from, VICTIM, port),
     };
-    let scan = (1..=5).map(|port| knock(u64::from(port), ATTACKER, port));
-    let night: Vec<Saved> = scan.chain([knock(30, ATTACKER_ON_ETH1, 80)]).collect();
-    let file = lab.path("night.pcap");
-    std::fs::write(&file, as_pcap(&night)).unwrap();
-    for how in ["--preset classic", "--preset balanced", "--compare=3,4", "--compare"] {
-        let (how, empty, file) = (how, empty.display(), file.display());
-        let printed = lab.cli(&format!("replay {file} --json --config {empty} {how}")).ok();
-        assert!(!printed.is_empty(), "{how}");
+    let scan = (1..=5).map(|port| probe(u64::from(port), ATTACKER, port));
+    let frames: Vec<RecordedFrame> = scan.chain([probe(30, ATTACKER_ON_ETH1, 80)]).collect();
+    let file = lab.path("capture.pcap");
+    std::fs::write(&file, as_pcap(&frames)).unwrap();
+    for option in ["--preset classic", "--preset balanced", "--compare=3,4", "--compare"] {
+        let (option, empty, file) = (option, empty.display(), file.display());
+        let printed = lab.cli(&format!("replay {file} --json --config {empty} {option}")).ok();
+        assert!(!printed.is_empty(), "{option}");
         printed.lines().for_each(|line| assert_documented(&json_of(line)));
     }
     assert_eq!(service.stop().code(), Some(0));
 }
 
-/// `tcptracker config | head -1`
+/// For example `tcptracker config | head -1`.
 #[test]
-fn a_closed_pipe_is_no_error() {
+fn closed_pipe_is_not_an_error() {
     let lab = Lab::new();
     let _service = lab.start();
     for command in ["config", "config --json", "list --json", "stats"] {

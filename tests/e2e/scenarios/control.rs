@@ -1,4 +1,4 @@
-//! The interface on the bus: members, errors, properties, signals, and who may what.
+//! The D-Bus interface: members, errors, properties, signals and permissions.
 
 use serde_json::{Value, json};
 
@@ -7,11 +7,11 @@ use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::tools::await_that;
 
 #[test]
-fn what_cannot_be_done_is_refused_by_name() {
+fn invalid_requests_return_specific_errors() {
     let lab = Lab::new();
     let mut service = lab.start();
     for (member, text) in [
-        // A network is as bad as an address in it.
+        // A network is refused if it contains an exempt address.
         (&["Block", "sts", "10.77.0.2", "60", ""][..], "10.77.0.2 is an address of this host"),
         (&["Block", "sts", "10.77.0.0/24", "60", ""], "10.77.0.2 is an address of this host"),
         (&["Block", "sts", "fd77::2", "60", ""], "fd77::2 is an address of this host"),
@@ -33,7 +33,7 @@ fn what_cannot_be_done_is_refused_by_name() {
         assert!(answer.err.contains(text), "{member:?}: {answer:?}");
     }
     assert_eq!(lab.bus.list(), []);
-    // Refusals are changes somebody wanted, and logged with who it was.
+    // The service logs a refused change with the caller's uid.
     service.await_line("refused to block 10.77.0.2 (by uid 0)");
 
     for (name, arguments) in [
@@ -59,13 +59,13 @@ fn what_cannot_be_done_is_refused_by_name() {
 }
 
 #[test]
-fn who_listens_hears_what_happens() {
+fn signals_are_emitted_for_scans_blocks_and_unblocks() {
     let lab = Lab::new();
     let mut service = lab.start();
     let signals = lab.bus.listen();
     let expect = |name: &str, types: &str, check: &dyn Fn(&Value) -> bool| {
-        let (told_name, told_types, data) = signals.next();
-        assert_eq!((told_name.as_str(), told_types.as_str()), (name, types), "{data}");
+        let (signal_name, signal_types, data) = signals.next();
+        assert_eq!((signal_name.as_str(), signal_types.as_str()), (name, types), "{data}");
         assert!(check(&data), "{name}: {data}");
     };
 
@@ -90,7 +90,7 @@ fn who_listens_hears_what_happens() {
 }
 
 #[test]
-fn properties_and_counters_are_those_of_the_contract() {
+fn properties_and_counters_match_the_documentation() {
     let lab = Lab::new();
     let mut service = lab.start();
     for (name, kind, value) in [
@@ -102,27 +102,27 @@ fn properties_and_counters_are_those_of_the_contract() {
     ] {
         assert_eq!(lab.bus.property(name), (kind.to_owned(), value), "{name}");
     }
-    let stats = lab.bus.ask("eth0", "Stats");
+    let stats = lab.bus.call_json("eth0", "Stats");
     assert_eq!(stats["type"], "a{st}");
     assert_eq!(stats["data"][0]["scans"], 0, "{stats}");
     assert_eq!(service.stop().code(), Some(0));
     assert!(!lab.bus.has("org.tcptracker.Tracker1.eth0"));
 }
 
-/// The policy file that is shipped: everyone may ask, and the service says who may steer.
+/// The shipped policy allows every call, and the service authorizes changes.
 #[test]
-fn ordinary_users_may_look_and_not_touch() {
+fn unprivileged_users_can_read_but_not_change() {
     let lab = Lab::new();
     let mut service = lab.start();
     lab.bus.call("eth0", &["Block", "sts", "10.77.0.1", "0", "seen by all"]).ok();
     let [name, object, interface] = &target("eth0");
 
-    let look = |arguments: &[&str]| lab.bus.as_nobody(arguments);
-    let seen = look(&["call", name, object, interface, "List"]).ok();
-    assert!(seen.contains("seen by all"), "{seen}");
-    look(&["call", name, object, interface, "Stats"]).ok();
-    assert_eq!(look(&["get-property", name, object, interface, "Blocked"]).ok(), "u 1\n");
-    let members = look(&["introspect", name, object, interface]).ok();
+    let call = |arguments: &[&str]| lab.bus.as_nobody(arguments);
+    let listed = call(&["call", name, object, interface, "List"]).ok();
+    assert!(listed.contains("seen by all"), "{listed}");
+    call(&["call", name, object, interface, "Stats"]).ok();
+    assert_eq!(call(&["get-property", name, object, interface, "Blocked"]).ok(), "u 1\n");
+    let members = call(&["introspect", name, object, interface]).ok();
     for member in
         [".Block ", ".Unblock ", ".List ", ".Stats ", ".State ", ".ScanDetected ", ".StateChanged "]
     {
@@ -139,16 +139,16 @@ fn ordinary_users_may_look_and_not_touch() {
         assert!(denied.err.contains("Access denied"), "{denied:?}");
     }
     assert_eq!(lab.bus.list().len(), 1);
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-    // Nor may they be the service.
-    lab.bus.assert_name_refused_to_nobody();
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+    // An unprivileged user cannot own the service's bus name.
+    lab.bus.assert_nobody_cannot_own_name();
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
-/// Whoever is let in, by hand or because his time is up, is judged by what he does from then on.
+/// After an unblock or an expiry, only new probes count.
 #[test]
-fn who_is_let_in_begins_anew() {
+fn unblocked_source_starts_with_empty_history() {
     for (attacker, victim) in [(ATTACKER, VICTIM), (ATTACKER_V6, VICTIM_V6)] {
         let lab = Lab::new();
         lab.configure(
@@ -156,17 +156,18 @@ fn who_is_let_in_begins_anew() {
              [block]\ndurations = [\"2s\", \"1h\"]\ngrace_after_unblock = \"0s\"\n",
         );
         let mut service = lab.start();
-        // No more than it takes: what comes after two seconds, from a slow scanner, would count anew.
+        // Send exactly the probes that trigger the block: probes after its end, 2 s later, would
+        // count again.
         lab.attacker.nmap("-sS -p 1-4", victim);
         service.await_line(&format!("unblocked {attacker}: its time was up"));
         for (offence, port) in (2..).zip([20, 30]) {
-            let seen = lab.metric("tcptracker_new_connections");
+            let before = lab.metric("tcptracker_new_connections");
             lab.attacker.nmap(&format!("-sS -p {port}-{}", port + 2), victim);
-            await_that("three more are seen", || {
-                lab.metric("tcptracker_new_connections") >= seen + 3
+            await_that("three more probes are counted", || {
+                lab.metric("tcptracker_new_connections") >= before + 3
             });
             assert_eq!(lab.bus.list(), []);
-            // One more than the rule allows.
+            // The fourth port exceeds the limit.
             lab.attacker.nmap(&format!("-sS -p {}", port + 3), victim);
             let ports =
                 (port..port + 4).map(|port| port.to_string()).collect::<Vec<_>>().join(", ");
@@ -180,20 +181,19 @@ fn who_is_let_in_begins_anew() {
     }
 }
 
-/// A block of an address that becomes the host's own must not outlive that.
 #[test]
-fn an_address_the_host_gets_is_let_in() {
+fn address_assigned_to_the_host_is_unblocked() {
     let lab = Lab::new();
     let mut service = lab.start();
     for address in ["10.77.0.99", "fd77::99"] {
-        lab.bus.call("eth0", &["Block", "sts", address, "0", "a stranger"]).ok();
+        lab.bus.call("eth0", &["Block", "sts", address, "0", "not yet exempt"]).ok();
     }
     lab.victim.ip("addr add 10.77.0.99/24 dev eth0");
     service.await_line("unblocked 10.77.0.99: it is exempt now");
     lab.victim.ip("addr add fd77::99/64 dev eth0 nodad");
     service.await_line("unblocked fd77::99: it is exempt now");
     assert_eq!(lab.bus.list(), []);
-    // The new addresses are attacked as the old ones are, and the old ones still exempt.
+    // The host's earlier addresses are still exempt.
     let answer = lab.bus.call("eth0", &["Block", "sts", &VICTIM_V6.to_string(), "0", ""]);
     assert!(answer.err.contains("never blocked"), "{answer:?}");
     assert_eq!(service.stop().code(), Some(0));

@@ -1,5 +1,5 @@
-//! `kill -9` at any moment: what callers were told is so at the next start, and nothing else. The same when
-//! the power fails, but for the last second.
+//! After `kill -9` at any moment, the next start must restore exactly what replies have confirmed.
+//! After a power failure, changes of the last second may be lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -9,34 +9,34 @@ use rusqlite::Connection;
 use rusqlite::OpenFlags;
 
 use crate::bus::Block;
-use crate::caller::{Answer, Caller};
-use crate::disk::ElectricDisk;
+use crate::bus_client::{BusClient, Reply};
+use crate::disk::PowerCutDisk;
 use crate::kernel::{Rules, members, wipe};
 use crate::lab::Lab;
 use crate::namespace::Namespace;
 use crate::service::Start;
 use crate::tools::{Random, unix_now};
 
-/// How often the service is killed, and how many calls it has to have answered by then, by backend.
+/// Per backend: number of kills, and the minimum number of answered calls in total.
 const KILLS: [(&str, u32, u32); 2] = [("ipset", 40, 300), ("iptables", 16, 60)];
 
-/// How long it lives at the most, in milliseconds from its start, which takes about as long: in one of four
-/// rounds.
+/// In one of 4 rounds, the service is killed at most this many milliseconds after its start, which
+/// takes about as long.
 const LIFE: usize = 200;
 
-/// In the others so many calls are answered at the most, and then so many milliseconds pass: how fast the
-/// machine is makes no difference.
+/// In the other rounds, the service is killed after at most this many answered calls plus at most
+/// this many milliseconds, so that the machine's speed does not matter.
 const ANSWERED: usize = 60;
 const AFTERWARDS: usize = 10;
 
-/// Few enough to be blocked, unblocked and blocked again all the time.
+/// Number of addresses. It is small, so that each one is blocked and unblocked often.
 const ADDRESSES: usize = 12;
 
-/// Clocks are read at other moments, times rounded to seconds.
+/// Allowed deviation in seconds: clocks are read at different moments, and times are rounded.
 const SLACK: u64 = 2;
 
-/// A block, by what its caller knows: when it began and ends, as earliest and latest; no end: until
-/// unblocked.
+/// A block as its caller knows it: earliest and latest start, and length. Without a length, the
+/// block ends only when it is unblocked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Known {
     since: (u64, u64),
@@ -44,15 +44,15 @@ struct Known {
 }
 
 impl Known {
-    fn is_over(&self, now: u64) -> bool {
+    fn has_expired(&self, now: u64) -> bool {
         self.length.is_some_and(|length| now > self.since.1 + length + SLACK)
     }
 
-    fn may_be_over(&self, now: u64) -> bool {
+    fn may_have_expired(&self, now: u64) -> bool {
         self.length.is_some_and(|length| now + SLACK >= self.since.0 + length)
     }
 
-    fn is(&self, (_, since, until, ..): &Block) -> bool {
+    fn matches(&self, (_, since, until, ..): &Block) -> bool {
         let (earliest, latest) = (self.since.0 - SLACK, self.since.1 + SLACK);
         let ends = |length| earliest + length..=latest + length;
         (earliest..=latest).contains(since)
@@ -60,10 +60,11 @@ impl Known {
     }
 }
 
-/// What may be true of each address: one thing, or two for whom the service was killed over.
-struct World(BTreeMap<String, Vec<Option<Known>>>);
+/// The possible states of each address: two states if the service was killed during a call for that
+/// address, otherwise one.
+struct Model(BTreeMap<String, Vec<Option<Known>>>);
 
-impl World {
+impl Model {
     fn new() -> Self {
         // Single addresses and networks, of both families.
         let free = |number| {
@@ -77,10 +78,11 @@ impl World {
         Self((0..ADDRESSES).map(free).collect())
     }
 
-    /// Makes a random call, and remembers what follows from its answer. False if there was none.
-    fn change(&mut self, caller: &Caller, random: &mut Random) -> bool {
+    /// Makes a random call and records the state that the reply implies. Returns false without a
+    /// reply.
+    fn change(&mut self, caller: &BusClient, random: &mut Random) -> bool {
         let at = random.below(ADDRESSES);
-        let (address, fates) = self.0.iter_mut().nth(at).unwrap();
+        let (address, states) = self.0.iter_mut().nth(at).unwrap();
         let before = unix_now();
         let (wanted, answer) = if random.below(5) < 2 {
             (None, caller.unblock(address))
@@ -90,66 +92,68 @@ impl World {
             (Some((length > 0).then_some(length)), answer)
         };
         let since = (before, unix_now());
-        let fate = wanted.map(|length| Known { since, length });
+        let state = wanted.map(|length| Known { since, length });
         match answer {
-            Answer::Told(()) => {
-                if fate.is_none() {
-                    assert!(fates.iter().any(Option::is_some), "{address} was not blocked");
+            Reply::Value(()) => {
+                if state.is_none() {
+                    assert!(states.iter().any(Option::is_some), "{address} was not blocked");
                 }
-                *fates = vec![fate];
+                *states = vec![state];
             }
-            Answer::Refused(name) => {
+            Reply::Error(name) => {
                 assert_eq!(
-                    (fate, name.rsplit('.').next()),
+                    (state, name.rsplit('.').next()),
                     (None, Some("NotBlocked")),
                     "{address}"
                 );
-                let may_be_free =
-                    |fate: &Option<Known>| fate.is_none_or(|known| known.may_be_over(since.1));
+                let may_be_free = |state: &Option<Known>| {
+                    state.is_none_or(|known| known.may_have_expired(since.1))
+                };
                 assert!(
-                    fates.iter().any(may_be_free),
-                    "{address}: {fates:?}, refused at {since:?}"
+                    states.iter().any(may_be_free),
+                    "{address}: {states:?}, refused at {since:?}"
                 );
-                *fates = vec![None];
+                *states = vec![None];
             }
-            Answer::Unknown => {
-                fates.push(fate);
+            Reply::Unknown => {
+                states.push(state);
                 return false;
             }
         }
         true
     }
 
-    /// Holds a list against what may be true; from then on that is what is true.
+    /// Asserts that a list matches a possible state of each address, and records the listed states.
     fn compare(&mut self, list: &[Block], backend: &str, now: u64) {
-        for (address, fates) in &mut self.0 {
+        for (address, states) in &mut self.0 {
             let listed = list.iter().find(|block| block.0 == *address);
-            let fits = |fate: &Option<Known>| match (fate, listed) {
+            let fits = |state: &Option<Known>| match (state, listed) {
                 (None, None) => true,
                 (None, Some(_)) => false,
-                (Some(known), None) => known.may_be_over(now),
-                (Some(known), Some(block)) => known.is(block) && !known.is_over(now),
+                (Some(known), None) => known.may_have_expired(now),
+                (Some(known), Some(block)) => known.matches(block) && !known.has_expired(now),
             };
-            let true_one = fates.iter().copied().find(fits);
-            // A rule of whom nobody was told knows no time: then it is an hour.
-            let of_unknown_length = || {
-                let may_be = backend == "iptables" && fates.len() > 1;
+            let matching = states.iter().copied().find(fits);
+            // An iptables rule has no timeout, so a rule without a saved block ends after 1 h.
+            let recovered_from_rule = || {
+                let may_be = backend == "iptables" && states.len() > 1;
                 let (_, since, until, _, reason) = listed.filter(|_| may_be)?;
-                let is_found = reason.starts_with("left in the kernel") && until - since == 3600;
-                is_found.then_some(Some(Known { since: (*since, *since), length: Some(3600) }))
+                let is_recovered =
+                    reason.starts_with("left in the kernel") && until - since == 3600;
+                is_recovered.then_some(Some(Known { since: (*since, *since), length: Some(3600) }))
             };
-            let Some(fate) = true_one.or_else(of_unknown_length) else {
-                panic!("{address}: callers know {fates:?}, listed is {listed:?} at {now}");
+            let Some(state) = matching.or_else(recovered_from_rule) else {
+                panic!("{address}: possible states {states:?}, listed {listed:?} at {now}");
             };
-            *fates = vec![fate.filter(|_| listed.is_some())];
+            *states = vec![state.filter(|_| listed.is_some())];
         }
-        let strangers = list.iter().find(|block| !self.0.contains_key(&block.0));
-        assert_eq!(strangers, None);
+        let unexpected = list.iter().find(|block| !self.0.contains_key(&block.0));
+        assert_eq!(unexpected, None);
     }
 }
 
 #[test]
-fn what_callers_were_told_is_so_after_any_crash() {
+fn confirmed_changes_survive_any_crash() {
     for (backend, kills, least_calls) in KILLS {
         crash(backend, kills, least_calls);
     }
@@ -158,40 +162,44 @@ fn what_callers_were_told_is_so_after_any_crash() {
 fn crash(backend: &str, kills: u32, least_calls: u32) {
     let seed = std::env::var("TCPTRACKER_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) ^ unix_now());
-    println!("to see the same again: TCPTRACKER_SEED={seed}");
+    println!("to repeat this run: TCPTRACKER_SEED={seed}");
     let mut random = Random::seeded(seed);
     let lab = Lab::new();
     lab.configure(&format!("firewall.backend = \"{backend}\"\n"));
-    let caller = Caller::on(&lab.bus);
-    let mut world = World::new();
+    let caller = BusClient::on(&lab.bus);
+    let mut model = Model::new();
     let (mut calls, mut unready) = (0, 0);
     for round in 0..kills {
         let mut service = Start::on("eth0").begin(&lab);
-        let in_the_start = random.below(4) == 0;
-        let answered = if in_the_start { 0 } else { 1 + random.below(ANSWERED) };
-        let life = random.below(if in_the_start { LIFE } else { AFTERWARDS });
+        let during_start = random.below(4) == 0;
+        let answered = if during_start { 0 } else { 1 + random.below(ANSWERED) };
+        let life = random.below(if during_start { LIFE } else { AFTERWARDS });
         let mut calls_random = Random::seeded(random.next());
         let (answer, answers) = channel();
         let (end, ended) = channel::<()>();
         std::thread::scope(|scope| {
-            let (world, caller) = (&mut world, &caller);
+            let (model, caller) = (&mut model, &caller);
             let calling = scope.spawn(move || {
-                while !matches!(caller.list(), Answer::Told(_)) {
+                while !matches!(caller.list(), Reply::Value(_)) {
                     if ended.try_recv().is_ok() {
                         return None;
                     }
                 }
                 let mut made = 0;
-                while world.change(caller, &mut calls_random) {
+                while model.change(caller, &mut calls_random) {
                     made += 1;
                     let _ = answer.send(());
                 }
                 Some(made)
             });
-            assert_eq!(answers.iter().take(answered).count(), answered, "it has ended by itself");
-            pass(Duration::from_millis(life.try_into().unwrap()));
+            assert_eq!(
+                answers.iter().take(answered).count(),
+                answered,
+                "the service exited unexpectedly"
+            );
+            wait(Duration::from_millis(life.try_into().unwrap()));
             service.crash();
-            // Nobody listens who has begun.
+            // Fails if the client thread has started to make calls: then it no longer listens.
             let _ = end.send(());
             match calling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
                 Some(made) => calls += made,
@@ -199,14 +207,14 @@ fn crash(backend: &str, kills: u32, least_calls: u32) {
             }
         });
         if round % 4 == 3 {
-            // The machine went down with it: the kernel remembers nothing.
+            // Simulate a reboot, which clears the kernel's rules and sets.
             wipe(&lab.victim);
         }
         if round % 2 == 0 {
             continue;
         }
         let mut service = lab.start();
-        assert_all_agree(&lab, backend, &caller, &mut world);
+        assert_all_agree(&lab, backend, &caller, &mut model);
         if round % 8 == 7 {
             assert_eq!(service.stop().code(), Some(0));
             lab.assert_untouched();
@@ -215,13 +223,13 @@ fn crash(backend: &str, kills: u32, least_calls: u32) {
         }
     }
     println!(
-        "{backend}: {kills} kills, {unready} before it was ready; {calls} calls were answered"
+        "{backend}: {kills} kills, {unready} before the service was ready; {calls} answered calls"
     );
-    assert!(calls > least_calls, "{calls} calls only");
+    assert!(calls > least_calls, "only {calls} answered calls");
 }
 
-/// Whom the kernel drops.
-fn held_by(victim: &Namespace, backend: &str) -> BTreeSet<String> {
+/// Returns the networks that the kernel drops.
+fn dropped_by(victim: &Namespace, backend: &str) -> BTreeSet<String> {
     if backend == "ipset" {
         let sets = ["tcptracker-eth0-v4", "tcptracker-eth0-v6"];
         return sets.iter().flat_map(|set| members(victim, set)).collect();
@@ -234,61 +242,61 @@ fn held_by(victim: &Namespace, backend: &str) -> BTreeSet<String> {
     sources.collect()
 }
 
-/// Lets time pass, to a moment of the test's own choice, which does not come after anything.
-fn pass(span: Duration) {
-    let (_silent, nothing) = channel::<()>();
+/// Waits for a fixed time that is not tied to any event.
+fn wait(span: Duration) {
+    let (_sender, nothing) = channel::<()>();
     assert_eq!(nothing.recv_timeout(span), Err(RecvTimeoutError::Timeout));
 }
 
-/// Kernel, database, and what callers were told.
-fn assert_all_agree(lab: &Lab, backend: &str, caller: &Caller, world: &mut World) {
-    let kept = || {
+/// Asserts that the kernel, the database, the list and the model agree.
+fn assert_all_agree(lab: &Lab, backend: &str, caller: &BusClient, model: &mut Model) {
+    let saved = || {
         let file = lab.state_directory("eth0").join("tcptracker.db");
         let file = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
         let mut statement = file.prepare("SELECT network FROM block").unwrap();
         let rows = statement.query_map((), |row| row.get::<_, String>(0)).unwrap();
         rows.map(|row| row.unwrap().trim_end_matches("/32").to_owned()).collect::<BTreeSet<_>>()
     };
-    let held = || held_by(&lab.victim, backend);
+    let dropped = || dropped_by(&lab.victim, backend);
     loop {
         let list = || match caller.list() {
-            Answer::Told(list) => list,
+            Reply::Value(list) => list,
             other => panic!("{other:?}"),
         };
         let before = list();
-        let (kept, held, now) = (kept(), held(), unix_now());
+        let (saved, dropped, now) = (saved(), dropped(), unix_now());
         let after = list();
         if before != after {
-            // Something was over just now.
+            // A block expired in between, so read again.
             continue;
         }
         let listed: BTreeSet<String> = after.iter().map(|block| block.0.clone()).collect();
-        assert_eq!(kept, listed, "in the database, and listed");
-        assert_eq!(held, listed, "in the kernel, and listed");
-        world.compare(&after, backend, now);
+        assert_eq!(saved, listed, "saved blocks differ from listed blocks");
+        assert_eq!(dropped, listed, "dropped networks differ from listed blocks");
+        model.compare(&after, backend, now);
         return;
     }
 }
 
-/// How often the power fails, and for how many milliseconds at the least there is some.
+/// Number of power cuts, and the minimum time between two cuts in milliseconds.
 const POWER_CUTS: usize = 3;
 const POWER: usize = 4000;
 
-/// And at least so many changes.
+/// Minimum number of changes before a power cut.
 const CHANGES: usize = 150;
 
-/// What may be lost is a second's changes; a machine under load may be late, and later where its disk is slow.
-/// What nobody flushes would be lost for half a minute.
+/// Allowed age of a lost change. The service flushes every second, but may be late on a loaded
+/// machine or a slow disk. Without a flush, the kernel would lose changes of 30 s.
 const LOSS: Duration = Duration::from_secs(3);
 
 #[test]
-fn a_power_cut_costs_what_is_youngest_and_nothing_else() {
+fn power_cut_loses_only_the_most_recent_changes() {
     let mut random = Random::seeded(u64::from(std::process::id()) ^ unix_now());
     let lab = Lab::new();
-    let mut disk = ElectricDisk::for_state(&lab);
-    let caller = Caller::on(&lab.bus);
-    // Who was blocked and who was let in, from some moment on.
-    let mut told: BTreeMap<String, (bool, Instant)> = BTreeMap::new();
+    let mut disk = PowerCutDisk::for_state(&lab);
+    let caller = BusClient::on(&lab.bus);
+    // Per address: whether it is blocked, and since when.
+    let mut confirmed: BTreeMap<String, (bool, Instant)> = BTreeMap::new();
     for round in 0..POWER_CUTS {
         let mut service = lab.start();
         let life = Duration::from_millis((POWER + random.below(1000)).try_into().unwrap());
@@ -296,42 +304,46 @@ fn a_power_cut_costs_what_is_youngest_and_nothing_else() {
         while begun.elapsed() < life || changes < CHANGES {
             changes += 1;
             let address = format!("198.51.{round}.{}", random.below(256));
-            let is_blocked = told.get(&address).is_none_or(|(is_blocked, _)| !is_blocked);
+            let is_blocked = confirmed.get(&address).is_none_or(|(is_blocked, _)| !is_blocked);
             let answer = if is_blocked {
                 caller.block(&address, 0, "before the power fails")
             } else {
                 caller.unblock(&address)
             };
-            assert_eq!(answer, Answer::Told(()), "{address}");
-            told.insert(address, (is_blocked, Instant::now()));
-            // So few that the log does not grow so large that it is moved, and flushed on the way.
-            pass(Duration::from_millis(random.below(60).try_into().unwrap()));
+            assert_eq!(answer, Reply::Value(()), "{address}");
+            confirmed.insert(address, (is_blocked, Instant::now()));
+            // Limit the rate, so that SQLite does not checkpoint the write-ahead log, which would
+            // flush it.
+            wait(Duration::from_millis(random.below(60).try_into().unwrap()));
         }
         let cut = Instant::now();
         disk.cut_power();
-        let at_the_most = LOSS + 3 * disk.takes_to_flush();
+        let max_age = LOSS + 3 * disk.flush_duration();
         service.crash();
         wipe(&lab.victim);
         disk.power_up();
 
         let mut service = lab.start();
         assert_eq!(lab.bus.property("State").1, "enforcing");
-        let Answer::Told(blocks) = caller.list() else { panic!("no list") };
+        let Reply::Value(blocks) = caller.list() else { panic!("no list") };
         let listed: BTreeSet<String> = blocks.into_iter().map(|block| block.0).collect();
         let (mut kept, mut lost) = (0, Vec::new());
-        told.retain(|address, (is_blocked, since)| {
-            let is_so = listed.contains(address) == *is_blocked;
+        confirmed.retain(|address, (is_blocked, since)| {
+            let is_kept = listed.contains(address) == *is_blocked;
             let age = cut.saturating_duration_since(*since);
-            assert!(is_so || age < at_the_most, "{address}, {is_blocked} {age:?} before, was lost");
-            if is_so {
+            assert!(
+                is_kept || age < max_age,
+                "lost a change of {address}, age {age:?}, blocked: {is_blocked}"
+            );
+            if is_kept {
                 kept += 1;
             } else {
                 lost.push(age);
             }
-            is_so
+            is_kept
         });
-        println!("{kept} kept, {} lost, the oldest {:?} old", lost.len(), lost.iter().max());
-        assert!(kept > 50, "{kept} only");
+        println!("{kept} kept, {} lost, oldest lost change: {:?}", lost.len(), lost.iter().max());
+        assert!(kept > 50, "only {kept} changes kept");
         let in_kernel: BTreeSet<String> =
             members(&lab.victim, "tcptracker-eth0-v4").into_iter().collect();
         assert_eq!(in_kernel, listed);

@@ -1,4 +1,4 @@
-//! Scans among decoys, as nmap forges them.
+//! Scans with decoys forged by nmap.
 
 use std::collections::BTreeSet;
 
@@ -11,10 +11,10 @@ use crate::service::Start;
 const SCAN: &str = "5d0741d35f104cf2bc625c85c40f2775";
 const BLOCKED: &str = "b39b4bac17384f029bb82ffb3b2b31d1";
 
-/// Whoever is recognised first is known to be one of several, too. All are blocked, the real one among
-/// them, and the reason says what to think of it.
+/// All sources are blocked, including the real scanner. Each report names the other sources, also
+/// the report of the source that was detected first.
 #[test]
-fn decoys_are_marked_wherever_the_real_one_stands() {
+fn decoys_are_marked_at_any_position_of_the_real_source() {
     for (decoys, attacker, victim) in [
         ("10.77.0.91,10.77.0.92,ME,10.77.0.93", ATTACKER, VICTIM),
         ("ME,198.51.100.7", ATTACKER, VICTIM),
@@ -28,8 +28,8 @@ fn decoys_are_marked_wherever_the_real_one_stands() {
 
         let all = decoys.replace("ME", &attacker.to_string());
         let all: BTreeSet<String> = all.split(',').map(str::to_owned).collect();
-        let mut told = BTreeSet::new();
-        let [scans, blocks] = journal.next_of_both([SCAN, BLOCKED], all.len());
+        let mut reported = BTreeSet::new();
+        let [scans, blocks] = journal.next_of_kinds([SCAN, BLOCKED], all.len());
         for scan in scans {
             let source = scan["TCPTRACKER_SOURCE"].clone();
             assert_eq!(scan["TCPTRACKER_KIND"], "vertical", "{scan:?}");
@@ -40,7 +40,7 @@ fn decoys_are_marked_wherever_the_real_one_stands() {
             let words =
                 format!("; at the same time by {}", scan["TCPTRACKER_DECOYS"].replace(',', ", "));
             assert!(scan["MESSAGE"].contains(&words), "{scan:?}");
-            assert!(told.insert(source), "{scan:?}");
+            assert!(reported.insert(source), "{scan:?}");
             let (types, data) = signals.next_named("ScanDetected");
             assert_eq!((types.as_str(), &data[2]), ("saqs", &json!("vertical")));
         }
@@ -48,21 +48,21 @@ fn decoys_are_marked_wherever_the_real_one_stands() {
             let reason = "as others did at the same time (decoys?)";
             assert!(blocked["TCPTRACKER_REASON"].contains(reason), "{blocked:?}");
         }
-        assert_eq!(told, all);
+        assert_eq!(reported, all);
         assert_eq!(
             lab.bus.list().iter().map(|block| block.0.clone()).collect::<BTreeSet<_>>(),
             all
         );
-        lab.attacker.assert_shut_out(victim, OPEN_PORT);
-        lab.bystander.assert_let_in(victim, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(victim, OPEN_PORT);
+        lab.bystander.assert_reaches(victim, OPEN_PORT);
         assert_eq!(service.stop().code(), Some(0));
         lab.assert_untouched();
     }
 }
 
-/// Addresses nmap makes up: some of them may be anybody's.
+/// nmap invents the addresses, and some may belong to innocent hosts.
 #[test]
-fn made_up_decoys_are_blocked_for_the_shortest_time() {
+fn random_decoys_are_blocked_for_the_shortest_time() {
     let lab = Lab::new();
     let mut service = lab.start();
     lab.attacker.nmap("-sS -p 1-10 -D RND:7", VICTIM);
@@ -74,9 +74,9 @@ fn made_up_decoys_are_blocked_for_the_shortest_time() {
         assert!(reason.ends_with(", as others did at the same time (decoys?)"), "{reason}");
     }
     assert_eq!(lab.bus.list().len(), 8);
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
 
-    // Who scans alone is no decoy.
+    // A single scanner is not marked as a possible decoy.
     lab.bystander.nmap("-sS -p 11-20", VICTIM);
     let alone = service.await_line("port scan by 10.77.0.3 on");
     assert!(alone.ends_with("more than 3 within 60s"), "{alone}");

@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 
 use crate::lab::{BINARY, Lab};
-use crate::tools::{Outcome, await_that, require_what_is_needed, run};
+use crate::tools::{Outcome, await_that, require_prerequisites, run};
 use crate::users::Polkit;
 
 fn findings(outcome: &Outcome) -> Vec<Value> {
@@ -19,12 +19,11 @@ fn findings(outcome: &Outcome) -> Vec<Value> {
 fn finding(outcome: &Outcome, check: &str) -> Value {
     let findings = findings(outcome);
     let found = findings.iter().find(|finding| finding["check"] == check).cloned();
-    found.unwrap_or_else(|| panic!("nothing on {check} in {findings:?}"))
+    found.unwrap_or_else(|| panic!("no check {check} in {findings:?}"))
 }
 
-/// What the laboratory has is found, and what it lacks comes with what to do.
 #[test]
-fn what_is_there_is_found_and_what_fails_says_how_to_mend_it() {
+fn reports_each_check_and_how_to_fix_it() {
     let lab = Lab::new();
     let empty = lab.configure("");
     let examine = |user: &str| {
@@ -42,7 +41,7 @@ fn what_is_there_is_found_and_what_fails_says_how_to_mend_it() {
         "ip6tables",
         "kernel sets",
         "bus",
-        // Asked of the bus itself: this one has read the file in the source tree.
+        // The bus answers this check. The lab's bus reads the policy from the source tree.
         "bus policy",
     ] {
         assert_eq!(finding(&outcome, check)["result"], "ok", "{outcome:?}");
@@ -62,7 +61,7 @@ fn what_is_there_is_found_and_what_fails_says_how_to_mend_it() {
         (&instance["result"], &instance["found"]),
         (&json!("ok"), &json!("eth0: enforcing"))
     );
-    // Others see less, and are told so.
+    // Without privileges, some checks are skipped and reported as unknown.
     let outcome = examine("nobody");
     assert_eq!(finding(&outcome, "instance")["result"], "ok", "{outcome:?}");
     assert_eq!(finding(&outcome, "privileges")["result"], "unknown", "{outcome:?}");
@@ -80,9 +79,8 @@ fn what_is_there_is_found_and_what_fails_says_how_to_mend_it() {
     lab.assert_untouched();
 }
 
-/// Whatever is taken away is missed, and how to get it back is said.
 #[test]
-fn each_thing_that_is_missing_is_named() {
+fn names_each_missing_prerequisite() {
     let lab = Lab::with_users();
     let empty = lab.configure("");
     let words = format!("doctor --json --config {}", empty.display());
@@ -99,11 +97,11 @@ fn each_thing_that_is_missing_is_named() {
         }
         outcome
     };
-    let without_programs = lab.path("nothing");
+    let empty_path = lab.path("nothing");
     assert_failed(
         lab.victim
             .command("env")
-            .arg(format!("PATH={}", without_programs.display()))
+            .arg(format!("PATH={}", empty_path.display()))
             .arg(BINARY)
             .args(words.split(' ')),
         &[("iptables", "apt install iptables"), ("ip6tables", "apt install iptables")],
@@ -122,16 +120,16 @@ fn each_thing_that_is_missing_is_named() {
 
     let polkit =
         |outcome: &Outcome| finding(outcome, "polkit")["found"].as_str().unwrap().to_owned();
-    let told = polkit(&run(&mut lab.client(&words)));
-    assert!(told.starts_with("not there: root and group"), "{told}");
+    let found = polkit(&run(&mut lab.client(&words)));
+    assert!(found.starts_with("not there: root and group"), "{found}");
     let _polkit = Polkit::start(&lab);
-    let told = polkit(&run(&mut lab.client(&words)));
-    assert!(!told.starts_with("not there"), "{told}");
+    let found = polkit(&run(&mut lab.client(&words)));
+    assert!(!found.starts_with("not there"), "{found}");
     lab.assert_untouched();
 }
 
 #[test]
-fn the_self_test_shows_that_it_works_and_leaves_nothing() {
+fn self_test_succeeds_and_leaves_nothing_behind() {
     let lab = Lab::new();
     let before = lab.victim.ip("-brief link");
     let outcome = lab.cli("doctor --self-test --json");
@@ -152,10 +150,10 @@ fn the_self_test_shows_that_it_works_and_leaves_nothing() {
     assert_eq!((outcome.code, outcome.err.as_str()), (Some(1), sentence));
 }
 
-/// Ctrl-C goes to all of a terminal's foreground.
+/// Ctrl-C sends SIGINT to the whole foreground process group of a terminal.
 #[test]
-fn an_interrupted_self_test_leaves_nothing() {
-    require_what_is_needed();
+fn interrupted_self_test_leaves_nothing_behind() {
+    require_prerequisites();
     let mut child = Command::new(BINARY)
         .args(["doctor", "--self-test"])
         .process_group(0)
@@ -170,7 +168,7 @@ fn an_interrupted_self_test_leaves_nothing() {
     let inside = std::fs::read_link(inside).unwrap();
     kill_process_group(Pid::from_child(&child), Signal::INT).unwrap();
     assert!(!child.wait().unwrap().success());
-    await_that("nothing runs inside any more", || {
+    await_that("no process runs in the namespace", || {
         let processes = std::fs::read_dir("/proc").unwrap().flatten();
         let mut namespaces =
             processes.filter_map(|entry| std::fs::read_link(entry.path().join("ns/pid")).ok());

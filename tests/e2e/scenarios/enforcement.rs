@@ -1,4 +1,4 @@
-//! How packets of the blocked are stopped: targets, live connections, counters, room.
+//! Enforcement of blocks: targets, existing connections, counters and capacity.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -12,14 +12,14 @@ use tcptracker::internals::{Established, FirewallConfig};
 
 use crate::kernel::Rules;
 use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
-use crate::namespace::{Namespace, SILENCE};
-use crate::tools::{PATIENCE, await_that, run};
+use crate::namespace::{ANSWER_TIMEOUT, Namespace};
+use crate::tools::{TIMEOUT, await_that, run};
 
 fn block(lab: &Lab, address: &str, seconds: &str) {
     lab.bus.call("eth0", &["Block", "sts", address, seconds, "test"]).ok();
 }
 
-/// What nmap says of the open port.
+/// Returns the state of the open port as nmap reports it.
 fn state_seen(from: &Namespace, victim: IpAddr) -> String {
     let family = if victim.is_ipv6() { "-6" } else { "-n" };
     let port = OPEN_PORT.to_string();
@@ -38,13 +38,13 @@ fn state_seen(from: &Namespace, victim: IpAddr) -> String {
         "-",
         &target,
     ];
-    let said = run(from.command("nmap").args(arguments)).ok();
-    let ports = said.split("Ports: ").nth(1).unwrap_or_else(|| panic!("{said}"));
+    let output = run(from.command("nmap").args(arguments)).ok();
+    let ports = output.split("Ports: ").nth(1).unwrap_or_else(|| panic!("{output}"));
     ports.split('/').nth(1).unwrap().to_owned()
 }
 
 #[test]
-fn reject_answers_as_a_closed_port_does() {
+fn reject_target_answers_like_a_closed_port() {
     for (established, seen, backend) in
         [("keep", "closed", "ipset"), ("cut", "filtered", "ipset"), ("keep", "closed", "iptables")]
     {
@@ -60,11 +60,12 @@ fn reject_answers_as_a_closed_port_does() {
         }
         for victim in [VICTIM, VICTIM_V6] {
             assert_eq!(state_seen(&lab.attacker, victim), seen, "{established} {victim}");
-            // Nobody waits for nothing: the refusal comes at once.
+            // The client gets the refusal at once, without a timeout.
             let to = SocketAddr::new(victim, OPEN_PORT);
-            let attempt = lab.attacker.inside(|| TcpStream::connect_timeout(&to, PATIENCE));
+            let attempt = lab.attacker.inside(|| TcpStream::connect_timeout(&to, TIMEOUT));
             let refusal = attempt.unwrap_err().kind();
-            // To drop all of a neighbour's IPv6 is to drop his neighbour discovery as well.
+            // "cut" also drops the attacker's neighbour discovery, so its IPv6 connection attempt
+            // fails earlier.
             let expected = match (established, victim.is_ipv6()) {
                 ("cut", true) => ErrorKind::HostUnreachable,
                 _ => ErrorKind::ConnectionRefused,
@@ -77,7 +78,7 @@ fn reject_answers_as_a_closed_port_does() {
     }
 }
 
-/// A connection of the attacker's that is open, to a host that tracks it.
+/// An open connection from the attacker to a host that tracks connections.
 pub(super) struct Connection<'a> {
     pub tracker: &'a Namespace,
     pub client: TcpStream,
@@ -85,7 +86,7 @@ pub(super) struct Connection<'a> {
 }
 
 impl Connection<'_> {
-    /// Makes the victim track connections.
+    /// Enables connection tracking on the victim.
     pub fn track(victim: &Namespace) {
         let rule = ["-A", "INPUT", "-m", "conntrack", "--ctstate", "ESTABLISHED", "-j", "ACCEPT"];
         for program in ["iptables", "ip6tables"] {
@@ -94,20 +95,20 @@ impl Connection<'_> {
     }
 
     pub fn open<'a>(lab: &'a Lab, to: SocketAddr, listener: &TcpListener) -> Connection<'a> {
-        let client = lab.attacker.inside(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap();
+        let client = lab.attacker.inside(|| TcpStream::connect_timeout(&to, TIMEOUT)).unwrap();
         let (server, _) = listener.accept().unwrap();
-        server.set_read_timeout(Some(SILENCE)).unwrap();
+        server.set_read_timeout(Some(ANSWER_TIMEOUT)).unwrap();
         let mut connection = Connection { tracker: &lab.victim, client, server };
         assert!(connection.carries(), "to {to}");
         assert!(connection.is_tracked(), "to {to}");
         connection
     }
 
-    /// Whether what the client says is heard.
+    /// Returns whether data from the client reaches the server.
     pub fn carries(&mut self) -> bool {
-        let mut heard = [0; 2];
+        let mut received = [0; 2];
         self.client.write_all(b"hi").unwrap();
-        self.server.read_exact(&mut heard).is_ok()
+        self.server.read_exact(&mut received).is_ok()
     }
 
     pub fn is_tracked(&self) -> bool {
@@ -120,13 +121,13 @@ impl Connection<'_> {
 
     #[track_caller]
     pub fn assert_cut(&mut self) {
-        await_that("the connection is gone from the table", || !self.is_tracked());
+        await_that("conntrack no longer lists the connection", || !self.is_tracked());
         assert!(!self.carries());
     }
 }
 
 #[test]
-fn a_live_connection_goes_on_or_is_cut_as_configured() {
+fn existing_connection_is_kept_or_cut_as_configured() {
     for (established, backend) in [("keep", "ipset"), ("cut", "ipset"), ("cut", "iptables")] {
         let lab = Lab::new();
         Connection::track(&lab.victim);
@@ -141,7 +142,7 @@ fn a_live_connection_goes_on_or_is_cut_as_configured() {
             if established == "cut" {
                 connection.assert_cut();
             }
-            lab.attacker.assert_shut_out(victim, OPEN_PORT);
+            lab.attacker.assert_cannot_reach(victim, OPEN_PORT);
             if established == "keep" {
                 assert!(connection.carries() && connection.is_tracked());
             }
@@ -151,9 +152,9 @@ fn a_live_connection_goes_on_or_is_cut_as_configured() {
     }
 }
 
-/// Also of those who are blocked already when it is configured, or when the service starts.
+/// The setting also applies to sources that are already blocked at a reload or at a start.
 #[test]
-fn live_connections_are_cut_by_a_reload_and_a_start() {
+fn existing_connections_are_cut_at_reload_and_start() {
     let lab = Lab::new();
     Connection::track(&lab.victim);
     let mut service = lab.start();
@@ -172,9 +173,8 @@ fn live_connections_are_cut_by_a_reload_and_a_start() {
     assert_eq!(service.stop().code(), Some(0));
 }
 
-/// Every dropped packet is counted, though elements and rules come and go.
 #[test]
-fn dropped_packets_are_counted_over_expiry_blocking_again_and_mending() {
+fn drop_counters_survive_unblock_expiry_and_repair() {
     for backend in ["ipset", "iptables"] {
         let lab = Lab::new();
         lab.configure(&format!("firewall.backend = \"{backend}\"\n"));
@@ -185,25 +185,25 @@ fn dropped_packets_are_counted_over_expiry_blocking_again_and_mending() {
             lab.bystander.nmap("-sS -p 1", VICTIM);
         };
         let total = || lab.metric(r#"tcptracker_dropped_packets_total{family="ipv4"}"#);
-        // Read with the next look.
+        // The service reads the kernel's counters periodically.
         let await_total = |expected: u64| {
             await_that(&format!("{expected} dropped by {backend}"), || total() == expected);
         };
         block(&lab, &ATTACKER.to_string(), "3600");
         probe(10);
         await_total(10);
-        // Ended, and blocked again.
+        // Unblock and block again.
         lab.bus.call("eth0", &["Unblock", "s", &ATTACKER.to_string()]).ok();
         block(&lab, &ATTACKER.to_string(), "3600");
         probe(5);
         await_total(15);
-        // Expired.
+        // Expire.
         block(&lab, &ATTACKER.to_string(), "2");
         service.await_line(&format!("unblocked {ATTACKER}: its time was up"));
         block(&lab, &ATTACKER.to_string(), "3600");
         probe(4);
         await_total(19);
-        // The rule made anew.
+        // Make the service repair the rule.
         run(lab.victim.command("iptables").args(["-F", "tcptracker"])).ok();
         service.await_line("mended: ");
         probe(3);
@@ -215,7 +215,7 @@ fn dropped_packets_are_counted_over_expiry_blocking_again_and_mending() {
 }
 
 #[test]
-fn a_rule_per_address_does_what_a_set_does() {
+fn iptables_backend_enforces_like_the_ipset_backend() {
     let lab = Lab::new();
     lab.configure("firewall.backend = \"iptables\"\n");
     let mut service = lab.start();
@@ -232,51 +232,52 @@ fn a_rule_per_address_does_what_a_set_does() {
     assert!(ipv4.len() == 2 && ipv4.iter().all(|rule| own(rule)), "{ipv4:?}");
     assert!(ipv4[0].starts_with("-s 10.77.0.1/32 -p tcp"), "{ipv4:?}");
     assert!(ipv6.len() == 1 && ipv6[0].starts_with("-s fd77::/127"), "{ipv6:?}");
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-    lab.attacker.assert_shut_out(VICTIM_V6, OPEN_PORT);
-    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM_V6, OPEN_PORT);
+    lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(lab.metric(r#"tcptracker_enforced{family="ipv4"}"#), 2);
 
-    // Others interfere.
+    // Another program removes rules.
     run(lab.victim.command("iptables").args(["-D", "tcptracker", "1"])).ok();
     service.await_line("mended: 1 blocked (ipv4) missing");
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     run(lab.victim.command("iptables").args(["-D", "INPUT", "-j", "tcptracker"])).ok();
     service.await_lines("mended: ", 2);
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
 
-    // It dies, and the next takes its rules over, with their times as remembered.
+    // After a crash, the next instance adopts the rules with their saved end times.
     service.crash();
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     let mut service = lab.start();
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     assert_eq!(lab.bus.list().len(), 3);
     assert_eq!(Rules::of(&lab.victim).chain("tcptracker").map(|rules| rules.len()), [2, 1]);
 
-    // Its end is the service's business.
+    // The kernel does not expire rules, so the service must.
     lab.bus.call("eth0", &["Unblock", "s", &ATTACKER.to_string()]).ok();
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     block(&lab, &ATTACKER.to_string(), "2");
     service.await_line(&format!("unblocked {ATTACKER}: its time was up"));
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(lab.bus.property("State").1, "enforcing");
 
-    // The other backend takes over in turn, and nothing of this one stays.
+    // Switching the backend in both directions keeps the blocks and leaves no rules of the old
+    // backend.
     service.crash();
     lab.configure("");
     let mut service = lab.start();
-    lab.attacker.assert_shut_out(VICTIM_V6, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM_V6, OPEN_PORT);
     Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
     service.crash();
     lab.configure("firewall.backend = \"iptables\"\n");
     let mut service = lab.start();
-    lab.attacker.assert_shut_out(VICTIM_V6, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM_V6, OPEN_PORT);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
 #[test]
-fn rules_left_by_a_dead_instance_nobody_remembers_end_all_the_same() {
+fn rules_without_a_saved_block_get_an_expiry() {
     let lab = Lab::new();
     lab.configure("firewall.backend = \"iptables\"\n");
     let mut service = lab.start();
@@ -284,18 +285,17 @@ fn rules_left_by_a_dead_instance_nobody_remembers_end_all_the_same() {
     service.crash();
     std::fs::remove_dir_all(lab.path("state")).unwrap();
     let service = lab.start();
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     let (_, since, until, ..) = lab.bus.block_of(&ATTACKER);
     assert_eq!(until - since, 3600);
     drop(service);
 }
 
-/// Thousands of rules are a matter of one process, and there is a limit to them.
 #[test]
-fn a_chain_of_rules_has_a_limit() {
+fn iptables_backend_limits_the_number_of_rules() {
     let lab = Lab::new();
     lab.configure("firewall.backend = \"iptables\"\n");
-    // As a dead instance would have left them.
+    // Rules as a killed instance leaves them.
     let rules = (0..999).map(|number| {
         format!(
             "-A tcptracker -s 198.18.{}.{}/32 -p tcp -m tcp --tcp-flags RST,ACK NONE \
@@ -314,8 +314,8 @@ fn a_chain_of_rules_has_a_limit() {
     assert_eq!(lab.bus.list().len(), 999);
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER} for 1h"));
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-    // Full: by hand it is refused, and said why; a scanner takes a scanner's place.
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+    // When full, a manual block fails, and a new scan evicts an automatic block.
     let refused = lab.cli("block 203.0.113.1");
     assert_eq!(refused.code, Some(1));
     assert!(
@@ -328,13 +328,13 @@ fn a_chain_of_rules_has_a_limit() {
     lab.bystander.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("unblocked {ATTACKER}: it had to make way for a new block"));
     service.await_line("WARN blocked 10.77.0.3 for 1h");
-    lab.bystander.assert_shut_out(VICTIM, OPEN_PORT);
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.bystander.assert_cannot_reach(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(lab.bus.list().len(), 1000);
 
     run(lab.victim.command("iptables").args(["-F", "tcptracker"])).ok();
     service.await_line("mended: 1000 blocked (ipv4) missing");
-    lab.bystander.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.bystander.assert_cannot_reach(VICTIM, OPEN_PORT);
     lab.cli("unblock 198.18.0.0/15").ok();
     service.await_line("enforcing: all is well again");
     assert_eq!(lab.bus.list().len(), 1);
@@ -342,9 +342,9 @@ fn a_chain_of_rules_has_a_limit() {
     lab.assert_untouched();
 }
 
-/// A set that is full in fact: half a million.
+/// Fills a set to its capacity of 524,288 elements.
 #[test]
-fn the_kernel_says_when_a_set_is_full() {
+fn full_set_is_reported_as_full() {
     let lab = Lab::new();
     lab.victim.inside(|| {
         let interface = "eth0".parse().unwrap();
@@ -357,26 +357,26 @@ fn the_kernel_says_when_a_set_is_full() {
         let all: Vec<_> = (0..sets.capacity()).map(|number| (network(number), hour)).collect();
         assert!(sets.block_all(&all).is_empty());
 
-        // The kernel looks at the sum only where a part of its table has had its share: a little more
-        // may find room.
+        // The kernel checks the total only when a part of its hash table is full, so the set may
+        // accept up to 10% more.
         let further = (sets.capacity()..sets.capacity() / 10 * 11).map(network);
         let mut refusals =
             further.filter_map(|network| Some((network, sets.block(network, hour).err()?)));
-        let (one_more, refusal) =
-            refusals.next().expect("no more than a tenth more than its capacity");
+        let (refused, refusal) =
+            refusals.next().expect("the set refuses elements beyond 110% of its capacity");
         drop(refusals);
         assert!(refusal.is_full(), "{refusal}");
         assert_eq!(
             refusal.to_string(),
             "the set tcptracker-eth0-v4 is full (524288 elements); unblock others first"
         );
-        sets.block(network(7), hour).expect("what is there can be prolonged");
-        // The place of one that goes is another's.
-        let of_its_part = (0..sets.capacity()).map(network).find(|other| {
+        sets.block(network(7), hour).expect("the timeout of an existing element can be extended");
+        // Removing an element of the same part of the hash table makes room for the refused one.
+        let replaced = (0..sets.capacity()).map(network).find(|other| {
             sets.unblock(*other).unwrap();
-            sets.block(one_more, hour).is_ok()
+            sets.block(refused, hour).is_ok()
         });
-        assert!(of_its_part.is_some());
+        assert!(replaced.is_some());
         sets.remove().unwrap();
     });
     lab.assert_untouched();

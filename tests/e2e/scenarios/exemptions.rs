@@ -1,4 +1,4 @@
-//! Whom nobody may block, by whatever path: kept current while the host changes.
+//! Exempt addresses: never blocked, automatically or manually, and updated when the host changes.
 
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::process::Command;
@@ -7,11 +7,11 @@ use std::time::Instant;
 use crate::files::Files;
 use crate::lab::{ATTACKER, ATTACKER_V6, BINARY, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::service::{Service, Start};
-use crate::tools::{PATIENCE, run};
+use crate::tools::{TIMEOUT, run};
 
 const SSH: u16 = 22;
 
-/// An SSH session as far as the kernel knows: a connection sshd has accepted.
+/// An SSH session as the kernel sees it: a connection that sshd accepted.
 struct Session {
     _ends: (TcpStream, TcpStream),
 }
@@ -24,16 +24,16 @@ impl Session {
     }
 }
 
-/// Blocks over the bus, as long as it is allowed.
+/// Blocks an address over the bus. The address must not be exempt yet.
 #[track_caller]
 fn block(lab: &Lab, address: &str) {
     lab.bus.call("eth0", &["Block", "sts", address, "0", "until it is exempt"]).ok();
 }
 
-/// Waits until an address is let in because it is exempt now, and may not be blocked again for this
-/// reason.
+/// Waits until an address is unblocked because it became exempt, and asserts that a new block is
+/// refused for this reason.
 #[track_caller]
-fn await_release(lab: &Lab, service: &mut Service, address: &str, why: &str) {
+fn await_exemption(lab: &Lab, service: &mut Service, address: &str, why: &str) {
     service.await_line(&format!("unblocked {address}: it is exempt now"));
     assert_refused(lab, address, why);
     assert_eq!(lab.bus.list(), []);
@@ -45,23 +45,23 @@ fn assert_refused(lab: &Lab, network: &str, why: &str) {
     assert!(refused.code != Some(0) && refused.err.contains(why), "{network}: {refused:?}");
 }
 
-/// Scans until the service says this.
+/// Scans repeatedly until the service logs these words.
 #[track_caller]
 fn scan_until(lab: &Lab, service: &mut Service, victim: IpAddr, words: &str) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while service.lines_with(words).is_empty() {
-        assert!(Instant::now() < deadline, "never {words:?}");
+        assert!(Instant::now() < deadline, "the service did not log {words:?}");
         lab.attacker.nmap("-sS -p 1-10", victim);
     }
 }
 
 #[test]
-fn who_has_an_ssh_session_is_not_blocked_until_it_ends() {
+fn ssh_peer_is_exempt_until_its_session_ends() {
     for (attacker, victim, around) in
         [(ATTACKER, VICTIM, "10.77.0.0/31"), (ATTACKER_V6, VICTIM_V6, "fd77::/127")]
     {
         let lab = Lab::new();
-        // So short that each scan is one of its own.
+        // A short window makes each scan a separate one.
         let start = Start::on("eth0").env("TCPTRACKER_DETECTION__WINDOW", "1s");
         let mut service = start.begin(&lab).await_ready();
         let sshd = lab.victim.listen(SSH);
@@ -70,7 +70,7 @@ fn who_has_an_ssh_session_is_not_blocked_until_it_ends() {
         let why = format!("{attacker} has an SSH session open to this host");
         scan_until(&lab, &mut service, victim, &format!("vertical port scan by {attacker}"));
         service.await_line(&format!("did not block {attacker}: exempt: {why}"));
-        lab.attacker.assert_let_in(victim, OPEN_PORT);
+        lab.attacker.assert_reaches(victim, OPEN_PORT);
         for network in [attacker.to_string().as_str(), around] {
             assert_refused(&lab, network, &format!("{network} is never blocked: {why}"));
         }
@@ -79,7 +79,7 @@ fn who_has_an_ssh_session_is_not_blocked_until_it_ends() {
 
         drop(session);
         scan_until(&lab, &mut service, victim, &format!("WARN blocked {attacker} for 1h"));
-        lab.attacker.assert_shut_out(victim, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(victim, OPEN_PORT);
         assert_eq!(service.stop().code(), Some(0));
         lab.assert_untouched();
     }
@@ -87,9 +87,9 @@ fn who_has_an_ssh_session_is_not_blocked_until_it_ends() {
 
 const EXEMPT: &str = "org.tcptracker.Tracker1.Error.Exempt";
 
-/// A session on a port nobody knew of is found as soon as sshd's configuration names it.
+/// A session on another port becomes exempt as soon as sshd's configuration names the port.
 #[test]
-fn sshd_may_listen_elsewhere() {
+fn changed_sshd_ports_are_followed() {
     let lab = Lab::new();
     let files = Files::new(&lab);
     files.write("/etc/ssh/sshd_config", "Include /etc/ssh/sshd_config.d/*.conf\n");
@@ -103,26 +103,26 @@ fn sshd_may_listen_elsewhere() {
         let sshd = lab.victim.listen(port);
         let session = Session::open(&lab, &sshd, VICTIM);
         block(&lab, &ATTACKER.to_string());
-        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
         files.replace(file, contents);
-        await_release(&lab, &mut service, &ATTACKER.to_string(), &why);
-        lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+        await_exemption(&lab, &mut service, &ATTACKER.to_string(), &why);
+        lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
         drop(session);
-        service.forget();
+        service.clear_log();
     }
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
-/// With the powers the unit gives, and no more: what the service cannot know it says.
+/// The service has the privileges of the unit. It reports configuration files that it cannot read.
 #[test]
-fn sessions_are_seen_without_roots_powers() {
+fn ssh_sessions_are_found_without_root_privileges() {
     let lab = Lab::new();
     let files = Files::new(&lab);
     files.write("/etc/ssh/sshd_config", "Include sshd_config.d/*.conf ours.d/*\nPort 2201\n");
     files.write("/etc/ssh/ours.d/one", "Port 2202\n");
     files.set_mode("/etc/ssh/ours.d", 0o700);
-    // As cloud-init leaves it.
+    // cloud-init creates the file with this mode.
     let secret = "/etc/ssh/sshd_config.d/50-cloud-init.conf";
     files.write(secret, "PasswordAuthentication no\n");
     files.set_mode(secret, 0o600);
@@ -130,7 +130,8 @@ fn sessions_are_seen_without_roots_powers() {
     run(Command::new("cp").arg(BINARY).arg(&binary)).ok();
     let wrapper = files.wrapper().into_iter().chain(AS_SERVICE.map(str::to_owned));
     let start = Start::on("eth0").through(wrapper).binary(binary);
-    // The policy lets root and user tcptracker have the name, who is not made on a machine for tests.
+    // The policy allows the bus name only for root and user tcptracker, which does not exist on
+    // test machines.
     let start = start.env("TCPTRACKER_BUS__ENABLED", "false");
     let state = lab.state_directory("eth0");
     std::fs::create_dir_all(&state).unwrap();
@@ -144,7 +145,7 @@ fn sessions_are_seen_without_roots_powers() {
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     let why = format!("{ATTACKER} has an SSH session open to this host");
     service.await_line(&format!("did not block {ATTACKER}: exempt: {why}"));
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(service.lines_with("degraded"), Vec::<String>::new());
     drop(session);
     assert_eq!(service.stop().code(), Some(0));
@@ -161,14 +162,14 @@ const AS_SERVICE: [&str; 6] = [
 ];
 
 #[test]
-fn a_gateway_that_scans_is_reported_only() {
+fn scanning_gateway_is_reported_but_not_blocked() {
     let lab = Lab::new();
     lab.victim.ip(&format!("route add default via {ATTACKER}"));
     let mut service = lab.start();
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     let why = format!("{ATTACKER} is a gateway of this host");
     service.await_line(&format!("did not block {ATTACKER}: exempt: {why}"));
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     assert_refused(&lab, "10.77.0.0/31", &why);
     assert_eq!(lab.metric(r#"tcptracker_scans_total{kind="vertical"}"#), 1);
     assert_eq!(lab.bus.list(), []);
@@ -176,11 +177,11 @@ fn a_gateway_that_scans_is_reported_only() {
     lab.assert_untouched();
 }
 
-/// However a route names its router.
+/// Covers every form in which a route can name its gateway.
 #[test]
-fn a_gateway_of_any_route_is_let_in() {
+fn gateway_of_a_new_route_is_unblocked() {
     let lab = Lab::new();
-    // Else routes would tell the router of a nexthop object as well.
+    // Otherwise routes would also contain the gateway of their nexthop object.
     lab.victim.inside(|| std::fs::write("/proc/sys/net/ipv4/nexthop_compat_mode", "0").unwrap());
     let mut service = lab.start();
     for (command, gateway) in [
@@ -199,14 +200,14 @@ fn a_gateway_of_any_route_is_let_in() {
         block(&lab, gateway);
         lab.victim.ip(command);
         let why = format!("{gateway} is a gateway of this host");
-        await_release(&lab, &mut service, gateway, &why);
+        await_exemption(&lab, &mut service, gateway, &why);
     }
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
 #[test]
-fn resolvers_are_followed_however_their_file_changes() {
+fn resolver_changes_are_followed() {
     let lab = Lab::new();
     let files = Files::new(&lab);
     files.replace("/etc/resolv.conf", "nameserver 192.0.2.1\n");
@@ -217,7 +218,8 @@ fn resolvers_are_followed_however_their_file_changes() {
     let steps: [(&str, &dyn Fn()); 6] = [
         ("192.0.2.2", &|| files.write("/etc/resolv.conf", "nameserver 192.0.2.2\n")),
         ("192.0.2.3", &|| files.replace("/etc/resolv.conf", "nameserver 192.0.2.3\n")),
-        // systemd-resolved comes: what programs ask is itself, and whom it asks stands elsewhere.
+        // systemd-resolved: resolv.conf names its stub listener, and another file names the
+        // upstream servers.
         ("2001:db8::4", &|| {
             files.write(stub, "nameserver 127.0.0.53\n");
             files.link("/etc/resolv.conf", &format!("..{stub}"));
@@ -236,17 +238,17 @@ fn resolvers_are_followed_however_their_file_changes() {
         block(&lab, address);
         change();
         let why = format!("{address} is a resolver of this host");
-        await_release(&lab, &mut service, address, &why);
+        await_exemption(&lab, &mut service, address, &why);
     }
-    // Nobody asks it any more.
+    // A former resolver is no longer exempt.
     block(&lab, "192.0.2.2");
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
-/// More changes at once than the kernel can tell of: it says that some were lost.
+/// More changes at once than the netlink buffer holds, so the kernel reports lost messages.
 #[test]
-fn an_address_among_thousands_is_not_overlooked() {
+fn address_changes_survive_netlink_overrun() {
     let lab = Lab::new();
     let mut service = lab.start();
     let last = "10.99.15.255";
@@ -258,14 +260,13 @@ fn an_address_among_thousands_is_not_overlooked() {
     let file = lab.path("batch");
     std::fs::write(&file, batch).unwrap();
     run(lab.victim.command("ip").arg("-batch").arg(file)).ok();
-    await_release(&lab, &mut service, last, &format!("{last} is an address of this host"));
+    await_exemption(&lab, &mut service, last, &format!("{last} is an address of this host"));
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
-/// Listed networks are exempt and nothing else, where the automatic ones are not wanted.
 #[test]
-fn only_the_listed_ones_where_the_automatic_ones_are_not_wanted() {
+fn only_listed_networks_are_exempt_when_automatic_is_off() {
     let lab = Lab::new();
     lab.configure("[exempt]\nautomatic = false\nnetworks = [\"10.77.0.3\"]\n");
     lab.victim.ip(&format!("route add default via {ATTACKER}"));
@@ -277,7 +278,7 @@ fn only_the_listed_ones_where_the_automatic_ones_are_not_wanted() {
     assert_refused(&lab, &VICTIM.to_string(), "10.77.0.2 is an address of this host");
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER} for 1h"));
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     drop(session);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();

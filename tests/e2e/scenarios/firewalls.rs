@@ -1,7 +1,7 @@
-//! Beside ufw and firewalld, as Debian has them: their reloads leave nobody let in.
+//! Coexistence with Debian's ufw and firewalld: blocks stay in force after their reloads.
 //!
-//! They are unpacked, not installed (`tests/unpack-packages`), and laid over the system's files in a
-//! mount namespace of their own.
+//! The packages are unpacked, not installed (`tests/unpack-packages`), and mounted over the
+//! system's files in a private mount namespace.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
@@ -14,7 +14,7 @@ use crate::tools::run;
 
 const UNPACKED: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/firewalls");
 
-/// A shell on the host in which they seem installed.
+/// Returns a shell on the host that sees the packages as installed.
 fn shell(host: &Namespace, script: &str) -> Command {
     let complete = std::path::Path::new(UNPACKED).join("complete").exists();
     assert!(complete, "ufw and firewalld are not unpacked in {UNPACKED}; run: make firewalls");
@@ -23,49 +23,49 @@ fn shell(host: &Namespace, script: &str) -> Command {
                    mount -t overlay \
                          -o lowerdir=$0/etc:/etc,upperdir=/run/upper,workdir=/run/work overlay /etc; ";
     let mut command = host.command("timeout");
-    // Nobody waits for ever, not even for a firewall that hangs.
+    // Bound the wait for a firewall program that hangs.
     command.args(["120", "sh", "-ec", &format!("{overlay}{script}"), UNPACKED]);
     command
 }
 
-fn attacked(lab: &Lab) -> Service {
+fn start_with_blocked_attacker(lab: &Lab) -> Service {
     let service = lab.start();
-    lab.bus.call("eth0", &["Block", "sts", &ATTACKER.to_string(), "3600", "stays out"]).ok();
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    lab.bus.call("eth0", &["Block", "sts", &ATTACKER.to_string(), "3600", "test"]).ok();
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+    lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
     service
 }
 
-/// Waits until the hooks are first again, however often they were mended.
+/// Waits until the hooks are the first rules again, after any number of repairs.
 #[track_caller]
 fn await_hooks(lab: &Lab, service: &mut Service) {
     let is_first = |program: &str, hook: &str| {
         let first = run(lab.victim.command(program).args(["-S", hook, "1"])).ok();
         first == format!("-A {hook} -j tcptracker\n")
     };
-    for mends in 1.. {
-        service.await_lines("enforcing: all is well again", mends);
+    for repairs in 1.. {
+        service.await_lines("enforcing: all is well again", repairs);
         let both = |hook| is_first("iptables", hook) && is_first("ip6tables", hook);
         if ["INPUT", "FORWARD"].into_iter().all(both) {
             break;
         }
     }
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+    lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
 }
 
 #[test]
-fn ufw_is_enabled_reloaded_and_disabled() {
+fn blocks_survive_ufw_enable_and_reload() {
     let lab = Lab::new();
-    let mut service = attacked(&lab);
-    // With MANAGE_BUILTINS it flushes the built-in chains, those of others too.
+    let mut service = start_with_blocked_attacker(&lab);
+    // With MANAGE_BUILTINS, ufw flushes the built-in chains, including rules of other programs.
     let script = format!(
         "cp /usr/share/ufw/iptables/*.rules /usr/share/ufw/ufw.conf /etc/ufw/; \
          sed -i 's/MANAGE_BUILTINS=no/MANAGE_BUILTINS=yes/' /etc/default/ufw; \
          ufw allow {OPEN_PORT}/tcp; ufw --force enable; ufw reload"
     );
-    let said = run(&mut shell(&lab.victim, &script)).ok();
-    assert!(said.contains("Firewall reloaded"), "{said}");
+    let output = run(&mut shell(&lab.victim, &script)).ok();
+    assert!(output.contains("Firewall reloaded"), "{output}");
     await_hooks(&lab, &mut service);
     let rules = Rules::of(&lab.victim);
     assert!(rules.ipv4.iter().any(|rule| rule.contains("ufw-before-input")), "{rules:#?}");
@@ -73,8 +73,8 @@ fn ufw_is_enabled_reloaded_and_disabled() {
 }
 
 #[test]
-fn firewalld_is_reloaded() {
-    // With either, it flushes what others have in the filter table.
+fn blocks_survive_firewalld_reload() {
+    // With both backends, firewalld flushes the rules of other programs in the filter table.
     for backend in ["iptables", "nftables"] {
         let lab = Lab::new();
         let script = format!(
@@ -92,16 +92,16 @@ fn firewalld_is_reloaded() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let mut said = BufReader::new(firewalld.stdout.take().unwrap()).lines();
+        let mut output = BufReader::new(firewalld.stdout.take().unwrap()).lines();
         let mut stdin = firewalld.stdin.take().unwrap();
-        assert_eq!(said.next().unwrap().unwrap(), "running");
+        assert_eq!(output.next().unwrap().unwrap(), "running");
 
-        let mut service = attacked(&lab);
+        let mut service = start_with_blocked_attacker(&lab);
         stdin.write_all(b"reload\n").unwrap();
-        assert_eq!(said.next().unwrap().unwrap(), "success");
+        assert_eq!(output.next().unwrap().unwrap(), "success");
         await_hooks(&lab, &mut service);
         assert_eq!(service.stop().code(), Some(0));
-        // It goes with the laboratory.
+        // Removing the lab kills firewalld.
         drop(lab);
         firewalld.wait().unwrap();
     }

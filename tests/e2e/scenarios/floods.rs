@@ -1,11 +1,11 @@
-//! Attacks on the service itself, each of which has to be harmless.
+//! Attacks on the service itself. Each of them must be harmless.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use rustix::process::Signal;
 
 use crate::flood::Flood;
-use crate::frames::{EVERYBODY, syn};
+use crate::frames::{BROADCAST, syn};
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::service::{Service, Start};
 use crate::tools::{Random, await_that};
@@ -18,7 +18,7 @@ const BLOCKS: &str = r#"tcptracker_blocks_total{cause="scan"}"#;
 const EVICTED: &str = "tcptracker_sources_evicted_total";
 const SOURCES: &str = "tcptracker_sources";
 
-/// One of the sources somebody makes up.
+/// Returns a forged source address.
 fn forged(number: u32) -> Ipv4Addr {
     Ipv4Addr::from(0x0b00_0000 + number)
 }
@@ -29,27 +29,27 @@ fn v4(address: IpAddr) -> Ipv4Addr {
 }
 
 #[track_caller]
-fn assert_goes_on(lab: &Lab, mut service: Service) {
-    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+fn assert_still_works(lab: &Lab, mut service: Service) {
+    lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
     assert!(service.resident_bytes() < 64 * MIB, "{} bytes", service.resident_bytes());
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
-/// A scanner who hides among sources that do not exist. In the second case so little is remembered
-/// that nearly all of them are forgotten; the scanner, who comes again before its first probe's turn,
-/// is not.
+/// A scanner hides among forged sources. In the second case the detector tracks so few sources that
+/// it evicts nearly all of them. It keeps the scanner, which sends its next probe before its
+/// eviction.
 #[test]
-fn a_flood_of_forged_sources_hides_no_scanner() {
+fn flood_of_forged_sources_does_not_hide_a_scanner() {
     for (max_sources, forged_sources, pauses) in [
         (131_072, 200_000, [100_000, 50_000, 49_000]),
-        // First contacts have three places a source: 6,144.
+        // The detector tracks 3 single-port sources per multi-port source: 6,144.
         (2_048, 40_000, [6_100, 10_000, 20_000]),
     ] {
         let lab = Lab::new();
         let start = Start::on("eth0")
             .env("TCPTRACKER_DETECTION__MAX_SOURCES", &max_sources.to_string())
-            // However slow the machine is.
+            // A long window makes the machine's speed irrelevant.
             .env("TCPTRACKER_DETECTION__WINDOW", "10m");
         let mut service = start.begin(&lab).await_ready();
         let mut flood = Flood::on(&lab);
@@ -66,53 +66,54 @@ fn a_flood_of_forged_sources_hides_no_scanner() {
         flood.syn(v4(ATTACKER), v4(VICTIM), 4);
         let blocked = format!("WARN blocked {ATTACKER} for 1h (offence 1): vertical scan: ");
         assert!(service.await_line(&blocked).ends_with("ports 1, 2, 3, 4"));
-        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
         for number in numbers {
             flood.syn(forged(number), v4(VICTIM), 80);
         }
         flood.settle();
 
-        // Each source, the scanner among them, is remembered, or counted as forgotten.
+        // Each source, including the scanner, is either tracked or counted as evicted.
         let all = u64::from(forged_sources) + 1;
         lab.assert_counted(&[SOURCES, EVICTED], all);
         assert!(lab.metric(SOURCES) <= 4 * max_sources);
         assert_eq!(lab.metric(EVICTED) > 0, 3 * max_sources < all);
         assert_eq!((lab.metric(SCANS), lab.bus.list().len()), (1, 1));
-        assert_goes_on(&lab, service);
+        assert_still_works(&lab, service);
     }
 }
 
-/// Whoever is slow to listen would be thrown off the bus: what is too much is counted, not told.
+/// The bus disconnects a client whose signals pile up, so the service counts excess signals instead
+/// of emitting them.
 #[test]
-fn a_flood_of_scans_is_no_flood_of_signals() {
+fn flood_of_scans_does_not_flood_the_bus() {
     const FORGED: u32 = 1_900;
     let lab = Lab::new();
     let start = Start::on("eth0").flag("--observe").env("TCPTRACKER_LOG__RATE", "100000");
     let mut service = start.begin(&lab).await_ready();
     let signals = lab.bus.listen();
     let mut flood = Flood::on(&lab);
-    // They come all at once, however slow the sender is.
+    // Stop the service meanwhile, so that all frames arrive at once even if the sender is slow.
     service.signal(Signal::STOP);
     for number in 0..FORGED {
         (1..=4).for_each(|port| flood.syn(forged(number), v4(VICTIM), port));
     }
     service.signal(Signal::CONT);
     flood.settle();
-    // The kernel does not hold them all.
+    // The capture buffer does not hold all frames, so expect only the detected scans.
     let scans = lab.metric(SCANS);
     let lost = || lab.metric(r#"tcptracker_events_lost_total{where="bus"}"#);
-    let mut told = 0;
-    await_that("each is told or counted", || {
-        told += signals.so_far();
-        told + lost() == scans
+    let mut emitted = 0;
+    await_that("each scan is emitted or counted as lost", || {
+        emitted += signals.take_count();
+        emitted + lost() == scans
     });
-    assert!(told >= 100 && lost() > 0, "{told} told of {scans}");
+    assert!(emitted >= 100 && lost() > 0, "{emitted} emitted of {scans}");
     assert_eq!(service.stop().code(), Some(0));
 }
 
-/// Four ports from each source would have the victim block whomever somebody likes.
+/// Without a limit, forged scans would make the victim block arbitrary addresses.
 #[test]
-fn forged_scanners_buy_only_so_many_blocks() {
+fn block_rate_limit_bounds_blocks_by_forged_scans() {
     const FORGED: u32 = 3_000;
     let lab = Lab::new();
     let start = Start::on("eth0").env("TCPTRACKER_BLOCK__MAX_PER_MINUTE", "50");
@@ -126,7 +127,7 @@ fn forged_scanners_buy_only_so_many_blocks() {
             }
             flood.settle();
         });
-        // Whoever asks meanwhile gets an answer.
+        // The service still answers calls during the flood.
         while !sender.is_finished() {
             assert!(lab.bus.list().len() <= 50);
         }
@@ -134,37 +135,37 @@ fn forged_scanners_buy_only_so_many_blocks() {
     let reason = "more than 50 new blocks in a minute (block.max_per_minute); \
                   the sources may be forged";
     service.await_line(&format!("degraded: {reason}"));
-    let told = signals.next_named("StateChanged");
-    assert_eq!(told, ("s".to_owned(), serde_json::json!(["degraded"])));
+    let signal = signals.next_named("StateChanged");
+    assert_eq!(signal, ("s".to_owned(), serde_json::json!(["degraded"])));
     assert_eq!(lab.bus.property("State"), ("s".to_owned(), "degraded".into()));
     let (code, health) = lab.victim.http_get(8081, "/health");
     assert!(code == 503 && health.contains(reason), "{code}: {health}");
     lab.assert_counted(&[SCANS], FORGED.into());
     assert_eq!((lab.metric(BLOCKS), lab.bus.list().len()), (50, 50));
-    assert_eq!(service.lines_with("degraded").len(), 1, "told once");
+    assert_eq!(service.lines_with("degraded").len(), 1, "degraded is logged once");
 
-    // A person's word counts, all the same.
-    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    // The limit does not apply to manual blocks.
+    lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
     lab.bus.call("eth0", &["Block", "sts", "10.77.0.1", "60", "by hand"]).ok();
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     assert_eq!(lab.bus.list().len(), 51);
 
-    // All scans are in the log: at its rate, and the rest as numbers.
+    // The log lists scans up to its rate limit, and the number of suppressed scans.
     let scans = lab.metric(SCANS);
-    let told = service.await_until("all scans in the log", |service| {
+    let logged = service.await_until("all scans in the log", |service| {
         let listed = service.log().iter().filter(|line| line.contains("vertical port scan by"));
-        let left_out = service.log().iter().filter_map(|line| {
+        let suppressed = service.log().iter().filter_map(|line| {
             line.split_once(" more port scans in ")?.0.rsplit(' ').next()?.parse::<u64>().ok()
         });
-        let told = u64::try_from(listed.count()).unwrap() + left_out.sum::<u64>();
-        (told >= scans).then_some(told)
+        let logged = u64::try_from(listed.count()).unwrap() + suppressed.sum::<u64>();
+        (logged >= scans).then_some(logged)
     });
-    assert_eq!(told, scans, "scans are told of that never were");
-    assert_goes_on(&lab, service);
+    assert_eq!(logged, scans, "the log counts more scans than were detected");
+    assert_still_works(&lab, service);
 }
 
 #[test]
-fn all_ports_by_one_source_are_one_scan_and_one_block() {
+fn scan_of_all_ports_is_one_scan_and_one_block() {
     let lab = Lab::new();
     let mut service = lab.start();
     let mut flood = Flood::on(&lab);
@@ -173,29 +174,33 @@ fn all_ports_by_one_source_are_one_scan_and_one_block() {
     }
     flood.settle();
     service.await_line(&format!("WARN blocked {ATTACKER} for 1h (offence 1): vertical scan: "));
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-    // It is over when nothing has come for ten seconds.
-    let told = service.await_line(&format!("the port scan by {ATTACKER} "));
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+    // A scan is over when no probe has arrived for 10 s.
+    let line = service.await_line(&format!("the port scan by {ATTACKER} "));
     let sum = format!("the port scan by {ATTACKER} is over: ");
-    let (_, sum) = told.split_once(&sum).unwrap_or_else(|| panic!("{told}"));
+    let (_, sum) = line.split_once(&sum).unwrap_or_else(|| panic!("{line}"));
     // "65535 ports, 65536 probes in 2.1s"
     let numbers: Vec<u64> = sum.split(' ').filter_map(|word| word.parse().ok()).collect();
-    let [ports, probes] = numbers[..] else { panic!("{told}") };
-    assert!(ports <= 65_535 && ports + lab.lost() >= 65_535, "{told}");
-    // Who was shut out has tried a port once more, and again after a second and after three.
-    assert!((1..=3).contains(&(probes - ports)), "{told}");
+    let [ports, probes] = numbers[..] else { panic!("{line}") };
+    assert!(ports <= 65_535 && ports + lab.lost() >= 65_535, "{line}");
+    // `assert_cannot_reach` sent 1 to 3 probes: the kernel repeats its SYN after 1 s and 3 s.
+    assert!((1..=3).contains(&(probes - ports)), "{line}");
 
     assert_eq!((lab.metric(SCANS), lab.metric(BLOCKS)), (1, 1));
     assert_eq!(lab.bus.list().len(), 1);
-    assert_eq!(service.lines_with("port scan by").len(), 2, "when it began and when it was over");
-    assert_goes_on(&lab, service);
+    assert_eq!(
+        service.lines_with("port scan by").len(),
+        2,
+        "one line at the start and one at the end"
+    );
+    assert_still_works(&lab, service);
 }
 
-/// A sweep is no port scan, however counted.
+/// The classic preset does not count a sweep as a scan.
 #[test]
-fn one_port_on_many_hosts_blocks_nobody() {
+fn sweep_of_one_port_does_not_block() {
     const HOSTS: u32 = 65_000;
-    for (per, remembered) in [("source", 1), ("pair", HOSTS)] {
+    for (per, tracked) in [("source", 1), ("pair", HOSTS)] {
         let lab = Lab::new();
         let start = Start::on("eth0").env("TCPTRACKER_DETECTION__PER", per);
         let service = start.begin(&lab).await_ready();
@@ -205,18 +210,18 @@ fn one_port_on_many_hosts_blocks_nobody() {
         }
         flood.settle();
         lab.assert_counted(&[FORWARDED], HOSTS.into());
-        lab.assert_counted(&[SOURCES], remembered.into());
+        lab.assert_counted(&[SOURCES], tracked.into());
         assert_eq!((lab.metric(SCANS), lab.bus.list()), (0, vec![]));
-        lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
-        assert_goes_on(&lab, service);
+        lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
+        assert_still_works(&lab, service);
     }
 }
 
-/// Noise, and probes with a few bytes of noise in them, cut anywhere.
+/// Sends random frames, and probes with some random bytes, truncated at random positions.
 #[test]
-fn garbage_is_endured() {
+fn malformed_frames_are_harmless() {
     const FRAMES: u32 = 100_000;
-    /// IPv4, IPv6, VLAN, QinQ, MPLS, PPPoE, and a length.
+    /// EtherTypes of IPv4, IPv6, VLAN, QinQ, MPLS and PPPoE, and an 802.3 length.
     const TYPES: [[u8; 2]; 7] = [
         [0x08, 0x00],
         [0x86, 0xdd],
@@ -235,11 +240,11 @@ fn garbage_is_endured() {
         ("11.0.0.1", "11.0.0.2".parse().unwrap()),
         ("2001:db8::1", VICTIM_V6),
     ]
-    .map(|(from, to)| syn(EVERYBODY, from.parse().unwrap(), to, 80));
+    .map(|(from, to)| syn(BROADCAST, from.parse().unwrap(), to, 80));
     let mut taken = 0;
     for _ in 0..FRAMES {
         let mut frame = if random.below(4) == 0 {
-            let header = [&EVERYBODY[..], &[2, 0, 0, 0, 0, 1], &TYPES[random.below(TYPES.len())]];
+            let header = [&BROADCAST[..], &[2, 0, 0, 0, 0, 1], &TYPES[random.below(TYPES.len())]];
             let mut frame = header.concat();
             for _ in 0..random.below(190) {
                 frame.extend(random.next().to_le_bytes());
@@ -248,7 +253,7 @@ fn garbage_is_endured() {
         } else {
             let mut frame = probes[random.below(probes.len())].clone();
             for _ in 0..=random.below(4) {
-                // Whose it is stays as it is: the addresses of Ethernet.
+                // Keep the Ethernet addresses.
                 let at = 12 + random.below(frame.len() - 12);
                 frame[at] = random.next().to_le_bytes()[0];
             }
@@ -260,12 +265,15 @@ fn garbage_is_endured() {
         taken += u32::from(flood.frame(&frame));
     }
     flood.settle();
-    assert!(taken > FRAMES * 9 / 10, "the kernel has taken {taken} only");
-    assert!(lab.metric("tcptracker_new_connections") > 1000, "nothing looked like a probe");
+    assert!(taken > FRAMES * 9 / 10, "the kernel accepted only {taken} frames");
+    assert!(
+        lab.metric("tcptracker_new_connections") > 1000,
+        "too few frames were parsed as probes"
+    );
 
-    // Not even distracted.
+    // The service still detects a scan.
     lab.attacker.nmap("-sS -p 1-20", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER} for 1h (offence 1): vertical scan: "));
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-    assert_goes_on(&lab, service);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+    assert_still_works(&lab, service);
 }

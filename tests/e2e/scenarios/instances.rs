@@ -27,8 +27,8 @@ fn two_interfaces_share_the_chain_and_leave_each_other_alone() {
     let rules = Rules::of(&lab.victim);
     rules.assert_enforced_for(&["eth1"]);
     assert!(!rules.sets.contains("tcptracker-eth0"), "{}", rules.sets);
-    lab.attacker.assert_shut_out(VICTIM_ON_ETH1, OPEN_PORT);
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM_ON_ETH1, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
 
     // The other way round: who stops last cleans up, whoever came first.
     let mut first = lab.start();
@@ -58,7 +58,7 @@ fn a_second_instance_on_the_same_interface_gives_way() {
     assert_eq!(lab.bus.list(), owner);
     let now = Rules::of(&lab.victim);
     assert_eq!((now.ipv4, now.ipv6), (rules.ipv4, rules.ipv6));
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     assert_eq!(first.stop().code(), Some(0));
     lab.assert_untouched();
 }
@@ -98,7 +98,7 @@ fn an_instance_without_bus_gives_way_to_one_with_it() {
     assert_eq!(second.code, Some(1), "{second:?}");
     assert!(second.err.contains("another tcptracker is running on eth0"), "{second:?}");
     Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     assert_eq!(first.stop().code(), Some(0));
     lab.assert_untouched();
 }
@@ -135,7 +135,7 @@ fn who_is_no_instance_keeps_none_from_starting() {
         service.await_line(&sentence);
         let attacker = ATTACKER.to_string();
         lab.bus.call("eth0", &["Block", "sts", &attacker, "0", "all the same"]).ok();
-        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
         assert_eq!(service.stop().code(), Some(0));
         lab.assert_untouched();
         drop(stranger.stdin.take());

@@ -4,7 +4,7 @@ use crate::frames::{Tags, send_syns};
 use crate::journal::{Entry, Journal};
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
 use crate::service::Start;
-use crate::tools::{PATIENCE, await_that, unix_now};
+use crate::tools::{TIMEOUT, await_that, unix_now};
 
 #[test]
 fn above_the_rate_connections_are_summed_up_and_none_is_forgotten() {
@@ -87,7 +87,7 @@ fn without_a_journal_a_program_reads_the_same_fields_as_json() {
     let until = blocked["TCPTRACKER_UNTIL"].as_u64().unwrap();
     assert!(until.abs_diff(unix_now() + 3600) <= 30, "{until}");
     let age = humantime::parse_rfc3339(named("timestamp")).unwrap().elapsed().unwrap();
-    assert!(age < PATIENCE, "{blocked}");
+    assert!(age < TIMEOUT, "{blocked}");
 
     lab.configure("[log]\nconnections = false\n");
     assert_eq!(lab.cli("reload").ok(), "reloaded the configuration of eth0\n");

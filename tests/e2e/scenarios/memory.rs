@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use crate::bus::Block;
-use crate::caller::{Answer, Caller};
+use crate::bus_client::{BusClient, Reply};
 use crate::disk::Disk;
 use crate::kernel::{Rules, remaining, wipe};
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
-use crate::scenarios::healing::shell;
+use crate::scenarios::repairs::shell;
 use crate::service::{Service, Start};
 use crate::tools::unix_now;
 
@@ -58,8 +58,8 @@ fn assert_restored(lab: &Lab, before: &[Block]) {
         assert!(before.1.abs_diff(after.1) <= 1 && before.2.abs_diff(after.2) <= 1, "{after:?}");
     }
     Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+    lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
     let until = lab.bus.block_of(&ATTACKER).2;
     let earliest = unix_now();
     let left = remaining(&lab.victim, "tcptracker-eth0-v4", "10.77.0.1");
@@ -74,7 +74,7 @@ fn a_stop_and_a_start_forget_nothing() {
     let before = fill(&lab, &mut service);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
 
     let mut service = lab.start();
     service.await_line("restored 3 blocks; 0 more had ended meanwhile");
@@ -124,10 +124,10 @@ fn who_was_let_in_is_not_blocked_by_sets_saved_before() {
     assert_eq!(service.stop().code(), Some(0));
 
     shell(&lab.victim, &format!("ipset restore <{sets}; iptables-restore <{rules}"));
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     let mut service = start_after_a_boot(&lab, "the-next-boot", 60);
     service.await_line("brought saved blocks back into the kernel; ended again: 1");
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(lab.bus.list(), []);
 }
 
@@ -156,7 +156,7 @@ fn offences_count_over_restarts() {
     }
     let mut service = lab.start();
     assert_eq!(lab.bus.block_of(&ATTACKER).2, 0);
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
@@ -173,10 +173,10 @@ fn unblocked_stays_unblocked() {
     for ends_by_a_crash in [true, false] {
         let mut service = lab.start();
         assert_eq!(lab.bus.list(), []);
-        lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+        lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
         lab.attacker.nmap("-sS -p 1-10", VICTIM);
         service.await_line("did not block 10.77.0.1: unblocked by hand");
-        lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+        lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
         if ends_by_a_crash {
             service.crash();
         } else {
@@ -208,7 +208,7 @@ fn a_full_disk_frees_nobody() {
     assert_eq!(lab.victim.http_get(8081, "/health").0, 503);
     lab.bus.call("eth0", &["Unblock", "s", "198.51.100.1"]).ok();
     block(&lab, "198.51.100.2", "0");
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     let before = lab.bus.list();
     assert_eq!(before.len(), more + 2);
 
@@ -216,14 +216,14 @@ fn a_full_disk_frees_nobody() {
     let mut service = lab.start();
     assert_eq!(lab.bus.property("State").1, "degraded");
     assert_eq!(lab.bus.list().iter().map(|b| &b.0).collect::<Vec<_>>(), addresses(&before));
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
 
-    disk.make_room();
+    disk.free_space();
     service.await_line("enforcing: all is well again");
     assert_eq!(service.stop().code(), Some(0));
     let mut service = lab.start();
     assert_eq!(lab.bus.list().iter().map(|b| &b.0).collect::<Vec<_>>(), addresses(&before));
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
@@ -291,7 +291,7 @@ fn a_useless_file_is_kept_aside_and_nobody_is_freed() {
         assert_eq!(lab.bus.list().len(), 3, "the kernel held them");
         assert_eq!(lab.bus.property("State").1, "enforcing");
         assert!(file(&lab).with_extension(format!("db.aside-{}", number + 1)).exists());
-        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     }
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
@@ -320,10 +320,10 @@ fn a_file_that_is_lost_while_in_use_is_made_again() {
     let lab = Lab::new();
     let mut service = lab.start();
     fill(&lab, &mut service);
-    let caller = Caller::on(&lab.bus);
+    let caller = BusClient::on(&lab.bus);
     for number in 0..250 {
         let reason = "one of many, and with a reason of some length";
-        assert_eq!(caller.block(&format!("192.0.2.{number}"), 0, reason), Answer::Told(()));
+        assert_eq!(caller.block(&format!("192.0.2.{number}"), 0, reason), Reply::Value(()));
     }
     let before = lab.bus.list();
     for (why, lose) in losses {

@@ -1,8 +1,8 @@
-//! What is asserted, by subject.
+//! The tests, by subject.
 
 mod authorisation;
 mod balanced;
-mod bus_life;
+mod bus_connection;
 mod capture;
 mod clock;
 mod command_line;
@@ -14,9 +14,8 @@ mod enforcement;
 mod exemptions;
 mod firewalls;
 mod floods;
-mod healing;
-mod honest;
 mod instances;
+mod legitimate_clients;
 mod log;
 mod memory;
 mod no_bus;
@@ -27,6 +26,7 @@ mod prometheus;
 mod random_order;
 mod reach;
 mod reload;
+mod repairs;
 mod restart;
 mod rivals;
 mod rude_clients;

@@ -28,8 +28,8 @@ fn without_a_bus_it_blocks_and_is_alone_on_its_interface() {
     let mut service = start.begin(&lab).await_ready();
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER}"));
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+    lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(lab.metric(r#"tcptracker_blocks_total{cause="scan"}"#), 1);
 
     let second = lab.run_service(&start);
@@ -39,7 +39,7 @@ fn without_a_bus_it_blocks_and_is_alone_on_its_interface() {
         "tcptracker: another tcptracker is running on eth0; stop it first: systemctl stop tcptracker@eth0\n"
     );
     Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
 
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();

@@ -18,7 +18,7 @@ fn an_observer_reports_and_leaves_the_firewall_alone() {
     service.await_line(&format!("vertical port scan by {ATTACKER} on {VICTIM}"));
     service
         .await_line(&format!("did not block {ATTACKER}: observing only (block.enabled = false)"));
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(lab.bus.list(), []);
     assert_eq!(lab.metric(r#"tcptracker_scans_total{kind="vertical"}"#), 1);
     assert_eq!(lab.metric(r#"tcptracker_blocks_total{cause="scan"}"#), 0);
@@ -59,13 +59,13 @@ fn an_observer_removes_what_a_dead_enforcer_has_left() {
         lab.bus.call("eth0", &["Block", "sts", "10.77.0.1", "0", "left behind"]).ok();
         enforcer.crash();
         Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
-        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
 
         let observer = Start::on("eth0").flag("--observe");
         let observer = observer.env("TCPTRACKER_FIREWALL__BACKEND", backend);
         let mut observer = observer.begin(&lab).await_ready();
         lab.assert_untouched();
-        lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+        lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
         assert_eq!(observer.stop().code(), Some(0));
     }
 }

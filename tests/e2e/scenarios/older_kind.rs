@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::healing::{block, damage_at_once};
+use super::repairs::{block, damage_at_once};
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::service::Start;
 use crate::tools::run;
@@ -28,8 +28,8 @@ fn rules_of_the_older_kind_are_mended_as_well() {
         damage_at_once(&lab, &service, damage);
         service.await_lines("mended: ", number + 1);
         service.await_lines("enforcing: all is well again", number + 1);
-        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-        lab.attacker.assert_shut_out(VICTIM_V6, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(VICTIM_V6, OPEN_PORT);
     }
     assert_eq!(service.stop().code(), Some(0));
     let left = run(&mut lab.victim.command("iptables-legacy-save")).ok();
@@ -61,11 +61,11 @@ fn where_the_kernel_has_no_sets_auto_takes_rules() {
     assert_eq!(lab.bus.property("Backend").1, json!("iptables"));
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER} for 1h"));
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+    lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
     run(lab.victim.command("iptables-legacy").args(["-w", "-F", "tcptracker"])).ok();
     service.await_line("mended: 1 blocked (ipv4) missing");
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     assert_eq!(service.stop().code(), Some(0));
     let left = run(&mut lab.victim.command("iptables-legacy-save")).ok();
     assert!(!left.contains("tcptracker"), "{left}");
@@ -84,12 +84,12 @@ fn what_the_other_kind_has_left_is_taken_down() {
         let mut service = start(older_first).begin(&lab).await_ready();
         lab.cli(&format!("block {ATTACKER}")).ok();
         service.crash();
-        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
 
         let mut service = start(!older_first).begin(&lab).await_ready();
-        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
         lab.cli(&format!("unblock {ATTACKER}")).ok();
-        lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+        lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
         assert_eq!(service.stop().code(), Some(0));
         for kind in ["legacy", "nft"] {
             for program in ["iptables", "ip6tables"] {

@@ -11,11 +11,11 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::Value;
 
-use crate::frames::{EVERYBODY, syn, with_flags};
+use crate::frames::{BROADCAST, syn, with_flags};
 use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::oracle::{Rule, scans, scans_in};
-use crate::recorder::{Recorder, Saved, as_pcap, as_pcapng, frames_in};
-use crate::tools::{Outcome, PATIENCE, Random, run};
+use crate::recorder::{RecordedFrame, Recorder, as_pcap, as_pcapng, frames_in};
+use crate::tools::{Outcome, Random, TIMEOUT, run};
 
 const BYSTANDER: &str = "10.77.0.3";
 
@@ -124,7 +124,7 @@ fn real_scans_are_found_as_the_oracle_finds_them() {
         record(&lab, "ordinary.pcap", || {
             lab.bystander.inside(|| {
                 for port in [OPEN_PORT, 80, 443].into_iter().cycle().take(12) {
-                    let _ = TcpStream::connect_timeout(&SocketAddr::new(VICTIM, port), PATIENCE);
+                    let _ = TcpStream::connect_timeout(&SocketAddr::new(VICTIM, port), TIMEOUT);
                 }
             });
         }),
@@ -170,7 +170,7 @@ fn whatever_comes_is_found_as_the_oracle_finds_it() {
     let files: Vec<PathBuf> = crowds
         .map(|(hosts, ports)| {
             let mut unix_nanos = 1_700_000_000_000_000_000_u64;
-            let frames: Vec<Saved> = (0..400)
+            let frames: Vec<RecordedFrame> = (0..400)
                 .map(|_| {
                     let pause = PAUSES[random.below(PAUSES.len())];
                     unix_nanos = unix_nanos.checked_add_signed(pause).unwrap();
@@ -182,11 +182,11 @@ fn whatever_comes_is_found_as_the_oracle_finds_it() {
                         [format!("192.0.2.{host}"), format!("198.51.100.{victim}")]
                     };
                     let [from, to] = [from, to].map(|address| address.parse().unwrap());
-                    let mut frame = syn(EVERYBODY, from, to, port);
+                    let mut frame = syn(BROADCAST, from, to, port);
                     // SYN four times, with and without ECN and FIN; the stealth probes; no probes.
                     let flags = [2, 2, 0xc2, 3, 1, 0, 0x29, 0xc0, 0x10, 0x12, 0x14, 0x18, 0x21];
                     with_flags(&mut frame, flags[random.below(flags.len())]);
-                    Saved { unix_nanos, frame }
+                    RecordedFrame { unix_nanos, frame }
                 })
                 .collect();
             let file = lab.path(&format!("random-{hosts}-{ports}.pcap"));
@@ -337,7 +337,7 @@ fn a_damaged_file_gives_what_could_be_read_and_says_so() {
 
     // In the last packet, in the header of one in the middle, and in this packet itself.
     let frames = frames_in(&whole);
-    let before = |saved: &Saved| PACKET_HEADER + saved.frame.len();
+    let before = |saved: &RecordedFrame| PACKET_HEADER + saved.frame.len();
     let middle = FILE_HEADER + frames[..frames.len() / 2].iter().map(before).sum::<usize>();
     for length in [bytes.len() - 5, middle + 1, middle + PACKET_HEADER + 1] {
         let file = written("cut.pcap", &bytes[..length]);

@@ -102,7 +102,7 @@ fn alert_rules(prometheus: &Prometheus) -> Vec<Value> {
     // Judged once at least.
     let mut rules = Vec::new();
     await_that("all rules are judged", || {
-        let data = prometheus.ask("rules", "");
+        let data = prometheus.query_api("rules", "");
         rules.clone_from(data["groups"][0]["rules"].as_array().unwrap());
         rules.iter().all(|rule| rule["health"] != "unknown")
     });

@@ -262,9 +262,9 @@ fn assert_packets(lab: &Lab, instances: &[Instance]) {
     for instance in instances {
         lab.attacker.ip(&format!("route replace {VICTIM} dev eth0 src {}", instance.attacker));
         if instance.is_installed && instance.blocked.contains(&instance.attacker) {
-            lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+            lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
         } else {
-            lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+            lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
         }
     }
 }

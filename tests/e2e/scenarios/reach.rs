@@ -29,7 +29,7 @@ impl Lab {
         container.ip("addr add fd17::2/64 dev eth0 nodad");
         container.ip("route add default via 172.17.0.1");
         container.ip("route add default via fd17::1");
-        self.let_victim_forward();
+        self.enable_forwarding();
         let ports = format!("{}:{}", PUBLISHED.start(), PUBLISHED.end());
         for (program, address, net) in
             [("iptables", "172.17.0.2", "172.17.0.0/16"), ("ip6tables", "fd17::2", "fd17::/64")]
@@ -66,15 +66,15 @@ fn a_container_behind_published_ports_is_protected() {
             [(ATTACKER, VICTIM, "172.17.0.2"), (ATTACKER_V6, VICTIM_V6, "fd17::2")]
         {
             for port in [OPEN_PORT, 8080] {
-                lab.attacker.assert_let_in(victim, port);
+                lab.attacker.assert_reaches(victim, port);
             }
             lab.attacker.nmap("-sS -p 8080-8089", victim);
             let seen = if watched == "eth0" { victim } else { inner.parse().unwrap() };
             service.await_line(&format!("vertical port scan by {attacker} on {seen}: ports "));
             service.await_line(&format!("WARN blocked {attacker} for 1h (offence 1)"));
             for port in [8080, OPEN_PORT] {
-                lab.attacker.assert_shut_out(victim, port);
-                lab.bystander.assert_let_in(victim, port);
+                lab.attacker.assert_cannot_reach(victim, port);
+                lab.bystander.assert_reaches(victim, port);
             }
             let family = if victim.is_ipv4() { "ipv4" } else { "ipv6" };
             let metric = "tcptracker_connections_total";
@@ -83,13 +83,13 @@ fn a_container_behind_published_ports_is_protected() {
         }
         // The container itself goes where it wants, also to who is blocked.
         let _attackers_listener = lab.attacker.listen(80);
-        container.assert_let_in(ATTACKER, 80);
-        container.assert_let_in(ATTACKER_V6, 80);
+        container.assert_reaches(ATTACKER, 80);
+        container.assert_reaches(ATTACKER_V6, 80);
 
         lab.bus.call(watched, &["Unblock", "s", &ATTACKER.to_string()]).ok();
-        lab.attacker.assert_let_in(VICTIM, 8080);
+        lab.attacker.assert_reaches(VICTIM, 8080);
         assert_eq!(service.stop().code(), Some(0));
-        lab.attacker.assert_let_in(VICTIM_V6, 8080);
+        lab.attacker.assert_reaches(VICTIM_V6, 8080);
         lab.assert_untouched();
     }
 }
@@ -108,7 +108,7 @@ fn a_live_connection_to_a_container_is_cut() {
         lab.bus.call("eth0", &["Block", "sts", &attacker.to_string(), "0", "cut"]).ok();
         connection.assert_cut();
         another.assert_cut();
-        lab.bystander.assert_let_in(victim, 8081);
+        lab.bystander.assert_reaches(victim, 8081);
     }
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
@@ -146,12 +146,12 @@ fn move_attacker_in(lab: &Lab, inside: &[&str], outside: &[&str]) {
 
 /// Connects from an address of the attacker's.
 #[track_caller]
-fn assert_shut_out(lab: &Lab, is_shut_out: bool, from: &str, victim: IpAddr) {
+fn assert_cannot_reach(lab: &Lab, is_shut_out: bool, from: &str, victim: IpAddr) {
     lab.attacker.ip(&format!("route replace {victim} dev eth0 src {from}"));
     if is_shut_out {
-        lab.attacker.assert_shut_out(victim, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(victim, OPEN_PORT);
     } else {
-        lab.attacker.assert_let_in(victim, OPEN_PORT);
+        lab.attacker.assert_reaches(victim, OPEN_PORT);
     }
 }
 
@@ -165,17 +165,17 @@ fn a_network_is_blocked_whole_and_its_neighbours_are_not() {
     for (victim, network, inside, outside) in NETWORKS {
         lab.bus.call("eth0", &["Block", "sts", network, "0", "all of it"]).ok();
         for from in inside {
-            assert_shut_out(&lab, true, from, victim);
+            assert_cannot_reach(&lab, true, from, victim);
         }
         for from in outside {
-            assert_shut_out(&lab, false, from, victim);
+            assert_cannot_reach(&lab, false, from, victim);
         }
         assert_eq!(lab.bus.block_of(&network).4, "all of it");
         // An address in it is let in with all of it: there is no hole in a block.
         lab.bus.call("eth0", &["Unblock", "s", inside[2]]).ok();
         service.await_line(&format!("unblocked {network}: by uid 0"));
         for from in inside {
-            assert_shut_out(&lab, false, from, victim);
+            assert_cannot_reach(&lab, false, from, victim);
         }
     }
     assert_eq!(service.stop().code(), Some(0));
@@ -201,9 +201,9 @@ fn networks_within_networks_are_let_in_as_documented() {
     // Only what it lies in goes.
     lab.bus.call("eth0", &["Unblock", "s", "198.51.100.0"]).ok();
     assert_eq!(blocked(), ["198.51.100.1", "198.51.100.128/25"]);
-    assert_shut_out(&lab, false, "198.51.100.0", victim);
+    assert_cannot_reach(&lab, false, "198.51.100.0", victim);
     for from in ["198.51.100.1", "198.51.100.128", "198.51.100.255"] {
-        assert_shut_out(&lab, true, from, victim);
+        assert_cannot_reach(&lab, true, from, victim);
     }
     // Everything in it goes, whether it is blocked itself or not.
     for is_blocked in [false, true] {
@@ -214,7 +214,7 @@ fn networks_within_networks_are_let_in_as_documented() {
         lab.bus.call("eth0", &["Unblock", "s", "198.51.100.0/24"]).ok();
         assert_eq!(blocked(), Vec::<String>::new());
         for from in ["198.51.100.1", "198.51.100.255"] {
-            assert_shut_out(&lab, false, from, victim);
+            assert_cannot_reach(&lab, false, from, victim);
         }
     }
 
@@ -223,7 +223,7 @@ fn networks_within_networks_are_let_in_as_documented() {
     block("198.51.100.128/25", "1");
     service.await_line("unblocked 198.51.100.128/25: its time was up");
     assert_eq!(blocked(), ["198.51.100.0/24"]);
-    assert_shut_out(&lab, true, "198.51.100.255", victim);
+    assert_cannot_reach(&lab, true, "198.51.100.255", victim);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
@@ -244,9 +244,9 @@ fn an_interface_named_as_a_vlan_is_watched_like_any_other() {
         let victim: IpAddr = victim.parse().unwrap();
         lab.attacker.nmap("-sS -p 1-10", victim);
         service.await_line(&format!("WARN blocked {attacker} for 1h (offence 1)"));
-        lab.attacker.assert_shut_out(victim, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(victim, OPEN_PORT);
     }
-    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(lab.bus.list_on("eth0_2e100").len(), 2);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();

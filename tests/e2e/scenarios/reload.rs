@@ -35,13 +35,13 @@ fn a_wrong_file_changes_nothing_and_the_caller_hears_what_is_wrong() {
     service.await_line(&format!("refused to reload the configuration (by uid 0): {problem}"));
     service.signal(Signal::HUP);
     service.await_line(&format!("SIGHUP did not reload the configuration: {problem}"));
-    service.await_notices("RELOADING=1", 4);
+    service.await_notifications("RELOADING=1", 4);
     // Once at the start, and after each reload, whatever came of it.
-    service.await_notices("READY=1", 5);
+    service.await_notifications("READY=1", 5);
 
     // Neither the wrong value nor the right one beside it holds.
     lab.attacker.nmap("-sS -p 1-5", VICTIM);
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     service.await_line("WARN blocked 10.77.0.1");
     // Four reloads at once leave the threads no time to show that they are alive; nor need they.
     assert_eq!(service.lines_with("no sign of life"), Vec::<String>::new());
@@ -85,7 +85,7 @@ fn a_changed_file_holds_once_the_caller_has_his_answer() {
     service.await_line("configuration reloaded (by SIGHUP): ");
     await_that("the metrics are where they were", || lab.victim.serves(8081));
     assert_eq!(lab.bus.list().len(), 2);
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
@@ -138,7 +138,7 @@ fn nobody_blocked_is_let_in_while_the_firewall_changes() {
         ("", "ipset"),
     ] {
         lab.configure(section);
-        let knocking = lab.attacker.inside_knocking(VICTIM, OPEN_PORT);
+        let knocking = lab.attacker.connect_in_loop(VICTIM, OPEN_PORT);
         lab.bus.call("eth0", &["Reload"]).ok();
         assert!(!knocking.stop(), "{section}: let in");
         assert_eq!(lab.bus.property("Backend").1, backend);
@@ -163,7 +163,7 @@ fn observing_begins_and_ends_without_forgetting_who_was_blocked() {
     assert_eq!(lab.bus.property("Backend").1, "none");
     assert_eq!(lab.bus.list(), []);
     lab.assert_untouched();
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     service.await_line("observing: the 1 blocked are let in");
 
     lab.configure("");
@@ -172,7 +172,7 @@ fn observing_begins_and_ends_without_forgetting_who_was_blocked() {
     let again = lab.bus.block_of(&ATTACKER);
     assert_eq!((&again.0, again.3), (&block.0, block.3));
     assert!(again.2.abs_diff(block.2) <= SLACK, "{again:?} {block:?}");
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 

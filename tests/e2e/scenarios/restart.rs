@@ -19,15 +19,15 @@ fn blocks_survive_a_crash_with_their_remaining_time() {
     service.crash();
     // The kernel goes on.
     assert_eq!(Rules::of(&lab.victim).chain("INPUT"), left_behind.chain("INPUT"));
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
 
     for memory_is_lost in [false, true, true] {
         if memory_is_lost {
             std::fs::remove_dir_all(lab.state_directory("eth0")).unwrap();
         }
         let mut service = lab.start();
-        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-        lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+        lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
         Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
         let again = lab.bus.block_of(&ATTACKER);
         assert!(again.2.abs_diff(scanner.2) <= 2, "{scanner:?} became {again:?}");
@@ -46,7 +46,7 @@ fn blocks_survive_a_crash_with_their_remaining_time() {
     let mut service = lab.start();
     // What was taken over can be let go.
     lab.bus.call("eth0", &["Unblock", "s", &ATTACKER.to_string()]).ok();
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
@@ -61,13 +61,13 @@ fn a_block_ends_by_itself() {
         lab.bus.call("eth0", &["Block", "sts", address, "3", "for a moment"]).ok();
     }
     // Who knocks again and again is let in at last, and not before.
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     // The kernel counts in ticks.
     let held = begun.elapsed() + Duration::from_millis(50);
     assert!(held >= Duration::from_secs(3), "let in after {held:?}");
     service.await_line("unblocked 10.77.0.1: its time was up");
     service.await_line("unblocked fd77::1: its time was up");
-    lab.attacker.assert_let_in(VICTIM_V6, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM_V6, OPEN_PORT);
     assert_eq!(lab.bus.list(), []);
     assert_eq!(lab.metric(r#"tcptracker_unblocks_total{cause="expired"}"#), 2);
     assert_eq!(service.stop().code(), Some(0));

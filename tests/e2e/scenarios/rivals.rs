@@ -3,7 +3,7 @@
 
 use crate::kernel::Rules;
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
-use crate::scenarios::healing::{attacked, block, shell};
+use crate::scenarios::repairs::{block, shell, with_blocked_attacker};
 use crate::tools::{await_that, run};
 
 /// Rules made with nft(8) that iptables cannot express keep it from showing any of the table's: that is no
@@ -34,15 +34,15 @@ fn rules_that_iptables_cannot_show_keep_nothing_from_being_seen() {
             service.await_lines("mended: ", number + 1);
             service.await_lines("enforcing: all is well again", number + 1);
             let victim = if damage.contains("ip6") { VICTIM_V6 } else { VICTIM };
-            lab.attacker.assert_shut_out(victim, OPEN_PORT);
+            lab.attacker.assert_cannot_reach(victim, OPEN_PORT);
         }
         assert_eq!(lab.metric(r#"tcptracker_enforced{family="ipv4"}"#), 2);
         // What a dead instance has left is found, and blocks come and go.
         service.crash();
         let mut service = lab.start();
-        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
         lab.bus.call("eth0", &["Unblock", "s", &ATTACKER.to_string()]).ok();
-        lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+        lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
         assert_eq!(["ip", "ip6"].map(jumps), [2, 2]);
         assert_eq!(service.lines_with("mended: "), Vec::<String>::new());
         assert_eq!(service.stop().code(), Some(0));
@@ -73,13 +73,13 @@ fn a_rule_of_others_in_front_of_ours() {
             service.await_line(&format!("mended: rule ({family}) behind another's"));
             service.await_lines("enforcing: all is well again", number);
         }
-        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-        lab.attacker.assert_shut_out(VICTIM_V6, OPEN_PORT);
-        lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
-        service.forget();
+        lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(VICTIM_V6, OPEN_PORT);
+        lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
+        service.clear_log();
         // Nor is one that comes later behind it.
         lab.bus.call("eth0", &["Block", "sts", "10.77.0.3", "3600", "comes later"]).ok();
-        lab.bystander.assert_shut_out(VICTIM, OPEN_PORT);
+        lab.bystander.assert_cannot_reach(VICTIM, OPEN_PORT);
         assert_eq!(service.lines_with("behind another's"), Vec::<String>::new());
         // It is theirs, and stays.
         let rules = lab.victim_rules();
@@ -93,7 +93,7 @@ fn a_rule_of_others_in_front_of_ours() {
 /// Two programs that both want to be first must not keep each other busy for ever.
 #[test]
 fn a_fight_for_the_first_place_is_bounded_and_told() {
-    let (lab, mut service) = attacked();
+    let (lab, mut service) = with_blocked_attacker();
     let rival = "while :; do iptables -S INPUT 1 | grep -q tcptracker || { sleep 0.05; continue; }; \
                  iptables -D INPUT -p tcp -j ACCEPT 2>/dev/null; iptables -I INPUT -p tcp -j ACCEPT; done";
     let mut rival = lab.victim.command("sh").args(["-c", rival]).spawn().unwrap();
@@ -111,7 +111,7 @@ fn a_fight_for_the_first_place_is_bounded_and_told() {
     if Rules::of(&lab.victim).chain("INPUT")[0].first() != Some(&"-j tcptracker") {
         service.await_lines("mended: ", mended + 2);
     }
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     assert_eq!(service.stop().code(), Some(0));
 }
 
@@ -125,7 +125,7 @@ fn instances_mend_what_they_share_together() {
         shell(&lab.victim, "nft flush ruleset");
         for service in [&mut first, &mut second] {
             service.await_line("mended: ");
-            service.forget();
+            service.clear_log();
         }
         // One may have had to look twice, while the other mended what they share.
         await_that(&format!("all is back in round {round}"), || {
@@ -133,7 +133,7 @@ fn instances_mend_what_they_share_together() {
             rules.chain("tcptracker").iter().all(|chain| chain.len() == 2)
                 && rules.chain("INPUT").iter().all(|hook| *hook == ["-j tcptracker"])
         });
-        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     }
     assert_eq!(first.stop().code(), Some(0));
     assert_eq!(second.stop().code(), Some(0));

@@ -10,9 +10,9 @@ use rustix::net::sockopt::set_socket_linger;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
-use crate::namespace::SILENCE;
+use crate::namespace::ANSWER_TIMEOUT;
 use crate::service::{Service, Start};
-use crate::tools::{PATIENCE, await_that};
+use crate::tools::{TIMEOUT, await_that};
 
 const METRICS: ([u8; 4], u16) = ([127, 0, 0, 1], 8081);
 const REQUEST: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -40,10 +40,10 @@ fn endures<T>(start: Start, be_rude: impl FnOnce(&Lab) -> T) {
 fn lives_on(lab: &Lab, service: &mut Service, before: u64) {
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER}"));
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     await_that("metrics that answer", || lab.victim.serves(8081));
-    let fed = service.notices().iter().filter(|notice| *notice == "WATCHDOG=1").count();
-    service.await_notices("WATCHDOG=1", fed + 3);
+    let fed = service.notifications().iter().filter(|notice| *notice == "WATCHDOG=1").count();
+    service.await_notifications("WATCHDOG=1", fed + 3);
     let grown = service.resident_bytes().saturating_sub(before);
     assert!(grown < MEMORY, "{grown} bytes more than before");
 }
@@ -65,7 +65,7 @@ fn allow_many_files() {
 /// Nobody waits for ever for a service that does not hear. One that is slow to accept leaves a SYN
 /// unanswered, which comes again after a second.
 fn connect() -> std::io::Result<TcpStream> {
-    TcpStream::connect_timeout(&SocketAddr::from(METRICS), PATIENCE)
+    TcpStream::connect_timeout(&SocketAddr::from(METRICS), TIMEOUT)
 }
 
 fn idle(lab: &Lab, count: usize) -> Vec<TcpStream> {
@@ -135,7 +135,7 @@ fn they_announce_a_body_larger_than_any_memory() {
             for length in ["5000000000", "1000000000000000", "18446744073709551615"] {
                 let mut client = connect().unwrap();
                 let head = format!("POST /metrics HTTP/1.1\r\nContent-Length: {length}\r\n\r\n");
-                client.set_read_timeout(Some(SILENCE)).unwrap();
+                client.set_read_timeout(Some(ANSWER_TIMEOUT)).unwrap();
                 client.write_all(head.as_bytes()).unwrap();
                 let mut answer = String::new();
                 // Whether the service is alive will show.

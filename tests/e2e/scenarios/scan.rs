@@ -21,7 +21,7 @@ fn the_fourth_port_blocks_and_unblocking_lets_in_again() {
             service.await_lines(&format!("-> {VICTIM}:{port}"), round);
         }
     }
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(lab.bus.list(), []);
     assert_eq!(service.lines_with("port scan by"), Vec::<String>::new());
 
@@ -30,8 +30,8 @@ fn the_fourth_port_blocks_and_unblocking_lets_in_again() {
     service.await_line(&format!("blocked {ATTACKER} for 1h (offence 1)"));
     let after = unix_now();
     let remaining_at_first = remaining(&lab.victim, "tcptracker-eth0-v4", "10.77.0.1");
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+    lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
 
     // The bus.
     let (_, since, until, offences, reason) = lab.bus.block_of(&ATTACKER);
@@ -62,7 +62,7 @@ fn the_fourth_port_blocks_and_unblocking_lets_in_again() {
     assert!(matches!(&scans[..], [one] if one.contains(&told)), "{scans:?}");
 
     assert_eq!(lab.bus.call("eth0", &["Unblock", "s", "10.77.0.1"]).ok(), "");
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(lab.bus.list(), []);
     assert_eq!(lab.metric(r#"tcptracker_unblocks_total{cause="manual"}"#), 1);
     assert_eq!(lab.metric(r#"tcptracker_blocked{family="ipv4"}"#), 0);
@@ -71,7 +71,7 @@ fn the_fourth_port_blocks_and_unblocking_lets_in_again() {
     // Unblocked by hand it stays so: its next scan is seen and forgiven.
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("did not block {ATTACKER}: unblocked by hand"));
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
 
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
@@ -93,7 +93,7 @@ fn a_scan_over_ipv6_is_caught() {
     let service = lab.start();
     lab.attacker.nmap("-sS -p 1-20", VICTIM_V6);
     // The attacker's IPv4 address is another one, of which nothing is known.
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     assert_caught(&lab, service, "vertical", [ATTACKER_V6, VICTIM_V6]);
 }
 
@@ -116,8 +116,8 @@ pub(super) fn assert_caught(
     [attacker, victim]: [IpAddr; 2],
 ) {
     service.await_line(&format!("WARN blocked {attacker} for 1h (offence 1): {kind} scan: "));
-    lab.attacker.assert_shut_out(victim, OPEN_PORT);
-    lab.bystander.assert_let_in(victim, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(victim, OPEN_PORT);
+    lab.bystander.assert_reaches(victim, OPEN_PORT);
     let (_, since, until, ..) = lab.bus.block_of(&attacker);
     assert_eq!(until - since, 3600);
     assert_eq!(lab.metric(&format!("tcptracker_scans_total{{kind=\"{kind}\"}}")), 1);

@@ -15,18 +15,21 @@ fn ready_means_that_everything_is_up_and_stopping_is_told() {
     for signal in [Signal::TERM, Signal::INT] {
         let lab = Lab::new();
         let mut service = Start::on("eth0").begin(&lab);
-        service.await_notice("READY=1");
+        service.await_notification("READY=1");
         // At once, without waiting for anything:
         lab.attacker.nmap("-sS -p 1-10", VICTIM);
         assert!(lab.bus.has("org.tcptracker.Tracker1.eth0"));
         Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
         assert_eq!(lab.victim.http_get(8081, "/health").0, 200);
         service.await_line(&format!("WARN blocked {ATTACKER}"));
-        assert_eq!(service.await_notice("STATUS="), "STATUS=watching eth0, enforcing, 0 blocked");
-        service.await_notice("STATUS=watching eth0, enforcing, 1 blocked");
+        assert_eq!(
+            service.await_notification("STATUS="),
+            "STATUS=watching eth0, enforcing, 0 blocked"
+        );
+        service.await_notification("STATUS=watching eth0, enforcing, 1 blocked");
 
         assert_eq!(service.end_by(signal).code(), Some(0));
-        service.await_notice("STOPPING=1");
+        service.await_notification("STOPPING=1");
         let name = if signal == Signal::TERM { "SIGTERM" } else { "SIGINT" };
         service.await_line(&format!("stopped by {name}"));
         lab.assert_untouched();
@@ -40,7 +43,7 @@ fn a_start_that_fails_is_never_ready() {
     let mut service =
         Start::on("eth0").env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent/bus").begin(&lab);
     assert_eq!(service.await_end().code(), Some(1));
-    assert_eq!(service.notices(), Vec::<String>::new());
+    assert_eq!(service.notifications(), Vec::<String>::new());
 }
 
 /// A log nobody reads holds up the journal's thread; the others go on, and the watchdog must hear
@@ -51,25 +54,26 @@ fn the_watchdog_is_fed_only_while_every_thread_makes_progress() {
     let mut service = Start::on("eth0")
         .env("WATCHDOG_USEC", "3000000")
         .env("TCPTRACKER_LOG__RATE", "100000")
-        .with_log_unread()
+        .with_unread_log()
         .begin(&lab)
         .await_ready();
     let fed = |service: &mut Service, times: usize| {
-        let so_far = service.notices().iter().filter(|notice| *notice == "WATCHDOG=1").count();
-        service.await_notices("WATCHDOG=1", so_far + times);
+        let so_far =
+            service.notifications().iter().filter(|notice| *notice == "WATCHDOG=1").count();
+        service.await_notifications("WATCHDOG=1", so_far + times);
     };
     fed(&mut service, 3);
 
     // More lines than a pipe holds, and fewer than may wait behind it.
     send_syns(&lab, Tags::None, std::iter::repeat_n(OPEN_PORT, 2000));
-    assert!(service.falls_silent("WATCHDOG=1", Duration::from_secs(4)), "fed all the time");
+    assert!(service.stops_notifying("WATCHDOG=1", Duration::from_secs(4)), "fed all the time");
     // Capture, detector, firewall and bus wait for nobody.
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     await_that("the scanner is blocked", || lab.bus.list().len() == 1);
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     assert_eq!(lab.metric(r#"tcptracker_blocks_total{cause="scan"}"#), 1);
 
-    service.hear_log();
+    service.read_log();
     service.await_line("no sign of life from: journal");
     fed(&mut service, 2);
     assert_eq!(service.stop().code(), Some(0));
@@ -97,7 +101,7 @@ fn a_thread_that_hangs_is_told_once_and_shows_in_state_and_health() {
     let (code, body) = lab.victim.http_get(8081, "/health");
     assert!(code == 503 && body.contains("no sign of life from: firewall"), "{code} {body}");
     assert_eq!(lab.bus.property("State").1, "degraded");
-    assert!(service.falls_silent("WATCHDOG=1", Duration::from_secs(3)));
+    assert!(service.stops_notifying("WATCHDOG=1", Duration::from_secs(3)));
     assert_eq!(service.lines_with("no sign of life").len(), 1);
 
     std::fs::remove_file(&hangs).unwrap();

@@ -4,7 +4,7 @@ use super::older_kind::legacy;
 use crate::lab::{BINARY, Lab};
 use crate::service::Start;
 use crate::tools::{Outcome, install_copy};
-use crate::users::{SERVICE, as_the_unit};
+use crate::users::{SERVICE, with_unit_privileges};
 
 const FAILED: i32 = 1;
 const CONFIGURATION: i32 = 78;
@@ -59,12 +59,12 @@ fn the_lock_of_the_older_iptables() {
     let lab = Lab::with_users();
     let binary = lab.path("tcptracker");
     install_copy(&binary, BINARY);
-    lab.let_state_belong_to(SERVICE);
+    lab.chown_state(SERVICE);
     let path = legacy(&lab);
     let after_boot = |make_files: &str| {
         let script = format!("mount -t tmpfs -o mode=755 tmpfs /run; {make_files}; exec \"$@\"");
         let boot = ["sh", "-ec", &script, "sh"].map(str::to_owned);
-        let unit = boot.into_iter().chain(as_the_unit());
+        let unit = boot.into_iter().chain(with_unit_privileges());
         Start::on("eth0").env("PATH", &path).binary(binary.clone()).through(unit)
     };
     let mut service = after_boot("true").begin(&lab);

@@ -44,10 +44,10 @@ fn an_interface_that_goes_away_is_waited_for() {
 
     lab.victim.ip("link del eth0");
     service.await_line("degraded: interface eth0 is gone; waiting for it to come back");
-    service.await_notice("STATUS=watching eth0, degraded: interface eth0 is gone");
+    service.await_notification("STATUS=watching eth0, degraded: interface eth0 is gone");
     assert_eq!(lab.bus.property("State").1, "degraded");
 
-    lab.plug_in_again();
+    lab.reattach_eth0();
     service.await_lines("enforcing: all is well again", 2);
     lab.attacker.nmap("-sS -p 1-4", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER} for 1h"));
@@ -63,7 +63,7 @@ fn an_interface_that_is_down_at_the_start_is_waited_for() {
     let mut service = lab.start();
     let why = "degraded: eth0 is down; bring it up: ip link set eth0 up";
     service.await_line(why);
-    service.await_notice(&format!("STATUS=watching eth0, {why}"));
+    service.await_notification(&format!("STATUS=watching eth0, {why}"));
     assert_eq!(lab.bus.property("State").1, "degraded");
     // By hand one may block already.
     lab.cli("block 192.0.2.7").ok();

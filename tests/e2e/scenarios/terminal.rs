@@ -6,10 +6,10 @@ use std::process::{Child, Stdio};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::frames::{EVERYBODY, syn};
+use crate::frames::{BROADCAST, syn};
 use crate::lab::{ATTACKER, BINARY, Lab, VICTIM};
-use crate::recorder::{Saved, as_pcap};
-use crate::remembered::leave_blocks;
+use crate::recorder::{RecordedFrame, as_pcap};
+use crate::saved_blocks::save_blocks;
 use crate::service::Start;
 use crate::tools::run;
 
@@ -161,8 +161,8 @@ fn a_block_that_ends_another_day_is_shown_with_the_date() {
 }
 
 /// Somebody asks for the same port again and again.
-fn knock(unix_nanos: u64) -> Saved {
-    Saved { unix_nanos, frame: syn(EVERYBODY, ATTACKER, VICTIM, 80) }
+fn knock(unix_nanos: u64) -> RecordedFrame {
+    RecordedFrame { unix_nanos, frame: syn(BROADCAST, ATTACKER, VICTIM, 80) }
 }
 
 /// To the line's beginning, and away with what stands there.
@@ -208,7 +208,7 @@ fn a_large_capture_shows_how_far_it_is() {
 #[test]
 fn a_long_list_that_is_blocked_again_shows_how_far_it_is() {
     let lab = Lab::new();
-    leave_blocks(&lab, 25_000, "one of many");
+    save_blocks(&lab, 25_000, "one of many");
     let configuration = lab.path("tcptracker.toml");
     let words = format!("run -i eth0 --config {}", configuration.display());
     let mut terminal = OnTerminal::begin(&lab, &words);
@@ -223,7 +223,7 @@ fn a_long_list_that_is_blocked_again_shows_how_far_it_is() {
     assert!(shown[last..].contains(CLEAR), "it stays: {shown:?}");
 
     let mut service = lab.start();
-    let told = service.await_notices(&format!("STATUS={how_far}"), 3);
+    let told = service.await_notifications(&format!("STATUS={how_far}"), 3);
     assert!(told[2].ends_with("20000 of 25000"), "{told:?}");
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();

@@ -8,10 +8,10 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use crate::frames::{EVERYBODY, syn};
+use crate::frames::{BROADCAST, syn};
 use crate::lab::{BINARY, Lab};
-use crate::namespace::{Namespace, SILENCE};
-use crate::recorder::{Saved, as_pcap};
+use crate::namespace::{ANSWER_TIMEOUT, Namespace};
+use crate::recorder::{RecordedFrame, as_pcap};
 use crate::tools::run;
 
 /// What depends on the machine, not on what was done before.
@@ -121,7 +121,7 @@ impl Story<'_> {
     fn scan(by: &Namespace, ports: [u16; 4]) {
         for port in ports {
             let to = SocketAddr::new("203.0.113.10".parse().unwrap(), port);
-            let _ = by.inside(|| TcpStream::connect_timeout(&to, SILENCE));
+            let _ = by.inside(|| TcpStream::connect_timeout(&to, ANSWER_TIMEOUT));
         }
     }
 
@@ -189,14 +189,14 @@ fn capture_a_night(lab: &Lab) {
     let frame = |at: u64, from: &str, to: &str, port: u16| {
         let [from, to]: [IpAddr; 2] = [from.parse().unwrap(), to.parse().unwrap()];
         let unix_nanos = night + at * 1_000_000;
-        Saved { unix_nanos, frame: syn(EVERYBODY, from, to, port) }
+        RecordedFrame { unix_nanos, frame: syn(BROADCAST, from, to, port) }
     };
     let host = "203.0.113.10";
     let scan = (0..40).map(|n| frame(10 * n, "203.0.113.66", host, 20 + u16::try_from(n).unwrap()));
     let mail = [25, 465, 587, 143, 993].into_iter().zip(0..);
     let mail = mail.map(|(port, n)| frame(26_000 + 900 * n, "198.51.100.7", host, port));
     let own = (0..20).map(|n| frame(60_000 + 4_000 * n, host, "192.0.2.80", 443));
-    let night: Vec<Saved> = scan.chain(mail).chain(own).collect();
+    let night: Vec<RecordedFrame> = scan.chain(mail).chain(own).collect();
     std::fs::write(lab.path("night.pcap"), as_pcap(&night)).unwrap();
 }
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::lab::{ATTACKER, Lab, VICTIM};
 use crate::scenarios::command_line::assert_documented;
 use crate::service::Start;
-use crate::tools::PATIENCE;
+use crate::tools::TIMEOUT;
 
 /// Somebody who watches.
 struct Watcher {
@@ -42,7 +42,7 @@ impl Watcher {
 
     #[track_caller]
     fn next(&self) -> String {
-        self.lines.recv_timeout(PATIENCE).expect("a line")
+        self.lines.recv_timeout(TIMEOUT).expect("a line")
     }
 
     #[track_caller]

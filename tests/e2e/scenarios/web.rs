@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
 use crate::service::Start;
-use crate::tools::PATIENCE;
+use crate::tools::TIMEOUT;
 
 #[test]
 fn health_answers_in_the_words_of_the_original() {
@@ -34,7 +34,7 @@ fn a_taken_port_is_told_and_endured() {
     );
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER}"));
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     lab.cli("reload").ok();
     service.await_line("configuration reloaded");
     assert_eq!(service.lines_with("cannot serve metrics").len(), 2, "once for each attempt");
@@ -59,7 +59,7 @@ fn an_address_that_comes_later_is_waited_for() {
         lab.victim.ip(&format!("addr add {address} dev lo {options}"));
         let answer = lab.victim.inside(|| {
             let mut stream = TcpStream::connect(written).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(TIMEOUT)).unwrap();
             stream.write_all(b"GET /health HTTP/1.0\r\n\r\n").unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).unwrap();
@@ -95,7 +95,7 @@ fn a_connection_serves_one_request_after_the_other() {
     let mut service = lab.start();
     lab.victim.inside(|| {
         let mut client = TcpStream::connect(("127.0.0.1", 8081)).unwrap();
-        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.set_read_timeout(Some(TIMEOUT)).unwrap();
         let ask = |client: &mut TcpStream, first: &str| {
             write!(client, "{first}\r\nHost: localhost\r\n\r\n").unwrap();
         };
@@ -121,7 +121,7 @@ fn what_is_no_request_is_told_so() {
     let answer_to = |request: &[u8]| {
         lab.victim.inside(|| {
             let mut client = TcpStream::connect(("127.0.0.1", 8081)).unwrap();
-            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            client.set_read_timeout(Some(TIMEOUT)).unwrap();
             client.write_all(request).unwrap();
             let mut answer = String::new();
             client.read_to_string(&mut answer).unwrap();

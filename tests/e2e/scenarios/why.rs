@@ -47,7 +47,7 @@ fn a_scanners_evidence_is_told_with_what_became_of_it() {
     // One SYN after another is dropped; the kernel counts each.
     let dropped = || lab.bus.why("10.77.0.1")["dropped"]["data"].as_u64().unwrap();
     let before = dropped();
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     await_that("the kernel's count is told", || dropped() > before);
 
     // Let in by hand: the offence is not forgotten.
@@ -82,7 +82,7 @@ fn where_there_are_no_sets_the_rules_own_counter_is_told() {
     lab.configure("[firewall]\nbackend = \"iptables\"\n");
     let mut service = lab.start();
     lab.bus.call("eth0", &["Block", "sts", &ATTACKER.to_string(), "0", "x"]).ok();
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     let dropped = || lab.bus.why("10.77.0.1")["dropped"]["data"].as_u64().unwrap();
     await_that("the rule's count is told", || dropped() > 0);
     assert_eq!(service.stop().code(), Some(0));

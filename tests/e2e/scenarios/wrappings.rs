@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdin, Stdio};
 use etherparse::PacketBuilder;
 
 use super::scan::assert_caught;
-use crate::frames::{ETHERNET_HEADER, EVERYBODY, Wire, syn};
+use crate::frames::{BROADCAST, ETHERNET_HEADER, Wire, syn};
 use crate::kernel::{Rules, remaining};
 use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::service::Start;
@@ -80,7 +80,7 @@ fn tunnels_and_extension_headers_do_not_hide_a_scan() {
             [source.clone(), source, "10.77.0.2".into()]
         };
         let [from, to]: [IpAddr; 2] = [source, victim].map(|address| address.parse().unwrap());
-        let mut send = |port| wire.send(&wrap(&syn(EVERYBODY, from, to, port)));
+        let mut send = |port| wire.send(&wrap(&syn(BROADCAST, from, to, port)));
         (1..=3).for_each(&mut send);
         let third = format!("{} -> ", std::net::SocketAddr::new(from, 40_000));
         service.await_lines(&third, 3);
@@ -111,10 +111,10 @@ fn watching_any_interface_catches_a_scan_on_each() {
         assert_eq!(lab.bus.list_on("any").len(), blocked - 1);
         lab.attacker.nmap("-sS -p 4", victim);
         service.await_line(&format!("WARN blocked {attacker} for 1h (offence 1): vertical scan: "));
-        lab.attacker.assert_shut_out(victim, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(victim, OPEN_PORT);
         assert_eq!(lab.bus.list_on("any").len(), blocked);
     }
-    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
     // Its own connections to itself are its own affair.
     lab.victim.nmap("-sT -p 1-20", IpAddr::from([127, 0, 0, 1]));
     service.await_line("-> 127.0.0.1:20");
@@ -218,7 +218,7 @@ fn a_tunnel_without_a_link_layer_is_watched_like_any_other() {
 #[test]
 fn a_scan_of_a_host_behind_is_caught_and_dropped_on_its_way() {
     let mut lab = Lab::new();
-    let behind = lab.host_behind();
+    let behind = lab.add_forwarded_host();
     for program in ["iptables", "ip6tables"] {
         // Its owner lets it forward.
         run(lab.victim.command(program).args(["-P", "FORWARD", "ACCEPT"])).ok();
@@ -231,12 +231,12 @@ fn a_scan_of_a_host_behind_is_caught_and_dropped_on_its_way() {
         (ATTACKER_V6, "fd78::3", "ipv6", "[fd78::3]"),
     ] {
         let target: IpAddr = target.parse().unwrap();
-        lab.attacker.assert_let_in(target, OPEN_PORT);
+        lab.attacker.assert_reaches(target, OPEN_PORT);
         lab.attacker.nmap("-sS -p 1-20", target);
         service.await_line(&format!("WARN blocked {attacker} for 1h (offence 1): vertical scan: "));
         service.await_line(&format!("vertical port scan by {attacker} on {target}: ports "));
-        lab.attacker.assert_shut_out(target, OPEN_PORT);
-        lab.bystander.assert_let_in(target, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(target, OPEN_PORT);
+        lab.bystander.assert_reaches(target, OPEN_PORT);
         let told = service.await_line(&format!("-> {shown}:{OPEN_PORT}"));
         assert!(told.contains("new forwarded connection"), "{told}");
         let of = |direction: &str| {
@@ -251,6 +251,6 @@ fn a_scan_of_a_host_behind_is_caught_and_dropped_on_its_way() {
     }
     assert_eq!(lab.bus.list().len(), 2);
     assert_eq!(service.stop().code(), Some(0));
-    lab.attacker.assert_let_in("10.78.0.3".parse().unwrap(), OPEN_PORT);
+    lab.attacker.assert_reaches("10.78.0.3".parse().unwrap(), OPEN_PORT);
     lab.assert_untouched();
 }

@@ -19,12 +19,12 @@ pub fn each_interface_has_its_own(site: &mut Site) {
         site.assert_active(unit);
         assert!(site.machine.sh("busctl --no-pager list").contains(name), "{name}");
         let machine = std::net::IpAddr::from([10, net, 0, 10]);
-        site.scanner.assert_let_in(machine, 7000);
+        site.scanner.assert_reaches(machine, 7000);
         site.scanner.nmap("-sS --top-ports 20", machine);
         let scanner = format!("10.{net}.0.66");
         let blocked = [("TCPTRACKER_INTERFACE", interface), ("TCPTRACKER_SOURCE", &scanner)];
         site.await_message(message::BLOCKED, &blocked);
-        site.scanner.assert_shut_out(machine, 7000);
+        site.scanner.assert_cannot_reach(machine, 7000);
         assert_eq!(site.blocked(interface), [scanner]);
     }
     site.machine.sh("systemctl start tcptracker@any");
@@ -39,7 +39,7 @@ pub fn each_interface_has_its_own(site: &mut Site) {
     // One goes, the others stay.
     site.machine.sh("systemctl stop tcptracker@any");
     for (interface, unit, _, net) in OTHERS {
-        site.scanner.assert_shut_out(std::net::IpAddr::from([10, net, 0, 10]), 7000);
+        site.scanner.assert_cannot_reach(std::net::IpAddr::from([10, net, 0, 10]), 7000);
         site.machine.sh(&format!("systemctl disable --now '{unit}'"));
         let firewall = site.firewall();
         assert!(!firewall.contains(&format!("\"tcptracker@{interface}\"")), "{firewall}");

@@ -105,11 +105,11 @@ pub fn metrics_are_for_whom_they_are_meant(site: &Site) {
     let (machine, port) = (IpAddr::from([10, 77, 0, 10]), 8081);
     site.machine.write(CONFIGURATION, "[metrics]\nlisten = \"0.0.0.0:8081\"\n");
     site.machine.sh("systemctl restart tcptracker@eth0");
-    site.scanner.assert_shut_out(machine, port);
+    site.scanner.assert_cannot_reach(machine, port);
     let drop_in = "/etc/systemd/system/tcptracker@eth0.service.d/metrics.conf";
     site.machine.write(drop_in, "[Service]\nIPAddressAllow=10.77.0.0/24\n");
     site.machine.sh("systemctl daemon-reload && systemctl restart tcptracker@eth0");
-    site.scanner.assert_let_in(machine, port);
+    site.scanner.assert_reaches(machine, port);
     for file in [CONFIGURATION, drop_in] {
         std::fs::remove_file(site.machine.path(file)).unwrap();
     }

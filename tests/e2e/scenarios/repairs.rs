@@ -1,4 +1,4 @@
-//! What others do to the kernel's side of the blocks is noticed, told and mended.
+//! The service detects, reports and repairs changes that other programs make to its rules and sets.
 
 use rustix::process::Signal;
 
@@ -9,11 +9,11 @@ use crate::namespace::Namespace;
 use crate::service::{Service, Start};
 use crate::tools::{await_that, install_script, run};
 
-/// The identifier of the message that something was mended.
-const MENDED: &str = "19a8d40cb80c4be493ce1d5c7abcd599";
+/// The message ID of a repair.
+const REPAIRED: &str = "19a8d40cb80c4be493ce1d5c7abcd599";
 
-/// A laboratory in which the attacker is blocked, in both families, and others beside it.
-pub(super) fn attacked() -> (Lab, Service) {
+/// Creates a lab in which the attacker's IPv4 and IPv6 addresses and another network are blocked.
+pub(super) fn with_blocked_attacker() -> (Lab, Service) {
     let lab = Lab::new();
     let service = lab.start();
     block(&lab);
@@ -22,23 +22,23 @@ pub(super) fn attacked() -> (Lab, Service) {
 
 pub(super) fn block(lab: &Lab) {
     for address in [&ATTACKER.to_string(), &ATTACKER_V6.to_string(), "198.51.100.0/24"] {
-        lab.bus.call("eth0", &["Block", "sts", address, "3600", "until mended"]).ok();
+        lab.bus.call("eth0", &["Block", "sts", address, "3600", "test"]).ok();
     }
 }
 
-/// Runs a shell command in a host.
+/// Runs a shell command on a host.
 #[track_caller]
 pub(super) fn shell(host: &Namespace, script: &str) {
     run(host.command("sh").args(["-ec", script])).ok();
 }
 
-/// Does damage in several steps, of which the service sees nothing before they are all done: it would mend the
-/// first before the second, on a machine that is slow to start programs.
+/// Runs a script while the service is stopped, so that the service sees all changes at once.
+/// Otherwise it could repair the first change before the script makes the second.
 #[track_caller]
 pub(super) fn damage_at_once(lab: &Lab, service: &Service, script: &str) {
-    // Nor is it stopped in the middle of a look, at the one family, the other, or a large set: it would tell of a part,
-    // and mend all.
-    await_that("it looks at nothing", || {
+    // Do not stop the service during a check: it would report only a part of the damage and repair
+    // all of it.
+    await_that("the firewall thread is idle", || {
         service.signal(Signal::STOP);
         let is_idle = service.is_idle("firewall");
         if !is_idle {
@@ -50,11 +50,12 @@ pub(super) fn damage_at_once(lab: &Lab, service: &Service, script: &str) {
     service.signal(Signal::CONT);
 }
 
-/// Damage is found and mended, told by log and state, and the attacker shut out again.
+/// Asserts that the service repairs the damage, reports it in the log and in its state, and blocks
+/// the attacker again.
 #[track_caller]
-fn assert_heals(damage: &str, found: &[&str]) {
-    let (lab, mut service) = attacked();
-    let whole = Rules::of(&lab.victim);
+fn assert_repairs(damage: &str, found: &[&str]) {
+    let (lab, mut service) = with_blocked_attacker();
+    let before = Rules::of(&lab.victim);
     damage_at_once(&lab, &service, damage);
     let line = service.await_line("mended: ");
     for part in found {
@@ -64,11 +65,11 @@ fn assert_heals(damage: &str, found: &[&str]) {
     service.await_line("enforcing: all is well again");
     Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
     for set in ["tcptracker-eth0-v4", "tcptracker-eth0-v6"] {
-        assert_eq!(members(&lab, set), members_in(&whole.sets, set), "{damage}");
+        assert_eq!(members(&lab, set), members_in(&before.sets, set), "{damage}");
     }
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
-    lab.attacker.assert_shut_out(VICTIM_V6, OPEN_PORT);
-    lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM_V6, OPEN_PORT);
+    lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(lab.bus.property("State").1, "enforcing");
     assert_eq!(lab.victim.http_get(8081, "/health").0, 200);
     for metric in ["blocked", "enforced"] {
@@ -82,7 +83,7 @@ fn assert_heals(damage: &str, found: &[&str]) {
     assert_eq!(rules.sets, "");
 }
 
-/// The members of a set, with their times left in whole hours.
+/// Returns the members of a set. Asserts that each one has between 3000 s and 3600 s left.
 fn members(lab: &Lab, set: &str) -> Vec<String> {
     members_in(&Rules::of(&lab.victim).sets, set)
 }
@@ -98,8 +99,8 @@ fn members_in(listed: &str, set: &str) -> Vec<String> {
             let (network, rest) = line.split_once(" timeout ")?;
             let left: u64 = rest.split(' ').next()?.parse().unwrap();
             assert!((3000..=3600).contains(&left), "{line}");
-            let exception = if rest.contains("nomatch") { " nomatch" } else { "" };
-            Some(format!("{network}{exception}"))
+            let nomatch = if rest.contains("nomatch") { " nomatch" } else { "" };
+            Some(format!("{network}{nomatch}"))
         })
         .collect();
     members.sort_unstable();
@@ -107,24 +108,24 @@ fn members_in(listed: &str, set: &str) -> Vec<String> {
 }
 
 #[test]
-fn all_rules_flushed() {
-    assert_heals(
+fn repairs_flushed_rules() {
+    assert_repairs(
         "iptables -F; ip6tables -F",
         &["hook INPUT (ipv4) gone", "hook FORWARD (ipv6) gone", "rule (ipv4) gone"],
     );
 }
 
 #[test]
-fn all_rules_and_chains_removed() {
-    assert_heals(
+fn repairs_removed_rules_and_chains() {
+    assert_repairs(
         "iptables -F; iptables -X; ip6tables -F; ip6tables -X",
         &["chain tcptracker (ipv6) gone"],
     );
 }
 
 #[test]
-fn all_rules_written_anew() {
-    assert_heals(
+fn repairs_after_iptables_restore() {
+    assert_repairs(
         "printf '*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n\
          -A INPUT -i lo -j ACCEPT\nCOMMIT\n' | iptables-restore",
         &["chain tcptracker (ipv4) gone"],
@@ -132,55 +133,55 @@ fn all_rules_written_anew() {
 }
 
 #[test]
-fn the_whole_ruleset_flushed() {
-    assert_heals(
+fn repairs_flushed_nft_ruleset() {
+    assert_repairs(
         "nft flush ruleset",
         &["chain tcptracker (ipv4) gone", "chain tcptracker (ipv6) gone"],
     );
 }
 
 #[test]
-fn the_rule_removed() {
-    assert_heals("iptables -F tcptracker", &["rule (ipv4) gone"]);
+fn repairs_removed_rule() {
+    assert_repairs("iptables -F tcptracker", &["rule (ipv4) gone"]);
 }
 
 #[test]
-fn the_rule_replaced() {
-    assert_heals(
+fn repairs_replaced_rule() {
+    assert_repairs(
         "iptables -R tcptracker 1 -m comment --comment tcptracker@eth0 -j ACCEPT",
         &["rule (ipv4) gone or changed"],
     );
 }
 
 #[test]
-fn a_hook_removed() {
-    assert_heals("ip6tables -D INPUT -j tcptracker", &["hook INPUT (ipv6) gone"]);
+fn repairs_removed_hook() {
+    assert_repairs("ip6tables -D INPUT -j tcptracker", &["hook INPUT (ipv6) gone"]);
 }
 
 #[test]
-fn a_hook_pushed_below_another_rule() {
-    assert_heals(
+fn repairs_hook_below_another_rule() {
+    assert_repairs(
         "iptables -I INPUT -p tcp -j ACCEPT; ip6tables -I INPUT -p tcp -j ACCEPT",
         &["hook INPUT (ipv4) not the first rule"],
     );
 }
 
 #[test]
-fn a_set_flushed() {
-    assert_heals("ipset flush tcptracker-eth0-v4", &["2 blocked (ipv4) missing"]);
+fn repairs_flushed_set() {
+    assert_repairs("ipset flush tcptracker-eth0-v4", &["2 blocked (ipv4) missing"]);
 }
 
 #[test]
-fn a_set_destroyed() {
-    assert_heals(
+fn repairs_destroyed_set() {
+    assert_repairs(
         "iptables -F tcptracker; ipset destroy tcptracker-eth0-v4",
         &["set (ipv4) gone", "rule (ipv4) gone"],
     );
 }
 
 #[test]
-fn a_set_of_another_kind_in_its_place() {
-    assert_heals(
+fn repairs_set_of_wrong_type() {
+    assert_repairs(
         "iptables -F tcptracker; ipset destroy tcptracker-eth0-v4; \
          ipset create tcptracker-eth0-v4 hash:ip",
         &["set (ipv4) gone or of another kind"],
@@ -188,8 +189,8 @@ fn a_set_of_another_kind_in_its_place() {
 }
 
 #[test]
-fn a_set_swapped_with_an_empty_one() {
-    assert_heals(
+fn repairs_swapped_set() {
+    assert_repairs(
         "ipset create other hash:net timeout 60 counters; ipset swap other tcptracker-eth0-v4; \
          ipset destroy other",
         &["set (ipv4) gone or of another kind"],
@@ -197,16 +198,16 @@ fn a_set_swapped_with_an_empty_one() {
 }
 
 #[test]
-fn a_member_removed_and_a_stranger_added() {
-    assert_heals(
+fn repairs_removed_and_unexpected_members() {
+    assert_repairs(
         "ipset del tcptracker-eth0-v4 10.77.0.1; ipset add tcptracker-eth0-v4 10.77.0.3",
         &["1 blocked (ipv4) missing and 1 not blocked there"],
     );
 }
 
 #[test]
-fn a_member_made_an_exception() {
-    assert_heals(
+fn repairs_member_turned_into_nomatch() {
+    assert_repairs(
         "ipset del tcptracker-eth0-v4 10.77.0.1; \
          ipset add tcptracker-eth0-v4 10.77.0.1 nomatch timeout 3600",
         &["1 blocked (ipv4) missing"],
@@ -214,20 +215,20 @@ fn a_member_made_an_exception() {
 }
 
 #[test]
-fn a_member_given_little_time() {
-    assert_heals(
+fn repairs_shortened_member_timeout() {
+    assert_repairs(
         "ipset add -exist tcptracker-eth0-v4 10.77.0.1 timeout 60",
         &["1 blocked (ipv4) missing"],
     );
 }
 
-/// A large set is not looked through each time; what is missing is noticed all the same.
+/// The service does not list a large set at every check, but still detects a missing member.
 #[test]
-fn a_member_of_many_removed_and_all_of_them() {
+fn repairs_large_set() {
     let lab = Lab::new();
     let mut service = lab.start();
     service.crash();
-    // As if so many had been blocked in its last moment.
+    // Members without saved blocks, as if the service had added them just before the crash.
     let mut fill: String = (0..20_000_u32)
         .map(|number| {
             let [_, _, c, d] = number.to_be_bytes();
@@ -238,7 +239,7 @@ fn a_member_of_many_removed_and_all_of_them() {
     std::fs::write(lab.path("fill"), fill).unwrap();
     shell(&lab.victim, &format!("ipset restore <{}", lab.path("fill").display()));
     let mut service = lab.start();
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     for (damage, found) in [
         ("ipset del tcptracker-eth0-v4 10.77.0.1", "mended: 1 blocked (ipv4) missing"),
         ("ipset flush tcptracker-eth0-v4", "mended: 20001 blocked (ipv4) missing"),
@@ -256,21 +257,22 @@ fn a_member_of_many_removed_and_all_of_them() {
             "mended: rule (ipv4) gone or changed, set (ipv4) gone",
         ),
     ] {
-        service.forget();
+        service.clear_log();
         damage_at_once(&lab, &service, damage);
         service.await_line(found);
-        lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+        lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
         assert_eq!(lab.metric(r#"tcptracker_enforced{family="ipv4"}"#), 20_001);
     }
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
-/// While it cannot be mended everybody is told, and the gap shows; then it is, by itself.
+/// While a repair fails, state, health and metrics show it. The service retries until the repair
+/// succeeds.
 #[test]
-fn what_cannot_be_mended_is_told_until_it_can() {
+fn failed_repair_is_reported_and_retried() {
     let lab = Lab::new();
-    // An iptables that cannot change anything while a file is there.
+    // An iptables-restore that fails while a file exists.
     let (shim, broken) = (lab.path("shim"), lab.path("broken"));
     std::fs::create_dir(&shim).unwrap();
     for program in ["iptables-nft-restore", "ip6tables-nft-restore"] {
@@ -290,9 +292,9 @@ fn what_cannot_be_mended_is_told_until_it_can() {
     shell(&lab.victim, "iptables -F INPUT");
     service
         .await_line("degraded: blocks are not enforced: hook INPUT (ipv4) gone; mending failed: ");
-    // That somebody was blocked before may be told as late.
+    // Skip signals of the earlier blocks, which may arrive late.
     assert_eq!(signals.next_named("StateChanged").1[0], "degraded");
-    lab.attacker.assert_let_in(VICTIM, OPEN_PORT);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(lab.bus.property("State").1, "degraded");
     let (code, body) = lab.victim.http_get(8081, "/health");
     assert!(code == 503 && body.contains("hook INPUT (ipv4) gone"), "{code} {body}");
@@ -304,36 +306,35 @@ fn what_cannot_be_mended_is_told_until_it_can() {
     std::fs::remove_file(&broken).unwrap();
     service.await_line("mended: hook INPUT (ipv4) gone");
     service.await_line("enforcing: all is well again");
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     assert_eq!(lab.metric(r#"tcptracker_enforced{family="ipv4"}"#), 2);
     assert_eq!(service.stop().code(), Some(0));
 }
 
-/// The journal says what was found and mended, so that a program can tell.
 #[test]
-fn the_journal_has_an_entry_of_its_own_for_it() {
+fn repair_has_its_own_journal_entry() {
     let lab = Lab::new();
     let journal = Journal::new(&lab);
     let mut service = Start::on("eth0").through(journal.wrapper()).begin(&lab).await_ready();
     block(&lab);
     shell(&lab.victim, "iptables -F INPUT");
-    let entry = journal.next_with("MESSAGE_ID", MENDED);
+    let entry = journal.next_with("MESSAGE_ID", REPAIRED);
     assert_eq!(entry["TCPTRACKER_INTERFACE"], "eth0");
     assert_eq!(entry["TCPTRACKER_REASON"], "hook INPUT (ipv4) gone");
     assert_eq!(entry["MESSAGE"], "mended: hook INPUT (ipv4) gone");
     assert_eq!(service.stop().code(), Some(0));
 }
 
-/// What the service does itself is no damage.
+/// The service's own changes must not trigger checks of the rules.
 #[test]
-fn its_own_changes_are_not_looked_at_for_ever() {
+fn own_changes_do_not_trigger_repeated_checks() {
     let lab = Lab::new();
-    let log = lab.path("looks");
+    let log = lab.path("checks");
     let shim = lab.path("shim");
     std::fs::create_dir(&shim).unwrap();
     let file = shim.join("iptables-nft-save");
     let script = format!(
-        "#!/bin/sh\necho look >> {}\nexec /usr/sbin/iptables-nft-save \"$@\"\n",
+        "#!/bin/sh\necho check >> {}\nexec /usr/sbin/iptables-nft-save \"$@\"\n",
         log.display()
     );
     install_script(&file, &script);
@@ -341,13 +342,13 @@ fn its_own_changes_are_not_looked_at_for_ever() {
     let mut service = Start::on("eth0").env("PATH", &path).begin(&lab).await_ready();
     shell(&lab.victim, "iptables -F INPUT");
     service.await_line("mended: ");
-    let looks = || std::fs::read_to_string(&log).unwrap().lines().count();
-    // Blocks and their ends change no rule; each is followed by at least one look at the sets.
-    let before = looks();
+    let checks = || std::fs::read_to_string(&log).unwrap().lines().count();
+    // Blocks and expiries change no rule. Each is followed by at least one check of the sets.
+    let before = checks();
     for number in 1..=3 {
         lab.bus.call("eth0", &["Block", "sts", "10.77.0.1", "1", "for a moment"]).ok();
         service.await_lines("unblocked 10.77.0.1: its time was up", number);
     }
-    assert!(looks() <= before + 1, "{} looks after {before}", looks());
+    assert!(checks() <= before + 1, "{} checks, {before} before the blocks", checks());
     assert_eq!(service.stop().code(), Some(0));
 }

@@ -1,37 +1,37 @@
-//! The bus itself: how it is used, overused, lost, and that it may be either of two.
+//! The bus connection: many calls, slow clients, loss of the bus, and both bus implementations.
 
 use std::sync::mpsc::channel;
 
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::caller::{Answer, Caller};
+use crate::bus_client::{BusClient, Reply};
 use crate::kernel::Rules;
 use crate::lab::{Lab, OPEN_PORT, VICTIM};
-use crate::remembered::{FIRST, leave_blocks};
+use crate::saved_blocks::{FIRST, save_blocks};
 use crate::tools::await_that;
 
-/// Memory may be given to the process in larger pieces than a call needs; ten thousand leaks of a
-/// message each would be many times as much.
+/// Allowed memory growth. The allocator grows in large steps, but a leak of 10,000 messages would
+/// be many times larger.
 const GROWTH: u64 = 4 << 20;
 
 #[test]
-fn ten_thousand_calls_leave_nothing_behind() {
+fn ten_thousand_calls_leak_no_memory() {
     let lab = Lab::new();
     let mut service = lab.start();
-    let caller = Caller::on(&lab.bus);
+    let client = BusClient::on(&lab.bus);
     let calls = |count: u32| {
         for number in 0..count {
             let address = format!("198.51.100.{}", number % 200);
             match number % 4 {
-                0 => assert_eq!(caller.block(&address, 3600, "calls"), Answer::Told(())),
-                1 => assert!(matches!(caller.list(), Answer::Told(_))),
-                // Half of them are refused, which is logged.
-                _ => drop(caller.unblock(&address)),
+                0 => assert_eq!(client.block(&address, 3600, "calls"), Reply::Value(())),
+                1 => assert!(matches!(client.list(), Reply::Value(_))),
+                // Half of these calls fail, and the service logs the error.
+                _ => drop(client.unblock(&address)),
             }
         }
     };
-    // What is needed once is there after some.
+    // Warm up, so that one-time allocations do not count.
     calls(2000);
     let before = service.resident_bytes();
     calls(10_000);
@@ -42,7 +42,7 @@ fn ten_thousand_calls_leave_nothing_behind() {
 }
 
 #[test]
-fn properties_that_change_are_told() {
+fn property_changes_are_emitted() {
     let lab = Lab::new();
     let mut service = lab.start();
     let changes = lab.bus.listen_to("org.freedesktop.DBus.Properties");
@@ -51,7 +51,7 @@ fn properties_that_change_are_told() {
     assert_eq!(types, "sa{sv}as");
     assert_eq!(data[0], "org.tcptracker.Tracker1");
     assert_eq!(data[1], json!({"Blocked": {"type": "u", "data": 1}}));
-    // The last of many is told as well, if not each.
+    // The service may combine changes, but must emit the last one.
     for number in 2..40 {
         let address = format!("198.51.100.{number}");
         lab.bus.call("eth0", &["Block", "sts", &address, "0", ""]).ok();
@@ -59,83 +59,88 @@ fn properties_that_change_are_told() {
     while changes.next_named("PropertiesChanged").1[1]["Blocked"]["data"] != 39 {}
     lab.configure("[block]\nenabled = false\n");
     lab.bus.call("eth0", &["Reload"]).ok();
-    let mut told = Vec::new();
-    while !["State", "Backend", "Blocked"].iter().all(|name| told.contains(&(*name).to_owned())) {
+    let mut properties = Vec::new();
+    while !["State", "Backend", "Blocked"]
+        .iter()
+        .all(|name| properties.contains(&(*name).to_owned()))
+    {
         let (_, data) = changes.next_named("PropertiesChanged");
-        told.extend(data[1].as_object().unwrap().keys().cloned());
+        properties.extend(data[1].as_object().unwrap().keys().cloned());
     }
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
-/// The service ends, for the service manager to start it again; the kernel goes on blocking meanwhile.
+/// The service exits so that the service manager restarts it. The kernel keeps blocking in the
+/// meantime.
 #[test]
-fn a_lost_bus_ends_the_process_and_frees_nobody() {
+fn lost_bus_ends_the_process_and_keeps_blocks() {
     let mut lab = Lab::new();
     let mut service = lab.start();
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line("WARN blocked 10.77.0.1");
-    lab.bus.die();
+    lab.bus.kill();
     assert_eq!(service.await_end().code(), Some(1));
-    let said = service.lines_with("failed: ");
-    assert!(said.iter().any(|line| line.contains("the connection to the system bus was lost")));
+    let lines = service.lines_with("failed: ");
+    assert!(lines.iter().any(|line| line.contains("the connection to the system bus was lost")));
     Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
-    lab.attacker.assert_shut_out(VICTIM, OPEN_PORT);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
 
-    lab.bus_again();
+    lab.restart_bus();
     let mut service = lab.start();
     assert_eq!(lab.bus.list().len(), 1);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
-/// Many at once, one of whom does not take his answers: the others are answered.
+/// The service answers concurrent callers although one caller never reads its replies.
 #[test]
-fn callers_do_not_wait_for_each_other() {
+fn stalled_caller_does_not_delay_others() {
     let lab = Lab::new();
     let mut service = lab.start();
     for number in 0..200 {
-        lab.bus_caller_blocks(&format!("203.0.113.{number}"));
+        lab.block_over_bus(&format!("203.0.113.{number}"));
     }
-    let deaf = crate::caller::Deaf::on(&lab.bus);
-    deaf.ask_often("List", 2000);
-    let (tell, told) = channel();
+    let stalled = crate::bus_client::NonReadingClient::on(&lab.bus);
+    stalled.send_calls("List", 2000);
+    let (sender, finished) = channel();
     std::thread::scope(|scope| {
         for _ in 0..8 {
-            let (lab, tell) = (&lab, tell.clone());
+            let (lab, sender) = (&lab, sender.clone());
             scope.spawn(move || {
-                let caller = Caller::on(&lab.bus);
+                let client = BusClient::on(&lab.bus);
                 for _ in 0..50 {
-                    assert!(matches!(caller.list(), Answer::Told(blocks) if blocks.len() == 200));
+                    assert!(matches!(client.list(), Reply::Value(blocks) if blocks.len() == 200));
                 }
-                tell.send(()).unwrap();
+                sender.send(()).unwrap();
             });
         }
     });
-    assert_eq!(told.try_iter().count(), 8);
-    drop(deaf);
+    assert_eq!(finished.try_iter().count(), 8);
+    drop(stalled);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
-/// Whoever sends too long a message is thrown off the bus: that everybody may ask for the list must not cost
-/// the service its place there.
+/// The bus disconnects a sender of oversized messages. A `List` call from any user must not cause
+/// that for the service.
 #[test]
-fn a_list_that_no_message_can_hold_is_refused() {
+fn list_larger_than_a_message_returns_an_error() {
     let lab = Lab::new();
-    // The longest reason there may be, in characters of four bytes.
-    leave_blocks(&lab, 45_000, &"\u{1f50d}".repeat(200));
+    // The longest allowed reason, in characters of 4 bytes.
+    save_blocks(&lab, 45_000, &"\u{1f50d}".repeat(200));
     let mut service = lab.start();
     let [name, object, interface] = &crate::bus::target("eth0");
-    let asked = lab.bus.as_nobody(&["call", name, object, interface, "List"]);
-    let told = "the 45000 blocks on eth0 are more than a message of the bus can hold; ask for one";
-    assert!(asked.err.contains(told), "{asked:?}");
+    let refused = lab.bus.as_nobody(&["call", name, object, interface, "List"]);
+    let message =
+        "the 45000 blocks on eth0 are more than a message of the bus can hold; ask for one";
+    assert!(refused.err.contains(message), "{refused:?}");
     let limit = "org.freedesktop.DBus.Error.LimitsExceeded";
     assert_eq!(lab.bus.error_of("List", ""), limit);
     let listed = lab.cli("list");
     assert_eq!((listed.code, listed.out.as_str()), (Some(1), ""), "{listed:?}");
-    assert!(listed.err.starts_with(&format!("tcptracker: {told}")), "{listed:?}");
-    // Everything else goes on.
+    assert!(listed.err.starts_with(&format!("tcptracker: {message}")), "{listed:?}");
+    // Other calls still work.
     assert_eq!(lab.bus.why(FIRST)["blocked"]["data"], true);
     lab.bus.call("eth0", &["Unblock", "s", FIRST]).ok();
     assert_eq!(lab.bus.property("Blocked").1, 44_999);
@@ -143,60 +148,59 @@ fn a_list_that_no_message_can_hold_is_refused() {
     lab.assert_untouched();
 }
 
-/// A bus that does not take answers, as one does not for somebody who takes none: the service must not keep
-/// them all. A long list is made when the one before is on its way.
+/// The service must not buffer all replies when the bus stops reading. It builds a long list only
+/// after the previous one was sent.
 #[test]
-fn long_lists_nobody_takes_fill_no_memory() {
+fn unread_long_lists_do_not_accumulate_in_memory() {
     const LISTS: u32 = 60;
-    /// A reason and what is beside it, as a message has it.
+    /// Bytes of one list entry in a message.
     const ENTRY: u64 = 230;
     const ENTRIES: u32 = 20_000;
     let lab = Lab::new();
-    leave_blocks(&lab, ENTRIES, &"x".repeat(200));
+    save_blocks(&lab, ENTRIES, &"x".repeat(200));
     let mut service = lab.start();
     let list = ENTRY * u64::from(ENTRIES);
-    let caller = Caller::on(&lab.bus);
-    // What one list takes is there after a few.
-    (0..3).for_each(|_| assert!(matches!(caller.list(), Answer::Told(_))));
+    let client = BusClient::on(&lab.bus);
+    // Warm up, so that the buffers of one list do not count.
+    (0..3).for_each(|_| assert!(matches!(client.list(), Reply::Value(_))));
     let before = service.resident_bytes();
 
-    // They have all been asked for when the first is made.
+    // Queue all calls before the service handles the first one.
     service.signal(Signal::STOP);
-    let deaf = crate::caller::Deaf::on(&lab.bus);
-    deaf.ask_often("List", LISTS);
+    let stalled = crate::bus_client::NonReadingClient::on(&lab.bus);
+    stalled.send_calls("List", LISTS);
     assert!(lab.bus.has("org.tcptracker.Tracker1.eth0"));
     lab.bus.signal(Signal::STOP);
     service.signal(Signal::CONT);
-    // Long enough for many lists: each of these takes a part of the time the service has.
+    // Each scrape costs the service CPU time, so 300 scrapes leave enough time to build many lists.
     (0..300).for_each(|_| assert_eq!(lab.metric("tcptracker_blocks_total{cause=\"manual\"}"), 0));
     let after = service.resident_bytes();
     assert!(after < before + 6 * list, "{before} bytes before, {after} after; a list has {list}");
 
-    drop(deaf);
+    drop(stalled);
     lab.bus.signal(Signal::CONT);
-    assert!(matches!(caller.list(), Answer::Told(blocks) if blocks.len() == ENTRIES as usize));
+    assert!(matches!(client.list(), Reply::Value(blocks) if blocks.len() == ENTRIES as usize));
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
-/// Thousands are let in at once, with nothing on the wire that would wake the detector, which has to forget
-/// each.
+/// The detector must process thousands of unblocks while no traffic wakes it up.
 #[test]
-fn many_are_let_in_without_a_pause() {
+fn mass_unblock_does_not_miss_heartbeats() {
     let lab = Lab::new();
-    leave_blocks(&lab, 10_000, "one of many");
+    save_blocks(&lab, 10_000, "one of many");
     let mut service = lab.start();
     lab.bus.call("eth0", &["Unblock", "s", "100.64.0.0/10"]).ok();
     assert_eq!(lab.bus.list(), []);
-    // The firewall's thread has never been away for so long that it was missed.
+    // The firewall thread never missed a heartbeat.
     assert_eq!(service.lines_with("no sign of life"), Vec::<String>::new());
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
-/// The other bus there is: its policy is read by other code, and its errors and names are its own.
+/// dbus-broker has its own policy parser and its own error names.
 #[test]
-fn dbus_broker_does_as_well() {
+fn works_with_dbus_broker() {
     let lab = Lab::on_broker();
     let mut service = lab.start();
     let signals = lab.bus.listen();
@@ -213,7 +217,7 @@ fn dbus_broker_does_as_well() {
     crate::users::busctl(&lab, crate::users::MEMBER, &[crate::users::SERVICE], &["Reload"]).ok();
     lab.bus.call("eth0", &["Unblock", "s", "10.77.0.1"]).ok();
     signals.next_named("Unblocked");
-    lab.bus.assert_name_refused_to_nobody();
+    lab.bus.assert_nobody_cannot_own_name();
     await_that("the name is there", || lab.bus.has("org.tcptracker.Tracker1.eth0"));
     assert_eq!(service.stop().code(), Some(0));
     assert!(!lab.bus.has("org.tcptracker.Tracker1.eth0"));

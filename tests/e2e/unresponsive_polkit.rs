@@ -1,4 +1,4 @@
-//! A polkit that never answers, as while somebody thinks of his password.
+//! A polkit that never answers, as during a password prompt.
 
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -7,12 +7,12 @@ use std::thread::JoinHandle;
 use zbus::interface;
 
 use crate::bus::Bus;
-use crate::tools::PATIENCE;
+use crate::tools::TIMEOUT;
 
-/// It. Dropped, it leaves the bus.
-pub struct SilentPolkit {
-    asked: Receiver<()>,
-    leave: Option<async_channel::Sender<()>>,
+/// A polkit that never answers. Disconnects from the bus on drop.
+pub struct UnresponsivePolkit {
+    requests: Receiver<()>,
+    stop: Option<async_channel::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -34,43 +34,46 @@ impl Authority {
     }
 }
 
-impl SilentPolkit {
+impl UnresponsivePolkit {
     pub fn on(bus: &Bus) -> Self {
-        let (tell, asked) = channel();
-        let (leave, left) = async_channel::bounded::<()>(1);
-        let (say_ready, ready) = channel();
+        let (sender, requests) = channel();
+        let (stop, stopped) = async_channel::bounded::<()>(1);
+        let (signal_ready, ready) = channel();
         let address = bus.address().to_owned();
         let thread = std::thread::spawn(move || {
             zbus::block_on(async {
                 let connection = zbus::connection::Builder::address(address.as_str())
-                    .serve_at("/org/freedesktop/PolicyKit1/Authority", Authority(Mutex::new(tell)))
+                    .serve_at(
+                        "/org/freedesktop/PolicyKit1/Authority",
+                        Authority(Mutex::new(sender)),
+                    )
                     .name("org.freedesktop.PolicyKit1")
                     .build()
                     .await;
                 let connection = connection.unwrap();
-                say_ready.send(()).unwrap();
-                // Until nobody holds the other end.
-                let _ = left.recv().await;
-                // Those who wait hold it open.
+                signal_ready.send(()).unwrap();
+                // Returns an error when `stop` is dropped.
+                let _ = stopped.recv().await;
+                // Pending calls would keep the connection open.
                 let _ = connection.close().await;
             });
         });
-        ready.recv_timeout(PATIENCE).unwrap();
-        Self { asked, leave: Some(leave), thread: Some(thread) }
+        ready.recv_timeout(TIMEOUT).unwrap();
+        Self { requests, stop: Some(stop), thread: Some(thread) }
     }
 
-    /// Waits until it was asked so often.
+    /// Waits for this number of authorization requests.
     #[track_caller]
-    pub fn await_questions(&self, count: usize) {
+    pub fn await_requests(&self, count: usize) {
         for _ in 0..count {
-            self.asked.recv_timeout(PATIENCE).expect("polkit is asked");
+            self.requests.recv_timeout(TIMEOUT).expect("an authorization request");
         }
     }
 }
 
-impl Drop for SilentPolkit {
+impl Drop for UnresponsivePolkit {
     fn drop(&mut self) {
-        drop(self.leave.take());
+        drop(self.stop.take());
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }

@@ -1,4 +1,4 @@
-//! Whoever connects to many ports for a reason, and whoever scans beside: both presets, as each promises.
+//! Legitimate clients that use many ports, alone and next to a scanner, with both presets.
 
 use std::net::IpAddr;
 
@@ -19,15 +19,17 @@ pub(super) fn start(lab: &Lab, preset: &str) -> Service {
     service
 }
 
-/// The bystander's business, and then a scan: who is blocked by each preset.
+/// Runs the bystander's traffic and then the attacker's scan, and asserts which addresses each
+/// preset blocks.
 #[track_caller]
-fn assert_blocked(ports: &[u16], business: impl Fn(&Lab), by: [(&str, &[IpAddr]); 2]) {
+fn assert_blocked(ports: &[u16], traffic: impl Fn(&Lab), by: [(&str, &[IpAddr]); 2]) {
     for (preset, expected) in by {
         let lab = Lab::new();
         let server = Server::on(&lab, ports);
         let mut service = start(&lab, preset);
-        business(&lab);
-        // What came before was judged before.
+        traffic(&lab);
+        // The detector handles packets in order, so it has judged the bystander's traffic when it
+        // blocks the attacker.
         lab.attacker.nmap("-sS -p 1-20", VICTIM);
         service.await_line(&format!("blocked {ATTACKER}"));
         let mut blocked: Vec<String> = lab.bus.list().into_iter().map(|block| block.0).collect();
@@ -35,59 +37,59 @@ fn assert_blocked(ports: &[u16], business: impl Fn(&Lab), by: [(&str, &[IpAddr])
         let expected: Vec<String> = expected.iter().map(IpAddr::to_string).collect();
         assert_eq!(blocked, expected, "{preset}");
         if !expected.contains(&BYSTANDER.to_string()) {
-            lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+            lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
         }
         assert_eq!(service.stop().code(), Some(0));
         drop(server);
     }
 }
 
-/// The hair trigger takes the client for a scanner, the balanced rules do not.
+/// Only the classic preset blocks the legitimate client.
 const ONLY_CLASSIC: [(&str, &[IpAddr]); 2] =
     [("classic", &[ATTACKER, BYSTANDER]), ("balanced", &[ATTACKER])];
 
-/// Neither does.
+/// Neither preset blocks the legitimate client.
 const NEITHER: [(&str, &[IpAddr]); 2] = [("classic", &[ATTACKER]), ("balanced", &[ATTACKER])];
 
 #[test]
-fn a_mail_client_uses_seven_ports() {
-    let business = |lab: &Lab| {
-        // Shut out it waits in vain.
+fn balanced_does_not_block_a_mail_client() {
+    let traffic = |lab: &Lab| {
+        // A blocked client never finishes, so do not wait for it.
         let client = Clients::at(&lab.bystander).begin(&[&MAIL[..], &MAIL[..]].concat());
         if is_balanced(lab) { client.await_end() } else { lab.await_blocked(BYSTANDER) }
     };
-    assert_blocked(&MAIL, business, ONLY_CLASSIC);
+    assert_blocked(&MAIL, traffic, ONLY_CLASSIC);
 }
 
 #[test]
-fn a_browser_tries_open_and_closed_ports() {
-    let business = |lab: &Lab| {
+fn balanced_does_not_block_a_browser() {
+    let traffic = |lab: &Lab| {
         let client = Clients::at(&lab.bystander).begin(&[443, 80, 8000, 8888].repeat(5));
         if is_balanced(lab) { client.await_end() } else { lab.await_blocked(BYSTANDER) }
     };
-    assert_blocked(&[80, 443], business, ONLY_CLASSIC);
-    // And one dead port, over and over, is nothing to anybody.
-    let again = |lab: &Lab| Clients::at(&lab.bystander).visit(&[443, 80, 8443].repeat(20));
-    assert_blocked(&[80, 443], again, NEITHER);
+    assert_blocked(&[80, 443], traffic, ONLY_CLASSIC);
+    // Neither preset counts repeated attempts on one closed port.
+    let retries = |lab: &Lab| Clients::at(&lab.bystander).run(&[443, 80, 8443].repeat(20));
+    assert_blocked(&[80, 443], retries, NEITHER);
 }
 
-/// It only looks whether services are up, of which three are not, and leaves greetings unread: its kernel
-/// breaks those connections off, as a connect scanner's does.
+/// The client only checks that 10 services are up, of which 3 are down. It leaves greetings unread,
+/// so its kernel resets the connections, as in a connect scan.
 #[test]
-fn a_monitoring_host_finds_services_down() {
+fn balanced_does_not_block_a_monitoring_host() {
     let down = [21, 3306, 5432];
     let all = [&MAIL[..], &down].concat();
-    let business = |lab: &Lab| {
-        let client = Clients::at(&lab.bystander).only_look().begin(&all.repeat(3));
+    let traffic = |lab: &Lab| {
+        let client = Clients::at(&lab.bystander).without_reading().begin(&all.repeat(3));
         if is_balanced(lab) { client.await_end() } else { lab.await_blocked(BYSTANDER) }
     };
-    assert_blocked(&MAIL, business, ONLY_CLASSIC);
+    assert_blocked(&MAIL, traffic, ONLY_CLASSIC);
 }
 
-/// 60 users behind one address, three in a hundred of whose connections go to some port or other.
+/// 60 clients share one address, and 3% of their connections go to random ports.
 #[test]
-fn a_network_behind_one_address_errs() {
-    // No SSH among them: whoever has a session open just then is exempt.
+fn balanced_does_not_block_a_nat_gateway() {
+    // Exclude SSH, because an open SSH session would exempt the address.
     let services = [25, 80, 443, 587, 993, 8080];
     let mut random = Random::seeded(7);
     let ports: Vec<u16> = (0..1800)
@@ -96,40 +98,41 @@ fn a_network_behind_one_address_errs() {
             _ => services[random.below(services.len())],
         })
         .collect();
-    let business = |lab: &Lab| {
+    let traffic = |lab: &Lab| {
         let clients = Clients::at(&lab.bystander).at_once(60).begin(&ports);
         if is_balanced(lab) { clients.await_end() } else { lab.await_blocked(BYSTANDER) }
     };
-    assert_blocked(&services, business, ONLY_CLASSIC);
+    assert_blocked(&services, traffic, ONLY_CLASSIC);
 }
 
-/// A hundred honest connections a second, and a patient scan beside them from another address.
+/// A slow scan runs next to 100 legitimate connections per second from another address.
 #[test]
-fn a_scanner_hides_among_a_hundred_connections_a_second() {
+fn slow_scan_is_detected_among_legitimate_connections() {
     let services = [80, 443, 8080];
     for preset in ["classic", "balanced"] {
         let lab = Lab::new();
         let server = Server::on(&lab, &services);
         let mut service = start(&lab, preset);
-        let honest = Clients::at(&lab.bystander).at_once(20).rate(100).begin(&services.repeat(130));
+        let clients =
+            Clients::at(&lab.bystander).at_once(20).rate(100).begin(&services.repeat(130));
         lab.attacker.nmap("-sS -T2 -p 101-106", VICTIM);
         service.await_line(&format!("blocked {ATTACKER}"));
-        honest.await_end();
+        clients.await_end();
         assert_eq!(lab.bus.list().len(), 1, "{preset}");
-        lab.bystander.assert_let_in(VICTIM, OPEN_PORT);
+        lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
         drop(server);
     }
 }
 
-/// And from the same address: what its neighbours do is no credit to it.
+/// Successful connections of other hosts at the same address must not offset the scan's failures.
 #[test]
-fn a_scanner_hides_behind_its_neighbours() {
+fn scan_is_detected_behind_a_nat_gateway() {
     for scan in ["-sS", "-sT --max-rate 40"] {
         let lab = Lab::new();
         let server = Server::on(&lab, &[80, 443]);
         let mut service = start(&lab, "balanced");
-        Clients::at(&lab.bystander).at_once(20).visit(&[80, 443].repeat(100));
-        let _honest =
+        Clients::at(&lab.bystander).at_once(20).run(&[80, 443].repeat(100));
+        let _clients =
             Clients::at(&lab.bystander).at_once(20).rate(100).begin(&[80, 443].repeat(2000));
         lab.bystander.nmap(&format!("{scan} -p 1001-1200"), VICTIM);
         service.await_line(&format!("blocked {BYSTANDER}"));
@@ -137,9 +140,9 @@ fn a_scanner_hides_behind_its_neighbours() {
     }
 }
 
-/// Active and passive, with a real server and client; more files than a minute has room for.
+/// Active and passive FTP with a real server and a real client. Each file uses a new port.
 #[test]
-fn ftp_takes_a_port_for_each_file() {
+fn balanced_does_not_block_an_ftp_client() {
     const DAEMON: &str = "
 import logging, sys
 logging.basicConfig(level=logging.WARNING)
@@ -174,7 +177,7 @@ for passive in (True, False):
     assert_eq!(service.lines_with("port scan by").len(), 1, "{:?}", service.log());
     assert_eq!(lab.bus.list().len(), 1);
 
-    // By the other preset the client is one.
+    // The classic preset takes the client for a scanner.
     service.stop();
     let mut service = start(&lab, "classic");
     let client = "import ftplib, sys
@@ -188,11 +191,11 @@ for _ in range(3):
     drop(server);
 }
 
-/// A port forwarded to somebody else: nothing listens on it here, and it is open.
+/// A redirected port is open although no process listens on it.
 #[test]
-fn a_redirected_port_is_an_open_one() {
+fn redirected_port_counts_as_open() {
     let redirected: Vec<u16> = (2001..=2008).collect();
-    let business = |lab: &Lab| {
+    let traffic = |lab: &Lab| {
         for port in &redirected {
             let rule =
                 format!("-t nat -A PREROUTING -p tcp --dport {port} -j REDIRECT --to-ports 80");
@@ -201,7 +204,7 @@ fn a_redirected_port_is_an_open_one() {
         let client = Clients::at(&lab.bystander).begin(&redirected.repeat(2));
         if is_balanced(lab) { client.await_end() } else { lab.await_blocked(BYSTANDER) }
     };
-    assert_blocked(&[80], business, ONLY_CLASSIC);
+    assert_blocked(&[80], traffic, ONLY_CLASSIC);
 }
 
 fn is_balanced(lab: &Lab) -> bool {
@@ -210,7 +213,7 @@ fn is_balanced(lab: &Lab) -> bool {
 
 impl Lab {
     fn await_blocked(&self, address: IpAddr) {
-        crate::tools::await_that("it is blocked", || {
+        crate::tools::await_that("the address is blocked", || {
             self.bus.list().iter().any(|block| block.0 == address.to_string())
         });
     }

@@ -1,26 +1,25 @@
-//! Somebody on the bus who calls the service as fast as it answers: a connection, not a process a call.
+//! A bus client that makes many calls over one connection, without a process per call.
 
 use zbus::Connection;
 use zbus::proxy::CacheProperties;
 
 use crate::bus::{Block, Bus, target};
 
-/// What became of a call.
+/// The result of a call.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Answer<T> {
-    /// The service has answered.
-    Told(T),
-    /// It has refused, by this name.
-    Refused(String),
-    /// It will never be known: the service has gone.
+pub enum Reply<T> {
+    /// The service returned a value.
+    Value(T),
+    /// The service returned an error of this name.
+    Error(String),
+    /// The service disconnected before it replied, so the call may have taken effect.
     Unknown,
 }
 
-/// The caller.
-pub struct Caller(zbus::Proxy<'static>);
+/// A connection to the instance on `eth0`.
+pub struct BusClient(zbus::Proxy<'static>);
 
-impl Caller {
-    /// Somebody on this bus, to talk with the instance on `eth0`.
+impl BusClient {
     pub fn on(bus: &Bus) -> Self {
         let [name, object, interface] = target("eth0");
         let proxy = zbus::block_on(async {
@@ -37,50 +36,50 @@ impl Caller {
         Self(proxy.unwrap())
     }
 
-    pub fn block(&self, address: &str, seconds: u64, reason: &str) -> Answer<()> {
-        answer(zbus::block_on(self.0.call("Block", &(address, seconds, reason))))
+    pub fn block(&self, address: &str, seconds: u64, reason: &str) -> Reply<()> {
+        reply(zbus::block_on(self.0.call("Block", &(address, seconds, reason))))
     }
 
-    pub fn unblock(&self, address: &str) -> Answer<()> {
-        answer(zbus::block_on(self.0.call("Unblock", &(address,))))
+    pub fn unblock(&self, address: &str) -> Reply<()> {
+        reply(zbus::block_on(self.0.call("Unblock", &(address,))))
     }
 
-    pub fn list(&self) -> Answer<Vec<Block>> {
+    pub fn list(&self) -> Reply<Vec<Block>> {
         let listed =
             zbus::block_on(self.0.call::<_, _, Vec<(String, u64, u64, u32, String)>>("List", &()));
         let wide = |(address, since, until, offences, reason)| -> Block {
             (address, since, until, u64::from(offences), reason)
         };
-        answer(listed.map(|blocks| blocks.into_iter().map(wide).collect()))
+        reply(listed.map(|blocks| blocks.into_iter().map(wide).collect()))
     }
 }
 
-fn answer<T>(result: zbus::Result<T>) -> Answer<T> {
+fn reply<T>(result: zbus::Result<T>) -> Reply<T> {
     match result {
-        Ok(value) => Answer::Told(value),
+        Ok(value) => Reply::Value(value),
         Err(zbus::Error::MethodError(name, ..)) if name.starts_with("org.tcptracker.") => {
-            Answer::Refused(name.to_string())
+            Reply::Error(name.to_string())
         }
-        // The bus says so as soon as the service's connection is gone.
-        Err(zbus::Error::MethodError(..) | zbus::Error::FDO(_)) => Answer::Unknown,
+        // The bus returns these errors when the service disconnects.
+        Err(zbus::Error::MethodError(..) | zbus::Error::FDO(_)) => Reply::Unknown,
         Err(error) => panic!("the bus: {error}"),
     }
 }
 
-/// Somebody who asks and does not take the answers.
-pub struct Deaf(std::os::unix::net::UnixStream);
+/// A client that sends calls and never reads the replies.
+pub struct NonReadingClient(std::os::unix::net::UnixStream);
 
-impl Deaf {
-    /// Connects by hand: a library would read.
+impl NonReadingClient {
+    /// Connects without a D-Bus library, because a library would read the replies.
     pub fn on(bus: &Bus) -> Self {
         use std::io::{Read, Write};
         let path = bus.address().strip_prefix("unix:path=").unwrap();
         let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
-        // EXTERNAL, as root: "30" is "0".
+        // EXTERNAL authentication as uid 0: "30" is "0" in hexadecimal.
         stream.write_all(b"\0AUTH EXTERNAL 30\r\nBEGIN\r\n").unwrap();
-        let mut said = [0; 3];
-        stream.read_exact(&mut said).unwrap();
-        assert_eq!(&said, b"OK ");
+        let mut answer = [0; 3];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"OK ");
         let hello = zbus::Message::method_call("/org/freedesktop/DBus", "Hello")
             .destination("org.freedesktop.DBus")
             .interface("org.freedesktop.DBus")
@@ -90,8 +89,8 @@ impl Deaf {
         Self(stream)
     }
 
-    /// Asks so often, or until nobody takes it any more.
-    pub fn ask_often(&self, member: &str, count: u32) {
+    /// Sends `count` calls, or fewer if the socket buffer is full.
+    pub fn send_calls(&self, member: &str, count: u32) {
         use std::io::Write;
         self.0.set_nonblocking(true).unwrap();
         let [name, object, interface] = target("eth0");

@@ -1,14 +1,15 @@
-//! Many blocks, as an earlier instance has left them: to make them one by one would take its time.
+//! Saved blocks of an earlier instance, written to the database directly, because D-Bus calls are
+//! slow.
 
 use std::net::Ipv4Addr;
 
 use crate::lab::Lab;
 
-/// The first of them.
+/// The first saved address.
 pub const FIRST: &str = "100.64.0.0";
 
-/// Has the next instance on `eth0` remember so many blocks, until unblocked and all for this reason.
-pub fn leave_blocks(lab: &Lab, count: u32, reason: &str) {
+/// Saves blocks without an end, all with this reason, for the next instance on `eth0`.
+pub fn save_blocks(lab: &Lab, count: u32, reason: &str) {
     let mut service = lab.start();
     lab.bus.call("eth0", &["Block", "sts", FIRST, "0", reason]).ok();
     assert_eq!(service.stop().code(), Some(0));
