@@ -1,9 +1,9 @@
-//! Compares replay with an exact, slow oracle on real captures: found sources and the nanosecond of each
-//! scan.
+//! Compares replay with an exact, slow oracle on real captures: found sources and the nanosecond of
+//! each scan.
 //!
-//! The captures are not part of the project. If `TCPTRACKER_CORPUS` names their directory (`make corpus`),
-//! the test compares every capture with the oracle's answer. Otherwise the test compares nothing, and only
-//! the property tests cover the detector.
+//! The captures are not part of the project. If `TCPTRACKER_CORPUS` names their directory (`make
+//! corpus`), the test compares every capture with the oracle's answer. Otherwise the test compares
+//! nothing, and only the property tests cover the detector.
 
 #![expect(
     clippy::unwrap_used,

@@ -1,7 +1,7 @@
 //! Both presets on real captures: found scanners, missed scanners and false positives.
 //!
-//! Runs only if `TCPTRACKER_CORPUS` names the captures. The truth files there name the scanners and the
-//! benign sources; every source in the directory `benign` is benign.
+//! Runs only if `TCPTRACKER_CORPUS` names the captures. The truth files there name the scanners and
+//! the benign sources; every source in the directory `benign` is benign.
 
 #![expect(
     clippy::unwrap_used,

@@ -45,8 +45,8 @@ fn fill(sets: &mut KernelSets, count: u32) {
     assert!(sets.block_all(&all).is_empty());
 }
 
-/// Runs in a namespace: prints the nanoseconds per block at each size, and those of `append_unique` of the
-/// crate iptables at 1,000 rules.
+/// Runs in a namespace: prints the nanoseconds per block at each size, and those of `append_unique`
+/// of the crate iptables at 1,000 rules.
 pub(crate) fn costs() {
     let mut sets = connect();
     let mut costs = SIZES.map(|_| Vec::new());
@@ -103,8 +103,8 @@ pub(crate) fn set_up(what: &str, count: &str) {
     }
 }
 
-/// Runs in a namespace: sends the same SYN repeatedly at full speed. Over a veth, the receiver limits the
-/// speed. Prints the nanoseconds per SYN.
+/// Runs in a namespace: sends the same SYN repeatedly at full speed. Over a veth, the receiver
+/// limits the speed. Prints the nanoseconds per SYN.
 pub(crate) fn pass(interface: &str, count: &str) {
     let count: u32 = count.parse().unwrap();
     let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
@@ -124,8 +124,8 @@ pub(crate) fn pass(interface: &str, count: &str) {
 /// Measures the cost of adding a block.
 pub(crate) fn add() {
     let lab = Lab::new();
-    let said = lab.defend(&["block-costs"]);
-    let costs: Vec<f64> = said.split_whitespace().map(|word| word.parse().unwrap()).collect();
+    let output = lab.defend(&["block-costs"]);
+    let costs: Vec<f64> = output.split_whitespace().map(|word| word.parse().unwrap()).collect();
     for (size, cost) in SIZES.iter().zip(&costs) {
         row(
             &format!("block: via netlink, at {size} elements; reference: at 0"),
@@ -155,10 +155,10 @@ pub(crate) fn bystander() {
             let lab = Lab::new();
             lab.neighbour("10.78.9.9");
             lab.defend(&["set-up", what, &count.to_string()]);
-            let said = lab.attack(&["pass", "ve0", &packets.to_string()]);
+            let output = lab.attack(&["pass", "ve0", &packets.to_string()]);
             let seen = lab.seen_by_input();
             assert!(seen >= u64::from(*packets), "only {seen} of {packets} packets reached INPUT");
-            costs.push(said.trim().parse::<f64>().unwrap());
+            costs.push(output.trim().parse::<f64>().unwrap());
         }
     }
     let [none, many, rules] = costs.map(median);

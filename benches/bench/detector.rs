@@ -1,5 +1,5 @@
-//! The detector alone: nanoseconds per probe. The reference is the minimal work: counting the probes of
-//! each source in the standard library's hash map.
+//! The detector alone: nanoseconds per probe. The reference is the minimal work: counting the
+//! probes of each source in the standard library's hash map.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -106,8 +106,8 @@ fn nanos_an_unanswered_probe(probes: &[Probe]) -> f64 {
     nanos
 }
 
-/// The reference: counts the probes of the first 524,288 sources, as many as the detector remembers by
-/// default.
+/// The reference: counts the probes of the first 524,288 sources, as many as the detector remembers
+/// by default.
 fn nanos_a_count(probes: &[Probe]) -> f64 {
     let mut counts: HashMap<IpAddr, u64> = HashMap::new();
     let mut nanos = 0.0;

@@ -252,8 +252,8 @@ impl Drop for Service {
     }
 }
 
-/// User and system time of a process in nanoseconds: fields 14 and 15 of proc_pid_stat(5), in ticks of
-/// a hundredth of a second.
+/// User and system time of a process in nanoseconds: fields 14 and 15 of proc_pid_stat(5), in ticks
+/// of a hundredth of a second.
 fn cpu(process: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
     let after_name = stat.rsplit(')').next().unwrap();

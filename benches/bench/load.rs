@@ -27,8 +27,8 @@ pub(crate) fn syn() -> Vec<u8> {
     frame
 }
 
-/// Sets the source address and the ports of a frame. The checksums become invalid, which matters only to a
-/// host that answers.
+/// Sets the source address and the ports of a frame. The checksums become invalid, which matters
+/// only to a host that answers.
 pub(crate) fn set(frame: &mut [u8], source: u32, port: u16, source_port: u16) {
     frame[SOURCE..SOURCE + 4].copy_from_slice(&source.to_be_bytes());
     frame[PORTS..PORTS + 2].copy_from_slice(&source_port.to_be_bytes());

@@ -1,7 +1,7 @@
 //! `make bench`: costs as ratios within one run.
 //!
-//! Machines are shared and noisy, so no absolute figure is a test. Each figure has a reference from the
-//! same run, such as a bare libpcap loop. Needs root for the network namespaces.
+//! Machines are shared and noisy, so no absolute figure is a test. Each figure has a reference from
+//! the same run, such as a bare libpcap loop. Needs root for the network namespaces.
 
 #![expect(
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
-//! Generated files in the repository: completions, man pages, the commented default configuration, and the
-//! table of keys in README.md. The tests compare each file with the code that generates it.
+//! Generated files in the repository: completions, man pages, the commented default configuration,
+//! and the table of keys in README.md. The tests compare each file with the code that generates it.
 //!
 //! `make docs` (`WRITE_DOCS=1`) writes the files instead.
 #![expect(

@@ -1,7 +1,7 @@
 //! Installed files: the unit, the message catalog, and the targets `install` and `uninstall`.
 //!
-//! The tests use systemd-analyze, systemd-escape and journalctl, and change nothing outside a temporary
-//! directory. `make packages` checks the packages themselves.
+//! The tests use systemd-analyze, systemd-escape and journalctl, and change nothing outside a
+//! temporary directory. `make packages` checks the packages themselves.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,

@@ -101,8 +101,8 @@ impl Journal {
 }
 
 impl Drop for Journal {
-    /// Ends journalctl, the child of nsenter. If only nsenter ended, journalctl would keep running and delay
-    /// the machine's shutdown.
+    /// Ends journalctl, the child of nsenter. If only nsenter ended, journalctl would keep running
+    /// and delay the machine's shutdown.
     fn drop(&mut self) {
         let nsenter = self.reader.id();
         let children = std::fs::read_to_string(format!("/proc/{nsenter}/task/{nsenter}/children"));

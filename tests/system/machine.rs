@@ -1,8 +1,8 @@
 //! A Debian machine with a real systemd, booted by systemd-nspawn.
 //!
-//! A machine has a directory with its root file system, which survives reboots. Each boot has a network
-//! namespace, a control group and a mount namespace. Dropping the machine removes all of them; the next
-//! run removes what a killed run has left.
+//! A machine has a directory with its root file system, which survives reboots. Each boot has a
+//! network namespace, a control group and a mount namespace. Dropping the machine removes all of
+//! them; the next run removes what a killed run has left.
 
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
@@ -20,8 +20,9 @@ use crate::tools::{Outcome, run};
 /// How long a boot, a shutdown or a command may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Boots the machine. The machine always gets cgroup v2, even on a host with cgroup v1, because trixie's
-/// systemd requires it. CAP_NET_ADMIN is for the firewall, and the system call bpf for IPAddressDeny=.
+/// Boots the machine. The machine always gets cgroup v2, even on a host with cgroup v1, because
+/// trixie's systemd requires it. CAP_NET_ADMIN is for the firewall, and the system call bpf for
+/// IPAddressDeny=.
 const BOOT: &str = r#"
     name=$1 root=$2
     group=/sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup)/$name
@@ -112,7 +113,8 @@ impl Machine {
     #[track_caller]
     pub fn shut_down(&mut self) {
         self.running.as_mut().expect("the machine is running").journal = None;
-        // The signal of `systemctl poweroff`, see systemd(1). A command in the machine could delay the shutdown.
+        // The signal of `systemctl poweroff`, see systemd(1). A command in the machine could delay
+        // the shutdown.
         let leader = self.running().leader.as_raw_nonzero().to_string();
         run(Command::new("kill").args(["--signal", "RTMIN+4", &leader])).ok();
         self.await_end();
@@ -241,8 +243,8 @@ pub fn enter(leader: Pid) -> Vec<String> {
     words.map(str::to_owned).to_vec()
 }
 
-/// Waits for nspawn's notification that the machine has booted. Returns its first process, or `None` if the
-/// boot failed.
+/// Waits for nspawn's notification that the machine has booted. Returns its first process, or
+/// `None` if the boot failed.
 fn await_boot(socket: &UnixDatagram, nspawn: &mut Child) -> Option<Pid> {
     let begun = Instant::now();
     socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();

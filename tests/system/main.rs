@@ -1,8 +1,10 @@
-//! Tests with a real systemd: the Debian package on Debian machines, from `apt install` to `apt purge`.
+//! Tests with a real systemd: the Debian package on Debian machines, from `apt install` to `apt
+//! purge`.
 //!
-//! A machine is a root file system that systemd-nspawn boots in a network namespace. A scanner in another
-//! namespace is connected to it by a veth. Each Debian release runs one sequence of chapters, because a
-//! boot per test would take too long. `make test-system` makes the root file systems and the package first.
+//! A machine is a root file system that systemd-nspawn boots in a network namespace. A scanner in
+//! another namespace is connected to it by a veth. Each Debian release runs one sequence of
+//! chapters, because a boot per test would take too long. `make test-system` makes the root file
+//! systems and the package first.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -69,7 +69,8 @@ impl Site {
         self.machine.network().ip("link set eth0 down");
     }
 
-    /// Adds an interface to the machine and connects it to the scanner: 10.NET.0.10 and 10.NET.0.66.
+    /// Adds an interface to the machine and connects it to the scanner: 10.NET.0.10 and
+    /// 10.NET.0.66.
     pub fn cable(&self, interface: &str, net: u8) {
         let (near, far) = (format!("10.{net}.0.10"), format!("10.{net}.0.66"));
         cable(&self.scanner, &far, self.machine.network(), &near, interface);

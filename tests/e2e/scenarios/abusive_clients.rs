@@ -1,5 +1,5 @@
-//! Abuse of the metrics port by local users affects neither blocking nor the memory of the host, and
-//! well-behaved clients are still served.
+//! Abuse of the metrics port by local users affects neither blocking nor the memory of the host,
+//! and well-behaved clients are still served.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -20,8 +20,8 @@ const REQUEST: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
 /// The most memory that all connections together may cost, in bytes.
 const MEMORY: u64 = 8 << 20;
 
-/// Asserts that the service blocks a scanner, answers, feeds the watchdog and stays small during and after
-/// the abuse.
+/// Asserts that the service blocks a scanner, answers, feeds the watchdog and stays small during
+/// and after the abuse.
 #[track_caller]
 fn assert_survives<T>(start: Start, abuse: impl FnOnce(&Lab) -> T) {
     let lab = Lab::new();
@@ -63,8 +63,8 @@ fn allow_many_descriptors() {
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
 }
 
-/// Connects with a time limit. If the service is slow to accept, the kernel drops the SYN and the client
-/// repeats it after 1 s.
+/// Connects with a time limit. If the service is slow to accept, the kernel drops the SYN and the
+/// client repeats it after 1 s.
 fn connect() -> std::io::Result<TcpStream> {
     TcpStream::connect_timeout(&SocketAddr::from(METRICS), PATIENCE)
 }

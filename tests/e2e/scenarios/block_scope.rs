@@ -53,8 +53,8 @@ impl Lab {
     }
 }
 
-/// A scanner of the published ports is blocked for container and host, whether the instance watches the
-/// host's interface or the container's bridge.
+/// A scanner of the published ports is blocked for container and host, whether the instance watches
+/// the host's interface or the container's bridge.
 #[test]
 fn scan_of_published_ports_is_blocked_for_container_and_host() {
     for (watched, direction) in [("eth0", "inbound"), ("docker0", "forwarded")] {
@@ -182,7 +182,8 @@ fn network_block_covers_the_network_and_no_neighbours() {
     lab.assert_untouched();
 }
 
-/// Each nested network is a block of its own. Unblocking an address ends every block that contains it.
+/// Each nested network is a block of its own. Unblocking an address ends every block that contains
+/// it.
 #[test]
 fn nested_networks_are_unblocked_as_documented() {
     let lab = Lab::new();

@@ -1,4 +1,5 @@
-//! Scans in every encapsulation: fragments, unusual flags, tunnels, other interfaces, forwarded packets.
+//! Scans in every encapsulation: fragments, unusual flags, tunnels, other interfaces, forwarded
+//! packets.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::IpAddr;
@@ -40,7 +41,8 @@ fn fragments_options_and_unusual_flags_do_not_hide_a_scan() {
 /// Encapsulates an Ethernet frame.
 type Encapsulate = Box<dyn Fn(&[u8]) -> Vec<u8>>;
 
-/// Encapsulations that nmap cannot send. Each has its own source, and the fourth port is the threshold.
+/// Encapsulations that nmap cannot send. Each has its own source, and the fourth port is the
+/// threshold.
 #[test]
 fn tunnels_and_extension_headers_do_not_hide_a_scan() {
     let lab = Lab::new();
@@ -131,7 +133,8 @@ struct FarEnd {
 
 impl FarEnd {
     fn of(lab: &Lab, device: &str) -> Self {
-        // Python, because the ioctl TUNSETIFF (with IFF_TUN and IFF_NO_PI) needs unsafe code in Rust.
+        // Python, because the ioctl TUNSETIFF (with IFF_TUN and IFF_NO_PI) needs unsafe code in
+        // Rust.
         let script = "import fcntl, struct, sys\n\
                       tun = open('/dev/net/tun', 'r+b', buffering=0)\n\
                       request = struct.pack('16sH22x', sys.argv[1].encode(), 0x1001)\n\
@@ -146,8 +149,8 @@ impl FarEnd {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let said = BufReader::new(program.stdout.take().unwrap()).lines().next();
-        assert!(said.is_some(), "python3 cannot take {device}");
+        let ready = BufReader::new(program.stdout.take().unwrap()).lines().next();
+        assert!(ready.is_some(), "python3 cannot take {device}");
         let packets = program.stdin.take().unwrap();
         Self { program, packets }
     }

@@ -1,13 +1,13 @@
-//! Other programs that change the same firewall table: foreign rules, competition for the first position,
-//! and other instances.
+//! Other programs that change the same firewall table: foreign rules, competition for the first
+//! position, and other instances.
 
 use crate::kernel::Rules;
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::scenarios::healing::{attacked, block, shell};
 use crate::tools::{await_that, run};
 
-/// iptables-save shows no rule of a table that contains nft(8) rules it cannot express. Such rules are not
-/// damage; real damage is still repaired, and the stop still removes everything.
+/// iptables-save shows no rule of a table that contains nft(8) rules it cannot express. Such rules
+/// are not damage; real damage is still repaired, and the stop still removes everything.
 #[test]
 fn native_nft_rules_do_not_prevent_repairs() {
     const NATIVE: &str = "ct state vmap { established : accept, invalid : drop }";

@@ -125,9 +125,9 @@ fn foreign_lock_holder_does_not_prevent_start() {
         let mut holder = lab.victim.command("setpriv");
         holder.args(["--reuid=65534", "--clear-groups", "/usr/bin/python3", "-c", &script]);
         let mut holder = holder.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut told = String::new();
-        BufReader::new(holder.stdout.take().unwrap()).read_line(&mut told).unwrap();
-        assert_eq!(told, "held\n");
+        let mut first_line = String::new();
+        BufReader::new(holder.stdout.take().unwrap()).read_line(&mut first_line).unwrap();
+        assert_eq!(first_line, "held\n");
 
         let mut service = lab.start();
         let who = if listening == "s.listen()" { "uid 65534" } else { "somebody" };

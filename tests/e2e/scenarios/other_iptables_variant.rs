@@ -41,7 +41,8 @@ fn legacy_rules_are_repaired() {
 fn auto_falls_back_to_rules_without_kernel_sets() {
     let lab = Lab::new();
     let path = legacy(&lab);
-    // A seccomp(2) filter refuses NETLINK_NETFILTER sockets with EPROTONOSUPPORT, as that kernel does.
+    // A seccomp(2) filter refuses NETLINK_NETFILTER sockets with EPROTONOSUPPORT, as that kernel
+    // does.
     let without = "import ctypes, os, struct, sys\n\
         def op(code, jt, jf, k): return struct.pack('HBBI', code, jt, jf, k)\n\
         program = b''.join([op(0x20, 0, 0, 0), op(0x15, 0, 5, 41), op(0x20, 0, 0, 16), op(0x15, 0, 3, 16),\n\

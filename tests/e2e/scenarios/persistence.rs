@@ -48,8 +48,8 @@ fn fill(lab: &Lab, service: &mut Service) -> Vec<Block> {
     lab.bus.list()
 }
 
-/// Asserts that the blocks are the same, with 1 s of tolerance: the kernel counts whole seconds, and
-/// the service compares the clocks again at each start.
+/// Asserts that the blocks are the same, with 1 s of tolerance: the kernel counts whole seconds,
+/// and the service compares the clocks again at each start.
 #[track_caller]
 fn assert_restored(lab: &Lab, before: &[Block]) {
     let after = lab.bus.list();
@@ -263,8 +263,8 @@ fn unusable_database_is_moved_and_blocks_are_adopted() {
     let lab = Lab::new();
     let mut service = lab.start();
     fill(&lab, &mut service);
-    // SQLite would repair the file from its write-ahead log. Closing the database moves the log into
-    // the file first.
+    // SQLite would repair the file from its write-ahead log. Closing the database moves the log
+    // into the file first.
     let without_log = |file: &Path| {
         let file = rusqlite::Connection::open(file).unwrap();
         file.query_row("PRAGMA quick_check", (), |_| Ok(())).unwrap();
@@ -299,8 +299,8 @@ fn unusable_database_is_moved_and_blocks_are_adopted() {
     lab.assert_untouched();
 }
 
-/// If the file is removed or damaged while the service runs, the service writes all blocks again. If it
-/// stops immediately, it writes them before it exits.
+/// If the file is removed or damaged while the service runs, the service writes all blocks again.
+/// If it stops immediately, it writes them before it exits.
 #[test]
 fn lost_database_is_written_again() {
     let remove_all = |file: &Path| std::fs::remove_dir_all(file.parent().unwrap()).unwrap();

@@ -1,7 +1,7 @@
 //! Instances that start, stop and crash in random order without affecting each other.
 //!
-//! After each step the test compares a model of the expected kernel state with the kernel, and after
-//! some steps with real packets. `TCPTRACKER_SEED` repeats a failed run.
+//! After each step the test compares a model of the expected kernel state with the kernel, and
+//! after some steps with real packets. `TCPTRACKER_SEED` repeats a failed run.
 
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -209,7 +209,8 @@ fn change_all_at_once(lab: &Lab, instances: &mut [Instance], random: &mut Random
     }
 }
 
-/// Asserts that hooks, chain, rules and sets match the installed instances, and that nothing else changed.
+/// Asserts that hooks, chain, rules and sets match the installed instances, and that nothing else
+/// changed.
 #[track_caller]
 fn assert_model(lab: &Lab, instances: &mut [Instance]) {
     let rules = Rules::of(&lab.victim);

@@ -91,8 +91,8 @@ fn changes_are_in_force_when_reload_returns() {
     lab.assert_untouched();
 }
 
-/// The presets use different capture filters: switching between them must not lose a packet or count it
-/// twice.
+/// The presets use different capture filters: switching between them must not lose a packet or
+/// count it twice.
 #[test]
 fn preset_change_loses_no_packet() {
     const SEEN: &str = r#"tcptracker_connections_total{direction="inbound",family="ipv4"}"#;

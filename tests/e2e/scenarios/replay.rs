@@ -39,8 +39,8 @@ fn two_concurrent_scans(lab: &Lab) -> PathBuf {
     })
 }
 
-/// Counts the SYNs in a capture of [`two_concurrent_scans`]: all, and the attacker's. There may be more
-/// SYNs than ports: after 1 s without a reply, nmap probes an answering port again.
+/// Counts the SYNs in a capture of [`two_concurrent_scans`]: all, and the attacker's. There may be
+/// more SYNs than ports: after 1 s without a reply, nmap probes an answering port again.
 #[track_caller]
 fn probes_in(file: &Path) -> (usize, usize) {
     const SYN: u8 = 2;
@@ -88,7 +88,8 @@ fn all_rules() -> impl Iterator<Item = Rule> {
     })
 }
 
-/// Asserts that replay and oracle find the same scans, at the same nanosecond and probe, for every rule.
+/// Asserts that replay and oracle find the same scans, at the same nanosecond and probe, for every
+/// rule.
 #[track_caller]
 fn assert_equal_to_oracle(lab: &Lab, files: &[PathBuf]) {
     let mut found = 0;
@@ -157,8 +158,8 @@ fn recorded_scans_match_the_oracle() {
     assert_equal_to_oracle(&lab, &files);
 }
 
-/// Generates every kind of probe between hosts of both families: in bursts, with pauses, at the exact
-/// edge of a window, and with a clock that sometimes runs backwards.
+/// Generates every kind of probe between hosts of both families: in bursts, with pauses, at the
+/// exact edge of a window, and with a clock that sometimes runs backwards.
 #[test]
 fn generated_captures_match_the_oracle() {
     const PAUSES: [i64; 8] = [0, 1, 400, 100_000_000, 333_333_334, 999_999_999, 1_000_000_000, -50];
@@ -183,7 +184,8 @@ fn generated_captures_match_the_oracle() {
                     };
                     let [from, to] = [from, to].map(|address| address.parse().unwrap());
                     let mut frame = syn(EVERYBODY, from, to, port);
-                    // 4 kinds of SYN (with and without ECN and FIN), stealth probes, and non-probes.
+                    // 4 kinds of SYN (with and without ECN and FIN), stealth probes, and
+                    // non-probes.
                     let flags = [2, 2, 0xc2, 3, 1, 0, 0x29, 0xc0, 0x10, 0x12, 0x14, 0x18, 0x21];
                     with_flags(&mut frame, flags[random.below(flags.len())]);
                     Saved { unix_nanos, frame }

@@ -108,8 +108,8 @@ fn stealth_scans_are_blocked() {
     }
 }
 
-/// Asserts that the scan was reported once and blocked, that the bystander is not affected, and that the stop
-/// removes everything.
+/// Asserts that the scan was reported once and blocked, that the bystander is not affected, and
+/// that the stop removes everything.
 pub(super) fn assert_blocked(
     lab: &Lab,
     mut service: Service,

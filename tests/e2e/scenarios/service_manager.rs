@@ -43,8 +43,8 @@ fn failed_start_sends_no_notification() {
     assert_eq!(service.notices(), Vec::<String>::new());
 }
 
-/// A log without a reader blocks the journal thread. The other threads continue, and the service stops
-/// feeding the watchdog.
+/// A log without a reader blocks the journal thread. The other threads continue, and the service
+/// stops feeding the watchdog.
 #[test]
 fn watchdog_is_not_fed_while_a_thread_hangs() {
     let lab = Lab::new();

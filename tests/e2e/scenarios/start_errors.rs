@@ -53,7 +53,8 @@ fn missing_capabilities_are_reported() {
     lab.assert_untouched();
 }
 
-/// The unit's user cannot create the lock file of iptables-legacy; the shipped tmpfiles.d entry does.
+/// The unit's user cannot create the lock file of iptables-legacy; the shipped tmpfiles.d entry
+/// does.
 #[test]
 fn missing_iptables_lock_is_reported() {
     let lab = Lab::with_users();

@@ -76,7 +76,8 @@ fn starts_while_the_interface_is_down() {
     lab.assert_untouched();
 }
 
-/// The kernel keeps a set that a foreign rule refers to. The service removes the rest and reports the set.
+/// The kernel keeps a set that a foreign rule refers to. The service removes the rest and reports
+/// the set.
 #[test]
 fn undeletable_set_is_reported_and_the_rest_is_removed() {
     let lab = Lab::new();

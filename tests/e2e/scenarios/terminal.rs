@@ -177,14 +177,14 @@ fn large_capture_shows_progress() {
     let replay = |what: &str| format!("replay --config {} {what}", empty.display());
     let mut terminal = OnTerminal::begin(&lab, &replay(&pipe.display().to_string()));
     let mut feed = std::fs::File::create(&pipe).unwrap();
-    let (stop_feeding, told) = std::sync::mpsc::channel();
+    let (stop_feeding, is_shown) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
         // Feeds packets until the progress is shown, however fast the replay reads.
         scope.spawn(move || {
             let file = as_pcap(&(0..1000).map(probe).collect::<Vec<_>>());
             let (header, packets) = file.split_at(24);
             feed.write_all(header).unwrap();
-            while told.try_recv().is_err() {
+            while is_shown.try_recv().is_err() {
                 feed.write_all(packets).unwrap();
             }
         });

@@ -1,5 +1,5 @@
-//! README.md shows commands and their output. The test runs each command, in the README's order, and
-//! compares the output, apart from times and counts.
+//! README.md shows commands and their output. The test runs each command, in the README's order,
+//! and compares the output, apart from times and counts.
 //!
 //! `WRITE_TRANSCRIPTS=1` writes the actual output to the README instead.
 
@@ -60,7 +60,8 @@ fn transcripts(text: &str) -> Vec<Transcript> {
     found
 }
 
-/// Replaces times, durations and counts, which differ between runs, and line breaks, which depend on them.
+/// Replaces times, durations and counts, which differ between runs, and line breaks, which depend
+/// on them.
 fn normalised(text: &str) -> String {
     let mut words: Vec<String> = Vec::new();
     for word in text.split_whitespace().map(normalised_word) {
@@ -163,23 +164,23 @@ impl Session<'_> {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut told = lines.next().unwrap().unwrap() + "\n";
+        let mut printed = lines.next().unwrap().unwrap() + "\n";
         // Other ports than the first scanner's, which would make both look like decoys.
         Self::scan(&self.lab.bystander, [21, 3306, 5432, 6379]);
         let mut unblocked = false;
         for line in lines.map_while(Result::ok) {
-            told.push_str(&(line + "\n"));
-            if !unblocked && told.contains("  blocked  ") {
+            printed.push_str(&(line + "\n"));
+            if !unblocked && printed.contains("  blocked  ") {
                 unblocked = true;
                 self.lab.cli("unblock 203.0.113.8").ok();
             }
-            if told.contains("  unblocked  ") {
+            if printed.contains("  unblocked  ") {
                 break;
             }
         }
         let _ = child.kill();
         let _ = child.wait();
-        told
+        printed
     }
 }
 

@@ -106,14 +106,16 @@ fn lines_name_the_interface_and_can_be_filtered_by_it() {
     ];
     let watchers = ["watch", "watch -i eth1"].map(|words| Watcher::begin(&lab, words));
     // Nothing shows when a watcher has subscribed: repeat until both have printed an event.
-    let mut told = [String::new(), String::new()];
+    let mut printed = [String::new(), String::new()];
     crate::tools::await_that("both watchers have printed an event of eth1", || {
         lab.cli("block 192.0.2.1 -i eth1").ok();
         lab.cli("unblock 192.0.2.1 -i eth1").ok();
-        for (watcher, told) in watchers.iter().zip(&mut told) {
-            told.extend(watcher.lines.try_iter().map(|line| line + "\n"));
+        for (watcher, printed) in watchers.iter().zip(&mut printed) {
+            printed.extend(watcher.lines.try_iter().map(|line| line + "\n"));
         }
-        told.iter().all(|told| told.contains("\teth1\tblocked\t192.0.2.1 until unblocked: by hand"))
+        printed
+            .iter()
+            .all(|printed| printed.contains("\teth1\tblocked\t192.0.2.1 until unblocked: by hand"))
     });
     lab.cli("block 192.0.2.2 -i eth0").ok();
     lab.cli("block 192.0.2.3 -i eth1").ok();
@@ -128,8 +130,8 @@ fn lines_name_the_interface_and_can_be_filtered_by_it() {
     let [on_eth0, on_eth1] = ["\teth0\tblocked\t192.0.2.2 ", "\teth1\tblocked\t192.0.2.3 "];
     until(&watchers[0], &[on_eth0, on_eth1]);
     lab.cli("block 192.0.2.4 -i eth1").ok();
-    let told = until(&watchers[1], &[on_eth1, "192.0.2.4"]);
-    assert!(told.iter().all(|line| line.contains("\teth1\t")), "{told:?}");
+    let printed = until(&watchers[1], &[on_eth1, "192.0.2.4"]);
+    assert!(printed.iter().all(|line| line.contains("\teth1\t")), "{printed:?}");
     for service in &mut services {
         assert_eq!(service.stop().code(), Some(0));
     }

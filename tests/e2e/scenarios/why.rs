@@ -29,8 +29,8 @@ fn why_reports_evidence_block_and_grace() {
     }
     for (key, time) in [("since", since), ("until", until)] {
         // Each reply compares the clocks again, so times may differ by rounding.
-        let told = why[key]["data"].as_u64().unwrap();
-        assert!(told.abs_diff(time) <= 2, "{key}: {told}, {time}");
+        let reported = why[key]["data"].as_u64().unwrap();
+        assert!(reported.abs_diff(time) <= 2, "{key}: {reported}, {time}");
         assert_eq!(why[key]["type"], "t");
     }
     assert_eq!(why["times"]["type"], "ad");

@@ -30,8 +30,10 @@ pub fn block_is_reported(site: &mut Site) {
     let scanner = SCANNER.to_string();
     let of_kind = |kind: &str| {
         let of_source = format!("MESSAGE_ID={kind} TCPTRACKER_SOURCE={scanner}");
-        let told = site.machine.sh(&format!("journalctl -u tcptracker@eth0 -o json {of_source}"));
-        serde_json::from_str::<serde_json::Value>(told.lines().next().expect("an entry")).unwrap()
+        let entries =
+            site.machine.sh(&format!("journalctl -u tcptracker@eth0 -o json {of_source}"));
+        serde_json::from_str::<serde_json::Value>(entries.lines().next().expect("an entry"))
+            .unwrap()
     };
     let blocked = of_kind(message::BLOCKED);
     assert_eq!(blocked["TCPTRACKER_INTERFACE"], "eth0");

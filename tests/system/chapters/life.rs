@@ -44,7 +44,8 @@ pub fn reload_refuses_an_invalid_configuration(site: &mut Site) {
     site.machine.sh("systemctl reload tcptracker@eth0");
 }
 
-/// From here on, a system call that the sandbox refuses kills the service, so that the tests notice it.
+/// From here on, a system call that the sandbox refuses kills the service, so that the tests notice
+/// it.
 pub fn make_sandbox_violations_fatal(site: &Site) {
     let drop_in = "/etc/systemd/system/tcptracker@.service.d/strict.conf";
     site.machine.write(drop_in, "[Service]\nSystemCallErrorNumber=kill\n");
@@ -118,11 +119,11 @@ pub fn metrics_are_local_unless_allowed(site: &Site) {
 
 /// Asserts that the sandbox has refused nothing during this boot.
 pub fn sandbox_denied_nothing(site: &Site) {
-    let told = site.machine.sh("journalctl --boot --unit 'tcptracker@*' --output cat");
+    let entries = site.machine.sh("journalctl --boot --unit 'tcptracker@*' --output cat");
     // Except the errors that `reload_refuses_an_invalid_configuration` provokes.
-    let told = || told.lines().filter(|line| !line.contains(CONFIGURATION));
+    let entries = || entries.lines().filter(|line| !line.contains(CONFIGURATION));
     for refusal in ["not permitted", "ermission denied", "EPERM", "SYS", "seccomp"] {
-        let found: Vec<_> = told().filter(|line| line.contains(refusal)).collect();
+        let found: Vec<_> = entries().filter(|line| line.contains(refusal)).collect();
         assert!(found.is_empty(), "{found:#?}");
     }
 }
