@@ -1,6 +1,6 @@
-//! The alert rules, by Prometheus' own tool: whether they are well formed, and when each fires.
+//! The alert rules, checked with promtool: syntax, and when each alert fires.
 //!
-//! Whether what they ask for is there in fact, a real Prometheus finds out: `tests/e2e`.
+//! `tests/e2e` checks with a real Prometheus that the metrics of the rules exist.
 #![expect(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -21,18 +21,18 @@ fn promtool(arguments: &[&str]) {
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said));
+    let output_text = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output_text));
 }
 
 #[test]
-fn the_rules_are_well_formed() {
+fn rules_are_valid() {
     promtool(&["check", "rules", RULES]);
     promtool(&["check", "config", "packaging/prometheus/scrape.yml"]);
 }
 
 #[test]
-fn each_alert_fires_when_it_should_and_otherwise_not() {
+fn each_alert_fires_only_on_its_condition() {
     promtool(&["test", "rules", "tests/prometheus/tests.yml"]);
     let read = |name| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name));
     let (rules, tests) = (read(RULES).unwrap(), read("tests/prometheus/tests.yml").unwrap());
@@ -43,6 +43,6 @@ fn each_alert_fires_when_it_should_and_otherwise_not() {
     for alert in alerts {
         let fires = format!(r#"[{{ labels: '{{alertname="{alert}"}}', value: 1 }}]"#);
         assert!(tests.contains(&fires), "no test in which {alert} fires");
-        assert!(readme.contains(&format!("`{alert}`")), "README.md does not know {alert}");
+        assert!(readme.contains(&format!("`{alert}`")), "README.md does not list {alert}");
     }
 }

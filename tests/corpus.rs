@@ -1,8 +1,9 @@
-//! Replay against an exact, slow oracle on real captures: who is found, and at which nanosecond.
+//! Compares replay with an exact, slow oracle on real captures: found sources and the nanosecond of
+//! each scan.
 //!
-//! The captures are not part of the project. Where `TCPTRACKER_CORPUS` names their folder (`make
-//! corpus`), every one of them is held against the oracle's answers; without it there is nothing
-//! to compare, and the property tests stand alone.
+//! The captures are not part of the project. If `TCPTRACKER_CORPUS` names their directory (`make
+//! corpus`), the test compares every capture with the oracle's answer. Otherwise the test compares
+//! nothing, and only the property tests cover the detector.
 
 #![expect(
     clippy::unwrap_used,
@@ -64,7 +65,7 @@ fn replay_equals_the_oracle_on_every_capture() {
             let expected = expected(&answer, time);
             match replay(&corpus.join(name), per) {
                 Ok(found) if found == expected => {}
-                // What no probe is in need not be readable.
+                // A file without probes may be unreadable.
                 Err(_) if answer["syns"].as_u64() == Some(0) => {}
                 found => {
                     different.push(format!("{name} per {per}: {found:?}, expected {expected:?}"));

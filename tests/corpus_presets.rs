@@ -1,7 +1,7 @@
-//! Both presets on real captures: who is found, who is missed, and who is suspected wrongly.
+//! Both presets on real captures: found scanners, missed scanners and false positives.
 //!
-//! As `corpus.rs`, only where `TCPTRACKER_CORPUS` names the captures. The truth files there name the
-//! scanners and the innocents; what lies in `benign` is innocent.
+//! Runs only if `TCPTRACKER_CORPUS` names the captures. The truth files there name the scanners and
+//! the benign sources; every source in the directory `benign` is benign.
 
 #![expect(
     clippy::unwrap_used,
@@ -15,14 +15,14 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// What is asked of the balanced rules, whatever the capture: sources that must be found, and who is
-/// below every rule, or cannot be told from a scanner by what arrives.
+/// Captures whose scanners the `balanced` preset need not find, with the reason.
 const BELOW_EVERY_RULE: [(&str, &str); 3] = [
     ("exact3", "three ports: the rules begin at four"),
     ("dist_20x3", "three ports of each source: only reported, as a distributed scan"),
     ("udp_mix", "UDP"),
 ];
-const NOT_TO_BE_TOLD: [(&str, &str); 2] = [
+/// Captures with benign sources that look exactly like scanners, with the reason.
+const INDISTINGUISHABLE: [(&str, &str); 2] = [
     ("decoy", "forged beside the scanner's own probes"),
     ("spoof_dns", "forged: all that arrives is a scan"),
 ];
@@ -35,7 +35,7 @@ struct Row {
     probes: Vec<u64>,
 }
 
-/// By preset: source, its number of the firing probe, and the reason.
+/// Source to the number of the firing probe and the reason.
 type Found = BTreeMap<String, (u64, String)>;
 
 fn replay(file: &Path, preset: &str) -> Found {
@@ -59,7 +59,7 @@ fn replay(file: &Path, preset: &str) -> Found {
     found
 }
 
-/// Suite, scanners and innocents of each capture in `gen`; of the others what their folders say.
+/// Suite, file, scanners and benign sources of each capture.
 fn truth(corpus: &Path) -> Vec<(&'static str, String, Vec<String>, Vec<String>)> {
     let mut all = Vec::new();
     for list in ["truth.tsv", "truth-slow.tsv"] {
@@ -92,7 +92,7 @@ fn truth(corpus: &Path) -> Vec<(&'static str, String, Vec<String>, Vec<String>)>
 }
 
 #[test]
-fn presets_side_by_side() {
+fn balanced_preset_finds_all_scanners_without_false_positives() {
     let named = std::env::var_os("TCPTRACKER_CORPUS").filter(|folder| !folder.is_empty());
     let Some(corpus) = named else {
         println!("TCPTRACKER_CORPUS is not set: nothing to compare");
@@ -100,7 +100,7 @@ fn presets_side_by_side() {
     };
     let corpus = Path::new(&corpus);
     let mut table: BTreeMap<(&str, &str), Row> = BTreeMap::new();
-    for (suite, file, scanners, innocents) in truth(corpus) {
+    for (suite, file, scanners, benign_sources) in truth(corpus) {
         for preset in ["classic", "balanced"] {
             let row = table.entry((suite, preset)).or_default();
             let found = replay(&corpus.join(&file), preset);
@@ -113,9 +113,9 @@ fn presets_side_by_side() {
                     None => row.missed.push(format!("{file} {scanner}")),
                 }
             }
-            // A capture of a scan holds nobody else of whom more is known than that he is innocent.
+            // In a capture with scanners, only the listed sources are known to be benign.
             let wrong = found.iter().filter(|(source, _)| {
-                !scanners.contains(source) && (suite == "benign" || innocents.contains(source))
+                !scanners.contains(source) && (suite == "benign" || benign_sources.contains(source))
             });
             row.wrong.extend(wrong.map(|(source, (_, why))| format!("{file} {source}: {why}")));
         }
@@ -139,7 +139,7 @@ fn presets_side_by_side() {
     let mut below: Vec<&String> = Vec::new();
     for (_, row) in table.iter().filter(|((_, preset), _)| *preset == "balanced") {
         below.extend(row.missed.iter().filter(|what| !excused(&BELOW_EVERY_RULE, what)));
-        below.extend(row.wrong.iter().filter(|what| !excused(&NOT_TO_BE_TOLD, what)));
+        below.extend(row.wrong.iter().filter(|what| !excused(&INDISTINGUISHABLE, what)));
     }
     assert!(below.is_empty(), "{below:#?}");
 }

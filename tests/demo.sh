@@ -1,28 +1,28 @@
 #!/bin/bash
-# A port scan and what tcptracker makes of it, for a person to watch: `make demo`.
+# Demonstrates how tcptracker blocks a port scan: `make demo`.
 #
-# Three hosts as network namespaces on one switch, with a message bus of their own; the tool, the
-# scanner, the packets and the firewall are real. Nothing outside the namespaces is touched, and
-# nothing is left, whether it ends by itself, with an error or with Ctrl-C.
+# The script creates 3 hosts as network namespaces on one switch, with a private message bus. The tool,
+# the scanner, the packets and the firewall are real. The script changes nothing outside the namespaces
+# and removes everything at its end, also after an error or Ctrl-C.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")/.." && pwd)
 tcptracker=${TCPTRACKER:-$here/target/release/tcptracker}
-[ -x "$tcptracker" ] || { echo "there is no $tcptracker; build it first: make build" >&2; exit 1; }
+[ -x "$tcptracker" ] || { echo "$tcptracker does not exist; build it first: make build" >&2; exit 1; }
 if [ "$(id -u)" != 0 ]; then
     echo "network namespaces need root: sudo $0"
     exec sudo TCPTRACKER="$tcptracker" "$0"
 fi
 
 tag=ttdemo$$
-# Not in $TMPDIR: the path of a socket must be short.
+# Not in $TMPDIR: the path of a Unix socket is limited to 107 bytes.
 lab=$(mktemp -d /tmp/tcptracker-demo.XXXXXX)
 service='' bus='' web=''
 
 # shellcheck disable=SC2329 # by the trap
 clean_up() {
     trap '' INT TERM HUP
-    # The service first: it takes its rules down.
+    # The service first, because it removes its rules.
     for pid in $service $web $bus; do
         kill "$pid" 2>/dev/null && { wait "$pid" 2>/dev/null || true; }
     done
@@ -39,20 +39,20 @@ bold='' dim='' green='' red='' plain=''
 if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then
     bold=$'\e[1m' dim=$'\e[2m' green=$'\e[32m' red=$'\e[31m' plain=$'\e[0m'
 else
-    # Nor tcptracker, whose terminal is one of the demo's own.
+    # Also for tcptracker, which runs on a pseudo-terminal of the demo.
     export NO_COLOR=1
 fi
 
-# A line of the story.
+# Prints a headline.
 say() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 
-# How a step went.
+# Print the result of a step.
 good() { printf '%s  ok: %s%s\n' "$green" "$*" "$plain"; }
 bad() { printf '%s  FAILED: %s%s\n' "$red" "$*" "$plain"; exit 1; }
 
 indent() { sed 's/\r$//; s/^/  /'; }
 
-# What somebody types on one of the hosts, and what comes of it.
+# Runs a command on a host and prints the command and its output.
 on() {
     local host=$1
     shift
@@ -60,7 +60,7 @@ on() {
     ip netns exec "$tag-$host" "$@" 2>&1 | indent
 }
 
-# The same with a terminal, for which tcptracker prints tables.
+# Runs tcptracker on a pseudo-terminal, so that it prints tables.
 on_terminal() {
     local host=$1
     shift
@@ -74,19 +74,19 @@ tracker() {
 }
 
 # shellcheck disable=SC2329 # through wait_for
-gets_in() { ip netns exec "$tag-$1" curl -s -m 2 -o /dev/null "http://$victim/"; }
+can_connect() { ip netns exec "$tag-$1" curl -s -m 2 -o /dev/null "http://$victim/"; }
 
-expect_in() {
+expect_connection() {
     on "$1" curl -sS -m 2 "http://$victim/" || bad "the $1 cannot connect"
-    good "the $1 gets in"
+    good "the $1 can connect"
 }
 
-expect_out() {
+expect_no_connection() {
     on "$1" curl -sS -m 2 "http://$victim/" || { good "the $1 gets no answer"; return; }
-    bad "the $1 still gets in"
+    bad "the $1 can still connect"
 }
 
-# The addresses are those kept free for documentation.
+# Documentation addresses (RFC 5737, RFC 3849).
 victim=203.0.113.10 victim6=2001:db8::10
 
 make_hosts() {
@@ -106,7 +106,7 @@ make_hosts() {
     done
 }
 
-# A message bus as systems have it: nothing is allowed but what the shipped policy allows.
+# Starts a message bus with the defaults of a system bus and the shipped policy.
 start_bus() {
     cat >"$lab/bus.conf" <<XML
 <!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
@@ -142,11 +142,11 @@ start_web_server() {
     echo "hello from the web server" >"$lab/www/index.html"
     ip netns exec "$tag-victim" python3 -m http.server -d "$lab/www" 80 >/dev/null 2>&1 &
     web=$!
-    wait_for "the web server" gets_in bystander
+    wait_for "the web server" can_connect bystander
 }
 
 start_service() {
-    # The host's own configuration and service manager are none of the demo's business.
+    # Do not use the host's configuration and service manager.
     : >"$lab/empty.toml"
     printf '%s%s $ tcptracker run -i eth0%s\n' "$dim" victim "$plain"
     env -u JOURNAL_STREAM -u NOTIFY_SOCKET -u WATCHDOG_USEC STATE_DIRECTORY="$lab/state" \
@@ -165,7 +165,7 @@ wait_for() {
         sleep 0.1
     done
     cat "$lab"/*log >&2
-    bad "$what did not come up"
+    bad "$what did not start"
 }
 
 log_lines() { grep -E "$1" "$lab/log" | cut -d. -f1,2- | indent; }
@@ -176,25 +176,25 @@ say "Three hosts: a victim with a web server, an attacker, a bystander."
 make_hosts
 start_bus
 start_web_server
-expect_in attacker
+expect_connection attacker
 
-say "On the victim the service is started."
+say "The victim starts the service."
 start_service
 
-say "The attacker scans the hundred most common ports."
+say "The attacker scans the 100 most common ports."
 on attacker nmap -n -Pn -sS --top-ports 100 --max-rate 100 --max-retries 0 "$victim" |
     grep -v -e '^ *$' -e 'Starting Nmap' -e 'Warning' -e 'MAC Address'
 wait_for "the block" grep -q 'blocked 203' "$lab/log"
 
-say "The fourth port was one too many. What the service saw and did:"
+say "The fourth port exceeded the threshold. The log of the service:"
 log_lines 'port scan by| blocked [0-9]'
 
-say "Who is blocked, and why:"
+say "Blocked addresses, with reasons:"
 on_terminal victim list
 
-say "The kernel drops the attacker. Everybody else is served."
-expect_out attacker
-expect_in bystander
+say "The kernel drops packets of the attacker. Other hosts can connect."
+expect_no_connection attacker
+expect_connection bystander
 on victim iptables -S tcptracker
 on victim ipset list tcptracker-eth0-v4 | grep -e '\$' -e timeout.*packets
 
@@ -204,16 +204,16 @@ on attacker nmap -6 -n -Pn -sS --top-ports 20 --max-rate 100 --max-retries 0 "$v
 wait_for "the second block" grep -q 'blocked 2001' "$lab/log"
 on_terminal victim list
 
-say "The attacker is let in again, by hand."
+say "The victim unblocks the attacker."
 tracker unblock 203.0.113.66
-expect_in attacker
+expect_connection attacker
 
-say "The service is stopped and takes its rules with it."
+say "The service stops and removes its rules."
 kill "$service"
-wait "$service" || bad "the service did not stop in order"
+wait "$service" || bad "the service failed to stop cleanly"
 service=
 log_lines 'stopped by'
 on victim iptables -S
 on victim ipset list -name
-if ip netns exec "$tag-victim" iptables -S | grep -q tcptracker; then bad "rules were left"; fi
-good "no rule, no chain, no set is left"
+if ip netns exec "$tag-victim" iptables -S | grep -q tcptracker; then bad "rules remain"; fi
+good "no rule, chain or set remains"

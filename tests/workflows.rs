@@ -1,9 +1,9 @@
-//! The workflows do what the Makefile says: what they call is there.
+//! The CI workflows call only existing targets of the Makefile.
 
 use std::path::Path;
 
 #[test]
-fn every_step_is_a_target_of_the_makefile() {
+fn every_workflow_step_is_a_makefile_target() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let makefile = std::fs::read_to_string(root.join("Makefile")).unwrap();
     let is_target = |word: &str| makefile.lines().any(|line| line.starts_with(&format!("{word}:")));
@@ -12,7 +12,7 @@ fn every_step_is_a_target_of_the_makefile() {
     for workflow in workflows {
         let text = std::fs::read_to_string(workflow.unwrap().path()).unwrap();
         for step in text.lines().filter_map(|line| line.trim().strip_prefix("- run: ")) {
-            // The toolchain is whoever's who builds.
+            // Installing a toolchain component is the only step outside the Makefile.
             if step.starts_with("rustup component add ") {
                 continue;
             }

@@ -1,4 +1,4 @@
-//! What a block costs: to make, and for those who are not blocked.
+//! The cost of a block: for adding it, and for packets of other sources.
 
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
@@ -15,13 +15,13 @@ use crate::{load, median, row};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// How many are blocked already.
+/// Existing blocks.
 const SIZES: [u32; 4] = [0, 1_000, 10_000, 100_000];
 
 /// Blocks measured at each size.
 const MEASURED: u32 = 1_000;
 
-/// Rules of the chain that stands beside.
+/// Rules of the reference chain.
 const RULES: u32 = 10_000;
 
 fn blocked(number: u32) -> Ipv4Addr {
@@ -45,8 +45,8 @@ fn fill(sets: &mut IpsetBackend, count: u32) {
     assert!(sets.block_all(&all).is_empty());
 }
 
-/// In a namespace of its own: prints the nanoseconds a block takes at each size, and `append_unique` of
-/// the crate iptables at 1,000 rules.
+/// Runs in a namespace: prints the nanoseconds per block at each size, and those of `append_unique`
+/// of the crate iptables at 1,000 rules.
 pub(crate) fn costs() {
     let mut sets = connect();
     let mut costs = SIZES.map(|_| Vec::new());
@@ -65,12 +65,12 @@ pub(crate) fn costs() {
     }
     sets.remove().unwrap();
     let program = iptables::new(false).unwrap();
-    program.new_chain("filter", "beside").unwrap();
-    restore("beside", 1_000);
+    program.new_chain("filter", "reference").unwrap();
+    restore("reference", 1_000);
     let appends = (0..9).map(|number| {
         let rule = format!("-s {} -j DROP", blocked(1_000 + number));
         let begun = Instant::now();
-        program.append_unique("filter", "beside", &rule).unwrap();
+        program.append_unique("filter", "reference", &rule).unwrap();
         begun.elapsed().as_nanos() as f64
     });
     let append = median(appends.collect());
@@ -79,7 +79,7 @@ pub(crate) fn costs() {
     println!("{}", all.join(" "));
 }
 
-/// A rule per address, appended to a chain.
+/// Appends a rule per address to a chain.
 fn restore(chain: &str, count: u32) {
     let rule = |number| format!("-A {chain} -s {} -j DROP\n", blocked(number));
     let rules: String = (0..count).map(rule).collect();
@@ -90,21 +90,21 @@ fn restore(chain: &str, count: u32) {
     assert!(child.wait().unwrap().success());
 }
 
-/// In a namespace of its own: puts up sets with so many elements, or a chain of so many rules.
-pub(crate) fn put_up(what: &str, count: &str) {
+/// Runs in a namespace: creates sets with `count` elements, or a chain of `count` rules.
+pub(crate) fn set_up(what: &str, count: &str) {
     let count = count.parse().unwrap();
     if what == "set" {
         fill(&mut connect(), count);
     } else {
         let program = iptables::new(false).unwrap();
-        program.new_chain("filter", "beside").unwrap();
-        restore("beside", count);
-        program.insert("filter", "INPUT", "-j beside", 1).unwrap();
+        program.new_chain("filter", "reference").unwrap();
+        restore("reference", count);
+        program.insert("filter", "INPUT", "-j reference", 1).unwrap();
     }
 }
 
-/// In a namespace of its own: sends the same SYN over and over, as fast as it goes, which over a veth is
-/// as fast as the other end takes them. Prints the nanoseconds each took.
+/// Runs in a namespace: sends the same SYN repeatedly at full speed. Over a veth, the receiver
+/// limits the speed. Prints the nanoseconds per SYN.
 pub(crate) fn pass(interface: &str, count: &str) {
     let count: u32 = count.parse().unwrap();
     let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
@@ -121,14 +121,14 @@ pub(crate) fn pass(interface: &str, count: &str) {
     println!("{}", begun.elapsed().as_nanos() as f64 / f64::from(count));
 }
 
-/// What a block costs to make.
-pub(crate) fn make() {
+/// Measures the cost of adding a block.
+pub(crate) fn add() {
     let lab = Lab::new();
-    let said = lab.defend(&["block-costs"]);
-    let costs: Vec<f64> = said.split_whitespace().map(|word| word.parse().unwrap()).collect();
+    let output = lab.defend(&["block-costs"]);
+    let costs: Vec<f64> = output.split_whitespace().map(|word| word.parse().unwrap()).collect();
     for (size, cost) in SIZES.iter().zip(&costs) {
         row(
-            &format!("block: by netlink, at {size} elements; beside at 0"),
+            &format!("block: via netlink, at {size} elements; reference: at 0"),
             &format!("{:.1} us", cost / 1e3),
             &format!("{:.1} us", costs[0] / 1e3),
             Some(cost / costs[0]),
@@ -137,7 +137,7 @@ pub(crate) fn make() {
     }
     let (at_1k, append) = (costs[1], costs[4]);
     row(
-        "block: at 1,000; beside append_unique of the crate iptables",
+        "block: at 1,000; reference: append_unique of crate iptables",
         &format!("{:.1} us", at_1k / 1e3),
         &format!("{:.1} ms", append / 1e6),
         Some(append / at_1k),
@@ -145,7 +145,7 @@ pub(crate) fn make() {
     );
 }
 
-/// What blocks cost a bystander's packet.
+/// Measures the cost of blocks for a bystander's packet.
 pub(crate) fn bystander() {
     let setups: [(&str, u32, u32); 3] =
         [("set", 0, 100_000), ("set", 100_000, 100_000), ("rules", RULES, 2_000)];
@@ -154,23 +154,23 @@ pub(crate) fn bystander() {
         for ((what, count, packets), costs) in setups.iter().zip(&mut costs) {
             let lab = Lab::new();
             lab.neighbour("10.78.9.9");
-            lab.defend(&["put-up", what, &count.to_string()]);
-            let said = lab.attack(&["pass", "ve0", &packets.to_string()]);
+            lab.defend(&["set-up", what, &count.to_string()]);
+            let output = lab.attack(&["pass", "ve0", &packets.to_string()]);
             let seen = lab.seen_by_input();
-            assert!(seen >= u64::from(*packets), "only {seen} of {packets} came to INPUT");
-            costs.push(said.trim().parse::<f64>().unwrap());
+            assert!(seen >= u64::from(*packets), "only {seen} of {packets} packets reached INPUT");
+            costs.push(output.trim().parse::<f64>().unwrap());
         }
     }
     let [none, many, rules] = costs.map(median);
     row(
-        "bystander: a packet, 100,000 blocked; beside none blocked",
+        "bystander: a packet, 100,000 blocked; reference: none",
         &format!("{:.2} us", many / 1e3),
         &format!("{:.2} us", none / 1e3),
         Some(many / none),
-        "as without, within noise",
+        "the same within noise",
     );
     row(
-        "bystander: a packet, 100,000 blocked; beside 10,000 rules",
+        "bystander: a packet, 100,000 blocked; reference: 10,000 rules",
         &format!("{:.2} us", many / 1e3),
         &format!("{:.0} us", rules / 1e3),
         Some(rules / many),

@@ -1,4 +1,4 @@
-//! The detector alone: nanoseconds a probe, beside the least anybody could do, which is to count the
+//! The detector alone: nanoseconds per probe. The reference is the minimal scratch: counting the
 //! probes of each source in the standard library's hash map.
 
 use std::collections::HashMap;
@@ -16,12 +16,12 @@ use crate::{median, row};
 
 const PROBES: usize = 2_000_000;
 
-/// Probes of sources in no order, the port of each a function of how often it came.
+/// Probes of pseudo-random sources and ports.
 fn probes(sources: u32, ports: u16) -> Vec<Segment> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     (0..PROBES)
         .map(|number| {
-            // xorshift64 (Marsaglia 2003): cheap and in no order.
+            // xorshift64 (Marsaglia 2003).
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
@@ -46,11 +46,11 @@ fn nanos_a_probe(probes: &[Segment]) -> f64 {
     let mut detector = ClassicDetector::new(DetectionConfig::default());
     let mut scans = 0;
     let mut sought = Vec::with_capacity(SEEK_AT_ONCE);
-    // Once to fill its memory, once to be measured.
+    // The first round fills the tables; the second one is measured.
     let mut nanos = 0.0;
     for round in 0..2 {
         let begun = Instant::now();
-        // As the service does it.
+        // In batches, as in the service.
         for probes in probes.chunks(SEEK_AT_ONCE) {
             detector.seek(probes, &host, &mut sought);
             for (probe, sought) in probes.iter().zip(&sought) {
@@ -61,11 +61,11 @@ fn nanos_a_probe(probes: &[Segment]) -> f64 {
         }
         nanos = begun.elapsed().as_nanos() as f64 / probes.len() as f64;
     }
-    assert!(scans < probes.len(), "looked at, so that it is not optimised away");
+    assert!(scans < probes.len(), "uses the result, so that the compiler keeps the loop");
     nanos
 }
 
-/// The same by the balanced rules, each probe with the refusal it gets.
+/// The `balanced` preset, with a refusal for each probe.
 fn nanos_a_refused_probe(probes: &[Segment]) -> f64 {
     let host = Host::with_addresses(["10.0.0.1/24".parse().unwrap()]);
     let refused = |probe: &Segment| Segment {
@@ -78,18 +78,18 @@ fn nanos_a_refused_probe(probes: &[Segment]) -> f64 {
     };
     let segments: Vec<Segment> = probes.iter().flat_map(|probe| [*probe, refused(probe)]).collect();
     let rule = DetectionConfig { preset: Preset::Balanced, ..DetectionConfig::default() };
-    let (mut detector, mut work, mut scans) = (Detector::new(rule), Scratch::default(), 0);
+    let (mut detector, mut scratch, mut scans) = (Detector::new(rule), Scratch::default(), 0);
     let begun = Instant::now();
-    detector.consider(&segments, &host, &mut work, |_, _, _, found| scans += found.len());
-    assert!(scans < probes.len(), "looked at, so that it is not optimised away");
+    detector.consider(&segments, &host, &mut scratch, |_, _, _, found| scans += found.len());
+    assert!(scans < probes.len(), "uses the result, so that the compiler keeps the loop");
     begun.elapsed().as_nanos() as f64 / probes.len() as f64
 }
 
-/// Likewise of a flood that nobody answers: the host itself does not listen on the port.
+/// The `balanced` preset in a flood without replies: the host does not listen on the port.
 fn nanos_an_unanswered_probe(probes: &[Segment]) -> f64 {
     let host = Host::with_addresses(["10.0.0.1/24".parse().unwrap()]);
     let rule = DetectionConfig { preset: Preset::Balanced, ..DetectionConfig::default() };
-    let (mut detector, mut work, mut scans) = (Detector::new(rule), Scratch::default(), 0);
+    let (mut detector, mut scratch, mut scans) = (Detector::new(rule), Scratch::default(), 0);
     detector.listens_on(&Arc::default());
     let mut nanos = 0.0;
     for round in 0..2 {
@@ -99,15 +99,15 @@ fn nanos_an_unanswered_probe(probes: &[Segment]) -> f64 {
         };
         let probes: Vec<Segment> = probes.iter().map(later).collect();
         let begun = Instant::now();
-        detector.consider(&probes, &host, &mut work, |_, _, _, found| scans += found.len());
+        detector.consider(&probes, &host, &mut scratch, |_, _, _, found| scans += found.len());
         nanos = begun.elapsed().as_nanos() as f64 / probes.len() as f64;
     }
-    assert!(scans < probes.len(), "looked at, so that it is not optimised away");
+    assert!(scans < probes.len(), "uses the result, so that the compiler keeps the loop");
     nanos
 }
 
-/// The reference: a count for each source that is among the first 524,288, as many as the detector
-/// remembers by default.
+/// The reference: counts the probes of the first 524,288 sources, as many as the detector remembers
+/// by default.
 fn nanos_a_count(probes: &[Segment]) -> f64 {
     let mut counts: HashMap<IpAddr, u64> = HashMap::new();
     let mut nanos = 0.0;
@@ -122,7 +122,7 @@ fn nanos_a_count(probes: &[Segment]) -> f64 {
         }
         nanos = begun.elapsed().as_nanos() as f64 / probes.len() as f64;
     }
-    assert!(!counts.is_empty(), "looked at, so that it is not optimised away");
+    assert!(!counts.is_empty(), "uses the result, so that the compiler keeps the loop");
     nanos
 }
 
@@ -146,11 +146,11 @@ pub(crate) fn run() {
         let (what_balanced, nanos_balanced): (_, fn(&[Segment]) -> f64) = if ports > 1 {
             ("balanced, a probe and its refusal", nanos_a_refused_probe)
         } else {
-            ("balanced, a probe nobody answers", nanos_an_unanswered_probe)
+            ("balanced, an unanswered probe", nanos_an_unanswered_probe)
         };
         let balanced = median((0..5).map(|_| nanos_balanced(&probes)).collect());
         let what = what.replace("a probe", what_balanced);
         let (text, classic) = (format!("{balanced:.0} ns"), format!("{ours:.0} ns"));
-        row(&what, &text, &classic, Some(balanced / ours), "beside the classic preset");
+        row(&what, &text, &classic, Some(balanced / ours), "vs the classic preset");
     }
 }

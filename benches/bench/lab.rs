@@ -9,11 +9,11 @@ use tempfile::TempDir;
 
 use crate::TCPTRACKER;
 
-/// The namespaces, removed when dropped.
+/// The namespaces; dropping it removes them.
 pub(crate) struct Lab {
     attacker: String,
     victim: String,
-    /// What the service remembers, and nobody else.
+    /// The state directory of the service.
     state: TempDir,
 }
 
@@ -55,50 +55,50 @@ impl Lab {
         command
     }
 
-    /// A program on the victim.
+    /// Returns the command that runs a program on the victim.
     pub(crate) fn on_victim(&self, program: &str, arguments: &[&str]) -> Command {
         Self::command(&self.victim, program, arguments)
     }
 
-    /// Where the service keeps what it remembers.
+    /// The directory of the service's database.
     pub(crate) fn state(&self) -> &Path {
         self.state.path()
     }
 
-    /// Runs a part of this bench as the attacker and returns what it prints.
+    /// Runs a part of this benchmark on the attacker and returns its output.
     pub(crate) fn attack(&self, arguments: &[&str]) -> String {
-        output(&mut Self::command(&self.attacker, &this(), arguments))
+        output(&mut Self::command(&self.attacker, &own_binary(), arguments))
     }
 
-    /// The same as the victim.
+    /// Runs a part of this benchmark on the victim and returns its output.
     pub(crate) fn defend(&self, arguments: &[&str]) -> String {
-        output(&mut Self::command(&self.victim, &this(), arguments))
+        output(&mut Self::command(&self.victim, &own_binary(), arguments))
     }
 
-    /// Packets that have come to the victim's first rule in INPUT.
+    /// Packets that the victim's first rule in INPUT has counted.
     pub(crate) fn seen_by_input(&self) -> u64 {
         let arguments = ["-nvxL", "INPUT", "1"];
         let listed = output(&mut Self::command(&self.victim, "iptables", &arguments));
         listed.split_whitespace().next().unwrap().parse().unwrap()
     }
 
-    /// Starts counting, on the attacker's or the victim's side.
+    /// Starts a packet counter on the attacker or the victim.
     pub(crate) fn count(&self, by_attacker: bool, filter: &str) -> Counter {
         let (namespace, interface) =
             if by_attacker { (&self.attacker, "ve0") } else { (&self.victim, "eth0") };
-        let mut command = Self::command(namespace, &this(), &["count", interface, filter]);
+        let mut command = Self::command(namespace, &own_binary(), &["count", interface, filter]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
         output.read_line(&mut String::new()).unwrap();
         Counter { child, output }
     }
 
-    /// Starts the service, with the preset of the original, and waits until it watches.
+    /// Starts the service with the preset `classic` and waits until it captures.
     pub(crate) fn serve(&self) -> Service {
         self.serve_with("classic")
     }
 
-    /// The same with another preset.
+    /// Starts the service with a preset and waits until it captures.
     pub(crate) fn serve_with(&self, preset: &str) -> Service {
         self.begin(&[
             ("TCPTRACKER_BUS__ENABLED", "false"),
@@ -107,13 +107,13 @@ impl Lab {
         ])
     }
 
-    /// The same as it is installed, on a bus.
+    /// Starts the service with its defaults on a bus.
     pub(crate) fn serve_on(&self, bus: &Bus) -> Service {
         self.begin(&[("DBUS_SYSTEM_BUS_ADDRESS", &bus.address)])
     }
 
     fn begin(&self, environment: &[(&str, &str)]) -> Service {
-        // As the unit does.
+        // The unit sets the same priority.
         let niced = ["-n", NICE, TCPTRACKER, "run", "-i", "eth0"];
         let mut child = Self::command(&self.victim, "nice", &niced)
             .env("STATE_DIRECTORY", self.state.path())
@@ -127,11 +127,11 @@ impl Lab {
             line.clear();
             assert!(log.read_line(&mut line).unwrap() > 0, "the service did not start");
         }
-        // Without a reader the pipe would fill and the journal's thread stop.
-        let (tell, lines) = channel();
+        // Without a reader the pipe would fill and block the journal thread.
+        let (sender, lines) = channel();
         std::thread::spawn(move || {
             for line in log.lines().map_while(Result::ok) {
-                let _ = tell.send(line);
+                let _ = sender.send(line);
             }
         });
         Service { child, lines, victim: self.victim.clone() }
@@ -146,7 +146,7 @@ impl Drop for Lab {
     }
 }
 
-/// A bus on which everybody may do everything.
+/// A bus without access restrictions.
 pub(crate) struct Bus {
     daemon: Child,
     address: String,
@@ -185,7 +185,7 @@ impl Drop for Bus {
     }
 }
 
-/// A running count.
+/// A running packet counter.
 pub(crate) struct Counter {
     child: Child,
     output: BufReader<std::process::ChildStdout>,
@@ -197,7 +197,7 @@ impl Counter {
         cpu(self.child.id())
     }
 
-    /// Ends the count.
+    /// Stops the counter and returns the count.
     pub(crate) fn end(mut self) -> f64 {
         drop(self.child.stdin.take());
         let mut count = String::new();
@@ -215,9 +215,12 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Waits until it says this.
+    /// Waits until the service logs these words.
     pub(crate) fn await_line(&self, words: &str) {
-        assert!(self.lines.iter().any(|line| line.contains(words)), "it never said {words:?}");
+        assert!(
+            self.lines.iter().any(|line| line.contains(words)),
+            "the service never logged {words:?}"
+        );
     }
 
     /// Processor time used so far, in nanoseconds.
@@ -232,7 +235,7 @@ impl Service {
         line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
     }
 
-    /// A metric's value; those with labels by name and labels, as they are written.
+    /// The value of a metric, given by its name with its labels.
     pub(crate) fn metric(&self, name: &str) -> f64 {
         let arguments = ["netns", "exec", &self.victim, "curl", "-s", "127.0.0.1:8081/metrics"];
         let output = Command::new("ip").args(arguments).output().unwrap();
@@ -249,12 +252,12 @@ impl Drop for Service {
     }
 }
 
-/// User and system time of a process in nanoseconds: fields 14 and 15 of proc_pid_stat(5), in ticks of
-/// a hundredth of a second.
+/// User and system time of a process in nanoseconds: fields 14 and 15 of proc_pid_stat(5), in ticks
+/// of a hundredth of a second.
 fn cpu(process: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
-    let behind_name = stat.rsplit(')').next().unwrap();
-    let fields: Vec<&str> = behind_name.split_whitespace().collect();
+    let after_name = stat.rsplit(')').next().unwrap();
+    let fields: Vec<&str> = after_name.split_whitespace().collect();
     let ticks: f64 = fields[11..13].iter().map(|field| field.parse::<f64>().unwrap()).sum();
     ticks * 1e7
 }
@@ -265,6 +268,6 @@ fn output(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn this() -> String {
+fn own_binary() -> String {
     std::env::current_exe().unwrap().to_str().unwrap().to_owned()
 }

@@ -1,4 +1,4 @@
-//! The whole service on a veth: floods, fast scanners, and nothing at all.
+//! The whole service on a veth: floods, fast scanners, and idle.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ const RATE: f64 = 300_000.0;
 const FLOOD: &str = "3000000";
 const SYN: &str = "tcp[13]&18=2";
 
-/// The presets, and how many times as much as the classic one each may cost.
+/// The presets, and the permitted cost of each as a multiple of `classic`.
 const PRESETS: [(&str, u32); 2] = [("classic", 1), ("balanced", 2)];
 
-/// A flood of many sources: what is lost, and what a SYN costs beside a bare loop.
+/// A flood of many sources: lost SYNs, and the CPU time per SYN compared with a bare loop.
 pub(crate) fn flood() {
     let lab = Lab::new();
     let send = || {
@@ -45,7 +45,10 @@ pub(crate) fn flood() {
         }
         let (ours, crafted) = (median(ours), median(crafted));
         row(
-            &format!("live, {preset}: CPU a SYN, {:.0} a second, 100,000 sources", median(rates)),
+            &format!(
+                "live, {preset}: CPU per SYN, {:.0} per second, 100,000 sources",
+                median(rates)
+            ),
             &format!("{ours:.0} ns"),
             &format!("{crafted:.0} ns"),
             Some(ours / crafted),
@@ -61,7 +64,7 @@ pub(crate) fn flood() {
     }
 }
 
-/// Ten million forged sources, one probe each; and a slow scanner among them.
+/// 10 million forged sources, one probe each.
 pub(crate) fn memory() {
     for (preset, _) in PRESETS {
         memory_with(preset);
@@ -87,7 +90,7 @@ fn memory_with(preset: &str) {
     );
 }
 
-/// How many of 1,000 closed ports answer before the scanner is dropped.
+/// The number of 1,000 closed ports that answer before the scanner is blocked.
 pub(crate) fn learned() {
     for (preset, times) in PRESETS {
         learned_at(preset, "100", 20 * times);
@@ -109,7 +112,7 @@ fn learned_at(preset: &str, pause: &str, bar: u32) {
     });
     let answers: Vec<f64> = answers.collect();
     row(
-        &format!("live, {preset}: ports of 1,000 learned, a probe each {pause} us"),
+        &format!("live, {preset}: ports of 1,000 learned, 1 probe per {pause} us"),
         &format!("{:.0}", median(answers.clone())),
         &format!("max {:.0}", answers.iter().copied().fold(0.0, f64::max)),
         None,
@@ -118,7 +121,7 @@ fn learned_at(preset: &str, pause: &str, bar: u32) {
     drop(service);
 }
 
-/// Nothing happens.
+/// No traffic.
 pub(crate) fn idle() {
     let lab = Lab::new();
     let bus = Bus::new();
@@ -129,12 +132,12 @@ pub(crate) fn idle() {
     std::thread::sleep(span);
     let share = (service.cpu() - before) / span.as_nanos() as f64 * 100.0;
     let text = format!("{share:.1} %");
-    row("idle: CPU over 10 s", &text, "-", None, "none to be measured");
+    row("idle: CPU over 10 s", &text, "-", None, "not measurable");
     let text = format!("{:.1} MiB", service.resident());
     row("idle: resident memory", &text, "-", None, "below 15 MiB");
 }
 
-/// Until what was sent has been worked off.
+/// Waits until all sent packets have been processed.
 fn settle() {
     std::thread::sleep(Duration::from_millis(1500));
 }

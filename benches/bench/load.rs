@@ -1,4 +1,4 @@
-//! Load: SYNs sent as fast as asked for, scans at a pace, and the bare loop that counts.
+//! Load: SYNs at a given rate, scans at a given pace, and the bare counting loop.
 
 use std::io::IoSlice;
 use std::os::fd::AsFd;
@@ -16,7 +16,7 @@ const AT_ONCE: usize = 64;
 const SOURCE: usize = 26;
 const PORTS: usize = 34;
 
-/// A SYN to 10.78.0.2 in an Ethernet frame to everyone.
+/// A SYN to 10.78.0.2 in a broadcast Ethernet frame.
 pub(crate) fn syn() -> Vec<u8> {
     let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [0xff; 6])
         .ipv4([10, 78, 0, 1], [10, 78, 0, 2], 64)
@@ -27,15 +27,15 @@ pub(crate) fn syn() -> Vec<u8> {
     frame
 }
 
-/// Gives a frame another source and ports. Its checksums are no longer right, which only a host that
-/// answers minds.
+/// Sets the source address and the ports of a frame. The checksums become invalid, which matters
+/// only to a host that answers.
 pub(crate) fn set(frame: &mut [u8], source: u32, port: u16, source_port: u16) {
     frame[SOURCE..SOURCE + 4].copy_from_slice(&source.to_be_bytes());
     frame[PORTS..PORTS + 2].copy_from_slice(&source_port.to_be_bytes());
     frame[PORTS + 2..PORTS + 4].copy_from_slice(&port.to_be_bytes());
 }
 
-/// The handle's descriptor is a packet socket bound to the interface: what one can send on.
+/// Opens a capture whose descriptor is a packet socket on the interface, for sending.
 pub(crate) fn open(interface: &str) -> Capture<Active> {
     let inactive = Capture::from_device(interface).unwrap();
     let mut capture = inactive.timeout(1).buffer_size(4 << 20).open().unwrap();
@@ -44,19 +44,19 @@ pub(crate) fn open(interface: &str) -> Capture<Active> {
     capture
 }
 
-/// Whoever sends never sleeps: it has one core to itself, and the service the others.
-fn stay_on_one_core() {
+/// Pins the sender, which never sleeps, to the last core and leaves the other cores to the service.
+fn pin_to_last_core() {
     let last = std::thread::available_parallelism().unwrap().get() - 1;
     let mut core = CpuSet::new();
     core.set(last);
     sched_setaffinity(None, &core).unwrap();
 }
 
-/// Sends `count` SYNs, `rate` a second, of sources that take turns.
+/// Sends `count` SYNs at `rate` per second from alternating sources.
 pub(crate) fn send(interface: &str, count: &str, rate: &str, sources: &str) {
     let [count, rate, sources] = [count, rate, sources].map(|word| word.parse::<u32>().unwrap());
     let socket = open(interface);
-    stay_on_one_core();
+    pin_to_last_core();
     let mut frames: Vec<Vec<u8>> = vec![syn(); AT_ONCE];
     let begun = Instant::now();
     let mut sent = 0;
@@ -79,13 +79,12 @@ pub(crate) fn send(interface: &str, count: &str, rate: &str, sources: &str) {
     println!("{sent} {}", begun.elapsed().as_secs_f64());
 }
 
-/// A scan of ports 1 to 1000 by a source that has the right checksums, a probe each `pause`
-/// microseconds.
+/// Scans ports 1 to 1000 with valid checksums, one probe every `pause` microseconds.
 pub(crate) fn scan(interface: &str, source: &str, pause: &str) {
     let source: std::net::Ipv4Addr = source.parse().unwrap();
     let pause = Duration::from_micros(pause.parse().unwrap());
     let mut socket = open(interface);
-    stay_on_one_core();
+    pin_to_last_core();
     let frames: Vec<Vec<u8>> = (1..=1000)
         .map(|port| {
             let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
@@ -106,7 +105,7 @@ pub(crate) fn scan(interface: &str, source: &str, pause: &str) {
     }
 }
 
-/// The reference: every packet that passes a filter, counted, until standard input closes. Prints the
+/// The reference: counts the packets that pass a filter until standard input closes, and prints the
 /// count.
 pub(crate) fn count(interface: &str, filter: &str) {
     let inactive = Capture::from_device(interface).unwrap();

@@ -1,22 +1,22 @@
-//! `make bench`: what it costs, as ratios within one run.
+//! `make bench`: costs as ratios within one run.
 //!
-//! Machines are shared and noisy, so that no figure here is a test: each stands beside a bare libpcap
-//! loop, or another reference, measured in the same run. Needs root, for network namespaces.
+//! Machines are shared and noisy, so no absolute figure is a test. Each figure has a reference from
+//! the same run, such as a bare libpcap loop. Needs root for the network namespaces.
 
 #![expect(
     clippy::unwrap_used,
     clippy::disallowed_methods,
     clippy::cast_precision_loss,
     clippy::panic,
-    reason = "a measuring program: it reads clocks, starts programs, and stops where it fails"
+    reason = "a benchmark reads clocks, starts programs, and panics when it fails"
 )]
 
 mod blocks;
 mod detector;
-mod healing;
 mod lab;
 mod live;
 mod load;
+mod repair;
 mod replay;
 mod restore;
 
@@ -29,19 +29,19 @@ fn main() {
     let words: Vec<&str> =
         arguments.iter().map(String::as_str).filter(|word| *word != "--bench").collect();
     match words[..] {
-        // The parts of the bench that run in a namespace of their own.
+        // The parts of the benchmark that run in a namespace.
         ["send", interface, count, rate, sources] => load::send(interface, count, rate, sources),
         ["scan", interface, source, pause] => load::scan(interface, source, pause),
         ["count", interface, filter] => load::count(interface, filter),
         ["count-file", file] => replay::count(file),
         ["block-costs"] => blocks::costs(),
-        ["put-up", what, count] => blocks::put_up(what, count),
+        ["set-up", what, count] => blocks::set_up(what, count),
         ["pass", interface, count] => blocks::pass(interface, count),
         _ => table(&words),
     }
 }
 
-/// Measures what is named, or everything.
+/// Measures the named parts, or all of them.
 fn table(parts: &[&str]) {
     println!("{}\n", machine());
     println!("{:<62} {:>16} {:>10} {:>6}  bar", "what", "tcptracker", "reference", "ratio");
@@ -53,9 +53,9 @@ fn table(parts: &[&str]) {
         ("learned", live::learned),
         ("idle", live::idle),
         ("restore", restore::run),
-        ("block", blocks::make),
+        ("block", blocks::add),
         ("bystander", blocks::bystander),
-        ("healing", healing::run),
+        ("repair", repair::run),
     ];
     for (name, measure) in measures {
         if parts.is_empty() || parts.contains(&name) {

@@ -1,4 +1,4 @@
-//! Replay of a large file, beside a bare libpcap loop over the same.
+//! Replay of a large file, compared with a bare libpcap loop over the same file.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -13,7 +13,7 @@ use crate::{TCPTRACKER, load, median, row};
 const SYNS: u32 = 10_000_000;
 const SOURCES: u32 = 1_000_000;
 
-/// A pcap file of SYNs, a microsecond apart, of sources that take turns.
+/// Writes a pcap file of SYNs, 1 us apart, from alternating sources.
 fn write(path: &Path) {
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path).unwrap());
     let header: [u32; 6] = [0xa1b2_c3d4, 0x0004_0002, 0, 0, 65_535, 1];
@@ -33,7 +33,7 @@ fn write(path: &Path) {
     file.flush().unwrap();
 }
 
-/// The reference: every packet of a file, counted.
+/// The reference: counts the packets of a file.
 pub(crate) fn count(file: &str) {
     let mut capture = Capture::from_file(file).unwrap();
     let mut packets = 0u64;

@@ -1,4 +1,4 @@
-//! A start with many blocks to restore, beside `ipset restore` of the same list.
+//! A start that restores many blocks, compared with `ipset restore` of the same list.
 
 use std::fmt::Write;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use crate::{median, row};
 
 const BLOCKS: u32 = 100_000;
 
-/// Blocks of scanners with an hour to go, as the service keeps them.
+/// Inserts automatic blocks that expire in 1 h, in the format of the service.
 const MANY: &str = r#"
     WITH RECURSIVE number(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM number WHERE n + 1 < ?)
     INSERT INTO block
@@ -27,13 +27,13 @@ const MANY: &str = r#"
     FROM number, timeline
 "#;
 
-/// Has the next start find so many blocked.
+/// Writes `count` blocks to the database, for the next start to restore.
 pub(crate) fn block_many(lab: &Lab, count: u32) {
     let database = Connection::open(lab.state().join("tcptracker.db")).unwrap();
     database.execute(MANY, (count,)).unwrap();
 }
 
-/// From the start of the process to the word that it watches; and the same with nothing to restore.
+/// Measures from the start of the process to its ready message, with and without blocks to restore.
 pub(crate) fn run() {
     let lab = Lab::new();
     let start = || {
@@ -66,7 +66,7 @@ pub(crate) fn run() {
     }
     let (ours, reference) = (median(ours), median(reference));
     row(
-        &format!("start: {BLOCKS} blocks restored, beside ipset restore"),
+        &format!("start: {BLOCKS} blocks restored; reference: ipset restore"),
         &format!("{ours:.2} s"),
         &format!("{reference:.2} s"),
         Some(ours / reference),

@@ -1,6 +1,6 @@
-//! Frame bytes to probe: whatever a frame holds, the worst result is no probe.
+//! Parses arbitrary frames: no content may cause a panic.
 //!
-//! The first byte chooses the link layer, the rest is the frame.
+//! The first byte selects the link layer; the rest is the frame.
 
 #![no_main]
 
@@ -16,5 +16,5 @@ fuzz_target!(|bytes: &[u8]| {
     let link = LinkLayer::of_linktype(linktype).expect("every link type listed is known");
     let probe = probe_in(link, frame, Moment::default());
     let segment = segment_in(link, frame, Moment::default());
-    assert!(probe.is_none() || probe == segment, "what is a probe stays one");
+    assert!(probe.is_none() || probe == segment, "both parsers must return the same probe");
 });

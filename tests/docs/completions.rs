@@ -1,9 +1,8 @@
-//! Completions: what the command line's own words give, and what only the machine knows: its interfaces,
-//! and whom the service blocks.
+//! Shell completions: clap's output, extended by the names of interfaces and the blocked addresses.
 
 use clap_complete::Shell;
 
-/// What stands for a value nobody knows, as clap_complete writes it for bash.
+/// clap_complete's bash code for a value without completion.
 const BASH_UNKNOWN: &str = r#"
                     COMPREPLY=("${cur}")
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
@@ -55,27 +54,27 @@ function __fish_tcptracker_blocked
 end
 ";
 
-/// The commands that are about somebody who is blocked already.
-const ABOUT_BLOCKED: [&str; 2] = ["unblock", "why"];
+/// Commands whose argument is a blocked address.
+const TAKES_BLOCKED_ADDRESS: [&str; 2] = ["unblock", "why"];
 
 pub(crate) fn script(shell: Shell) -> String {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut tcptracker::cli::command(), "tcptracker", &mut text);
     let text = String::from_utf8(text).unwrap();
-    // Some generators leave blanks at the ends of lines.
+    // Some generators write trailing blanks.
     let text: String = text.lines().map(|line| format!("{}\n", line.trim_end())).collect();
     match shell {
         Shell::Bash => bash(text),
         Shell::Zsh => zsh(&text),
         Shell::Fish => fish(&text),
-        other => panic!("nothing is known of {other}"),
+        other => panic!("no completions for {other}"),
     }
 }
 
-/// Replaces what has to be there.
+/// Replaces `from` and fails if the text does not contain it.
 #[track_caller]
 fn replaced(text: &str, from: &str, to: &str) -> String {
-    assert!(text.contains(from), "clap_complete writes it otherwise now: {from}");
+    assert!(text.contains(from), "clap_complete has changed its output: {from}");
     text.replace(from, to)
 }
 
@@ -84,7 +83,7 @@ fn bash(mut text: String) -> String {
         let ours = format!("{option}\n                    _tcptracker_interfaces\n");
         text = replaced(&text, &format!("{option}{BASH_UNKNOWN}"), &ours);
     }
-    for command in ABOUT_BLOCKED {
+    for command in TAKES_BLOCKED_ADDRESS {
         let begin = format!("        tcptracker__subcmd__{command})\n");
         let ours = "            if [[ ${cur} != -* && ${prev} != -i && ${prev} != --interface ]] ; then\n                \
                     _tcptracker_blocked\n                return 0\n            fi\n";
@@ -95,7 +94,7 @@ fn bash(mut text: String) -> String {
 
 fn zsh(text: &str) -> String {
     let mut text = replaced(text, "]:INTERFACE:' \\\n", "]:INTERFACE:_tcptracker_interfaces' \\\n");
-    for command in ABOUT_BLOCKED {
+    for command in TAKES_BLOCKED_ADDRESS {
         let begin = text.find(&format!("\n({command})\n")).unwrap();
         let length = text[begin..].find("\n;;\n").unwrap();
         let of_command = &text[begin..begin + length];
@@ -108,12 +107,12 @@ fn zsh(text: &str) -> String {
 
 fn fish(text: &str) -> String {
     let mut completed = String::new();
-    // Whoever asks for help has always said so already.
+    // Do not offer `help` after `help`.
     let text = replaced(text, " config doctor help\" -f", " config doctor\" -f");
     for line in text.lines() {
         completed.push_str(line);
         if line.contains(" -l interface ") {
-            assert!(line.ends_with(" -r -f"), "clap_complete writes it otherwise now: {line}");
+            assert!(line.ends_with(" -r -f"), "clap_complete has changed its output: {line}");
             completed.push_str(" -a \"(__fish_tcptracker_interfaces)\"");
         }
         completed.push('\n');
@@ -121,7 +120,7 @@ fn fish(text: &str) -> String {
     let of = |command: &str| {
         format!("complete -c tcptracker -n \"__fish_tcptracker_using_subcommand {command}\" -f")
     };
-    for command in ABOUT_BLOCKED {
+    for command in TAKES_BLOCKED_ADDRESS {
         completed += &format!("{} -a \"(__fish_tcptracker_blocked)\"\n", of(command));
     }
     completed + &of("block") + "\n" + FISH_FUNCTIONS

@@ -1,4 +1,4 @@
-//! The configuration's keys, as a man page, as a commented file and as a table.
+//! The configuration keys as a man page, as a commented file and as a table.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::roff::{bold, broken, capital, italic, marked, plain, title};
 
 pub(crate) const README_HEADING: &str = "| key | default | meaning |\n";
 
-/// Comments are wrapped here.
+/// The line width of comments.
 const WIDTH: usize = 80;
 
 fn defaults() -> BTreeMap<String, String> {
@@ -45,20 +45,20 @@ pub(crate) fn default_file() -> String {
     for (section, about) in SECTIONS {
         text.push_str(&format!("\n# {about}\n[{section}]\n"));
         for (key, name) in keys_of(section) {
-            text.push_str(&format!("\n{}", comment(&sentence(key))));
+            text.push_str(&format!("\n{}", comment(&description(key))));
             text.push_str(&format!("#{name} = {}\n", defaults[key.name]));
         }
     }
     text
 }
 
-/// The meaning, and what the key takes, without marks.
-fn sentence(key: &Key) -> String {
-    format!("{} Takes {}.", stopped(&capital(key.meaning)).replace('`', ""), key.expected)
+/// The meaning of a key and its expected values, without backticks.
+fn description(key: &Key) -> String {
+    format!("{} Takes {}.", with_full_stop(&capital(key.meaning)).replace('`', ""), key.expected)
 }
 
-fn stopped(text: &str) -> String {
-    // Dots at the end say that the sentence goes on.
+fn with_full_stop(text: &str) -> String {
+    // The text may already end with a full stop.
     if text.ends_with('.') { text.to_owned() } else { format!("{text}.") }
 }
 
@@ -86,7 +86,7 @@ pub(crate) fn page() -> String {
                 ".TP\n{} = {}\n{}\n.br\nTakes {}.\n",
                 bold(key.name),
                 italic(&defaults[key.name]),
-                marked(&stopped(&capital(key.meaning))),
+                marked(&with_full_stop(&capital(key.meaning))),
                 plain(key.expected),
             ));
         }

@@ -1,7 +1,7 @@
-//! What is generated and checked in: completions, man pages, the commented default configuration, and
-//! the table of keys in README.md. Each is held against the code it is made from.
+//! Generated files in the repository: completions, man pages, the commented default configuration,
+//! and the table of keys in README.md. The tests compare each file with the code that generates it.
 //!
-//! `make docs` (`WRITE_DOCS=1`) writes them anew instead.
+//! `make docs` (`WRITE_DOCS=1`) writes the files instead.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -20,9 +20,9 @@ use std::path::Path;
 use clap_complete::Shell;
 use tcptracker::internals::{Effective, Flags, Origin, Sources};
 
-/// Holds a file of the tree against its text, or writes it.
+/// Compares a file of the repository with its generated text, or writes it.
 #[track_caller]
-fn check(name: &str, text: &str) {
+fn assert_up_to_date(name: &str, text: &str) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     if std::env::var_os("WRITE_DOCS").is_some() {
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
@@ -30,56 +30,59 @@ fn check(name: &str, text: &str) {
         return;
     }
     let found = std::fs::read_to_string(&file).unwrap_or_default();
-    let differing = || {
+    let first_difference = || {
         let mut lines = found.lines().zip(text.lines()).enumerate();
         lines.find(|(_, (found, wanted))| found != wanted)
     };
     assert!(
         found == text,
-        "{name} is not what the code says: make docs; first difference: {:?}",
-        differing()
+        "{name} is outdated: run `make docs`; first difference: {:?}",
+        first_difference()
     );
 }
 
 #[test]
-fn completions_know_every_command() {
+fn completions_are_up_to_date() {
     let shells = [
         (Shell::Bash, "tcptracker.bash"),
         (Shell::Zsh, "_tcptracker"),
         (Shell::Fish, "tcptracker.fish"),
     ];
     for (shell, name) in shells {
-        check(&format!("packaging/completions/{name}"), &completions::script(shell));
+        assert_up_to_date(&format!("packaging/completions/{name}"), &completions::script(shell));
     }
 }
 
 #[test]
-fn the_manual_knows_every_command() {
-    check("packaging/man/tcptracker.1", &manual::page());
+fn command_manual_is_up_to_date() {
+    assert_up_to_date("packaging/man/tcptracker.1", &manual::page());
 }
 
 #[test]
-fn the_manual_knows_every_key() {
-    check("packaging/man/tcptracker.toml.5", &keys::page());
+fn configuration_manual_is_up_to_date() {
+    assert_up_to_date("packaging/man/tcptracker.toml.5", &keys::page());
 }
 
 #[test]
-fn the_readme_knows_every_key() {
+fn readme_key_table_is_up_to_date() {
     let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
     let text = std::fs::read_to_string(readme).unwrap();
     let start = text.find(keys::README_HEADING).unwrap();
     let end = start + text[start..].find("\n\n").unwrap() + 1;
-    check("README.md", &format!("{}{}{}", &text[..start], keys::readme_table(), &text[end..]));
+    assert_up_to_date(
+        "README.md",
+        &format!("{}{}{}", &text[..start], keys::readme_table(), &text[end..]),
+    );
 }
 
-/// As it is shipped it changes nothing; with every key switched on, neither.
+/// The shipped file changes nothing, even with every key uncommented.
 #[test]
-fn the_default_configuration_says_what_is_so_without_it() {
+fn shipped_configuration_matches_the_defaults() {
     let shipped = keys::default_file();
-    check("packaging/tcptracker.toml", &shipped);
+    assert_up_to_date("packaging/tcptracker.toml", &shipped);
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("tcptracker.toml");
-    let switched_on: String = shipped
+    let uncommented: String = shipped
         .lines()
         .map(|line| match line.strip_prefix('#') {
             Some(key) if !key.starts_with(' ') => format!("{key}\n"),
@@ -87,13 +90,13 @@ fn the_default_configuration_says_what_is_so_without_it() {
         })
         .collect();
     let defaults = Effective::default();
-    for (text, every_key_is_there) in [(&shipped, false), (&switched_on, true)] {
+    for (text, sets_every_key) in [(&shipped, false), (&uncommented, true)] {
         std::fs::write(&file, text).unwrap();
         let sources = Sources::new(None, Some(&file), [], Flags::default());
         let read = Effective::load(&sources).unwrap();
         assert_eq!(read.config, defaults.config);
         for (key, _, origin) in read.settings() {
-            assert_eq!(matches!(origin, Origin::File(..)), every_key_is_there, "{key}");
+            assert_eq!(matches!(origin, Origin::File(..)), sets_every_key, "{key}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! tcptracker(1): the commands from their own help, and what no help says.
+//! tcptracker(1): the commands from their help texts, and the other sections from files.
 
 use clap::{Arg, ArgAction, Command};
 use tcptracker::internals::COUNTERS;
@@ -57,7 +57,7 @@ fn value(argument: &Arg) -> Option<String> {
     })
 }
 
-fn several(argument: &Arg) -> &'static str {
+fn repetition(argument: &Arg) -> &'static str {
     if matches!(argument.get_action(), ArgAction::Append) && argument.is_positional() {
         "..."
     } else {
@@ -72,7 +72,7 @@ fn usage(argument: &Arg) -> String {
         (Some(long), Some(value)) => format!("{} {}", bold(&format!("--{long}")), italic(value)),
         (None, value) => italic(value.as_deref().unwrap_or_default()),
     };
-    let text = format!("{text}{}", several(argument));
+    let text = format!("{text}{}", repetition(argument));
     if argument.is_required_set() { text } else { format!("[{text}]") }
 }
 

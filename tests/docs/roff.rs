@@ -1,9 +1,9 @@
-//! Text as man pages take it (man(7)).
+//! Text in the format of man pages (man(7)).
 
-/// The longest line of text.
+/// The maximum length of a text line.
 const LINE: usize = 78;
 
-/// Plain text: nothing in it is a command.
+/// Escapes text so that roff interprets nothing in it.
 pub(crate) fn plain(text: &str) -> String {
     let mut escaped = String::new();
     for character in text.chars() {
@@ -28,21 +28,21 @@ pub(crate) fn italic(text: &str) -> String {
     format!("\\fI{}\\fR", plain(text))
 }
 
-/// Text in which what stands between backticks is to be typed.
+/// Escapes text and sets the parts between backticks in bold.
 pub(crate) fn marked(text: &str) -> String {
     let typed = text.split('`').enumerate();
     typed.map(|(at, part)| if at % 2 == 1 { bold(part) } else { plain(part) }).collect()
 }
 
-/// With a capital letter, as sentences begin.
+/// Capitalises the first letter.
 pub(crate) fn capital(text: &str) -> String {
     let mut rest = text.chars();
     rest.next().map(|first| first.to_uppercase().chain(rest).collect()).unwrap_or_default()
 }
 
-/// The first line of a page.
+/// The title line of a page.
 pub(crate) fn title(name: &str, section: u8, about: &str) -> String {
-    // The date is that of the last change a reader would notice.
+    // Update the date when the content changes visibly.
     format!(
         ".\\\" Made by `make docs`: change src/, and make it again.\n\
          .TH {} {section} 2026-11-25 \"tcptracker {}\" \"{about}\"\n",
@@ -51,7 +51,7 @@ pub(crate) fn title(name: &str, section: u8, about: &str) -> String {
     )
 }
 
-/// Long lines of text are broken, as readers of the source and `mandoc -Tlint` want it.
+/// Wraps long text lines, as `mandoc -Tlint` requires.
 pub(crate) fn broken(page: &str) -> String {
     let mut text = String::new();
     let mut is_example = false;
@@ -63,12 +63,12 @@ pub(crate) fn broken(page: &str) -> String {
         }
         let mut length = 0;
         for (at, word) in line.split(' ').enumerate() {
-            // What is to be typed stays on one line.
+            // Do not wrap examples: readers copy them.
             let is_text = !line.starts_with('.') && !is_example;
             let begins_a_line = is_text && at > 0 && length + 1 + word.len() > LINE;
             if begins_a_line {
                 text.push('\n');
-                // A dot would begin a command.
+                // roff would take a leading dot for a request.
                 text.push_str(if word.starts_with('.') { "\\&" } else { "" });
                 length = 0;
             } else if at > 0 {

@@ -1,4 +1,4 @@
-//! The completions in the shells they are for, and the man pages in the readers there are.
+//! The completions in real shells, and the man pages in real readers.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-/// What is typed before the tab, and what comes of it, somewhere in what is offered.
+/// A command line before Tab, and the expected completion.
 const TYPED: [(&str, &str); 8] = [
     ("tcptracker bl", "block"),
     ("tcptracker list --js", "--json"),
@@ -18,7 +18,7 @@ const TYPED: [(&str, &str); 8] = [
     ("tcptracker help rel", "reload"),
 ];
 
-/// A service that blocks two, on one instance of two.
+/// A fake `tcptracker list` with one blocked address on each of two instances.
 const LIST: &str = "#!/bin/sh\n\
                     printf 'eth0\\t192.0.2.7\\t2026-01-01T00:00:00Z\\tunblocked\\t-\\tby hand\\n'\n\
                     printf 'eth1\\t2001:db8::7\\t2026-01-01T00:00:00Z\\tunblocked\\t-\\t\\n'\n";
@@ -35,7 +35,7 @@ fn with_list() -> TempDir {
     directory
 }
 
-/// Runs a program for which that list is at hand. One that hangs does so for a minute at most.
+/// Runs a program, for at most 60 s, with the fake `tcptracker` in PATH.
 #[track_caller]
 fn run(program: &str, arguments: &[&str]) -> Output {
     let list = with_list();
@@ -50,20 +50,20 @@ fn run(program: &str, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// What a shell offers, where it is asked by a script.
+/// Returns the completions that a script prints in a shell.
 #[track_caller]
-fn offered(shell: &str, script: &str) -> Vec<String> {
+fn completions(shell: &str, script: &str) -> Vec<String> {
     let output = run(shell, &["-c", script]);
-    assert!(output.status.success(), "{output:?} (without {shell}: make test-deps)");
+    assert!(output.status.success(), "{output:?} (if {shell} is missing: make test-deps)");
     let text = String::from_utf8(output.stdout).unwrap();
     text.lines().map(|line| line.split('\t').next().unwrap().to_owned()).collect()
 }
 
 #[test]
-fn bash_completes() {
+fn bash_offers_completions() {
     let script = shipped("completions/tcptracker.bash");
     for (typed, wanted) in TYPED {
-        // As bash does it: a colon is a word of its own.
+        // bash splits words at colons.
         let ask = format!(
             "source {}; typed='{typed}'; IFS=' '; COMP_WORDS=($typed); \
              COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); COMP_LINE=$typed; COMP_POINT=${{#typed}}; \
@@ -72,26 +72,26 @@ fn bash_completes() {
              printf '%s\\n' \"${{COMPREPLY[@]}}\"",
             script.display()
         );
-        let offered = offered("bash", &ask);
-        // What stands before the last colon stays as it was typed.
+        let completions = completions("bash", &ask);
+        // Completion replaces only the part after the last colon.
         let rest = wanted.rsplit(':').next().unwrap();
         let wanted = if wanted.contains(':') { format!(":{rest}") } else { wanted.to_owned() };
-        assert_eq!(offered, [wanted], "{typed}");
+        assert_eq!(completions, [wanted], "{typed}");
     }
 }
 
 #[test]
-fn fish_completes() {
+fn fish_offers_completions() {
     let script = shipped("completions/tcptracker.fish");
     for (typed, wanted) in TYPED {
         let ask = format!("source {}; complete -C '{typed}'", script.display());
-        assert_eq!(offered("fish", &ask), [wanted], "{typed}");
+        assert_eq!(completions("fish", &ask), [wanted], "{typed}");
     }
 }
 
-/// On a terminal, as its completions come from its line editor.
+/// On a pseudo-terminal: completion is part of zsh's line editor.
 #[test]
-fn zsh_completes() {
+fn zsh_offers_completions() {
     let directory = shipped("completions");
     let mut script = format!(
         "zmodload zsh/zpty; zpty shell zsh -f -i\n\
@@ -100,7 +100,7 @@ fn zsh_completes() {
         directory.display()
     );
     for (typed, wanted) in TYPED {
-        // Typed to its end, executed, and printed by a command of that name.
+        // Completes and runs the line; a shell function `tcptracker` prints its arguments.
         script += &format!(
             "zpty -n -w shell 'tcptracker() {{ print -r \"<$*>\" }}; {typed}'$'\\t\\n'\n\
              zpty -r shell said '*<*{}*>*' && print -r -- {wanted}\n",
@@ -108,11 +108,11 @@ fn zsh_completes() {
         );
     }
     let wanted: Vec<&str> = TYPED.iter().map(|(_, wanted)| *wanted).collect();
-    assert_eq!(offered("zsh", &script), wanted);
+    assert_eq!(completions("zsh", &script), wanted);
 }
 
 #[test]
-fn man_pages_read_well_everywhere() {
+fn man_pages_have_no_warnings() {
     for page in ["man/tcptracker.1", "man/tcptracker.toml.5"] {
         let page = shipped(page);
         let page = page.to_str().unwrap();
@@ -120,7 +120,7 @@ fn man_pages_read_well_everywhere() {
             [("mandoc", &["-Tlint", "-Wwarning", page][..]), ("man", &["--warnings", "-l", page])]
         {
             let output = run(reader, arguments);
-            assert!(output.status.success(), "{output:?} (without {reader}: make test-deps)");
+            assert!(output.status.success(), "{output:?} (if {reader} is missing: make test-deps)");
             assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{reader} {page}");
         }
     }

@@ -1,4 +1,4 @@
-//! Saved blocks of an earlier instance, written to the database directly, because D-Bus calls are
+//! RecordedFrame blocks of an earlier instance, written to the database directly, because D-Bus calls are
 //! slow.
 
 use std::net::Ipv4Addr;

@@ -1,4 +1,4 @@
-//! The message catalog explains every message there is, and README.md lists them.
+//! The message catalog explains every message, and README.md lists every message.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -12,7 +12,7 @@ fn is_id(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Every message of the code: its identifier, and the fields that are in it whatever happens.
+/// Returns every message ID in the code with the fields that every such entry has.
 fn messages(code: &str) -> BTreeMap<&str, Fields<'_>> {
     let ids: BTreeMap<&str, &str> = code
         .lines()
@@ -23,7 +23,7 @@ fn messages(code: &str) -> BTreeMap<&str, Fields<'_>> {
     let mut messages: BTreeMap<&str, Fields> = BTreeMap::new();
     for call in code.split("MESSAGE_ID = id::").skip(1) {
         let name = &call[..call.find(',').unwrap()];
-        // Up to the text: it begins a line, or stands in the only one.
+        // The fields end at the text, which begins a line or follows on the same line.
         let mut lines = call.split_inclusive('\n');
         let first = lines.next().unwrap();
         let end = first.find(", \"").unwrap_or_else(|| {
@@ -46,7 +46,7 @@ fn messages(code: &str) -> BTreeMap<&str, Fields<'_>> {
     messages
 }
 
-/// The entries, as journalctl has understood them.
+/// The catalog entries as journalctl parses them.
 fn entries() -> BTreeMap<String, String> {
     let root = tempfile::tempdir().unwrap();
     for directory in ["usr/lib/systemd/catalog", "var/lib/systemd/catalog"] {
@@ -68,7 +68,7 @@ fn entries() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn the_catalog_explains_every_message() {
+fn catalog_explains_every_message() {
     let code = read("src/journal.rs");
     let (messages, entries) = (messages(&code), entries());
     assert!(messages.len() >= 15, "{messages:?}");
@@ -78,7 +78,7 @@ fn the_catalog_explains_every_message() {
         for header in ["Subject: ", "Defined-By: tcptracker", "Documentation: man:tcptracker"] {
             assert!(head.lines().any(|line| line.starts_with(header)), "{id} lacks {header}");
         }
-        // What it means, and what to do.
+        // At least 2 paragraphs: the meaning and what to do.
         assert!(body.trim().contains("\n\n"), "{id}: {body}");
         let fields = text.split('@').filter_map(|word| word.strip_prefix("TCPTRACKER_"));
         for field in fields {
@@ -88,7 +88,7 @@ fn the_catalog_explains_every_message() {
 }
 
 #[test]
-fn the_readme_lists_every_message() {
+fn readme_lists_every_message() {
     let (code, readme) = (read("src/journal.rs"), read("README.md"));
     let listed: BTreeSet<&str> = readme
         .lines()
@@ -97,7 +97,7 @@ fn the_readme_lists_every_message() {
         .filter(|id| is_id(id))
         .collect();
     assert_eq!(listed, messages(&code).into_keys().collect());
-    // Those in examples as well.
+    // Message IDs in examples.
     let named = readme.split("MESSAGE_ID=").skip(1).filter_map(|rest| rest.get(..32));
     for id in named {
         assert!(listed.contains(id), "{id}");

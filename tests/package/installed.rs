@@ -1,4 +1,4 @@
-//! `make install` and `make uninstall`, and what the packages say of themselves.
+//! `make install` and `make uninstall`, and the version in the package metadata.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::{output, read, tree};
 
-/// What DESIGN calls the files of tcptracker, as a package has them.
+/// The files that a package installs.
 const FILES: [&str; 17] = [
     "etc/tcptracker/tcptracker.toml",
     "usr/bin/tcptracker",
@@ -28,14 +28,14 @@ const FILES: [&str; 17] = [
     "usr/share/zsh/site-functions/_tcptracker",
 ];
 
-/// The bus reads no policy in /usr/local, polkit no action; nobody a configuration there.
+/// D-Bus and polkit read nothing in /usr/local, and the configuration is always in /etc.
 const NEVER_IN_USR_LOCAL: [(&str, &str); 3] = [
     ("etc/tcptracker/", "etc/tcptracker/"),
     ("usr/share/dbus-1/system.d/", "etc/dbus-1/system.d/"),
     ("usr/share/polkit-1/", "usr/share/polkit-1/"),
 ];
 
-/// `make` with a program "built" that is none: what it does with it is asked.
+/// Runs `make` with a placeholder as the built program.
 fn make(target: &str, root: &Path, prefix: Option<&str>) {
     let built = root.with_extension("built");
     std::fs::create_dir_all(built.join("release")).unwrap();
@@ -78,7 +78,7 @@ fn in_usr_local(file: &str) -> String {
 }
 
 #[test]
-fn what_is_installed_is_removed() {
+fn uninstall_removes_every_installed_file() {
     let directory = tempfile::tempdir().unwrap();
     let (package, local) = (directory.path().join("package"), directory.path().join("local"));
 
@@ -98,7 +98,7 @@ fn what_is_installed_is_removed() {
 }
 
 #[test]
-fn a_configuration_of_ones_own_stays() {
+fn modified_configuration_is_kept() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().join("root");
     make("install", &root, None);
@@ -111,13 +111,13 @@ fn a_configuration_of_ones_own_stays() {
 }
 
 #[test]
-fn all_speak_of_one_version() {
+fn versions_are_consistent() {
     let version = env!("CARGO_PKG_VERSION");
     let changelog = read("debian/changelog");
     let newest = changelog.lines().next().unwrap();
     assert!(newest.starts_with(&format!("tcptracker ({version}) ")), "{newest}");
     let spec = read("packaging/rpm/tcptracker.spec");
-    let said = spec.lines().find_map(|line| line.strip_prefix("Version:")).unwrap();
-    assert_eq!(said.trim(), version);
+    let spec_version = spec.lines().find_map(|line| line.strip_prefix("Version:")).unwrap();
+    assert_eq!(spec_version.trim(), version);
     assert!(spec.contains(&format!(" - {version}-1\n")), "%changelog");
 }

@@ -1,7 +1,7 @@
-//! What is installed beside the program: the unit, the message catalog, and that all ways to install agree.
+//! Installed files: the unit, the message catalog, and the targets `install` and `uninstall`.
 //!
-//! Asks the programs whose files these are (systemd-analyze, systemd-escape, journalctl) and changes nothing
-//! outside a directory of its own. The packages themselves: `make packages`.
+//! The tests use systemd-analyze, systemd-escape and journalctl, and change nothing outside a
+//! temporary directory. `make packages` checks the packages themselves.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -16,18 +16,18 @@ mod unit;
 use std::path::Path;
 use std::process::Command;
 
-/// The tree.
+/// The root of the repository.
 fn tree() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A file of the tree.
+/// Reads a file of the repository.
 #[track_caller]
 fn read(name: &str) -> String {
     std::fs::read_to_string(tree().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// What a program prints, who has to succeed.
+/// Runs a program that must succeed and returns its output.
 #[track_caller]
 fn output(command: &mut Command) -> String {
     let program = command.get_program().display().to_string();

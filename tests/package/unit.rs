@@ -1,4 +1,4 @@
-//! The unit: systemd takes it for every name of an interface, and its sandbox holds what README.md says.
+//! The unit: valid for every interface name, and sandboxed as README.md says.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,10 +7,10 @@ use crate::{output, read};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tcptracker");
 
-/// The most that `systemd-analyze security` may say, of 10.
+/// The maximum exposure level of `systemd-analyze security`, on a scale to 10.
 const EXPOSURE: f64 = 2.0;
 
-/// The unit under the name of an instance, with the program that was built.
+/// Writes the unit under an instance name, with the path of the built program.
 fn instance(directory: &Path, name: &str) -> std::path::PathBuf {
     let text = read("systemd/tcptracker@.service").replace("/usr/bin/tcptracker", BINARY);
     let file = directory.join(format!("tcptracker@{name}.service"));
@@ -19,7 +19,7 @@ fn instance(directory: &Path, name: &str) -> std::path::PathBuf {
 }
 
 #[test]
-fn systemd_takes_it_for_every_interface() {
+fn unit_is_valid_for_every_interface_name() {
     let directory = tempfile::tempdir().unwrap();
     for interface in ["eth0", "eth0.100", "wg-0", "any"] {
         let escaped = output(Command::new("systemd-escape").arg(interface));
@@ -29,13 +29,13 @@ fn systemd_takes_it_for_every_interface() {
             .arg(unit)
             .output()
             .unwrap();
-        let told = String::from_utf8_lossy(&verified.stderr);
-        assert!(verified.status.success() && told.is_empty(), "{interface}: {told}");
+        let stderr = String::from_utf8_lossy(&verified.stderr);
+        assert!(verified.status.success() && stderr.is_empty(), "{interface}: {stderr}");
     }
 }
 
 #[test]
-fn its_sandbox_is_as_tight_as_it_can_be() {
+fn sandbox_exposure_is_at_most_the_limit() {
     let directory = tempfile::tempdir().unwrap();
     let unit = instance(directory.path(), "eth0");
     let table =
@@ -45,16 +45,19 @@ fn its_sandbox_is_as_tight_as_it_can_be() {
     assert!(exposure.parse::<f64>().unwrap() <= EXPOSURE, "{table}");
 }
 
-/// `tcptracker@wg-0`: systemd makes wg/0 of it, and there is no use in trying that again.
+/// systemd unescapes `wg-0` to `wg/0`, which is never an interface, so the unit must not restart.
 #[test]
-fn a_name_that_was_not_escaped_says_how_to_write_it() {
-    let made_of_it = output(Command::new("systemd-escape").args(["--unescape", "wg-0"]));
-    let refused = Command::new(BINARY).args(["run", "-i", made_of_it.trim()]).output().unwrap();
-    let told = String::from_utf8_lossy(&refused.stderr);
-    assert!(told.contains("tcptracker@$(systemd-escape wg-0)"), "{told}");
+fn unescaped_name_is_refused_with_the_escaped_name() {
+    let unescaped = output(Command::new("systemd-escape").args(["--unescape", "wg-0"]));
+    let refused = Command::new(BINARY).args(["run", "-i", unescaped.trim()]).output().unwrap();
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert!(stderr.contains("tcptracker@$(systemd-escape wg-0)"), "{stderr}");
     let unit = read("systemd/tcptracker@.service");
-    let never_again =
+    let prevented_codes =
         unit.lines().find_map(|line| line.strip_prefix("RestartPreventExitStatus=")).unwrap();
     let code = refused.status.code().unwrap().to_string();
-    assert!(never_again.split(' ').any(|prevented| prevented == code), "{code}: {never_again}");
+    assert!(
+        prevented_codes.split(' ').any(|prevented| prevented == code),
+        "{code}: {prevented_codes}"
+    );
 }

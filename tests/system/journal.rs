@@ -1,4 +1,4 @@
-//! The machine's journal: every entry of the present boot, as it is written.
+//! The machine's journal: follows the entries of the current boot.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -8,13 +8,13 @@ use std::time::Instant;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::machine::enter;
-use crate::tools::TIMEOUT;
+use crate::tools::PATIENCE;
 
 /// An entry's fields.
 pub struct Entry(serde_json::Value);
 
 impl Entry {
-    /// A field, empty where the entry has none.
+    /// Returns a field, or an empty string if the entry does not have it.
     pub fn get(&self, field: &str) -> &str {
         self.0[field].as_str().unwrap_or_default()
     }
@@ -26,14 +26,14 @@ impl Entry {
 
 pub struct Journal {
     reader: Child,
-    told: Receiver<Entry>,
+    received: Receiver<Entry>,
     entries: Vec<Entry>,
-    /// Before it everything is known.
-    forgotten: usize,
+    /// Entries before this index have been seen.
+    seen: usize,
 }
 
 impl Journal {
-    /// Follows it from a machine's boot on.
+    /// Follows the journal from the machine's boot.
     pub fn follow(leader: Pid) -> Self {
         let words = enter(leader);
         let mut reader = Command::new(&words[0])
@@ -44,19 +44,19 @@ impl Journal {
             .spawn()
             .unwrap();
         let lines = BufReader::new(reader.stdout.take().unwrap()).lines();
-        let (tell, told) = channel();
+        let (sender, received) = channel();
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
-                let _ = tell.send(Entry(serde_json::from_str(&line).unwrap()));
+                let _ = sender.send(Entry(serde_json::from_str(&line).unwrap()));
             }
         });
-        Self { reader, told, entries: Vec::new(), forgotten: 0 }
+        Self { reader, received, entries: Vec::new(), seen: 0 }
     }
 
-    /// Waits for an entry, and forgets it and all before it: what is awaited next has to come later.
+    /// Waits for an entry; the next wait considers only later entries.
     #[track_caller]
-    pub fn forget_until(&mut self, message: &str) {
-        self.forgotten = self.await_that(message, |entry| entry.get("MESSAGE") == message) + 1;
+    pub fn skip_past(&mut self, message: &str) {
+        self.seen = self.await_that(message, |entry| entry.get("MESSAGE") == message) + 1;
     }
 
     /// Waits for an entry with these fields.
@@ -65,7 +65,7 @@ impl Journal {
         self.await_that(&format!("{fields:?}"), |entry| entry.has(fields));
     }
 
-    /// Waits for an entry of a unit's, its own or systemd's of it, with these words in it.
+    /// Waits for an entry that contains these words, by the unit or by systemd about the unit.
     #[track_caller]
     pub fn await_words(&mut self, unit: &str, words: &str) {
         self.await_that(&format!("{words:?} by {unit}"), |entry| {
@@ -74,25 +74,25 @@ impl Journal {
         });
     }
 
-    /// Waits for an entry, and says where it is.
+    /// Waits for an entry and returns its index.
     #[track_caller]
-    pub fn await_that(&mut self, what: &str, is_it: impl Fn(&Entry) -> bool) -> usize {
-        let deadline = Instant::now() + TIMEOUT;
-        let mut at = self.forgotten;
+    pub fn await_that(&mut self, what: &str, matches: impl Fn(&Entry) -> bool) -> usize {
+        let deadline = Instant::now() + PATIENCE;
+        let mut at = self.seen;
         loop {
             if at == self.entries.len() {
                 let remaining = deadline.saturating_duration_since(Instant::now());
-                let Ok(entry) = self.told.recv_timeout(remaining) else {
-                    let heard =
-                        self.entries[self.forgotten..].iter().map(|entry| entry.get("MESSAGE"));
+                let Ok(entry) = self.received.recv_timeout(remaining) else {
+                    let messages =
+                        self.entries[self.seen..].iter().map(|entry| entry.get("MESSAGE"));
                     panic!(
                         "not in the journal: {what}; but:\n{}",
-                        heard.collect::<Vec<_>>().join("\n")
+                        messages.collect::<Vec<_>>().join("\n")
                     );
                 };
                 self.entries.push(entry);
             }
-            if is_it(&self.entries[at]) {
+            if matches(&self.entries[at]) {
                 return at;
             }
             at += 1;
@@ -101,8 +101,8 @@ impl Journal {
 }
 
 impl Drop for Journal {
-    /// Ends journalctl, which nsenter has started and waits for. To end nsenter alone would leave the other
-    /// to the machine, whose shutdown it would hold up.
+    /// Ends journalctl, the child of nsenter. If only nsenter ended, journalctl would keep running
+    /// and delay the machine's shutdown.
     fn drop(&mut self) {
         let nsenter = self.reader.id();
         let children = std::fs::read_to_string(format!("/proc/{nsenter}/task/{nsenter}/children"));

@@ -1,8 +1,8 @@
 //! A Debian machine with a real systemd, booted by systemd-nspawn.
 //!
-//! What it consists of: a directory with its root, which outlives its boots; and for each boot a network
-//! namespace, a control group, and a mount namespace for what is mounted. All of it is gone when it is
-//! dropped, or else at the next run.
+//! A machine has a directory with its root file system, which survives reboots. Each boot has a
+//! network namespace, a control group and a mount namespace. Dropping the machine removes all of
+//! them; the next run removes what a killed run has left.
 
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
@@ -20,9 +20,9 @@ use crate::tools::{Outcome, run};
 /// How long a boot, a shutdown or a command may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Boots the machine. On a host whose control groups are those of old, the machine gets the present kind
-/// all the same: trixie's systemd takes no other. Allowed besides what nspawn allows: to change the firewall
-/// of its network, and to make the kernel filter an IPAddressDeny=.
+/// Boots the machine. The machine always gets cgroup v2, even on a host with cgroup v1, because
+/// trixie's systemd requires it. CAP_NET_ADMIN is for the firewall, and the system call bpf for
+/// IPAddressDeny=.
 const BOOT: &str = r#"
     name=$1 root=$2
     group=/sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup)/$name
@@ -37,7 +37,7 @@ const BOOT: &str = r#"
         --resolv-conf=off --timezone=off --link-journal=no --console=pipe
 "#;
 
-/// Removes its control group, once all in it have ended.
+/// Kills all processes in the machine's control group and removes the group.
 const REMOVE_GROUP: &str = r#"
     group=/sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup)/$1
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
@@ -49,7 +49,7 @@ const REMOVE_GROUP: &str = r#"
 
 /// A machine, running or not.
 pub struct Machine {
-    /// Of its network namespace and its control group as well.
+    /// Also the name of the network namespace and of the control group.
     name: String,
     directory: PathBuf,
     running: Option<Running>,
@@ -59,13 +59,13 @@ struct Running {
     nspawn: Child,
     /// The machine's first process, as the host sees it.
     leader: Pid,
-    /// Not while it shuts down.
+    /// `None` during the shutdown.
     journal: Option<Journal>,
     network: Namespace,
 }
 
 impl Machine {
-    /// A new machine, switched off.
+    /// Creates a machine that is switched off.
     pub fn new(name: String, archive: &Path) -> Self {
         let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(&name);
         let machine = Self { name, directory, running: None };
@@ -73,26 +73,26 @@ impl Machine {
         let mut unpack = Command::new("tar");
         unpack.args(["--extract", "--numeric-owner", "--file"]).arg(archive);
         run(unpack.arg("--directory").arg(machine.root())).ok();
-        // Not that of the host on which the archive was made.
+        // The archive contains the name of the host that made it.
         machine.write("/etc/hostname", "web1\n");
         machine
     }
 
-    /// Switches it on, once its network is as it is to find it, and waits until it has booted.
+    /// Prepares the network, boots the machine and waits until it has booted.
     pub fn boot(&mut self, prepare: impl FnOnce(&Namespace)) {
-        assert!(self.running.is_none(), "it runs already");
+        assert!(self.running.is_none(), "the machine is already running");
         let network = Namespace::new(self.name.clone());
         prepare(&network);
         let socket_path = self.directory.join("notify");
         let _ = std::fs::remove_file(&socket_path);
         let socket = UnixDatagram::bind(&socket_path).unwrap();
         let console = std::fs::File::create(self.console()).unwrap();
-        let mut nspawn = with_mounts_of_its_own(BOOT);
+        let mut nspawn = in_mount_namespace(BOOT);
         let mut nspawn = nspawn
             .arg(&self.name)
             .arg(self.root())
             .env("NOTIFY_SOCKET", &socket_path)
-            // A terminal's Ctrl-C must not reach it while the tests clean up.
+            // Ctrl-C must not reach the machine while the tests clean up.
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(console.try_clone().unwrap())
@@ -109,17 +109,18 @@ impl Machine {
         self.running = Some(Running { nspawn, leader, journal, network });
     }
 
-    /// Shuts it down in order.
+    /// Shuts the machine down cleanly.
     #[track_caller]
     pub fn shut_down(&mut self) {
-        self.running.as_mut().expect("it runs").journal = None;
-        // As `systemctl poweroff` does, see systemd(1): a process of this host's might be in the way.
+        self.running.as_mut().expect("the machine is running").journal = None;
+        // The signal of `systemctl poweroff`, see systemd(1). A command in the machine could delay
+        // the shutdown.
         let leader = self.running().leader.as_raw_nonzero().to_string();
         run(Command::new("kill").args(["--signal", "RTMIN+4", &leader])).ok();
         self.await_end();
     }
 
-    /// Pulls the plug.
+    /// Ends the machine without a shutdown.
     #[track_caller]
     pub fn cut_power(&mut self) {
         kill_process(self.running().leader, Signal::KILL).unwrap();
@@ -128,14 +129,14 @@ impl Machine {
 
     #[track_caller]
     fn await_end(&mut self) {
-        let mut running = self.running.take().expect("it runs");
+        let mut running = self.running.take().expect("the machine is running");
         let ended = has_ended_within(&running.nspawn, PATIENCE);
         running.end();
         self.remove_group();
-        assert!(ended, "it does not switch off: {}", self.console().display());
+        assert!(ended, "the machine does not switch off: {}", self.console().display());
     }
 
-    /// What root types at the console.
+    /// Runs a command line as root in the machine.
     #[track_caller]
     pub fn run(&self, line: &str) -> Outcome {
         let mut command = Command::new("timeout");
@@ -144,7 +145,7 @@ impl Machine {
         run(command.args(["sh", "-c", line]))
     }
 
-    /// The same, which has to succeed; what it prints.
+    /// Runs a command line that must succeed and returns its output.
     #[track_caller]
     pub fn sh(&self, line: &str) -> String {
         self.run(line).ok()
@@ -155,10 +156,13 @@ impl Machine {
     }
 
     pub fn journal(&mut self) -> &mut Journal {
-        self.running.as_mut().and_then(|running| running.journal.as_mut()).expect("it runs")
+        self.running
+            .as_mut()
+            .and_then(|running| running.journal.as_mut())
+            .expect("the machine is running")
     }
 
-    /// A file of the machine's, as the host sees it.
+    /// The host's path of a file of the machine.
     pub fn path(&self, absolute: &str) -> PathBuf {
         self.root().join(absolute.trim_start_matches('/'))
     }
@@ -171,7 +175,7 @@ impl Machine {
     }
 
     fn running(&self) -> &Running {
-        self.running.as_ref().expect("it runs")
+        self.running.as_ref().expect("the machine is running")
     }
 
     fn root(&self) -> PathBuf {
@@ -183,12 +187,12 @@ impl Machine {
     }
 
     fn remove_group(&self) {
-        let _ = with_mounts_of_its_own(REMOVE_GROUP).arg(&self.name).output();
+        let _ = in_mount_namespace(REMOVE_GROUP).arg(&self.name).output();
     }
 }
 
 impl Running {
-    /// Ends what is left of it.
+    /// Ends nspawn.
     fn end(&mut self) {
         let _ = self.nspawn.kill();
         let _ = self.nspawn.wait();
@@ -207,21 +211,21 @@ impl Drop for Machine {
     }
 }
 
-/// Removes what a run has left that was killed.
+/// Removes the remains of a killed run.
 pub fn remove(name: &str) {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     drop(Machine { name: name.to_owned(), directory, running: None });
     crate::namespace::remove(name);
 }
 
-/// A shell whose mounts nobody else sees, and that are gone when the last process in it is.
-fn with_mounts_of_its_own(script: &str) -> Command {
+/// A shell in a private mount namespace.
+fn in_mount_namespace(script: &str) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-euc", script, "sh"]);
     command
 }
 
-/// Enters a machine, by its first process. Nothing of the tests' environment is taken along.
+/// The command that enters a machine by its first process, with a clean environment.
 pub fn enter(leader: Pid) -> Vec<String> {
     let leader = leader.as_raw_nonzero().to_string();
     let words = [
@@ -239,17 +243,18 @@ pub fn enter(leader: Pid) -> Vec<String> {
     words.map(str::to_owned).to_vec()
 }
 
-/// Hears what nspawn tells until the machine has booted: its first process, unless it has failed.
+/// Waits for nspawn's notification that the machine has booted. Returns its first process, or
+/// `None` if the boot failed.
 fn await_boot(socket: &UnixDatagram, nspawn: &mut Child) -> Option<Pid> {
     let begun = Instant::now();
     socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     let (mut leader, mut buffer) = (None, [0; 4096]);
     while begun.elapsed() < PATIENCE && nspawn.try_wait().unwrap().is_none() {
         let Ok(length) = socket.recv(&mut buffer) else { continue };
-        for told in String::from_utf8_lossy(&buffer[..length]).lines() {
-            if let Some(pid) = told.strip_prefix("X_NSPAWN_LEADER_PID=") {
+        for line in String::from_utf8_lossy(&buffer[..length]).lines() {
+            if let Some(pid) = line.strip_prefix("X_NSPAWN_LEADER_PID=") {
                 leader = Pid::from_raw(pid.parse().unwrap());
-            } else if told == "READY=1" {
+            } else if line == "READY=1" {
                 return leader;
             }
         }

@@ -1,9 +1,10 @@
-//! On a real systemd: the Debian package on Debian machines, from `apt install` to `apt purge`.
+//! Tests with a real systemd: the Debian package on Debian machines, from `apt install` to `apt
+//! purge`.
 //!
-//! A machine is a root of its own, booted by systemd-nspawn in a network namespace; a scanner in another
-//! one is connected to it by a cable. Each release of Debian goes through one story, chapter by chapter,
-//! because that is what happens to a server, and a boot for each test would take long. Machines' roots and
-//! the package are made beforehand: `make test-system`.
+//! A machine is a root file system that systemd-nspawn boots in a network namespace. A scanner in
+//! another namespace is connected to it by a veth. Each Debian release runs one sequence of
+//! chapters, because a boot per test would take too long. `make test-system` makes the root file
+//! systems and the package first.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -16,7 +17,7 @@ mod chapters;
 mod journal;
 mod machine;
 #[path = "../e2e/namespace.rs"]
-#[expect(dead_code, reason = "the end-to-end tests do more with a namespace")]
+#[expect(dead_code, reason = "the end-to-end tests use more of it")]
 mod namespace;
 mod site;
 #[path = "../e2e/tools.rs"]

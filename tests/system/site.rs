@@ -1,7 +1,7 @@
-//! Where the machine stands: connected by a cable to a scanner, with the package at hand.
+//! The test setup: a machine connected to a scanner, and the package.
 //!
 //! ```text
-//!   scanner eth0 203.0.113.66 ── 203.0.113.10 eth0 machine       and so on, see `Site::cable`
+//!   scanner eth0 203.0.113.66 ── 203.0.113.10 eth0 machine       further links: `Site::cable`
 //! ```
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -13,14 +13,14 @@ use crate::machine::{self, Machine};
 use crate::namespace::{self, Namespace};
 use crate::tools::{run, sh};
 
-/// As in the README.
+/// The addresses of the README.
 pub const SCANNER: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 66));
 pub const MACHINE: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 10));
 
-/// A port of the machine's: who is let in is told by it that nobody listens there.
+/// A closed port of the machine: it refuses a connection, unless the source is blocked.
 pub const PORT: u16 = 7000;
 
-/// The programs the tests start on this host, and the packages they are in.
+/// The programs that the tests start on this host, and their packages.
 const PROGRAMS: [(&str, &str); 6] = [
     ("systemd-nspawn", "systemd-container"),
     ("nsenter", "util-linux"),
@@ -33,16 +33,16 @@ const PROGRAMS: [(&str, &str); 6] = [
 pub struct Site {
     pub machine: Machine,
     pub scanner: Namespace,
-    /// The package that was built.
+    /// The built package.
     pub package: PathBuf,
 }
 
 impl Site {
-    /// A machine as it comes from Debian, switched off.
+    /// Creates a plain Debian machine, switched off.
     pub fn new(release: &str) -> Self {
         static CLEAN: Once = Once::new();
-        require_what_is_needed();
-        CLEAN.call_once(remove_what_dead_runs_left);
+        require_programs();
+        CLEAN.call_once(remove_remains_of_dead_runs);
         let temporary = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let archive = temporary.join(format!("roots/{release}.tar"));
         assert!(archive.exists(), "no {}: `make test-system` makes it", archive.display());
@@ -52,30 +52,31 @@ impl Site {
         Self { machine: Machine::new(name, &archive), scanner, package }
     }
 
-    /// Switches the machine on, with its `eth0` connected.
+    /// Boots the machine with a connected `eth0`.
     pub fn switch_on(&mut self) {
         let scanner = &self.scanner;
         self.machine.boot(|network| connect(scanner, network));
     }
 
-    /// Switches the machine on, with no interface as yet.
+    /// Boots the machine without an interface.
     pub fn switch_on_unconnected(&mut self) {
         self.machine.boot(|_| ());
     }
 
-    /// Connects the machine's `eth0`, which stays down.
+    /// Connects the machine's `eth0` and sets it down.
     pub fn connect_down(&self) {
         connect(&self.scanner, self.machine.network());
         self.machine.network().ip("link set eth0 down");
     }
 
-    /// A further interface of the machine's, connected to the scanner: 10.NET.0.10 and 10.NET.0.66.
+    /// Adds an interface to the machine and connects it to the scanner: 10.NET.0.10 and
+    /// 10.NET.0.66.
     pub fn cable(&self, interface: &str, net: u8) {
         let (near, far) = (format!("10.{net}.0.10"), format!("10.{net}.0.66"));
         cable(&self.scanner, &far, self.machine.network(), &near, interface);
     }
 
-    /// The rules of both families and the names of the sets, as the kernel has them now.
+    /// The rules of both families and the names of the sets in the kernel.
     pub fn firewall(&self) -> String {
         let rules = self.machine.sh("iptables-save; ip6tables-save");
         let sets = run(self.machine.network().command("ipset").args(["list", "-name"])).ok();
@@ -97,10 +98,10 @@ fn connect(scanner: &Namespace, network: &Namespace) {
     cable(scanner, &SCANNER.to_string(), network, &MACHINE.to_string(), "eth0");
 }
 
-/// A cable between two interfaces of one name.
+/// Connects two interfaces of the same name by a veth.
 fn cable(scanner: &Namespace, far: &str, network: &Namespace, near: &str, interface: &str) {
     let (one, other) = (scanner.name(), network.name());
-    // That of the last boot goes with its network, which takes the kernel a moment.
+    // The kernel removes the veth of the last boot with its namespace, but with a delay.
     let mut unplug = Command::new("ip");
     unplug.args(["-n", one, "link", "delete", interface]);
     run(&mut unplug);
@@ -122,24 +123,24 @@ fn package(directory: &Path) -> PathBuf {
     })
 }
 
-/// Fails with a sentence if the tests cannot run here at all.
-fn require_what_is_needed() {
+/// Fails with a clear message if the tests cannot run on this host.
+fn require_programs() {
     assert!(
         rustix::process::geteuid().is_root(),
-        "the tests on a real systemd boot machines and make network namespaces: run them as root"
+        "the tests with a real systemd boot machines and make network namespaces: run them as root"
     );
     let path = std::env::var_os("PATH").unwrap_or_default();
     for (program, package) in PROGRAMS {
         let there = std::env::split_paths(&path).any(|directory| directory.join(program).is_file());
         assert!(
             there,
-            "the tests on a real systemd need {program}, which is in {package}: make test-deps"
+            "the tests with a real systemd need {program} from package {package}: make test-deps"
         );
     }
 }
 
-/// A run that was killed could not tidy up.
-fn remove_what_dead_runs_left() {
+/// Removes machines and namespaces of runs that were killed.
+fn remove_remains_of_dead_runs() {
     let names = |directory: &Path| -> Vec<String> {
         let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
@@ -157,7 +158,7 @@ fn remove_what_dead_runs_left() {
     }
 }
 
-/// The package as an earlier version, made from this one.
+/// Repacks the package with an earlier version number.
 pub fn as_earlier_version(package: &Path, directory: &Path) -> PathBuf {
     let unpacked = directory.join("earlier");
     run(Command::new("dpkg-deb").arg("--raw-extract").args([package, &unpacked])).ok();

@@ -10,7 +10,7 @@ use crate::lab::{ATTACKER, ATTACKER_ON_ETH1, Lab, OPEN_PORT, VICTIM, VICTIM_ON_E
 use crate::service::{Service, Start};
 
 #[test]
-fn two_interfaces_share_the_chain_and_leave_each_other_alone() {
+fn instances_share_the_chain_and_change_only_their_own_rules() {
     let lab = Lab::new();
     let [mut first, mut second] = lab.start_on_two_links();
     Rules::of(&lab.victim).assert_enforced_for(&["eth0", "eth1"]);
@@ -30,7 +30,7 @@ fn two_interfaces_share_the_chain_and_leave_each_other_alone() {
     lab.attacker.assert_cannot_reach(VICTIM_ON_ETH1, OPEN_PORT);
     lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
 
-    // The other way round: who stops last cleans up, whoever came first.
+    // The last instance to stop cleans up, whether it started first or second.
     let mut first = lab.start();
     Rules::of(&lab.victim).assert_enforced_for(&["eth1", "eth0"]);
     assert_eq!(second.stop().code(), Some(0));
@@ -40,7 +40,7 @@ fn two_interfaces_share_the_chain_and_leave_each_other_alone() {
 }
 
 #[test]
-fn a_second_instance_on_the_same_interface_gives_way() {
+fn second_instance_on_an_interface_refuses_to_start() {
     let lab = Lab::new();
     let mut first = lab.start();
     lab.bus.call("eth0", &["Block", "sts", "10.77.0.1", "0", "stays"]).ok();
@@ -63,9 +63,9 @@ fn a_second_instance_on_the_same_interface_gives_way() {
     lab.assert_untouched();
 }
 
-/// A host that boots, or shuts down, with several of them.
+/// As on a host that boots or shuts down with several enabled instances.
 #[test]
-fn instances_that_come_and_go_at_once_leave_each_other_and_others_alone() {
+fn concurrent_starts_and_stops_keep_all_rules_consistent() {
     let lab = Lab::new();
     lab.second_link();
     let starts =
@@ -88,12 +88,12 @@ fn instances_that_come_and_go_at_once_leave_each_other_and_others_alone() {
 }
 
 #[test]
-fn an_instance_without_bus_gives_way_to_one_with_it() {
+fn instance_without_bus_refuses_to_start_beside_one_with_bus() {
     let lab = Lab::new();
     let mut first = lab.start();
     lab.bus.call("eth0", &["Block", "sts", "10.77.0.1", "0", "stays"]).ok();
     let second = Start::on("eth0").env("TCPTRACKER_BUS__ENABLED", "false");
-    // Should it start after all, it must not run for ever.
+    // A limit, in case it starts after all.
     let second = lab.run_service(&second.through(["timeout", "--foreground", "60"]));
     assert_eq!(second.code, Some(1), "{second:?}");
     assert!(second.err.contains("another tcptracker is running on eth0"), "{second:?}");
@@ -103,11 +103,11 @@ fn an_instance_without_bus_gives_way_to_one_with_it() {
     lab.assert_untouched();
 }
 
-/// Any local user can take the names by which instances make room for each other.
+/// Any local user can bind the abstract sockets that instances use as locks.
 #[test]
-fn who_is_no_instance_keeps_none_from_starting() {
+fn foreign_lock_holder_does_not_prevent_start() {
     let lab = Lab::new();
-    for manner in ["s", "s.listen()", "s.listen(0), fill(n)"] {
+    for listening in ["s", "s.listen()", "s.listen(0), fill(n)"] {
         let script = format!(
             "import itertools, socket, sys\n\
              def fill(name):\n\
@@ -118,27 +118,27 @@ fn who_is_no_instance_keeps_none_from_starting() {
              all = []\n\
              for n in ['\\0tcptracker@eth0', '\\0tcptracker-rules']:\n\
              \x20   s = socket.socket(socket.AF_UNIX); s.bind(n); all.append(s)\n\
-             \x20   {manner}\n\
+             \x20   {listening}\n\
              print('held', flush=True)\n\
              sys.stdin.read()\n"
         );
-        let mut stranger = lab.victim.command("setpriv");
-        stranger.args(["--reuid=65534", "--clear-groups", "/usr/bin/python3", "-c", &script]);
-        let mut stranger = stranger.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut told = String::new();
-        BufReader::new(stranger.stdout.take().unwrap()).read_line(&mut told).unwrap();
-        assert_eq!(told, "held\n");
+        let mut holder = lab.victim.command("setpriv");
+        holder.args(["--reuid=65534", "--clear-groups", "/usr/bin/python3", "-c", &script]);
+        let mut holder = holder.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut first_line = String::new();
+        BufReader::new(holder.stdout.take().unwrap()).read_line(&mut first_line).unwrap();
+        assert_eq!(first_line, "held\n");
 
         let mut service = lab.start();
-        let who = if manner == "s.listen()" { "uid 65534" } else { "somebody" };
+        let who = if listening == "s.listen()" { "uid 65534" } else { "somebody" };
         let sentence = format!("{who} holds the socket @tcptracker@eth0 and is no tcptracker");
         service.await_line(&sentence);
         let attacker = ATTACKER.to_string();
-        lab.bus.call("eth0", &["Block", "sts", &attacker, "0", "all the same"]).ok();
+        lab.bus.call("eth0", &["Block", "sts", &attacker, "0", "lock held"]).ok();
         lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
         assert_eq!(service.stop().code(), Some(0));
         lab.assert_untouched();
-        drop(stranger.stdin.take());
-        stranger.wait().unwrap();
+        drop(holder.stdin.take());
+        holder.wait().unwrap();
     }
 }

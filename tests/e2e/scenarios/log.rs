@@ -1,4 +1,4 @@
-//! The log: what is listed, what is summed up, and what a program can filter by.
+//! The log: entries, the rate limit and its summary, and structured fields.
 
 use crate::frames::{Tags, send_syns};
 use crate::journal::{Entry, Journal};
@@ -7,25 +7,26 @@ use crate::service::Start;
 use crate::tools::{TIMEOUT, await_that, unix_now};
 
 #[test]
-fn above_the_rate_connections_are_summed_up_and_none_is_forgotten() {
+fn connections_above_the_rate_limit_are_summarised() {
     const BURST: u64 = 200;
     const RATE: u64 = 5;
     let lab = Lab::new();
     let start = Start::on("eth0").env("TCPTRACKER_LOG__RATE", &RATE.to_string());
     let mut service = start.begin(&lab).await_ready();
-    // One port alone is no scan.
+    // A single port is not a scan.
     send_syns(&lab, Tags::None, std::iter::repeat_n(OPEN_PORT, BURST.try_into().unwrap()));
 
-    let (listed, sums) = service.await_until("all connections in the log", |service| {
+    let (listed, sums) = service.await_until("all connections are in the log", |service| {
         let listed = service.log().iter().filter(|line| line.contains("new inbound connection"));
         let listed = u64::try_from(listed.count()).unwrap();
-        let sums: Vec<u64> = service.log().iter().filter_map(|line| summed_up(line)).collect();
+        let sums: Vec<u64> =
+            service.log().iter().filter_map(|line| suppressed_count(line)).collect();
         (listed + sums.iter().sum::<u64>() >= BURST).then_some((listed, sums))
     });
     assert_eq!(listed + sums.iter().sum::<u64>(), BURST);
     assert_eq!(lab.metric("tcptracker_new_connections"), BURST);
-    // A burst is over in a moment; that moment may lie in two seconds, or on a slow machine more. In the last
-    // of them there may have been fewer than would be summed up.
+    // The burst may span two seconds, or more on a slow machine. In the last one the number of
+    // connections may stay below the limit, so that there is no summary.
     let seconds = u64::try_from(sums.len()).unwrap();
     assert!((1..=10).contains(&seconds), "{sums:?}");
     assert!((RATE..=RATE * (seconds + 1)).contains(&listed), "{listed} in {seconds} seconds");
@@ -33,9 +34,9 @@ fn above_the_rate_connections_are_summed_up_and_none_is_forgotten() {
     lab.assert_untouched();
 }
 
-/// Not even those of the last second.
+/// Including the connections of the last second before the stop.
 #[test]
-fn what_was_not_listed_is_summed_up_at_the_end() {
+fn stop_logs_the_final_summary() {
     let lab = Lab::new();
     let start = Start::on("eth0").env("TCPTRACKER_LOG__RATE", "5");
     let mut service = start.begin(&lab).await_ready();
@@ -44,21 +45,21 @@ fn what_was_not_listed_is_summed_up_at_the_end() {
     assert_eq!(service.stop().code(), Some(0));
     let listed = service.lines_with("new inbound connection").len();
     let sums = service.lines_with(" more new connections in ");
-    let summed: u64 = sums.iter().filter_map(|line| summed_up(line)).sum();
+    let summed: u64 = sums.iter().filter_map(|line| suppressed_count(line)).sum();
     assert!(summed > 0, "{sums:?}");
     assert_eq!(u64::try_from(listed).unwrap() + summed, 200, "{listed} listed, {sums:?}");
 }
 
 /// "195 more new connections in 1.0s, not listed (log.rate)"
-fn summed_up(line: &str) -> Option<u64> {
+fn suppressed_count(line: &str) -> Option<u64> {
     let (before, _) = line.split_once(" more new connections in ")?;
     before.rsplit(' ').next()?.parse().ok()
 }
 
 #[test]
-fn connections_are_not_logged_where_not_wanted() {
+fn log_connections_false_suppresses_connection_entries() {
     let lab = Lab::new();
-    // Inherited from a shell under a service manager, this says nothing of our stderr.
+    // A shell under a service manager passes JOURNAL_STREAM on; it does not describe this stderr.
     let start =
         Start::on("eth0").env("TCPTRACKER_LOG__CONNECTIONS", "false").env("JOURNAL_STREAM", "8:1");
     let mut service = start.begin(&lab).await_ready();
@@ -68,9 +69,9 @@ fn connections_are_not_logged_where_not_wanted() {
     assert_eq!(service.lines_with("connection"), Vec::<String>::new());
 }
 
-/// For containers, whose log is what the service writes to stderr.
+/// Containers have no journald: their log is the stderr of the service.
 #[test]
-fn without_a_journal_a_program_reads_the_same_fields_as_json() {
+fn json_format_carries_the_journal_fields() {
     let lab = Lab::new();
     let start = Start::on("eth0").env("TCPTRACKER_LOG__FORMAT", "json");
     let mut service = start.begin(&lab).await_ready();
@@ -98,9 +99,9 @@ fn without_a_journal_a_program_reads_the_same_fields_as_json() {
     }
 }
 
-/// How it writes is settled as it starts.
+/// The format is chosen at start.
 #[test]
-fn a_reload_says_that_the_format_stays() {
+fn reload_reports_that_log_format_needs_a_restart() {
     let lab = Lab::new();
     let mut service = lab.start();
     lab.configure("[log]\nformat = \"json\"\n");
@@ -110,9 +111,9 @@ fn a_reload_says_that_the_format_stays() {
     assert_eq!(service.stop().code(), Some(0));
 }
 
-/// journald's own protocol, spoken to a journal of ours in journald's place.
+/// Uses journald's native protocol; the test listens on journald's socket.
 #[test]
-fn the_journal_gets_fields_a_program_can_filter_by() {
+fn journal_entries_have_structured_fields() {
     let lab = Lab::new();
     let journal = Journal::new(&lab);
     let start = Start::on("eth0").through(journal.wrapper());
@@ -163,7 +164,7 @@ fn the_journal_gets_fields_a_program_can_filter_by() {
             ("TCPTRACKER_REASON", reason),
         ],
     );
-    assert_eq!(blocked.get("TCPTRACKER_UID"), None, "nobody asked for it");
+    assert_eq!(blocked.get("TCPTRACKER_UID"), None, "the block was automatic");
     let until: u64 = blocked["TCPTRACKER_UNTIL"].parse().unwrap();
     assert!(until.abs_diff(unix_now() + 3600) <= 30, "{until}");
 
@@ -179,6 +180,6 @@ fn the_journal_gets_fields_a_program_can_filter_by() {
     );
     assert_eq!(service.stop().code(), Some(0));
     entry("8e2001616b6740948dd1ffd4217f4596");
-    assert_eq!(service.lines_with(""), Vec::<String>::new(), "told twice");
+    assert_eq!(service.lines_with(""), Vec::<String>::new(), "an entry was also written to stderr");
     lab.assert_untouched();
 }

@@ -1,4 +1,4 @@
-//! Hosts without a bus: containers, small appliances.
+//! Hosts without a system bus: containers, small appliances.
 
 use crate::kernel::Rules;
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
@@ -11,7 +11,7 @@ fn without_bus() -> Start {
 }
 
 #[test]
-fn without_a_bus_it_says_how_to_do_without() {
+fn missing_bus_error_names_bus_enabled() {
     let lab = Lab::new();
     let failed = lab.run_service(&without_bus());
     assert_eq!(failed.code, Some(1), "{failed:?}");
@@ -22,7 +22,7 @@ fn without_a_bus_it_says_how_to_do_without() {
 }
 
 #[test]
-fn without_a_bus_it_blocks_and_is_alone_on_its_interface() {
+fn instance_without_bus_blocks_and_holds_the_lock() {
     let lab = Lab::new();
     let start = without_bus().env("TCPTRACKER_BUS__ENABLED", "false");
     let mut service = start.begin(&lab).await_ready();
@@ -43,7 +43,7 @@ fn without_a_bus_it_blocks_and_is_alone_on_its_interface() {
 
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
-    // The interface is free again.
+    // The lock was released.
     let mut next = start.begin(&lab).await_ready();
     assert_eq!(next.stop().code(), Some(0));
     lab.assert_untouched();

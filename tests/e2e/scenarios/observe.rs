@@ -1,4 +1,4 @@
-//! Observing: everything is reported, nothing is done.
+//! Observe mode: scans are reported and nothing is blocked.
 
 use serde_json::json;
 
@@ -7,7 +7,7 @@ use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
 use crate::service::Start;
 
 #[test]
-fn an_observer_reports_and_leaves_the_firewall_alone() {
+fn observer_reports_scans_and_does_not_touch_the_firewall() {
     let lab = Lab::new();
     let mut service = Start::on("eth0").flag("--observe").begin(&lab).await_ready();
     lab.assert_untouched();
@@ -23,14 +23,14 @@ fn an_observer_reports_and_leaves_the_firewall_alone() {
     assert_eq!(lab.metric(r#"tcptracker_scans_total{kind="vertical"}"#), 1);
     assert_eq!(lab.metric(r#"tcptracker_blocks_total{cause="scan"}"#), 0);
     assert_eq!(lab.metric(r#"tcptracker_state{state="observing"}"#), 1);
-    assert_eq!(lab.victim.http_get(8081, "/health").0, 200, "observing is no illness");
+    assert_eq!(lab.victim.http_get(8081, "/health").0, 200, "observing is not degraded");
     lab.assert_untouched();
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
 #[test]
-fn asking_an_observer_to_block_does_not_make_it_ill() {
+fn block_request_fails_and_state_stays_observing() {
     let lab = Lab::new();
     let mut service = Start::on("eth0").flag("--observe").begin(&lab).await_ready();
     let sentence = "this instance only observes; to let it block, set block.enabled = true and start it \
@@ -39,7 +39,7 @@ fn asking_an_observer_to_block_does_not_make_it_ill() {
     assert_eq!((refused.code, refused.err), (Some(1), format!("tcptracker: {sentence}")));
     assert_eq!(lab.bus.property("State").1, "observing");
     assert_eq!(lab.victim.http_get(8081, "/health").0, 200);
-    // Beside one that blocks it is named.
+    // With several instances the error names the interface.
     lab.second_link();
     let mut enforcer = Start::on("eth1").begin(&lab).await_ready();
     let partly = lab.cli("block 10.77.0.1");
@@ -49,11 +49,11 @@ fn asking_an_observer_to_block_does_not_make_it_ill() {
     assert_eq!(service.stop().code(), Some(0));
 }
 
-/// Otherwise nobody would lift the blocks of the dead instance, and its rule would stay for ever.
+/// Otherwise the rule of the dead instance would stay forever.
 #[test]
-fn an_observer_removes_what_a_dead_enforcer_has_left() {
+fn observer_removes_rules_of_a_crashed_enforcer() {
     let lab = Lab::new();
-    // Whatever backend it would have itself.
+    // Whichever backend is configured for the observer.
     for backend in ["ipset", "iptables"] {
         let mut enforcer = lab.start();
         lab.bus.call("eth0", &["Block", "sts", "10.77.0.1", "0", "left behind"]).ok();

@@ -1,4 +1,4 @@
-//! What an operator sees of the service: scraped, judged by the shipped alerts, drawn by the shipped dashboard.
+//! Monitoring with a real Prometheus: metrics, the shipped alert rules and the shipped dashboard.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::prometheus::Prometheus;
 use crate::service::Service;
 use crate::tools::await_that;
 
-/// What scripts and dashboards rely on.
+/// Metric names that scripts and dashboards rely on.
 const CONTRACT: [&str; 15] = [
     "tcptracker_new_connections",
     "tcptracker_connections_total",
@@ -29,7 +29,7 @@ const CONTRACT: [&str; 15] = [
     "tcptracker_build_info",
 ];
 
-fn scanned(lab: &Lab) -> Service {
+fn start_and_scan(lab: &Lab) -> Service {
     let mut service = lab.start();
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER}"));
@@ -37,7 +37,7 @@ fn scanned(lab: &Lab) -> Service {
 }
 
 #[test]
-fn a_scan_arrives_and_an_alert_fires_while_degraded() {
+fn scan_is_scraped_and_degraded_state_fires_an_alert() {
     let lab = Lab::new();
     let mut service = lab.start();
     let prometheus = Prometheus::start(&lab);
@@ -51,23 +51,23 @@ fn a_scan_arrives_and_an_alert_fires_while_degraded() {
     prometheus.await_value(r#"tcptracker_blocks_total{cause="scan"}"#, 1.0);
     prometheus.await_value(r#"tcptracker_enforced{family="ipv4"}"#, 1.0);
     prometheus.await_value("tcptracker_block_latency_seconds_count", 1.0);
-    await_that("no alert while all is well", || prometheus.alerts().is_empty());
+    await_that("no alert while healthy", || prometheus.alerts().is_empty());
 
     lab.victim.ip("link set eth0 down");
     let degraded = || prometheus.alerts().iter().any(|alert| alert == "TcptrackerDegraded");
-    await_that("an alert while it is degraded", degraded);
+    await_that("an alert while degraded", degraded);
     lab.victim.ip("link set eth0 up");
-    await_that("no alert when all is well again", || prometheus.alerts().is_empty());
+    await_that("no alert after recovery", || prometheus.alerts().is_empty());
 
     assert_eq!(service.stop().code(), Some(0));
-    await_that("an alert when it is gone", || prometheus.alerts() == ["TcptrackerDown"]);
+    await_that("an alert after the stop", || prometheus.alerts() == ["TcptrackerDown"]);
 }
 
-/// Every expression that is shipped has a value, and every metric is in one of them.
+/// Every shipped expression has a value, and every metric appears in at least one expression.
 #[test]
-fn dashboard_and_alerts_show_every_metric_and_no_other() {
+fn dashboard_and_alerts_use_every_metric_and_no_unknown_one() {
     let lab = Lab::new();
-    let mut service = scanned(&lab);
+    let mut service = start_and_scan(&lab);
     let prometheus = Prometheus::start(&lab);
     let (_, text) = lab.victim.http_get(8081, "/metrics");
     let exported: BTreeSet<&str> =
@@ -77,8 +77,8 @@ fn dashboard_and_alerts_show_every_metric_and_no_other() {
     }
 
     let mut shown = BTreeSet::new();
-    for expression in drawn() {
-        // A rate takes two looks, and there is nothing to be seen where one came too late.
+    for expression in panel_expressions() {
+        // A rate needs two scrapes, and is empty if a scrape came too late.
         let has_value = || !prometheus.values(&expression).is_empty();
         await_that(&format!("{expression} has a value"), has_value);
         shown.extend(names_in(&expression, &exported));
@@ -86,7 +86,7 @@ fn dashboard_and_alerts_show_every_metric_and_no_other() {
     for rule in alert_rules(&prometheus) {
         assert_eq!(rule["health"], "ok", "{rule}");
         let used = names_in(rule["query"].as_str().unwrap(), &exported);
-        // As loud as any other, but without a metric of ours.
+        // TcptrackerDown uses only `up`.
         assert!(!used.is_empty() || rule["name"] == "TcptrackerDown", "{rule}");
         shown.extend(used);
         for annotation in ["summary", "description"] {
@@ -94,14 +94,14 @@ fn dashboard_and_alerts_show_every_metric_and_no_other() {
         }
     }
     let hidden: Vec<_> = exported.difference(&shown).collect();
-    assert_eq!(hidden, Vec::<&&str>::new(), "neither drawn nor watched");
+    assert_eq!(hidden, Vec::<&&str>::new(), "metrics in no panel and no alert");
     assert_eq!(service.stop().code(), Some(0));
 }
 
 fn alert_rules(prometheus: &Prometheus) -> Vec<Value> {
-    // Judged once at least.
+    // Wait until Prometheus has evaluated every rule at least once.
     let mut rules = Vec::new();
-    await_that("all rules are judged", || {
+    await_that("all rules are evaluated", || {
         let data = prometheus.query_api("rules", "");
         rules.clone_from(data["groups"][0]["rules"].as_array().unwrap());
         rules.iter().all(|rule| rule["health"] != "unknown")
@@ -110,7 +110,7 @@ fn alert_rules(prometheus: &Prometheus) -> Vec<Value> {
     rules
 }
 
-/// The metrics in an expression, each of which has to be there.
+/// Returns the metrics in an expression and fails if one is not exported.
 #[track_caller]
 fn names_in<'a>(expression: &str, exported: &BTreeSet<&'a str>) -> Vec<&'a str> {
     let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
@@ -129,8 +129,8 @@ fn dashboard() -> Value {
     serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
 }
 
-/// The dashboard's expressions, with what Grafana would put in place of its variables.
-fn drawn() -> Vec<String> {
+/// The dashboard's expressions, with Grafana's variables filled in.
+fn panel_expressions() -> Vec<String> {
     let dashboard = dashboard();
     let panels = dashboard["panels"].as_array().unwrap();
     let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
@@ -140,15 +140,15 @@ fn drawn() -> Vec<String> {
         assert!(!filled.contains('$'), "{filled}");
         filled
     };
-    let drawn: Vec<String> =
+    let panel_expressions: Vec<String> =
         targets.map(|target| filled_in(target["expr"].as_str().unwrap())).collect();
-    assert!(drawn.len() > 20, "{drawn:?}");
-    drawn
+    assert!(panel_expressions.len() > 20, "{panel_expressions:?}");
+    panel_expressions
 }
 
-/// Grafana itself is not asked: what it would refuse, or draw one over the other, is looked for here.
+/// Without Grafana: checks for duplicate IDs, overlapping panels and missing fields.
 #[test]
-fn the_dashboard_can_be_imported() {
+fn dashboard_has_a_valid_layout() {
     let dashboard = dashboard();
     let panels = dashboard["panels"].as_array().unwrap();
     let variables: Vec<&str> = dashboard["templating"]["list"]
@@ -161,13 +161,13 @@ fn the_dashboard_can_be_imported() {
     let mut ids = BTreeSet::new();
     let mut taken = BTreeSet::new();
     for panel in panels {
-        assert!(ids.insert(panel["id"].as_u64().unwrap()), "an id twice: {panel}");
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "duplicate id: {panel}");
         let at = |name: &str| panel["gridPos"][name].as_u64().unwrap();
         assert!(at("x") + at("w") <= 24, "{panel}");
-        for place in (at("x")..at("x") + at("w"))
+        for cell in (at("x")..at("x") + at("w"))
             .flat_map(|x| (at("y")..at("y") + at("h")).map(move |y| (x, y)))
         {
-            assert!(taken.insert(place), "one over the other: {panel}");
+            assert!(taken.insert(cell), "overlapping panel: {panel}");
         }
         if panel["type"] == "row" {
             continue;

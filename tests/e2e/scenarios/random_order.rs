@@ -1,7 +1,7 @@
-//! Instances that come, go, crash and come back in any order, and leave each other alone.
+//! Instances that start, stop and crash in random order without affecting each other.
 //!
-//! A model of what every instance ought to have in the kernel is held against the kernel after each
-//! step, and against real packets after some. `TCPTRACKER_SEED` repeats a run that failed.
+//! After each step the test compares a model of the expected kernel state with the kernel, and
+//! after some steps with real packets. `TCPTRACKER_SEED` repeats a failed run.
 
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -16,18 +16,17 @@ use crate::tools::{Random, await_that, install_script, run};
 const STEPS: usize = 60;
 const INTERFACES: [&str; 3] = ["eth0", "eth1", "eth2"];
 
-/// Whether connections get through is looked at after every so many steps: each that does not takes a
-/// second and a half to tell.
+/// Steps between two checks with real packets: each blocked connection costs 1.5 s.
 const PACKETS_EVERY: usize = 6;
 
-/// An instance, and what it has in the kernel: also when it is dead, until its next start.
+/// An instance and its kernel state, which remains after a crash until the next start.
 struct Instance {
     interface: &'static str,
-    /// One of the attacker's addresses, which no other instance blocks.
+    /// One of the attacker's addresses; no other instance blocks it.
     attacker: String,
     start: Start,
     running: Option<Service>,
-    /// Its rule and its sets are there.
+    /// Its rule and its sets are in the kernel.
     is_installed: bool,
     blocked: BTreeSet<String>,
 }
@@ -46,21 +45,21 @@ impl Instance {
         self.is_installed = true;
     }
 
-    /// Ends it, if it runs. What was blocked is blocked again by the next start.
+    /// Ends the instance if it runs. The next start restores its blocks.
     fn end_by(&mut self, signal: Signal) {
         if let Some(mut service) = self.running.take() {
             let status = service.end_by(signal);
-            let in_order = signal == Signal::TERM;
-            assert_eq!(status.code(), in_order.then_some(0), "{}", self.interface);
-            self.is_installed = !in_order;
+            let is_orderly = signal == Signal::TERM;
+            assert_eq!(status.code(), is_orderly.then_some(0), "{}", self.interface);
+            self.is_installed = !is_orderly;
         }
     }
 
-    /// Starts it, and kills it after so many calls of iptables.
+    /// Starts the instance and kills it after `calls` calls of iptables.
     fn crash_while_starting(&mut self, lab: &Lab, calls: usize) {
         let shim = lab.path("shim");
         std::fs::create_dir_all(&shim).unwrap();
-        // The last call is carried out as well, though nobody waits for it any more.
+        // The last call still runs, although its caller is dead.
         let (count, over) = (shim.join("count"), shim.join("over"));
         let script = format!(
             "#!/bin/sh\necho >>{count}\nPATH=${{PATH#*:}}\n\
@@ -78,13 +77,13 @@ impl Instance {
         }
         let path = format!("{}:{}", shim.display(), std::env::var("PATH").unwrap());
         let mut service = self.start.clone().env("PATH", &path).begin(lab);
-        assert_eq!(service.await_end().code(), None, "it did not crash");
-        await_that("its last call of iptables is over", || over.exists());
+        assert_eq!(service.await_end().code(), None, "the instance did not crash");
+        await_that("the last call of iptables has finished", || over.exists());
     }
 }
 
 #[test]
-fn instances_in_any_order_leave_each_other_alone() {
+fn random_starts_stops_and_crashes_keep_the_rules_consistent() {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let seed = std::env::var("TCPTRACKER_SEED").map_or_else(
         |_| u64::try_from(since_1970.as_nanos() & u128::from(u32::MAX)).unwrap(),
@@ -132,36 +131,36 @@ fn instances_in_any_order_leave_each_other_alone() {
                 one.crash_while_starting(&lab, random.below(6));
                 one.start(&lab);
                 one.await_ready();
-                format!("start {}, which crashes, and again", one.interface)
+                format!("start {}, crash it, and start it again", one.interface)
             }
             8 | 9 => {
-                // The attacker, or somebody of whom only the kernel knows.
+                // The attacker, or an address that sends no packets.
                 let address = match random.below(3) {
                     0 => one.attacker.clone(),
                     1 => format!("198.51.100.{}", random.below(256)),
                     _ => format!("2001:db8::{}", 1 + random.below(9)),
                 };
-                change(&lab, one, &address);
-                format!("{} blocks or lets in {address}", one.interface)
+                toggle_block(&lab, one, &address);
+                format!("{} blocks or unblocks {address}", one.interface)
             }
             _ => {
-                at_once(&lab, &mut instances, &mut random);
+                change_all_at_once(&lab, &mut instances, &mut random);
                 "all at once".to_owned()
             }
         };
         println!("{step}: {what}");
-        assert_as_expected(&lab, &mut instances);
+        assert_model(&lab, &mut instances);
         if step.is_multiple_of(PACKETS_EVERY) {
             assert_packets(&lab, &instances);
         }
     }
-    // Also what the dead have left goes with the next stop in order.
+    // A start and an orderly stop also remove the remains of crashed instances.
     for instance in &mut instances {
         if instance.start(&lab) {
             instance.await_ready();
         }
     }
-    assert_as_expected(&lab, &mut instances);
+    assert_model(&lab, &mut instances);
     assert_packets(&lab, &instances);
     for instance in &mut instances {
         instance.end_by(Signal::TERM);
@@ -169,8 +168,8 @@ fn instances_in_any_order_leave_each_other_alone() {
     lab.assert_untouched();
 }
 
-/// Blocks an address, or lets it in if it is blocked.
-fn change(lab: &Lab, instance: &mut Instance, address: &str) {
+/// Blocks an address, or unblocks it if it is blocked.
+fn toggle_block(lab: &Lab, instance: &mut Instance, address: &str) {
     if instance.running.is_none() {
         return;
     }
@@ -182,61 +181,61 @@ fn change(lab: &Lab, instance: &mut Instance, address: &str) {
     }
 }
 
-/// Whoever runs stops or is killed, whoever does not starts: each with an even chance, and all of them
-/// at the same moment.
-fn at_once(lab: &Lab, instances: &mut [Instance], random: &mut Random) {
-    let mut begun = Vec::new();
-    let mut ending = Vec::new();
+/// Stops, kills or starts each instance with a probability of one half, all at the same moment.
+fn change_all_at_once(lab: &Lab, instances: &mut [Instance], random: &mut Random) {
+    let mut starting = Vec::new();
+    let mut stopping = Vec::new();
     for (at, instance) in instances.iter_mut().enumerate() {
         if random.below(2) == 0 {
             continue;
         }
         let Some(service) = &instance.running else {
             instance.start(lab);
-            begun.push(at);
+            starting.push(at);
             continue;
         };
         let signal = if random.below(3) == 0 { Signal::KILL } else { Signal::TERM };
         service.signal(signal);
-        ending.push((at, signal));
+        stopping.push((at, signal));
     }
-    for (at, signal) in ending {
+    for (at, signal) in stopping {
         let instance = &mut instances[at];
         let status = instance.running.take().unwrap().await_end();
         assert_eq!(status.code(), (signal == Signal::TERM).then_some(0), "{}", instance.interface);
         instance.is_installed = signal == Signal::KILL;
     }
-    for at in begun {
+    for at in starting {
         instances[at].await_ready();
     }
 }
 
-/// Hooks, chain, rules and sets are those of the instances that are there, and nothing else has changed.
+/// Asserts that hooks, chain, rules and sets match the installed instances, and that nothing else
+/// changed.
 #[track_caller]
-fn assert_as_expected(lab: &Lab, instances: &mut [Instance]) {
+fn assert_model(lab: &Lab, instances: &mut [Instance]) {
     let rules = Rules::of(&lab.victim);
-    let there: BTreeSet<&str> =
+    let installed: BTreeSet<&str> =
         instances.iter().filter(|i| i.is_installed).map(|i| i.interface).collect();
-    if there.is_empty() {
+    if installed.is_empty() {
         lab.assert_untouched();
         return;
     }
-    // In whatever order they came.
+    // The order of the rules depends on the order of the starts.
     let order: Vec<&str> = rules.chain("tcptracker")[0]
         .iter()
         .filter_map(|rule| rule.split("tcptracker@").nth(1)?.split('"').next())
         .collect();
-    assert_eq!(order.iter().copied().collect::<BTreeSet<_>>(), there, "{rules:#?}");
+    assert_eq!(order.iter().copied().collect::<BTreeSet<_>>(), installed, "{rules:#?}");
     for (family, version) in [(0, "v4"), (1, "v6")] {
         let rules = &rules.chain("tcptracker")[family];
-        assert_eq!(rules.len(), there.len(), "{version}: {rules:#?}");
+        assert_eq!(rules.len(), installed.len(), "{version}: {rules:#?}");
     }
-    for interface in &there {
+    for interface in &installed {
         rules.assert_has_rule_of(interface);
     }
     rules.assert_hooked();
     let others: Vec<&str> = rules.sets.lines().filter_map(|l| l.strip_prefix("Name: ")).collect();
-    assert_eq!(others.len(), 2 * there.len(), "{others:?}");
+    assert_eq!(others.len(), 2 * installed.len(), "{others:?}");
 
     for instance in instances {
         let in_kernel = if instance.is_installed {
@@ -256,7 +255,7 @@ fn assert_as_expected(lab: &Lab, instances: &mut [Instance]) {
     }
 }
 
-/// Each attacker gets through just as long as no instance that is there blocks it.
+/// Asserts that each attacker is dropped exactly if an installed instance blocks it.
 #[track_caller]
 fn assert_packets(lab: &Lab, instances: &[Instance]) {
     for instance in instances {

@@ -1,4 +1,4 @@
-//! The configuration read again while running: `tcptracker reload`, `Reload` and SIGHUP.
+//! Reloading the configuration: `tcptracker reload`, `Reload` and SIGHUP.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -11,11 +11,11 @@ use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
 use crate::service::Start;
 use crate::tools::await_that;
 
-/// Each answer reads the clocks anew, and times are rounded to seconds.
+/// Each reply compares the clocks again, and times are rounded to seconds.
 const SLACK: u64 = 2;
 
 #[test]
-fn a_wrong_file_changes_nothing_and_the_caller_hears_what_is_wrong() {
+fn invalid_file_changes_nothing_and_is_reported_to_the_caller() {
     let lab = Lab::new();
     lab.configure("[detection]\nports = 5\n");
     let mut service = lab.start();
@@ -36,27 +36,27 @@ fn a_wrong_file_changes_nothing_and_the_caller_hears_what_is_wrong() {
     service.signal(Signal::HUP);
     service.await_line(&format!("SIGHUP did not reload the configuration: {problem}"));
     service.await_notifications("RELOADING=1", 4);
-    // Once at the start, and after each reload, whatever came of it.
+    // Once at the start, and once after each reload, successful or not.
     service.await_notifications("READY=1", 5);
 
-    // Neither the wrong value nor the right one beside it holds.
+    // Neither the wrong value nor the valid one in the same file takes effect.
     lab.attacker.nmap("-sS -p 1-5", VICTIM);
     lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     service.await_line("WARN blocked 10.77.0.1");
-    // Four reloads at once leave the threads no time to show that they are alive; nor need they.
+    // 4 reloads in a row delay heartbeats; that must not count as a hanging thread.
     assert_eq!(service.lines_with("no sign of life"), Vec::<String>::new());
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
 #[test]
-fn a_changed_file_holds_once_the_caller_has_his_answer() {
+fn changes_are_in_force_when_reload_returns() {
     let lab = Lab::new();
     lab.configure("[detection]\nports = 40\n");
     let mut service = lab.start();
     lab.bus.call("eth0", &["Block", "sts", "203.0.113.1", "0", "by hand"]).ok();
     lab.bus.call("eth0", &["Block", "sts", "198.51.100.7", "600", "too hasty"]).ok();
-    // Three ports are no scan; they are remembered.
+    // 3 ports are not a scan, but they count towards one after the reload.
     lab.attacker.nmap("-sS -p 1-3", VICTIM);
     await_that("three connections are seen", || lab.metric("tcptracker_new_connections") >= 3);
     lab.configure(
@@ -65,7 +65,7 @@ fn a_changed_file_holds_once_the_caller_has_his_answer() {
          [metrics]\nlisten = \"127.0.0.1:9099\"\n[log]\nconnections = false\n",
     );
     assert_eq!(lab.cli("reload").ok(), "reloaded the configuration of eth0\n");
-    // Everything holds by now.
+    // The reply comes after every change has taken effect.
     let left: Vec<String> = lab.bus.list().into_iter().map(|block| block.0).collect();
     assert_eq!(left, ["203.0.113.1"], "the other is exempt");
     let rules = lab.victim_rules();
@@ -83,7 +83,7 @@ fn a_changed_file_holds_once_the_caller_has_his_answer() {
     lab.configure("");
     service.signal(Signal::HUP);
     service.await_line("configuration reloaded (by SIGHUP): ");
-    await_that("the metrics are where they were", || lab.victim.serves(8081));
+    await_that("the metrics are back on the default port", || lab.victim.serves(8081));
     assert_eq!(lab.bus.list().len(), 2);
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
@@ -91,13 +91,13 @@ fn a_changed_file_holds_once_the_caller_has_his_answer() {
     lab.assert_untouched();
 }
 
-/// The presets take other packets from the kernel: none is lost on the way from one to the other, or counted
-/// twice.
+/// The presets use different capture filters: switching between them must not lose a packet or
+/// count it twice.
 #[test]
-fn no_packet_is_lost_while_the_preset_changes() {
+fn preset_change_loses_no_packet() {
     const SEEN: &str = r#"tcptracker_connections_total{direction="inbound",family="ipv4"}"#;
     let lab = Lab::new();
-    let IpAddr::V4(victim) = VICTIM else { panic!("it is IPv4") };
+    let IpAddr::V4(victim) = VICTIM else { panic!("the victim has an IPv4 address") };
     let mut service = Start::on("eth0").flag("--observe").begin(&lab).await_ready();
     let (sent, is_over) = (AtomicU32::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
@@ -114,9 +114,9 @@ fn no_packet_is_lost_while_the_preset_changes() {
             lab.configure(&format!("[detection]\npreset = \"{preset}\"\n"));
             service.signal(Signal::HUP);
             service.await_lines("configuration reloaded", number + 1);
-            // By those the thread that captures has been woken up.
+            // These packets wake the capture thread up.
             let before = sent.load(Ordering::Relaxed);
-            await_that("more is sent", || sent.load(Ordering::Relaxed) > before + 500);
+            await_that("more packets are sent", || sent.load(Ordering::Relaxed) > before + 500);
         }
         is_over.store(true, Ordering::Relaxed);
     });
@@ -124,9 +124,9 @@ fn no_packet_is_lost_while_the_preset_changes() {
     assert_eq!(service.stop().code(), Some(0));
 }
 
-/// Not for a moment: somebody blocked knocks all the time while everything is changed.
+/// A blocked client tries to connect all the time while the firewall settings change.
 #[test]
-fn nobody_blocked_is_let_in_while_the_firewall_changes() {
+fn firewall_changes_leave_no_gap() {
     let lab = Lab::new();
     let mut service = lab.start();
     let attacker = ATTACKER.to_string();
@@ -140,7 +140,7 @@ fn nobody_blocked_is_let_in_while_the_firewall_changes() {
         lab.configure(section);
         let knocking = lab.attacker.connect_in_loop(VICTIM, OPEN_PORT);
         lab.bus.call("eth0", &["Reload"]).ok();
-        assert!(!knocking.stop(), "{section}: let in");
+        assert!(!knocking.stop(), "{section}: a connection was accepted");
         assert_eq!(lab.bus.property("Backend").1, backend);
         assert_eq!(lab.bus.list().len(), 1);
     }
@@ -151,7 +151,7 @@ fn nobody_blocked_is_let_in_while_the_firewall_changes() {
 }
 
 #[test]
-fn observing_begins_and_ends_without_forgetting_who_was_blocked() {
+fn observe_mode_keeps_blocks_for_later() {
     let lab = Lab::new();
     let mut service = lab.start();
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
@@ -176,7 +176,7 @@ fn observing_begins_and_ends_without_forgetting_who_was_blocked() {
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 
-    // One that was started as an observer gets its memory with the first reload.
+    // An instance that starts in observe mode loads the blocks at the first reload.
     let flag = Start::on("eth0").env("TCPTRACKER_LOG__RATE", "7");
     lab.configure("[block]\nenabled = false\n");
     let mut service = flag.begin(&lab).await_ready();
@@ -188,9 +188,9 @@ fn observing_begins_and_ends_without_forgetting_who_was_blocked() {
     lab.assert_untouched();
 }
 
-/// What the environment or a flag says stays above the files.
+/// Environment and flags override the files.
 #[test]
-fn flags_outlast_a_reload() {
+fn flags_override_reloaded_files() {
     let lab = Lab::new();
     let mut service = Start::on("eth0").flag("--observe").begin(&lab).await_ready();
     lab.configure("[block]\nenabled = true\n");

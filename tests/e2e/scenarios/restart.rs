@@ -1,4 +1,4 @@
-//! An end without a stop, and the start after it.
+//! Crashes, the start after them, and the expiry of blocks.
 
 use std::time::{Duration, Instant};
 
@@ -17,12 +17,12 @@ fn blocks_survive_a_crash_with_their_remaining_time() {
     let left_behind = Rules::of(&lab.victim);
 
     service.crash();
-    // The kernel goes on.
+    // The kernel keeps enforcing.
     assert_eq!(Rules::of(&lab.victim).chain("INPUT"), left_behind.chain("INPUT"));
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
 
-    for memory_is_lost in [false, true, true] {
-        if memory_is_lost {
+    for database_is_lost in [false, true, true] {
+        if database_is_lost {
             std::fs::remove_dir_all(lab.state_directory("eth0")).unwrap();
         }
         let mut service = lab.start();
@@ -31,40 +31,40 @@ fn blocks_survive_a_crash_with_their_remaining_time() {
         Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
         let again = lab.bus.block_of(&ATTACKER);
         assert!(again.2.abs_diff(scanner.2) <= 2, "{scanner:?} became {again:?}");
-        if !memory_is_lost {
+        if !database_is_lost {
             assert_eq!(again, scanner);
         }
         let left = remaining(&lab.victim, "tcptracker-eth0-v4", "10.77.0.1");
         assert!((3000..3600).contains(&left), "{left}");
         assert_eq!(lab.bus.block_of(&"198.51.100.0/24").2, 0);
         assert_eq!(lab.bus.list().len(), 3);
-        let found = if memory_is_lost { 3 } else { 0 };
+        let found = if database_is_lost { 3 } else { 0 };
         assert_eq!(lab.metric(r#"tcptracker_blocks_total{cause="found"}"#), found);
         service.crash();
     }
 
     let mut service = lab.start();
-    // What was taken over can be let go.
+    // Adopted blocks can be unblocked.
     lab.bus.call("eth0", &["Unblock", "s", &ATTACKER.to_string()]).ok();
     lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
-/// The contract: a dead daemon leaves nothing for ever.
+/// The kernel expires blocks, so that a dead service leaves none forever.
 #[test]
-fn a_block_ends_by_itself() {
+fn block_expires_on_time() {
     let lab = Lab::new();
     let mut service = lab.start();
     let begun = Instant::now();
     for address in ["10.77.0.1", "fd77::1"] {
         lab.bus.call("eth0", &["Block", "sts", address, "3", "for a moment"]).ok();
     }
-    // Who knocks again and again is let in at last, and not before.
+    // Retries until the connection succeeds.
     lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
-    // The kernel counts in ticks.
+    // Tolerance for the kernel's timer ticks.
     let held = begun.elapsed() + Duration::from_millis(50);
-    assert!(held >= Duration::from_secs(3), "let in after {held:?}");
+    assert!(held >= Duration::from_secs(3), "accepted after {held:?}");
     service.await_line("unblocked 10.77.0.1: its time was up");
     service.await_line("unblocked fd77::1: its time was up");
     lab.attacker.assert_reaches(VICTIM_V6, OPEN_PORT);

@@ -1,4 +1,4 @@
-//! A scan from its first probe to the release, by every common way of scanning.
+//! Scans of every common type, from the first probe to the unblock.
 
 use std::net::IpAddr;
 
@@ -7,14 +7,14 @@ use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::service::Service;
 use crate::tools::unix_now;
 
-/// The story a user is told of one scanner, by all who tell it.
+/// Follows one scan through bus, kernel, metrics and log.
 #[test]
-fn the_fourth_port_blocks_and_unblocking_lets_in_again() {
+fn fourth_port_blocks_and_unblock_ends_the_block() {
     let lab = Lab::new();
     let mut service = lab.start();
     Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
 
-    // Three ports, over and over: everybody may do that.
+    // Repeated connections to 3 ports are not a scan.
     for round in 1..=2 {
         for port in [OPEN_PORT, 22, 80] {
             lab.attacker.nmap(&format!("-sS -p {port}"), VICTIM);
@@ -33,17 +33,17 @@ fn the_fourth_port_blocks_and_unblocking_lets_in_again() {
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
 
-    // The bus.
+    // D-Bus.
     let (_, since, until, offences, reason) = lab.bus.block_of(&ATTACKER);
     assert!((before..=after + 1).contains(&since), "{before} <= {since} <= {after}");
     assert_eq!((until, offences), (since + 3600, 1));
-    // The least recently tried first.
+    // Ports are listed in the order of their last probe.
     assert_eq!(reason, format!("vertical scan: ports 22, 80, {OPEN_PORT}, 443"));
     assert_eq!(lab.bus.list().len(), 1);
     let as_text = lab.bus.call("eth0", &["List"]).ok();
     assert!(as_text.starts_with(&format!(r#"a(sttus) 1 "{ATTACKER}" {since} {until} 1 "#)));
 
-    // The kernel: its own clock runs.
+    // The kernel: the timeout runs down.
     let remaining_now = remaining(&lab.victim, "tcptracker-eth0-v4", "10.77.0.1");
     assert!(remaining_at_first <= 3600 && remaining_now >= 3500, "{remaining_now}");
     assert!(remaining_now < remaining_at_first, "{remaining_now} of {remaining_at_first}");
@@ -68,7 +68,7 @@ fn the_fourth_port_blocks_and_unblocking_lets_in_again() {
     assert_eq!(lab.metric(r#"tcptracker_blocked{family="ipv4"}"#), 0);
     service.await_line(&format!("unblocked {ATTACKER}: by uid 0"));
 
-    // Unblocked by hand it stays so: its next scan is seen and forgiven.
+    // During the grace time the next scan is reported and not blocked.
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("did not block {ATTACKER}: unblocked by hand"));
     lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
@@ -80,36 +80,37 @@ fn the_fourth_port_blocks_and_unblocking_lets_in_again() {
 }
 
 #[test]
-fn a_connect_scan_is_caught() {
+fn connect_scan_is_blocked() {
     let lab = Lab::new();
     let service = lab.start();
     lab.attacker.nmap("-sT -p 1-20", VICTIM);
-    assert_caught(&lab, service, "vertical", [ATTACKER, VICTIM]);
+    assert_blocked(&lab, service, "vertical", [ATTACKER, VICTIM]);
 }
 
 #[test]
-fn a_scan_over_ipv6_is_caught() {
+fn ipv6_scan_is_blocked() {
     let lab = Lab::new();
     let service = lab.start();
     lab.attacker.nmap("-sS -p 1-20", VICTIM_V6);
-    // The attacker's IPv4 address is another one, of which nothing is known.
+    // The block of the IPv6 address does not affect the attacker's IPv4 address.
     lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
-    assert_caught(&lab, service, "vertical", [ATTACKER_V6, VICTIM_V6]);
+    assert_blocked(&lab, service, "vertical", [ATTACKER_V6, VICTIM_V6]);
 }
 
-/// FIN, NULL and XMAS scans open no connection and are none.
+/// FIN, NULL and Xmas scans open no connections.
 #[test]
-fn stealth_scans_are_caught() {
+fn stealth_scans_are_blocked() {
     for scan in ["-sF", "-sN", "-sX"] {
         let lab = Lab::new();
         let service = lab.start();
         lab.attacker.nmap(&format!("{scan} -p 1-20"), VICTIM);
-        assert_caught(&lab, service, "stealth", [ATTACKER, VICTIM]);
+        assert_blocked(&lab, service, "stealth", [ATTACKER, VICTIM]);
     }
 }
 
-/// The story in short: seen once, blocked, shut out, nobody else harmed, gone with the service.
-pub(super) fn assert_caught(
+/// Asserts that the scan was reported once and blocked, that the bystander is not affected, and
+/// that the stop removes everything.
+pub(super) fn assert_blocked(
     lab: &Lab,
     mut service: Service,
     kind: &str,

@@ -1,4 +1,4 @@
-//! What the service manager hears: when it is ready, that it is alive, when it stops.
+//! Notifications to the service manager: readiness, watchdog, stop.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use crate::service::{Service, Start};
 use crate::tools::{await_that, install_script, run};
 
 #[test]
-fn ready_means_that_everything_is_up_and_stopping_is_told() {
+fn ready_is_sent_when_everything_works_and_stopping_at_the_stop() {
     for signal in [Signal::TERM, Signal::INT] {
         let lab = Lab::new();
         let mut service = Start::on("eth0").begin(&lab);
         service.await_notification("READY=1");
-        // At once, without waiting for anything:
+        // Everything works immediately after READY=1.
         lab.attacker.nmap("-sS -p 1-10", VICTIM);
         assert!(lab.bus.has("org.tcptracker.Tracker1.eth0"));
         Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
@@ -36,9 +36,9 @@ fn ready_means_that_everything_is_up_and_stopping_is_told() {
     }
 }
 
-/// Nothing is told before its time, however often it is asked.
+/// A failed start must not send READY=1.
 #[test]
-fn a_start_that_fails_is_never_ready() {
+fn failed_start_sends_no_notification() {
     let lab = Lab::new();
     let mut service =
         Start::on("eth0").env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent/bus").begin(&lab);
@@ -46,43 +46,46 @@ fn a_start_that_fails_is_never_ready() {
     assert_eq!(service.notifications(), Vec::<String>::new());
 }
 
-/// A log nobody reads holds up the journal's thread; the others go on, and the watchdog must hear
-/// of it by hearing nothing.
+/// A log without a reader blocks the journal thread. The other threads continue, and the service
+/// stops feeding the watchdog.
 #[test]
-fn the_watchdog_is_fed_only_while_every_thread_makes_progress() {
+fn watchdog_is_not_fed_while_a_thread_hangs() {
     let lab = Lab::new();
     let mut service = Start::on("eth0")
         .env("WATCHDOG_USEC", "3000000")
         .env("TCPTRACKER_LOG__RATE", "100000")
-        .with_unread_log()
+        .with_log_unread()
         .begin(&lab)
         .await_ready();
-    let fed = |service: &mut Service, times: usize| {
+    let await_feeds = |service: &mut Service, times: usize| {
         let so_far =
             service.notifications().iter().filter(|notice| *notice == "WATCHDOG=1").count();
         service.await_notifications("WATCHDOG=1", so_far + times);
     };
-    fed(&mut service, 3);
+    await_feeds(&mut service, 3);
 
-    // More lines than a pipe holds, and fewer than may wait behind it.
+    // More lines than the pipe holds, and fewer than the journal queue holds.
     send_syns(&lab, Tags::None, std::iter::repeat_n(OPEN_PORT, 2000));
-    assert!(service.stops_notifying("WATCHDOG=1", Duration::from_secs(4)), "fed all the time");
-    // Capture, detector, firewall and bus wait for nobody.
+    assert!(
+        service.falls_silent("WATCHDOG=1", Duration::from_secs(4)),
+        "the watchdog was fed although a thread hung"
+    );
+    // Capture, detector, firewall and bus do not wait for the journal.
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     await_that("the scanner is blocked", || lab.bus.list().len() == 1);
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     assert_eq!(lab.metric(r#"tcptracker_blocks_total{cause="scan"}"#), 1);
 
-    service.read_log();
+    service.hear_log();
     service.await_line("no sign of life from: journal");
-    fed(&mut service, 2);
+    await_feeds(&mut service, 2);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
-/// Where there is no watchdog nobody would see it otherwise: a firewall that hangs blocks nobody.
+/// Without a watchdog, state and health are the only sign that the firewall thread hangs.
 #[test]
-fn a_thread_that_hangs_is_told_once_and_shows_in_state_and_health() {
+fn hanging_thread_is_logged_once_and_shown_in_state_and_health() {
     let lab = Lab::new();
     let (shim, hangs) = (lab.path("shim"), lab.path("hangs"));
     std::fs::create_dir(&shim).unwrap();
@@ -101,7 +104,7 @@ fn a_thread_that_hangs_is_told_once_and_shows_in_state_and_health() {
     let (code, body) = lab.victim.http_get(8081, "/health");
     assert!(code == 503 && body.contains("no sign of life from: firewall"), "{code} {body}");
     assert_eq!(lab.bus.property("State").1, "degraded");
-    assert!(service.stops_notifying("WATCHDOG=1", Duration::from_secs(3)));
+    assert!(service.falls_silent("WATCHDOG=1", Duration::from_secs(3)));
     assert_eq!(service.lines_with("no sign of life").len(), 1);
 
     std::fs::remove_file(&hangs).unwrap();

@@ -1,6 +1,6 @@
-//! What keeps the service from starting: one sentence that says what to do, and nothing half-done.
+//! Start errors: one sentence that says what to do, and no partial changes.
 
-use super::older_kind::legacy;
+use super::other_iptables_variant::legacy;
 use crate::lab::{BINARY, Lab};
 use crate::service::Start;
 use crate::tools::{Outcome, install_copy};
@@ -9,7 +9,7 @@ use crate::users::{SERVICE, with_unit_privileges};
 const FAILED: i32 = 1;
 const CONFIGURATION: i32 = 78;
 
-/// It failed with exactly this sentence, and changed nothing.
+/// Asserts that the command failed with exactly this sentence and changed nothing.
 #[track_caller]
 fn assert_refused(lab: &Lab, outcome: &Outcome, code: i32, sentence: &str) {
     assert_eq!(outcome.code, Some(code), "{outcome:?}");
@@ -19,7 +19,7 @@ fn assert_refused(lab: &Lab, outcome: &Outcome, code: i32, sentence: &str) {
 }
 
 #[test]
-fn an_interface_that_is_missing_or_nonsense() {
+fn unknown_or_invalid_interface_is_refused() {
     let lab = Lab::new();
     let outcome = lab.run_service(&Start::on("eth7"));
     let sentence = "there is no interface eth7 on this host; there are: eth0, lo";
@@ -31,9 +31,9 @@ fn an_interface_that_is_missing_or_nonsense() {
 }
 
 #[test]
-fn no_privilege() {
+fn missing_capabilities_are_reported() {
     let lab = Lab::new();
-    // Where the binary was built an ordinary user may have no access.
+    // An unprivileged user may not be able to read the build directory.
     let binary = lab.path("tcptracker");
     install_copy(&binary, BINARY);
     let nobody = "setpriv --reuid=nobody --regid=nogroup --clear-groups --inh-caps=-all \
@@ -43,7 +43,7 @@ fn no_privilege() {
                     service: systemctl start tcptracker@eth0";
     assert_refused(&lab, &lab.run_service(&start), FAILED, sentence);
 
-    // May capture, may not change the firewall.
+    // With CAP_NET_RAW, without CAP_NET_ADMIN.
     let watcher = "setpriv --bounding-set=-net_admin --inh-caps=-net_admin";
     let start = Start::on("eth0").through(watcher.split_whitespace()).binary(binary);
     let outcome = lab.run_service(&start);
@@ -53,9 +53,10 @@ fn no_privilege() {
     lab.assert_untouched();
 }
 
-/// iptables-legacy has a lock, which the unit's user cannot make: what is installed for systemd-tmpfiles does.
+/// The unit's user cannot create the lock file of iptables-legacy; the shipped tmpfiles.d entry
+/// does.
 #[test]
-fn the_lock_of_the_older_iptables() {
+fn missing_iptables_lock_is_reported() {
     let lab = Lab::with_users();
     let binary = lab.path("tcptracker");
     install_copy(&binary, BINARY);
@@ -83,7 +84,7 @@ fn the_lock_of_the_older_iptables() {
 }
 
 #[test]
-fn a_bad_configuration() {
+fn invalid_configuration_is_reported_with_its_line() {
     let lab = Lab::new();
     let file = lab.path("tcptracker.toml").display().to_string();
     for (text, problem) in [
@@ -121,9 +122,9 @@ fn a_bad_configuration() {
     assert_refused(&lab, &lab.run_service(&start), CONFIGURATION, sentence);
 }
 
-/// Nothing below the flags may win over them, nor the file over the environment.
+/// Flags override the environment, and the environment overrides the file.
 #[test]
-fn the_later_layer_wins() {
+fn later_configuration_layer_wins() {
     let lab = Lab::new();
     lab.configure("[detection]\nports = 5\n[log]\nrate = 7\n[block]\nenabled = true\n");
     let mut service = Start::on("eth0")

@@ -1,13 +1,13 @@
-//! Stops that come at a bad moment: nothing of the service may stay behind, nothing of others go.
+//! Stops at a bad moment: the service removes its own rules and sets and nothing else.
 
 use crate::kernel::Rules;
 use crate::lab::{ATTACKER, Lab, VICTIM};
 use crate::service::Start;
 use crate::tools::{install_script, run, sh};
 
-/// `systemctl stop` just after `systemctl start`, or Ctrl-C at once.
+/// As `systemctl stop` right after `systemctl start`, or an early Ctrl-C.
 #[test]
-fn a_stop_during_the_start_leaves_nothing() {
+fn stop_during_start_leaves_nothing() {
     let programs = [
         "iptables-nft-save",
         "iptables-nft-restore",
@@ -16,7 +16,7 @@ fn a_stop_during_the_start_leaves_nothing() {
     ];
     for program in programs {
         let lab = Lab::new();
-        // A program that asks its caller to stop at exactly this moment.
+        // The wrapper sends SIGTERM to its caller when the caller runs this program.
         let shim = lab.path("shim");
         std::fs::create_dir(&shim).unwrap();
         let real = sh(&format!("which {program}"));
@@ -31,9 +31,9 @@ fn a_stop_during_the_start_leaves_nothing() {
     }
 }
 
-/// An interface may go down, come up, vanish and return: the service waits and goes on by itself.
+/// The service recovers when the interface goes down and up, or is removed and added again.
 #[test]
-fn an_interface_that_goes_away_is_waited_for() {
+fn recovers_when_the_interface_returns() {
     let lab = Lab::new();
     let mut service = lab.start();
     lab.victim.ip("link set eth0 down");
@@ -55,9 +55,9 @@ fn an_interface_that_goes_away_is_waited_for() {
     lab.assert_untouched();
 }
 
-/// One that comes up late, an hour after boot or never, is no failure of the service's.
+/// An interface may come up long after boot, or never; that is not a failure of the service.
 #[test]
-fn an_interface_that_is_down_at_the_start_is_waited_for() {
+fn starts_while_the_interface_is_down() {
     let lab = Lab::new();
     lab.victim.ip("link set eth0 down");
     let mut service = lab.start();
@@ -65,7 +65,7 @@ fn an_interface_that_is_down_at_the_start_is_waited_for() {
     service.await_line(why);
     service.await_notification(&format!("STATUS=watching eth0, {why}"));
     assert_eq!(lab.bus.property("State").1, "degraded");
-    // By hand one may block already.
+    // Manual blocks work while the interface is down.
     lab.cli("block 192.0.2.7").ok();
 
     lab.victim.ip("link set eth0 up");
@@ -76,13 +76,14 @@ fn an_interface_that_is_down_at_the_start_is_waited_for() {
     lab.assert_untouched();
 }
 
-/// A set another rule refers to cannot go. That is no reason to leave the rest, or to be silent.
+/// The kernel keeps a set that a foreign rule refers to. The service removes the rest and reports
+/// the set.
 #[test]
-fn what_cannot_be_taken_down_is_told_and_the_rest_goes() {
+fn undeletable_set_is_reported_and_the_rest_is_removed() {
     let lab = Lab::new();
     let mut service = lab.start();
-    let others_rule = "-A INPUT -m set --match-set tcptracker-eth0-v4 src -j ACCEPT";
-    run(lab.victim.command("iptables").args(others_rule.split(' '))).ok();
+    let foreign_rule = "-A INPUT -m set --match-set tcptracker-eth0-v4 src -j ACCEPT";
+    run(lab.victim.command("iptables").args(foreign_rule.split(' '))).ok();
 
     assert_eq!(service.stop().code(), Some(1));
     assert!(!service.lines_with("tcptracker-eth0-v4").is_empty(), "the set is not named");
@@ -92,9 +93,9 @@ fn what_cannot_be_taken_down_is_told_and_the_rest_goes() {
     assert!(!rules.sets.contains("tcptracker-eth0-v6"), "{}", rules.sets);
 }
 
-/// A terminal that is closed; a service, which has none, takes the signal for a wish to reload.
+/// Closing the terminal sends SIGHUP. Without a terminal, SIGHUP reloads the configuration.
 #[test]
-fn the_end_of_its_terminal_ends_it_in_order() {
+fn closing_the_terminal_stops_the_service() {
     let lab = Lab::new();
     let mut service = Start::on("eth0").on_terminal().begin(&lab).await_ready();
     lab.attacker.nmap("-sS -p 1-10", VICTIM);

@@ -1,4 +1,4 @@
-//! What a person sees: tables that fit, colours where they are wanted, and nobody who holds up others.
+//! Output on a terminal: table width, colours, progress, and instances that do not answer.
 
 use std::io::{Read, Write};
 use std::process::{Child, Stdio};
@@ -16,12 +16,12 @@ use crate::tools::run;
 const LONG_REASON: &str =
     "seen-in-the-mail-log, the-web-log and the-log-of-the-name-server, all in one night";
 
-fn widest(text: &str) -> usize {
+fn max_width(text: &str) -> usize {
     text.lines().map(|line| line.chars().count()).max().unwrap_or(0)
 }
 
 #[test]
-fn tables_fit_the_terminal() {
+fn tables_fit_the_terminal_width() {
     let lab = Lab::new();
     let mut service = lab.start();
     let block = |address: &str| {
@@ -32,15 +32,15 @@ fn tables_fit_the_terminal() {
     block("2001:db8:1234:5678::/64");
 
     let narrow = lab.on_terminal("list");
-    assert!(widest(&narrow) <= 80, "{narrow}");
+    assert!(max_width(&narrow) <= 80, "{narrow}");
     let heading: Vec<&str> = narrow.lines().next().unwrap().split_whitespace().collect();
     assert_eq!(heading, ["ADDRESS", "SINCE", "UNTIL", "OFFENCE", "REASON"], "{narrow}");
-    // Nothing is cut off: the reason goes on below.
+    // A long reason is wrapped, not truncated.
     assert!(narrow.lines().count() > 3, "{narrow}");
     for word in LONG_REASON.split(' ') {
         assert!(narrow.contains(word), "{narrow}");
     }
-    // Columns stand below each other.
+    // The reason column is aligned.
     let column = narrow.lines().next().unwrap().find("REASON").unwrap();
     for line in narrow.lines().skip(1) {
         assert!(line[..column].ends_with(' ') && !line[column..].starts_with(' '), "{narrow}");
@@ -48,8 +48,8 @@ fn tables_fit_the_terminal() {
 
     let wide = lab.on_terminal_of(220, "NO_COLOR=1", "list");
     assert_eq!(wide.lines().count(), 3, "{wide}");
-    assert!(widest(&wide) > 80 && widest(&wide) <= 220, "{wide}");
-    // Where there is room, times of the clock as well: "2026-11-23 22:00:00 (in 1h 30m)".
+    assert!(max_width(&wide) > 80 && max_width(&wide) <= 220, "{wide}");
+    // A wide terminal also gets absolute times: "2026-11-23 22:00:00 (in 1h 30m)".
     let until = wide.lines().nth(1).unwrap().split("(in ").next().unwrap();
     assert!(
         until.trim_end().ends_with(|c: char| c.is_ascii_digit()) && until.contains('-'),
@@ -58,12 +58,12 @@ fn tables_fit_the_terminal() {
 
     let stats = lab.on_terminal("stats");
     let ends: Vec<usize> = stats.lines().map(|line| line.trim_end().len()).collect();
-    assert!(ends.iter().all(|end| *end == ends[0]), "numbers end below each other:\n{stats}");
+    assert!(ends.iter().all(|end| *end == ends[0]), "numbers are not right-aligned:\n{stats}");
     assert_eq!(service.stop().code(), Some(0));
 }
 
 #[test]
-fn colours_are_for_terminals_and_only_where_they_are_wanted() {
+fn colours_only_on_terminals_that_want_them() {
     let lab = Lab::new();
     let _service = lab.start();
     lab.cli("block 192.0.2.7").ok();
@@ -74,7 +74,7 @@ fn colours_are_for_terminals_and_only_where_they_are_wanted() {
         assert!(!text.contains(escape), "{text:?}");
     }
     assert!(!lab.cli("list").ok().contains(escape));
-    // Of the configuration only what somebody has set stands out.
+    // `config` dims default values; only values that were set have the normal style.
     let file = lab.configure("[detection]\nports = 10\n");
     let shown = lab.on_terminal_of(80, "NO_COLOR=", &format!("config --config {}", file.display()));
     let is_set = |line: &&str| !line.starts_with(escape);
@@ -82,9 +82,9 @@ fn colours_are_for_terminals_and_only_where_they_are_wanted() {
     assert!(set.len() == 1 && set[0].starts_with("detection.ports = 10 "), "{shown:?}");
 }
 
-/// One of two instances hangs: what the other says is shown, and who has not answered is named.
+/// If one of two instances hangs, the reply of the other is shown and the hanging one is named.
 #[test]
-fn who_does_not_answer_holds_up_nobody() {
+fn hanging_instance_does_not_delay_the_others() {
     let lab = Lab::new();
     lab.second_link();
     let services = [
@@ -108,7 +108,7 @@ fn who_does_not_answer_holds_up_nobody() {
     services[1].signal(Signal::CONT);
 }
 
-/// A command on a terminal, which is still open.
+/// A running command on a pseudo-terminal.
 struct OnTerminal {
     child: Child,
     shown: String,
@@ -116,14 +116,14 @@ struct OnTerminal {
 
 impl OnTerminal {
     fn begin(lab: &Lab, words: &str) -> Self {
-        // Ctrl-C is for the command: a shell around it would die of it as well.
+        // `exec`, so that Ctrl-C reaches the command and not a shell around it.
         let mut command = lab.terminal("cols 80", &format!("exec {BINARY} {words}"));
         command.env("STATE_DIRECTORY", lab.state_directory("eth0")).env("TERM", "xterm");
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         Self { child: command.spawn().unwrap(), shown: String::new() }
     }
 
-    /// Reads on until these words are shown.
+    /// Reads until the output contains these words.
     #[track_caller]
     fn await_words(&mut self, words: &str) {
         let mut buffer = [0; 4096];
@@ -134,7 +134,7 @@ impl OnTerminal {
         }
     }
 
-    /// Reads to the end: all that was shown.
+    /// Reads to the end and returns the whole output.
     fn end(mut self) -> String {
         let mut rest = String::new();
         self.child.stdout.take().unwrap().read_to_string(&mut rest).unwrap();
@@ -143,9 +143,9 @@ impl OnTerminal {
     }
 }
 
-/// A time of day alone would be today's.
+/// A time of day without a date would be read as today's.
 #[test]
-fn a_block_that_ends_another_day_is_shown_with_the_date() {
+fn block_that_ends_on_another_day_shows_the_date() {
     let lab = Lab::new();
     let mut service = lab.start();
     let mut terminal = OnTerminal::begin(&lab, "watch");
@@ -160,16 +160,16 @@ fn a_block_that_ends_another_day_is_shown_with_the_date() {
     terminal.child.wait().unwrap();
 }
 
-/// Somebody asks for the same port again and again.
-fn knock(unix_nanos: u64) -> RecordedFrame {
+/// A SYN to port 80.
+fn probe(unix_nanos: u64) -> RecordedFrame {
     RecordedFrame { unix_nanos, frame: syn(BROADCAST, ATTACKER, VICTIM, 80) }
 }
 
-/// To the line's beginning, and away with what stands there.
+/// The control sequence that clears the current line.
 const CLEAR: &str = "\r\u{1b}[K";
 
 #[test]
-fn a_large_capture_shows_how_far_it_is() {
+fn large_capture_shows_progress() {
     let lab = Lab::new();
     let empty = lab.configure("");
     let pipe = lab.path("night.pcap");
@@ -177,36 +177,36 @@ fn a_large_capture_shows_how_far_it_is() {
     let replay = |what: &str| format!("replay --config {} {what}", empty.display());
     let mut terminal = OnTerminal::begin(&lab, &replay(&pipe.display().to_string()));
     let mut feed = std::fs::File::create(&pipe).unwrap();
-    let (tell, told) = std::sync::mpsc::channel();
+    let (stop_feeding, is_shown) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
-        // As large as it has to be, however fast it is read.
+        // Feeds packets until the progress is shown, however fast the replay reads.
         scope.spawn(move || {
-            let file = as_pcap(&(0..1000).map(knock).collect::<Vec<_>>());
+            let file = as_pcap(&(0..1000).map(probe).collect::<Vec<_>>());
             let (header, packets) = file.split_at(24);
             feed.write_all(header).unwrap();
-            while told.try_recv().is_err() {
+            while is_shown.try_recv().is_err() {
                 feed.write_all(packets).unwrap();
             }
         });
         terminal.await_words(" packets read");
-        tell.send(()).unwrap();
+        stop_feeding.send(()).unwrap();
     });
     let shown = terminal.end();
     let (before, after) = shown.rsplit_once(CLEAR).unwrap();
     assert!(before.contains(&format!("{CLEAR}{}: ", pipe.display())), "{before:?}");
-    // What is said in the end stands on a line of its own.
+    // The summary is on a line of its own.
     assert!(after.starts_with(&format!("{}: ", pipe.display())), "{after:?}");
     assert!(after.contains("0 scans (more than 3 ports within 60s)"), "{after:?}");
 
-    // Nobody wants to know of a small one.
+    // A small file shows no progress.
     let file = lab.path("small.pcap");
-    std::fs::write(&file, as_pcap(&[knock(0)])).unwrap();
+    std::fs::write(&file, as_pcap(&[probe(0)])).unwrap();
     let shown = OnTerminal::begin(&lab, &replay(&file.display().to_string())).end();
     assert!(shown.starts_with(&format!("{}: 1 packets", file.display())), "{shown:?}");
 }
 
 #[test]
-fn a_long_list_that_is_blocked_again_shows_how_far_it_is() {
+fn restore_of_many_blocks_shows_progress() {
     let lab = Lab::new();
     save_blocks(&lab, 25_000, "one of many");
     let configuration = lab.path("tcptracker.toml");
@@ -217,13 +217,13 @@ fn a_long_list_that_is_blocked_again_shows_how_far_it_is() {
     // Ctrl-C.
     terminal.child.stdin.as_ref().unwrap().write_all(b"\x03").unwrap();
     let shown = terminal.end();
-    let how_far = "blocking again whom the last run has blocked: ";
-    assert!(shown.contains(&format!("{CLEAR}{how_far}0 of 25000")), "{shown:?}");
-    let last = shown.rfind(how_far).unwrap();
-    assert!(shown[last..].contains(CLEAR), "it stays: {shown:?}");
+    let progress = "blocking again whom the last run has blocked: ";
+    assert!(shown.contains(&format!("{CLEAR}{progress}0 of 25000")), "{shown:?}");
+    let last = shown.rfind(progress).unwrap();
+    assert!(shown[last..].contains(CLEAR), "the progress line was not cleared: {shown:?}");
 
     let mut service = lab.start();
-    let told = service.await_notifications(&format!("STATUS={how_far}"), 3);
+    let told = service.await_notifications(&format!("STATUS={progress}"), 3);
     assert!(told[2].ends_with("20000 of 25000"), "{told:?}");
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();

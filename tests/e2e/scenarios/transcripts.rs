@@ -1,7 +1,7 @@
-//! README.md shows commands and what they print: each is carried out here, in the README's own order,
-//! and what it prints must be what the README shows, but for times and counts.
+//! README.md shows commands and their output. The test runs each command, in the README's order,
+//! and compares the output, apart from times and counts.
 //!
-//! `WRITE_TRANSCRIPTS=1` puts what was printed into the README instead.
+//! `WRITE_TRANSCRIPTS=1` writes the actual output to the README instead.
 
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -12,12 +12,12 @@ use crate::frames::{BROADCAST, syn};
 use crate::lab::{BINARY, Lab};
 use crate::namespace::{ANSWER_TIMEOUT, Namespace};
 use crate::recorder::{RecordedFrame, as_pcap};
-use crate::tools::run;
+use crate::tools;
 
-/// What depends on the machine, not on what was done before.
+/// Commands whose output depends on the machine.
 const NOT_COMPARED: [&str; 1] = ["tcptracker doctor | grep -v ^ok"];
 
-/// A command of ours in the README, what is shown for it, and where that stands.
+/// A tcptracker command in the README, the output shown for it, and the position of that output.
 struct Transcript {
     command: String,
     shown: String,
@@ -45,7 +45,7 @@ fn transcripts(text: &str) -> Vec<Transcript> {
                     found.push(Transcript { command, shown: String::new(), at: at..at });
                 }
             } else if let Some(last) = found.last_mut().filter(|_| open) {
-                // An empty line stands before the next command, and may stand within an output.
+                // Empty lines separate commands, and may also be part of an output.
                 last.shown.push_str(line);
                 last.at.end = start + line.len();
             }
@@ -60,13 +60,14 @@ fn transcripts(text: &str) -> Vec<Transcript> {
     found
 }
 
-/// Times, lengths of time and counts are other ones each time, and lines are broken elsewhere then.
+/// Replaces times, durations and counts, which differ between runs, and line breaks, which depend
+/// on them.
 fn normalised(text: &str) -> String {
     let mut words: Vec<String> = Vec::new();
-    for word in text.split_whitespace().map(general) {
+    for word in text.split_whitespace().map(normalised_word) {
         let is_number = |word: &String| word.bytes().all(|byte| byte.is_ascii_digit());
         match words.last_mut() {
-            // "146 ms"; how many packets a scanner repeats is his affair.
+            // "146 ms"; "12 packets", which depends on retransmissions.
             Some(last)
                 if is_number(last) && (word.starts_with("TIME") || word.starts_with("packet")) =>
             {
@@ -82,7 +83,7 @@ fn normalised(text: &str) -> String {
     words.join(" ")
 }
 
-fn general(word: &str) -> String {
+fn normalised_word(word: &str) -> String {
     let bare = word.trim_matches(|c| matches!(c, '(' | ')' | ',' | ';' | ':'));
     let mut shape = String::new();
     for character in bare.chars() {
@@ -111,13 +112,13 @@ fn general(word: &str) -> String {
     word.to_owned()
 }
 
-/// What has to have happened before a command is typed.
-struct Story<'a> {
+/// Runs the commands and prepares what they need.
+struct Session<'a> {
     lab: &'a Lab,
     done: Vec<String>,
 }
 
-impl Story<'_> {
+impl Session<'_> {
     fn scan(by: &Namespace, ports: [u16; 4]) {
         for port in ports {
             let to = SocketAddr::new("203.0.113.10".parse().unwrap(), port);
@@ -129,14 +130,14 @@ impl Story<'_> {
         self.lab.bus.list().iter().any(|block| block.0 == address)
     }
 
-    fn carry_out(&mut self, command: &str) -> String {
+    fn run(&mut self, command: &str) -> String {
         if self.done.is_empty() {
             Self::scan(&self.lab.attacker, [554, 8080, 22, 1025]);
-            crate::tools::await_that("the scanner is blocked", || self.is_blocked("203.0.113.66"));
+            tools::await_that("the scanner is blocked", || self.is_blocked("203.0.113.66"));
         }
         let output = match command {
             "tcptracker watch" => self.watch(),
-            _ => self.type_in(command),
+            _ => self.run_on_terminal(command),
         };
         self.done.push(command.to_owned());
         output
@@ -150,11 +151,11 @@ impl Story<'_> {
         shell
     }
 
-    fn type_in(&self, command: &str) -> String {
-        run(&mut self.shell(command)).out
+    fn run_on_terminal(&self, command: &str) -> String {
+        tools::run(&mut self.shell(command)).out
     }
 
-    /// What another scanner makes it tell.
+    /// Runs `watch` while a second scanner is blocked and unblocked.
     fn watch(&self) -> String {
         let mut child = self
             .shell("tcptracker watch")
@@ -163,28 +164,28 @@ impl Story<'_> {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut told = lines.next().unwrap().unwrap() + "\n";
-        // Others than the first: or they would be taken for decoys.
+        let mut printed = lines.next().unwrap().unwrap() + "\n";
+        // Other ports than the first scanner's, which would make both look like decoys.
         Self::scan(&self.lab.bystander, [21, 3306, 5432, 6379]);
         let mut unblocked = false;
         for line in lines.map_while(Result::ok) {
-            told.push_str(&(line + "\n"));
-            if !unblocked && told.contains("  blocked  ") {
+            printed.push_str(&(line + "\n"));
+            if !unblocked && printed.contains("  blocked  ") {
                 unblocked = true;
                 self.lab.cli("unblock 203.0.113.8").ok();
             }
-            if told.contains("  unblocked  ") {
+            if printed.contains("  unblocked  ") {
                 break;
             }
         }
         let _ = child.kill();
         let _ = child.wait();
-        told
+        printed
     }
 }
 
-/// A night with a scanner, somebody's mail program, and a connection of the host's own.
-fn capture_a_night(lab: &Lab) {
+/// Writes a capture with a scanner, a mail client, and outbound connections of the host.
+fn write_night_capture(lab: &Lab) {
     let night: u64 = 1_795_300_000_000_000_000;
     let frame = |at: u64, from: &str, to: &str, port: u16| {
         let [from, to]: [IpAddr; 2] = [from.parse().unwrap(), to.parse().unwrap()];
@@ -201,12 +202,12 @@ fn capture_a_night(lab: &Lab) {
 }
 
 #[test]
-fn the_readme_shows_what_is_so() {
+fn readme_transcripts_match_the_output() {
     let lab = Lab::new();
     for (host, address) in [(&lab.victim, 10), (&lab.attacker, 66), (&lab.bystander, 8)] {
         host.ip(&format!("addr add 203.0.113.{address}/24 dev eth0"));
     }
-    capture_a_night(&lab);
+    write_night_capture(&lab);
     std::fs::write(
         lab.path("office.toml"),
         "[detection]\nports = 10\n\n[exempt]\nnetworks = [\"10.0.0.0/8\"]\n",
@@ -217,17 +218,17 @@ fn the_readme_shows_what_is_so() {
 
     let text = std::fs::read_to_string(readme()).unwrap();
     let transcripts = transcripts(&text);
-    let mut story = Story { lab: &lab, done: Vec::new() };
+    let mut session = Session { lab: &lab, done: Vec::new() };
     let (mut written, mut end) = (String::new(), 0);
     let write = std::env::var_os("WRITE_TRANSCRIPTS").is_some();
     for transcript in &transcripts {
-        let printed = story.carry_out(&transcript.command);
+        let printed = session.run(&transcript.command);
         let compared = !NOT_COMPARED.contains(&transcript.command.as_str());
         if !write && compared {
             assert_eq!(
                 normalised(&printed),
                 normalised(&transcript.shown),
-                "README.md shows for `{}`:\n{}\nand it prints:\n{printed}",
+                "README.md shows for `{}`:\n{}\nbut the command prints:\n{printed}",
                 transcript.command,
                 transcript.shown
             );
@@ -244,7 +245,7 @@ fn the_readme_shows_what_is_so() {
         "run", "list", "stats", "why", "watch", "block", "unblock", "reload", "replay", "config",
         "doctor",
     ] {
-        let shown = story.done.iter().any(|done| done.split(' ').nth(1) == Some(command));
+        let shown = session.done.iter().any(|done| done.split(' ').nth(1) == Some(command));
         assert!(shown, "README.md does not show tcptracker {command}");
     }
     assert_eq!(service.stop().code(), Some(0));

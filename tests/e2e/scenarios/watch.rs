@@ -1,4 +1,4 @@
-//! `tcptracker watch`: what happens, as it happens.
+//! `tcptracker watch`: events as they happen.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
@@ -11,7 +11,7 @@ use crate::scenarios::command_line::assert_documented;
 use crate::service::Start;
 use crate::tools::TIMEOUT;
 
-/// Somebody who watches.
+/// A running `tcptracker watch`.
 struct Watcher {
     child: Child,
     lines: Receiver<String>,
@@ -26,14 +26,14 @@ impl Watcher {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let (tell, lines) = channel();
+        let (sender, lines) = channel();
         let both: [Box<dyn std::io::Read + Send>; 2] =
             [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
         for stream in both {
-            let tell = tell.clone();
+            let sender = sender.clone();
             std::thread::spawn(move || {
                 for line in BufReader::new(stream).lines().map_while(Result::ok) {
-                    let _ = tell.send(line);
+                    let _ = sender.send(line);
                 }
             });
         }
@@ -66,7 +66,7 @@ impl Drop for Watcher {
 }
 
 #[test]
-fn what_happens_is_told_also_over_a_restart() {
+fn events_are_printed_across_a_restart() {
     let lab = Lab::new();
     let watcher = Watcher::begin(&lab, "watch --json");
     let waiting = watcher.next();
@@ -97,7 +97,7 @@ fn what_happens_is_told_also_over_a_restart() {
 }
 
 #[test]
-fn each_line_says_on_which_interface_and_one_can_be_chosen() {
+fn lines_name_the_interface_and_can_be_filtered_by_it() {
     let lab = Lab::new();
     lab.second_link();
     let mut services = [
@@ -105,19 +105,21 @@ fn each_line_says_on_which_interface_and_one_can_be_chosen() {
         Start::on("eth1").env("TCPTRACKER_METRICS__LISTEN", "off").begin(&lab).await_ready(),
     ];
     let watchers = ["watch", "watch -i eth1"].map(|words| Watcher::begin(&lab, words));
-    // Nothing says when they listen: until both have told something, it is done again.
-    let mut told = [String::new(), String::new()];
-    crate::tools::await_that("both have told of eth1", || {
+    // Nothing shows when a watcher has subscribed: repeat until both have printed an event.
+    let mut printed = [String::new(), String::new()];
+    crate::tools::await_that("both watchers have printed an event of eth1", || {
         lab.cli("block 192.0.2.1 -i eth1").ok();
         lab.cli("unblock 192.0.2.1 -i eth1").ok();
-        for (watcher, told) in watchers.iter().zip(&mut told) {
-            told.extend(watcher.lines.try_iter().map(|line| line + "\n"));
+        for (watcher, printed) in watchers.iter().zip(&mut printed) {
+            printed.extend(watcher.lines.try_iter().map(|line| line + "\n"));
         }
-        told.iter().all(|told| told.contains("\teth1\tblocked\t192.0.2.1 until unblocked: by hand"))
+        printed
+            .iter()
+            .all(|printed| printed.contains("\teth1\tblocked\t192.0.2.1 until unblocked: by hand"))
     });
     lab.cli("block 192.0.2.2 -i eth0").ok();
     lab.cli("block 192.0.2.3 -i eth1").ok();
-    // Two services tell it, each when it comes to it.
+    // The events come from two services, so their order is not fixed.
     let until = |watcher: &Watcher, words: &[&str]| {
         let mut lines: Vec<String> = Vec::new();
         while !words.iter().all(|words| lines.iter().any(|line| line.contains(words))) {
@@ -128,20 +130,20 @@ fn each_line_says_on_which_interface_and_one_can_be_chosen() {
     let [on_eth0, on_eth1] = ["\teth0\tblocked\t192.0.2.2 ", "\teth1\tblocked\t192.0.2.3 "];
     until(&watchers[0], &[on_eth0, on_eth1]);
     lab.cli("block 192.0.2.4 -i eth1").ok();
-    let told = until(&watchers[1], &[on_eth1, "192.0.2.4"]);
-    assert!(told.iter().all(|line| line.contains("\teth1\t")), "{told:?}");
+    let printed = until(&watchers[1], &[on_eth1, "192.0.2.4"]);
+    assert!(printed.iter().all(|line| line.contains("\teth1\t")), "{printed:?}");
     for service in &mut services {
         assert_eq!(service.stop().code(), Some(0));
     }
 }
 
-/// Anybody may send signals; only those of the service are believed.
+/// Any local user may emit signals; `watch` accepts only the service's.
 #[test]
-fn forged_signals_are_not_believed() {
+fn forged_signals_are_ignored() {
     let lab = Lab::new();
     let _service = lab.start();
     let watcher = Watcher::begin(&lab, "watch --json");
-    crate::tools::await_that("it has told something", || {
+    crate::tools::await_that("the watcher has printed an event", || {
         let forged = ["emit", "/org/tcptracker/Tracker1/eth0", "org.tcptracker.Tracker1"];
         let signal = ["Unblocked", "ss", "203.0.113.1", "forged"];
         lab.bus.as_nobody(&[&forged[..], &signal[..]].concat()).ok();

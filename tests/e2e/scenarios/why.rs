@@ -1,4 +1,4 @@
-//! `Why`: the evidence for one address, and what keeps it from being blocked.
+//! `Why`: the evidence for one address, and the reason why it is not blocked.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
 use crate::tools::{await_that, unix_now};
 
 #[test]
-fn a_scanners_evidence_is_told_with_what_became_of_it() {
+fn why_reports_evidence_block_and_grace() {
     let lab = Lab::new();
     let begun = unix_now();
     let mut service = lab.start();
@@ -28,9 +28,9 @@ fn a_scanners_evidence_is_told_with_what_became_of_it() {
         assert_eq!(why[key], value, "{key}");
     }
     for (key, time) in [("since", since), ("until", until)] {
-        // Each answer reads the clocks anew.
-        let told = why[key]["data"].as_u64().unwrap();
-        assert!(told.abs_diff(time) <= 2, "{key}: {told}, {time}");
+        // Each reply compares the clocks again, so times may differ by rounding.
+        let reported = why[key]["data"].as_u64().unwrap();
+        assert!(reported.abs_diff(time) <= 2, "{key}: {reported}, {time}");
         assert_eq!(why[key]["type"], "t");
     }
     assert_eq!(why["times"]["type"], "ad");
@@ -44,13 +44,13 @@ fn a_scanners_evidence_is_told_with_what_became_of_it() {
         assert_eq!(why[absent], Value::Null);
     }
 
-    // One SYN after another is dropped; the kernel counts each.
+    // The kernel counts each dropped SYN.
     let dropped = || lab.bus.why("10.77.0.1")["dropped"]["data"].as_u64().unwrap();
     let before = dropped();
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
-    await_that("the kernel's count is told", || dropped() > before);
+    await_that("the kernel's count is reported", || dropped() > before);
 
-    // Let in by hand: the offence is not forgotten.
+    // A manual unblock keeps the offence count.
     lab.bus.call("eth0", &["Unblock", "s", "10.77.0.1"]).ok();
     let why = lab.bus.why("10.77.0.1");
     assert_eq!(why["blocked"]["data"], false);
@@ -67,8 +67,8 @@ fn a_scanners_evidence_is_told_with_what_became_of_it() {
     let why = lab.bus.why("10.77.0.2");
     assert_eq!(why["exempt"]["data"], "10.77.0.2 is an address of this host");
     assert_eq!(why["blocked"]["data"], false);
-    let nobody = lab.bus.call("eth0", &["Why", "s", "198.51.100.200"]);
-    assert!(nobody.err.contains("198.51.100.200 is not blocked"), "{nobody:?}");
+    let unknown = lab.bus.call("eth0", &["Why", "s", "198.51.100.200"]);
+    assert!(unknown.err.contains("198.51.100.200 is not blocked"), "{unknown:?}");
     let error = |address: &str| lab.bus.error_of("Why", &format!("string:{address}"));
     assert_eq!(error("198.51.100.200"), "org.tcptracker.Tracker1.Error.NotBlocked");
     assert_eq!(error("198.51.100"), "org.tcptracker.Tracker1.Error.InvalidAddress");
@@ -77,14 +77,14 @@ fn a_scanners_evidence_is_told_with_what_became_of_it() {
 }
 
 #[test]
-fn where_there_are_no_sets_the_rules_own_counter_is_told() {
+fn why_reports_the_rule_counter_of_the_iptables_backend() {
     let lab = Lab::new();
     lab.configure("[firewall]\nbackend = \"iptables\"\n");
     let mut service = lab.start();
     lab.bus.call("eth0", &["Block", "sts", &ATTACKER.to_string(), "0", "x"]).ok();
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     let dropped = || lab.bus.why("10.77.0.1")["dropped"]["data"].as_u64().unwrap();
-    await_that("the rule's count is told", || dropped() > 0);
+    await_that("the rule's count is reported", || dropped() > 0);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }

@@ -1,23 +1,23 @@
-//! A scanner comes, is shut out, and is let in again.
+//! A scanner is blocked, reported and unblocked.
 
 use super::{UNIT, message};
 use crate::site::{MACHINE, SCANNER, Site};
 
-/// The most that `systemd-analyze security` may say, of 10.
+/// The maximum exposure level of `systemd-analyze security`, on a scale to 10.
 const EXPOSURE: f64 = 2.0;
 
-pub fn the_service_is_enabled_and_started(site: &Site) {
+pub fn enable_and_start(site: &Site) {
     site.machine.sh("systemctl enable --now tcptracker@eth0");
     site.assert_active(UNIT);
     assert_eq!(site.machine.sh("systemctl is-enabled tcptracker@eth0"), "enabled\n");
     assert_eq!(site.property(UNIT, "StatusText"), "watching eth0, enforcing, 0 blocked");
-    let judged = site.machine.sh(&format!("systemd-analyze security --no-pager {UNIT}"));
-    let overall = judged.lines().find(|line| line.contains("Overall exposure level")).unwrap();
+    let table = site.machine.sh(&format!("systemd-analyze security --no-pager {UNIT}"));
+    let overall = table.lines().find(|line| line.contains("Overall exposure level")).unwrap();
     let exposure = overall.rsplit(": ").next().unwrap().split(' ').next().unwrap();
-    assert!(exposure.parse::<f64>().unwrap() <= EXPOSURE, "{judged}");
+    assert!(exposure.parse::<f64>().unwrap() <= EXPOSURE, "{table}");
 }
 
-pub fn a_scanner_is_shut_out(site: &mut Site) {
+pub fn scanner_is_blocked(site: &mut Site) {
     site.assert_let_in();
     site.scanner.nmap("-sS --top-ports 100", MACHINE);
     site.await_message(message::BLOCKED, &[("TCPTRACKER_SOURCE", &SCANNER.to_string())]);
@@ -25,13 +25,15 @@ pub fn a_scanner_is_shut_out(site: &mut Site) {
     assert_eq!(site.blocked("eth0"), [SCANNER.to_string()]);
 }
 
-/// In the journal, in its catalog, by the metrics.
-pub fn who_looks_is_told(site: &mut Site) {
+/// Journal, message catalog and metrics.
+pub fn block_is_reported(site: &mut Site) {
     let scanner = SCANNER.to_string();
     let of_kind = |kind: &str| {
         let of_source = format!("MESSAGE_ID={kind} TCPTRACKER_SOURCE={scanner}");
-        let told = site.machine.sh(&format!("journalctl -u tcptracker@eth0 -o json {of_source}"));
-        serde_json::from_str::<serde_json::Value>(told.lines().next().expect("an entry")).unwrap()
+        let entries =
+            site.machine.sh(&format!("journalctl -u tcptracker@eth0 -o json {of_source}"));
+        serde_json::from_str::<serde_json::Value>(entries.lines().next().expect("an entry"))
+            .unwrap()
     };
     let blocked = of_kind(message::BLOCKED);
     assert_eq!(blocked["TCPTRACKER_INTERFACE"], "eth0");
@@ -48,7 +50,7 @@ pub fn who_looks_is_told(site: &mut Site) {
     let explained = site.machine.sh("journalctl -u tcptracker@eth0 -x --no-pager");
     assert!(explained.contains(&format!("Subject: Port scan by {scanner}")), "{explained}");
     assert!(explained.contains("Defined-By: tcptracker"), "{explained}");
-    // As the README has it.
+    // The example of the README.
     let of_source = format!("journalctl -t tcptracker TCPTRACKER_SOURCE={scanner} -g 'scan|block'");
     assert!(site.machine.sh(&of_source).contains(&format!("blocked {scanner} for 1h")));
 
@@ -65,8 +67,8 @@ pub fn who_looks_is_told(site: &mut Site) {
     }
 }
 
-pub fn it_is_unblocked_over_the_bus(site: &mut Site) {
-    site.forget();
+pub fn bus_call_unblocks(site: &mut Site) {
+    site.mark_journal();
     let bus = "org.tcptracker.Tracker1.eth0 /org/tcptracker/Tracker1/eth0 org.tcptracker.Tracker1";
     let listed = site.machine.sh(&format!("busctl call {bus} List"));
     assert!(listed.starts_with(&format!("a(sttus) 1 \"{SCANNER}\" ")), "{listed}");

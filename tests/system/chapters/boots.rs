@@ -1,10 +1,10 @@
-//! The machine is switched off, or its power fails, and it boots again.
+//! Reboot after a shutdown and after a power cut.
 
 use super::UNIT;
 use crate::site::{SCANNER, Site};
 
-/// The service is started before the network has settled.
-pub fn it_waits_for_its_interface(site: &mut Site) {
+/// At boot the service starts before the interface exists.
+pub fn boot_waits_for_the_interface(site: &mut Site) {
     site.machine.shut_down();
     site.switch_on_unconnected();
     site.machine.journal().await_words(UNIT, "there is no interface eth0 on this host");
@@ -17,7 +17,7 @@ pub fn it_waits_for_its_interface(site: &mut Site) {
     site.assert_shut_out();
 }
 
-pub fn a_power_cut_frees_nobody(site: &mut Site) {
+pub fn power_cut_keeps_blocks(site: &mut Site) {
     site.machine.cut_power();
     site.switch_on();
     site.assert_active(UNIT);

@@ -1,17 +1,17 @@
-//! Several interfaces, and names that systemd and D-Bus write in their own ways.
+//! Several interfaces, and interface names that systemd and D-Bus escape.
 
 use super::message;
 use crate::site::Site;
 
-/// Interface, unit, bus name, and the network between it and the scanner.
+/// Interface, unit, bus name, and the second octet of the network to the scanner.
 const OTHERS: [(&str, &str, &str, u8); 3] = [
     ("eth1", "tcptracker@eth1.service", "org.tcptracker.Tracker1.eth1", 77),
     ("eth0.100", "tcptracker@eth0.100.service", "org.tcptracker.Tracker1.eth0_2e100", 78),
     ("wg-0", r"tcptracker@wg\x2d0.service", "org.tcptracker.Tracker1.wg_2d0", 79),
 ];
 
-pub fn each_interface_has_its_own(site: &mut Site) {
-    site.forget();
+pub fn each_interface_has_an_instance(site: &mut Site) {
+    site.mark_journal();
     for (interface, unit, name, net) in OTHERS {
         site.cable(interface, net);
         site.machine
@@ -36,7 +36,7 @@ pub fn each_interface_has_its_own(site: &mut Site) {
         assert_eq!(firewall.matches(&comment).count(), 2, "{interface}: {firewall}");
     }
 
-    // One goes, the others stay.
+    // Stopping one instance does not affect the others.
     site.machine.sh("systemctl stop tcptracker@any");
     for (interface, unit, _, net) in OTHERS {
         site.scanner.assert_cannot_reach(std::net::IpAddr::from([10, net, 0, 10]), 7000);
@@ -48,9 +48,9 @@ pub fn each_interface_has_its_own(site: &mut Site) {
     site.assert_shut_out();
 }
 
-pub fn a_name_that_is_not_escaped_says_how_to_write_it(site: &mut Site) {
+pub fn unescaped_name_is_refused_with_the_escaped_name(site: &mut Site) {
     let unit = "tcptracker@wg-0.service";
-    site.forget();
+    site.mark_journal();
     let start = site.machine.run(&format!("systemctl start {unit}"));
     assert_ne!(start.code, Some(0), "{start:?}");
     site.machine.journal().await_words(unit, "tcptracker@$(systemd-escape wg-0)");

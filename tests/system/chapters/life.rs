@@ -1,18 +1,18 @@
-//! Reloaded, restarted, stopped, killed, hung: the service manager's part.
+//! Reload, restart, stop, crash and hang under systemd.
 
 use std::net::IpAddr;
 
 use super::{UNIT, message};
 use crate::site::{MACHINE, SCANNER, Site};
 
-/// Of the administrator's for this interface alone.
+/// The configuration file for this interface.
 const CONFIGURATION: &str = "/etc/tcptracker/eth0.toml";
 
-pub fn a_changed_configuration_is_taken_over(site: &mut Site) {
+pub fn reload_applies_a_changed_configuration(site: &mut Site) {
     let before = site.property(UNIT, "MainPID");
-    // So far an address that was unblocked by hand is left alone.
+    // Without a grace time, the scanner can be blocked again right after the unblock.
     site.machine.write(CONFIGURATION, "[block]\ngrace_after_unblock = \"0s\"\n");
-    site.forget();
+    site.mark_journal();
     site.machine.sh("systemctl reload tcptracker@eth0");
     site.await_message(message::RELOADED, &[]);
     site.assert_active(UNIT);
@@ -22,16 +22,16 @@ pub fn a_changed_configuration_is_taken_over(site: &mut Site) {
     site.await_message(message::BLOCKED, &[("TCPTRACKER_SOURCE", &SCANNER.to_string())]);
 }
 
-pub fn a_wrong_one_is_not(site: &mut Site) {
+pub fn reload_refuses_an_invalid_configuration(site: &mut Site) {
     site.machine.write(CONFIGURATION, "[detection]\nwindow = \"soon\"\n");
-    site.forget();
+    site.mark_journal();
     let reload = site.machine.run("systemctl reload tcptracker@eth0");
     assert_ne!(reload.code, Some(0), "{reload:?}");
     let told = format!("{CONFIGURATION}:2: detection.window: expected a length of time");
     site.machine.journal().await_words(UNIT, &told);
     site.assert_active(UNIT);
     site.assert_shut_out();
-    // As root's umask may have it.
+    // A strict umask of root can make the file unreadable for the service.
     site.machine.write(CONFIGURATION, "");
     site.machine.sh(&format!("chmod 600 {CONFIGURATION}"));
     site.machine.run("systemctl reload tcptracker@eth0");
@@ -44,15 +44,16 @@ pub fn a_wrong_one_is_not(site: &mut Site) {
     site.machine.sh("systemctl reload tcptracker@eth0");
 }
 
-/// Whatever the sandbox would only have refused kills from now on, and shows.
-pub fn the_sandbox_may_kill_from_now_on(site: &Site) {
+/// From here on, a system call that the sandbox refuses kills the service, so that the tests notice
+/// it.
+pub fn make_sandbox_violations_fatal(site: &Site) {
     let drop_in = "/etc/systemd/system/tcptracker@.service.d/strict.conf";
     site.machine.write(drop_in, "[Service]\nSystemCallErrorNumber=kill\n");
     site.machine.sh("systemctl daemon-reload");
 }
 
-pub fn a_restart_keeps_blocks(site: &mut Site) {
-    site.forget();
+pub fn restart_keeps_blocks(site: &mut Site) {
+    site.mark_journal();
     site.machine.sh("systemctl restart tcptracker@eth0");
     let told = "restored 1 block; 0 more had ended meanwhile";
     site.await_message(message::RESTORED, &[("MESSAGE", told)]);
@@ -60,7 +61,7 @@ pub fn a_restart_keeps_blocks(site: &mut Site) {
     site.assert_shut_out();
 }
 
-pub fn a_stop_takes_everything_down(site: &Site) {
+pub fn stop_removes_everything(site: &Site) {
     site.machine.sh("systemctl stop tcptracker@eth0");
     let firewall = site.firewall();
     assert!(!firewall.contains("tcptracker"), "{firewall}");
@@ -70,11 +71,11 @@ pub fn a_stop_takes_everything_down(site: &Site) {
     site.assert_shut_out();
 }
 
-pub fn killed_it_comes_back(site: &mut Site) {
+pub fn restarts_after_sigkill(site: &mut Site) {
     let before = site.property(UNIT, "MainPID");
-    site.forget();
+    site.mark_journal();
     site.machine.sh("systemctl kill --signal=KILL tcptracker@eth0");
-    // The kernel goes on without it.
+    // The kernel keeps enforcing.
     site.assert_shut_out();
     site.machine.journal().await_words(UNIT, "status=9/KILL");
     site.await_start_after("eth0", &before);
@@ -82,13 +83,13 @@ pub fn killed_it_comes_back(site: &mut Site) {
     site.assert_shut_out();
 }
 
-/// By the watchdog, which is in more of a hurry here.
-pub fn stopped_dead_it_is_started_anew(site: &mut Site) {
+/// Uses a shorter watchdog interval than the unit.
+pub fn restarts_after_sigstop(site: &mut Site) {
     let drop_in = "/etc/systemd/system/tcptracker@eth0.service.d/hurry.conf";
     site.machine.write(drop_in, "[Service]\nWatchdogSec=5\nTimeoutAbortSec=1\n");
     site.machine.sh("systemctl daemon-reload && systemctl restart tcptracker@eth0");
     let before = site.property(UNIT, "MainPID");
-    site.forget();
+    site.mark_journal();
     site.machine.sh("systemctl kill --signal=STOP tcptracker@eth0");
     site.machine.journal().await_words(UNIT, "Watchdog timeout");
     site.await_start_after("eth0", &before);
@@ -99,8 +100,8 @@ pub fn stopped_dead_it_is_started_anew(site: &mut Site) {
     site.machine.sh("systemctl daemon-reload && systemctl restart tcptracker@eth0");
 }
 
-/// Metrics are this host's own affair until it is said, as the README has it, who else may ask.
-pub fn metrics_are_for_whom_they_are_meant(site: &Site) {
+/// The unit allows only local scrapes; a drop-in from the README allows others.
+pub fn metrics_are_local_unless_allowed(site: &Site) {
     site.cable("eth1", 77);
     let (machine, port) = (IpAddr::from([10, 77, 0, 10]), 8081);
     site.machine.write(CONFIGURATION, "[metrics]\nlisten = \"0.0.0.0:8081\"\n");
@@ -116,13 +117,13 @@ pub fn metrics_are_for_whom_they_are_meant(site: &Site) {
     site.machine.sh("systemctl daemon-reload && systemctl restart tcptracker@eth0");
 }
 
-/// Of the present boot: nothing that the sandbox has refused, or killed for.
-pub fn nothing_was_denied(site: &Site) {
-    let told = site.machine.sh("journalctl --boot --unit 'tcptracker@*' --output cat");
-    // But for what `a_wrong_one_is_not` has provoked.
-    let told = || told.lines().filter(|line| !line.contains(CONFIGURATION));
+/// Asserts that the sandbox has refused nothing during this boot.
+pub fn sandbox_denied_nothing(site: &Site) {
+    let entries = site.machine.sh("journalctl --boot --unit 'tcptracker@*' --output cat");
+    // Except the errors that `reload_refuses_an_invalid_configuration` provokes.
+    let entries = || entries.lines().filter(|line| !line.contains(CONFIGURATION));
     for refusal in ["not permitted", "ermission denied", "EPERM", "SYS", "seccomp"] {
-        let found: Vec<_> = told().filter(|line| line.contains(refusal)).collect();
+        let found: Vec<_> = entries().filter(|line| line.contains(refusal)).collect();
         assert!(found.is_empty(), "{found:#?}");
     }
 }

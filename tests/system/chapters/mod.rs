@@ -1,4 +1,4 @@
-//! The story of a server, from the first `apt install` to `apt purge`.
+//! The life of a server, from the first `apt install` to `apt purge`.
 
 mod blocking;
 mod boots;
@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::site::Site;
 
-/// The unit all the story is about.
+/// The main unit under test.
 const UNIT: &str = "tcptracker@eth0.service";
 
-/// Kinds of messages, as the README lists them.
+/// Message IDs, as listed in the README.
 mod message {
     pub(super) const STARTED: &str = "fdb7f878f18d45e5ae664097c6d1c558";
     pub(super) const SCAN: &str = "5d0741d35f104cf2bc625c85c40f2775";
@@ -30,42 +30,42 @@ mod message {
 pub fn story(release: &str) {
     let mut site = Site::new(release);
     site.switch_on();
-    users::exist(&site);
+    users::create(&site);
     let files = package::files(&site);
 
-    package::an_earlier_version_is_installed(&site);
-    blocking::the_service_is_enabled_and_started(&site);
-    readme::what_it_says_of_the_bus(&site);
-    blocking::a_scanner_is_shut_out(&mut site);
-    package::an_upgrade_goes_on_with_it(&mut site);
-    blocking::who_looks_is_told(&mut site);
-    blocking::it_is_unblocked_over_the_bus(&mut site);
+    package::install_an_earlier_version(&site);
+    blocking::enable_and_start(&site);
+    readme::bus_examples_print_what_is_shown(&site);
+    blocking::scanner_is_blocked(&mut site);
+    package::upgrade_keeps_blocks(&mut site);
+    blocking::block_is_reported(&mut site);
+    blocking::bus_call_unblocks(&mut site);
 
-    life::a_changed_configuration_is_taken_over(&mut site);
-    life::a_wrong_one_is_not(&mut site);
-    life::the_sandbox_may_kill_from_now_on(&site);
-    life::a_restart_keeps_blocks(&mut site);
-    life::a_stop_takes_everything_down(&site);
-    life::killed_it_comes_back(&mut site);
-    life::stopped_dead_it_is_started_anew(&mut site);
-    life::metrics_are_for_whom_they_are_meant(&site);
-    users::some_may_and_others_may_not(&mut site);
-    instances::each_interface_has_its_own(&mut site);
-    instances::a_name_that_is_not_escaped_says_how_to_write_it(&mut site);
-    firewalls::iptables_of_old_does_as_well(&mut site);
-    life::nothing_was_denied(&site);
+    life::reload_applies_a_changed_configuration(&mut site);
+    life::reload_refuses_an_invalid_configuration(&mut site);
+    life::make_sandbox_violations_fatal(&site);
+    life::restart_keeps_blocks(&mut site);
+    life::stop_removes_everything(&site);
+    life::restarts_after_sigkill(&mut site);
+    life::restarts_after_sigstop(&mut site);
+    life::metrics_are_local_unless_allowed(&site);
+    users::only_group_members_may_unblock(&mut site);
+    instances::each_interface_has_an_instance(&mut site);
+    instances::unescaped_name_is_refused_with_the_escaped_name(&mut site);
+    firewalls::iptables_legacy_works(&mut site);
+    life::sandbox_denied_nothing(&site);
 
-    boots::it_waits_for_its_interface(&mut site);
-    boots::a_power_cut_frees_nobody(&mut site);
-    life::nothing_was_denied(&site);
+    boots::boot_waits_for_the_interface(&mut site);
+    boots::power_cut_keeps_blocks(&mut site);
+    life::sandbox_denied_nothing(&site);
 
-    package::removed_it_leaves_no_rule(&mut site);
-    package::removed_half_installed_it_leaves_no_rule(&site);
-    package::purged_it_leaves_no_file(&site, &files);
+    package::remove_leaves_no_rule(&mut site);
+    package::remove_of_a_half_installed_package_leaves_no_rule(&site);
+    package::purge_leaves_no_file(&site, &files);
 }
 
 impl Site {
-    /// What systemd knows of an instance.
+    /// Returns a property of a unit.
     #[track_caller]
     fn property(&self, unit: &str, property: &str) -> String {
         let value = self.machine.sh(&format!("systemctl show --value -p {property} '{unit}'"));
@@ -77,34 +77,34 @@ impl Site {
         assert_eq!(self.property(unit, "ActiveState"), "active", "{}", self.status(unit));
     }
 
-    /// What a person would look at.
+    /// The output of `systemctl status`, for failure messages.
     fn status(&self, unit: &str) -> String {
         self.machine.run(&format!("systemctl status --no-pager --full '{unit}'")).out
     }
 
-    /// Who is blocked, as `tcptracker list` has it.
+    /// The blocked addresses according to `tcptracker list`.
     #[track_caller]
     fn blocked(&self, interface: &str) -> Vec<String> {
         let listed = self.machine.sh(&format!("tcptracker list -i {interface}"));
         listed.lines().map(|line| line.split('\t').next().unwrap().to_owned()).collect()
     }
 
-    /// What is awaited in the journal next has to come later.
+    /// Marks the journal: the next wait considers only later entries.
     #[track_caller]
-    fn forget(&mut self) {
+    fn mark_journal(&mut self) {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let marker = format!("tests-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         self.machine.sh(&format!("echo {marker} | systemd-cat"));
-        self.machine.journal().forget_until(&marker);
+        self.machine.journal().skip_past(&marker);
     }
 
-    /// Waits for an event the service tells of.
+    /// Waits for a journal entry of this kind with these fields.
     #[track_caller]
     fn await_message(&mut self, kind: &str, fields: &[(&str, &str)]) {
         self.machine.journal().await_entry(&[&[("MESSAGE_ID", kind)], fields].concat());
     }
 
-    /// Waits until an instance has started that is not this process.
+    /// Waits until a new process of an instance has started.
     #[track_caller]
     fn await_start_after(&mut self, interface: &str, before: &str) {
         self.machine.journal().await_that(&format!("{interface} after {before}"), |entry| {

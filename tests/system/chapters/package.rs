@@ -1,4 +1,4 @@
-//! Installed, upgraded, removed, purged: by apt.
+//! Install, upgrade, remove and purge with apt.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use super::UNIT;
 use crate::site::{SCANNER, Site, as_earlier_version};
 
-/// What others write to all the time, and apt when it does anything at all.
+/// Directories that apt or other programs change at any time.
 const NOT_COMPARED: [&str; 12] = [
     "/dev",
     "/proc",
@@ -22,32 +22,32 @@ const NOT_COMPARED: [&str; 12] = [
     "/var/tmp",
 ];
 
-pub fn an_earlier_version_is_installed(site: &Site) {
+pub fn install_an_earlier_version(site: &Site) {
     let earlier = as_earlier_version(&site.package, &site.machine.path("/root"));
     install(site, &earlier);
     assert!(version(site).ends_with("~earlier"));
     let units = site.machine.sh("systemctl list-units --all --plain --no-legend 'tcptracker@*'");
-    assert_eq!(units, "", "an interface is for its owner to choose");
+    assert_eq!(units, "", "the package must not enable an instance");
 }
 
-pub fn an_upgrade_goes_on_with_it(site: &mut Site) {
+pub fn upgrade_keeps_blocks(site: &mut Site) {
     let before = site.property(UNIT, "MainPID");
     let blocked = site.blocked("eth0");
-    site.forget();
+    site.mark_journal();
     install(site, &site.package);
     assert!(!version(site).ends_with("~earlier"));
     site.await_start_after("eth0", &before);
     site.assert_active(UNIT);
     let now = site.property(UNIT, "MainPID");
-    assert_ne!(now, before, "it still is the old program");
+    assert_ne!(now, before, "the old process is still running");
     assert_eq!(site.machine.sh(&format!("readlink /proc/{now}/exe")), "/usr/bin/tcptracker\n");
     assert_eq!(site.blocked("eth0"), blocked);
     site.assert_shut_out();
 }
 
-pub fn removed_it_leaves_no_rule(site: &mut Site) {
+pub fn remove_leaves_no_rule(site: &mut Site) {
     assert_eq!(site.blocked("eth0"), [SCANNER.to_string()]);
-    // One that was killed and is not started again leaves its rule; nobody could remove it afterwards.
+    // A killed instance leaves its rule; the removal of the package must also remove that rule.
     site.cable("eth1", 77);
     site.machine.sh("systemctl start tcptracker@eth1");
     site.machine.sh("systemctl kill --signal=KILL tcptracker@eth1; systemctl stop tcptracker@eth1");
@@ -56,12 +56,12 @@ pub fn removed_it_leaves_no_rule(site: &mut Site) {
     site.assert_let_in();
     assert!(
         site.machine.path("/var/lib/tcptracker/eth0/tcptracker.db").exists(),
-        "it was not purged"
+        "removal without purge must keep the database"
     );
 }
 
-/// As an upgrade that asked about the configuration, and got no answer.
-pub fn removed_half_installed_it_leaves_no_rule(site: &Site) {
+/// As after an interrupted upgrade that waited for an answer about the configuration.
+pub fn remove_of_a_half_installed_package_leaves_no_rule(site: &Site) {
     install(site, &site.package);
     site.machine.sh("systemctl start tcptracker@eth0");
     site.assert_shut_out();
@@ -72,7 +72,7 @@ pub fn removed_half_installed_it_leaves_no_rule(site: &Site) {
     site.assert_let_in();
 }
 
-/// `apt remove`, behind which nothing is left of it in the kernel.
+/// Runs `apt remove` and asserts that nothing remains in the kernel.
 #[track_caller]
 fn remove(site: &Site) {
     site.machine.sh("DEBIAN_FRONTEND=noninteractive apt-get remove --yes tcptracker");
@@ -82,17 +82,17 @@ fn remove(site: &Site) {
     assert!(!firewall.contains("tcptracker-eth0"), "{firewall}");
 }
 
-pub fn purged_it_leaves_no_file(site: &Site, before: &BTreeSet<String>) {
+pub fn purge_leaves_no_file(site: &Site, before: &BTreeSet<String>) {
     site.machine.sh("DEBIAN_FRONTEND=noninteractive apt-get purge --yes tcptracker");
     let after = files(site);
     let left: Vec<_> = after.difference(before).collect();
-    let taken: Vec<_> = before.difference(&after).collect();
-    assert!(left.is_empty() && taken.is_empty(), "left: {left:#?}\ntaken away: {taken:#?}");
+    let missing: Vec<_> = before.difference(&after).collect();
+    assert!(left.is_empty() && missing.is_empty(), "left: {left:#?}\nmissing: {missing:#?}");
     let failed = site.machine.sh("systemctl list-units --all --plain --no-legend 'tcptracker@*'");
     assert_eq!(failed, "");
 }
 
-/// Every file of the machine that somebody might find left over.
+/// Every file of the machine, except in `NOT_COMPARED`.
 pub fn files(site: &Site) -> BTreeSet<String> {
     let pruned: Vec<String> = NOT_COMPARED.map(|path| format!("-path {path}")).to_vec();
     let found = format!("find / \\( {} \\) -prune -o -print", pruned.join(" -o "));

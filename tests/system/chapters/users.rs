@@ -1,16 +1,16 @@
-//! Who may change something: root, group `tcptracker`, and nobody else.
+//! Permissions: root and group `tcptracker` may change blocks, other users may not.
 
 use super::message;
 use crate::site::Site;
 
-/// On every machine: alice, who will be in the group, and bob, who will not.
-pub fn exist(site: &Site) {
+/// Creates alice, a later member of the group, and bob.
+pub fn create(site: &Site) {
     site.machine.sh("useradd alice && useradd bob");
 }
 
-pub fn some_may_and_others_may_not(site: &mut Site) {
+pub fn only_group_members_may_unblock(site: &mut Site) {
     site.machine.sh("usermod -aG tcptracker alice && tcptracker block 192.0.2.7");
-    site.forget();
+    site.mark_journal();
     let as_user = |site: &Site, user: &str, line: &str| {
         site.machine.run(&format!("runuser -u {user} -- {line}"))
     };
@@ -29,7 +29,7 @@ pub fn some_may_and_others_may_not(site: &mut Site) {
     );
     site.await_message(message::REFUSED, &[("TCPTRACKER_UID", &bob)]);
     assert!(site.blocked("eth0").contains(&"192.0.2.7".to_owned()));
-    assert_eq!(site.machine.sh("systemctl is-active polkit"), "active\n", "it was asked");
+    assert_eq!(site.machine.sh("systemctl is-active polkit"), "active\n", "polkit was not asked");
 
     as_user(site, "alice", &format!("busctl call {bus} Unblock s 192.0.2.7")).ok();
     let by_alice = [("TCPTRACKER_SOURCE", "192.0.2.7"), ("TCPTRACKER_UID", &*alice)];

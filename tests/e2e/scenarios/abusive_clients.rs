@@ -1,5 +1,5 @@
-//! What any local user can do to the metrics port is no concern of those who are scanned, nor of the host's
-//! memory; and whoever asks politely is answered all the same.
+//! Abuse of the metrics port by local users affects neither blocking nor the memory of the host,
+//! and well-behaved clients are still served.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -17,27 +17,28 @@ use crate::tools::{TIMEOUT, await_that};
 const METRICS: ([u8; 4], u16) = ([127, 0, 0, 1], 8081);
 const REQUEST: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
-/// What all connections together may cost, and more than what they do.
+/// The most memory that all connections together may cost, in bytes.
 const MEMORY: u64 = 8 << 20;
 
-/// Blocks a scanner, answers, shows that it is alive and stays small, while clients are rude and afterwards.
+/// Asserts that the service blocks a scanner, answers, feeds the watchdog and stays small during
+/// and after the abuse.
 #[track_caller]
-fn endures<T>(start: Start, be_rude: impl FnOnce(&Lab) -> T) {
+fn assert_survives<T>(start: Start, abuse: impl FnOnce(&Lab) -> T) {
     let lab = Lab::new();
     let mut service = start.env("WATCHDOG_USEC", "3000000").begin(&lab).await_ready();
     assert_eq!(lab.metric(r#"tcptracker_blocks_total{cause="scan"}"#), 0);
     let before = service.resident_bytes();
 
-    let rude = be_rude(&lab);
-    lives_on(&lab, &mut service, before);
-    drop(rude);
+    let clients = abuse(&lab);
+    assert_works(&lab, &mut service, before);
+    drop(clients);
     assert_eq!(lab.metric(r#"tcptracker_blocks_total{cause="scan"}"#), 1);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
 #[track_caller]
-fn lives_on(lab: &Lab, service: &mut Service, before: u64) {
+fn assert_works(lab: &Lab, service: &mut Service, before: u64) {
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER}"));
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
@@ -48,45 +49,45 @@ fn lives_on(lab: &Lab, service: &mut Service, before: u64) {
     assert!(grown < MEMORY, "{grown} bytes more than before");
 }
 
-fn as_usual() -> Start {
+fn usual_start() -> Start {
     Start::on("eth0")
 }
 
-fn with_files(limit: u32) -> Start {
-    as_usual().through(["sh", "-ec", &format!("ulimit -n {limit}; exec \"$@\""), "sh"])
+fn start_with_descriptors(limit: u32) -> Start {
+    usual_start().through(["sh", "-ec", &format!("ulimit -n {limit}; exec \"$@\""), "sh"])
 }
 
-/// For more connections than a process usually has.
-fn allow_many_files() {
+/// Raises the descriptor limit of the test.
+fn allow_many_descriptors() {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
 }
 
-/// Nobody waits for ever for a service that does not hear. One that is slow to accept leaves a SYN
-/// unanswered, which comes again after a second.
+/// Connects with a time limit. If the service is slow to accept, the kernel drops the SYN and the
+/// client repeats it after 1 s.
 fn connect() -> std::io::Result<TcpStream> {
     TcpStream::connect_timeout(&SocketAddr::from(METRICS), TIMEOUT)
 }
 
-fn idle(lab: &Lab, count: usize) -> Vec<TcpStream> {
+fn connect_idle(lab: &Lab, count: usize) -> Vec<TcpStream> {
     lab.victim.inside(|| (0..count).map(|_| connect().unwrap()).collect())
 }
 
 #[test]
-fn thousands_that_say_nothing() {
-    allow_many_files();
-    endures(as_usual(), |lab| idle(lab, 3000));
+fn idle_connections() {
+    allow_many_descriptors();
+    assert_survives(usual_start(), |lab| connect_idle(lab, 3000));
 }
 
-/// There is a descriptor for some of them only.
+/// The service has fewer descriptors than there are clients.
 #[test]
-fn every_descriptor_is_taken() {
-    endures(with_files(48), |lab| idle(lab, 400));
+fn descriptor_exhaustion() {
+    assert_survives(start_with_descriptors(48), |lab| connect_idle(lab, 400));
 }
 
 #[test]
-fn they_hang_up_as_soon_as_they_have_asked() {
-    endures(as_usual(), |lab| {
+fn resets_after_the_request() {
+    assert_survives(usual_start(), |lab| {
         lab.victim.inside(|| {
             for _ in 0..2000 {
                 let Ok(mut client) = connect() else { continue };
@@ -98,39 +99,39 @@ fn they_hang_up_as_soon_as_they_have_asked() {
 }
 
 #[test]
-fn they_ask_for_more_than_any_buffer_holds_and_read_nothing() {
-    endures(as_usual(), |lab| {
-        let ask = || {
+fn pipelined_requests_without_reading() {
+    assert_survives(usual_start(), |lab| {
+        let send = || {
             let mut client = connect().unwrap();
             client.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
             while client.write(&REQUEST.repeat(1000)).is_ok() {}
             client
         };
-        lab.victim.inside(|| (0..3).map(|_| ask()).collect::<Vec<_>>())
+        lab.victim.inside(|| (0..3).map(|_| send()).collect::<Vec<_>>())
     });
 }
 
 #[test]
-fn heads_have_no_end() {
-    endures(as_usual(), |lab| {
-        let ask = |line: &[u8]| {
+fn endless_request_heads() {
+    assert_survives(usual_start(), |lab| {
+        let send = |line: &[u8]| {
             let mut client = connect().unwrap();
             client.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
-            // A hundred megabytes, or as much as anybody listens to.
+            // 100 MB, or as much as the service reads.
             let sent =
                 (0..100).map_while(|_| client.write_all(&line.repeat(1_000_000 / line.len())).ok());
             let _ = sent.count();
             client
         };
         let lines: [&[u8]; 3] = [b"x", b"x: y\r\n", b"GET /metrics HTTP/1.1\r\n"];
-        lab.victim.inside(|| lines.map(ask))
+        lab.victim.inside(|| lines.map(send))
     });
 }
 
-/// tiny_http itself makes room for the whole of a body that it skips, and aborts where there is none.
+/// A server that allocated the announced length would abort.
 #[test]
-fn they_announce_a_body_larger_than_any_memory() {
-    endures(as_usual(), |lab| {
+fn huge_content_length() {
+    assert_survives(usual_start(), |lab| {
         lab.victim.inside(|| {
             for length in ["5000000000", "1000000000000000", "18446744073709551615"] {
                 let mut client = connect().unwrap();
@@ -138,30 +139,30 @@ fn they_announce_a_body_larger_than_any_memory() {
                 client.set_read_timeout(Some(ANSWER_TIMEOUT)).unwrap();
                 client.write_all(head.as_bytes()).unwrap();
                 let mut answer = String::new();
-                // Whether the service is alive will show.
+                // The reply does not matter; `assert_works` shows whether the service survived.
                 let _ = client.read_to_string(&mut answer);
             }
         });
     });
 }
 
-/// As many at a time as can, all the time.
+/// Several kinds of abuse at once, without a pause.
 #[test]
-fn a_crowd_that_does_all_of_it_does_not_rest() {
+fn concurrent_mixed_abuse() {
     let lab = Lab::new();
-    let mut service = as_usual().env("WATCHDOG_USEC", "3000000").begin(&lab).await_ready();
+    let mut service = usual_start().env("WATCHDOG_USEC", "3000000").begin(&lab).await_ready();
     await_that("metrics that answer", || lab.victim.serves(8081));
     let before = service.resident_bytes();
-    let enough = AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for (bytes, resets) in
             [(&b""[..], false), (REQUEST, true), (b"GET /metrics HTTP/1.1\r\nX: ", false)]
         {
-            let (lab, enough) = (&lab, &enough);
+            let (lab, stop) = (&lab, &stop);
             scope.spawn(move || {
                 lab.victim.inside(|| {
                     let mut held = std::collections::VecDeque::new();
-                    while !enough.load(Ordering::Relaxed) {
+                    while !stop.load(Ordering::Relaxed) {
                         let Ok(mut client) = connect() else { continue };
                         if resets {
                             set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
@@ -177,11 +178,11 @@ fn a_crowd_that_does_all_of_it_does_not_rest() {
                 });
             });
         }
-        let watched = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            lives_on(&lab, &mut service, before);
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            assert_works(&lab, &mut service, before);
         }));
-        enough.store(true, Ordering::Relaxed);
-        watched.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        stop.store(true, Ordering::Relaxed);
+        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
     assert_eq!(lab.metric(r#"tcptracker_blocks_total{cause="scan"}"#), 1);
     assert_eq!(service.stop().code(), Some(0));

@@ -1,5 +1,5 @@
-//! Scans in every wrapping a packet can arrive in: fragments, odd flags, tunnels, other interfaces,
-//! other people's hosts.
+//! Scans in every encapsulation: fragments, unusual flags, tunnels, other interfaces, forwarded
+//! packets.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::IpAddr;
@@ -7,41 +7,42 @@ use std::process::{Child, ChildStdin, Stdio};
 
 use etherparse::PacketBuilder;
 
-use super::scan::assert_caught;
+use super::scan::assert_blocked;
 use crate::frames::{BROADCAST, ETHERNET_HEADER, Wire, syn};
 use crate::kernel::{Rules, remaining};
 use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::service::Start;
 use crate::tools::run;
 
-/// By nmap's own means: `-f` cuts the header before its flags, `-ff` behind them.
+/// nmap's own evasions: `-f` cuts the TCP header before the flags, `-ff` after them.
 #[test]
-fn fragments_options_and_odd_flags_do_not_hide_a_scan() {
+fn fragments_options_and_unusual_flags_do_not_hide_a_scan() {
     let scans = [
         ("-sS -f", "stealth"),
         ("-sS -ff", "vertical"),
         ("-sS --scanflags SYNFIN", "vertical"),
         ("-sS --scanflags SYNECECWR", "vertical"),
-        // Room for nine addresses: the longest header there is but one.
+        // Record route for 9 addresses: almost the longest IP header.
         ("-sS --ip-options R", "vertical"),
     ];
-    // Each mostly waits: for an answer that must not come.
+    // In parallel: each case mostly waits for a reply that must not come.
     std::thread::scope(|scope| {
         for (scan, kind) in scans {
             scope.spawn(move || {
                 let lab = Lab::new();
                 let service = lab.start();
                 lab.attacker.nmap(&format!("{scan} -p 1-20"), VICTIM);
-                assert_caught(&lab, service, kind, [ATTACKER, VICTIM]);
+                assert_blocked(&lab, service, kind, [ATTACKER, VICTIM]);
             });
         }
     });
 }
 
-/// Puts a bare frame into its wrapping.
-type Wrap = Box<dyn Fn(&[u8]) -> Vec<u8>>;
+/// Encapsulates an Ethernet frame.
+type Encapsulate = Box<dyn Fn(&[u8]) -> Vec<u8>>;
 
-/// What no tool here sends: each by a source of its own, and the fourth port is the one.
+/// Encapsulations that nmap cannot send. Each has its own source, and the fourth port is the
+/// threshold.
 #[test]
 fn tunnels_and_extension_headers_do_not_hide_a_scan() {
     let lab = Lab::new();
@@ -51,28 +52,28 @@ fn tunnels_and_extension_headers_do_not_hide_a_scan() {
         move |frame: &[u8]| {
             let (before, after) = frame.split_at(ETHERNET_HEADER + 40);
             let mut frame = [before, &header, after].concat();
-            // The payload's length and what comes next.
+            // Payload length and next header.
             frame[ETHERNET_HEADER + 5] += 8;
             frame[ETHERNET_HEADER + 6] = next;
             frame
         }
     };
-    // In place of Ethernet's type.
-    let behind = |header: &'static [u8]| {
+    // Replaces the EtherType by these headers.
+    let after_mac = |header: &'static [u8]| {
         move |frame: &[u8]| [&frame[..12], header, &frame[ETHERNET_HEADER..]].concat()
     };
-    let wrappings: [(&str, bool, Wrap); 8] = [
-        ("PPPoE", false, Box::new(behind(&[0x88, 0x64, 0x11, 0, 0, 1, 0, 42, 0, 0x21]))),
-        ("PPPoE, IPv6", true, Box::new(behind(&[0x88, 0x64, 0x11, 0, 0, 1, 0, 62, 0, 0x57]))),
-        ("MPLS", false, Box::new(behind(&[0x88, 0x47, 0, 1, 0x01, 64]))),
-        ("two MPLS labels", true, Box::new(behind(&[0x88, 0x47, 0, 1, 0, 64, 0, 2, 0x01, 64]))),
-        // A SYN in one piece is a fragment all the same when it says so.
+    let encapsulations: [(&str, bool, Encapsulate); 8] = [
+        ("PPPoE", false, Box::new(after_mac(&[0x88, 0x64, 0x11, 0, 0, 1, 0, 42, 0, 0x21]))),
+        ("PPPoE, IPv6", true, Box::new(after_mac(&[0x88, 0x64, 0x11, 0, 0, 1, 0, 62, 0, 0x57]))),
+        ("MPLS", false, Box::new(after_mac(&[0x88, 0x47, 0, 1, 0x01, 64]))),
+        ("two MPLS labels", true, Box::new(after_mac(&[0x88, 0x47, 0, 1, 0, 64, 0, 2, 0x01, 64]))),
+        // An atomic fragment (RFC 6946).
         ("a fragment header", true, Box::new(ipv6_with(44, [6, 0, 0, 0, 0, 0, 0, 1]))),
         ("destination options", true, Box::new(ipv6_with(60, [6, 0, 1, 4, 0, 0, 0, 0]))),
         ("hop-by-hop options", true, Box::new(ipv6_with(0, [6, 0, 1, 4, 0, 0, 0, 0]))),
-        ("a priority tag", false, Box::new(behind(&[0x81, 0, 0x60, 0, 0x08, 0x00]))),
+        ("a priority tag", false, Box::new(after_mac(&[0x81, 0, 0x60, 0, 0x08, 0x00]))),
     ];
-    for (number, (name, ipv6, wrap)) in wrappings.iter().enumerate() {
+    for (number, (name, ipv6, encapsulate)) in encapsulations.iter().enumerate() {
         let [source, shown, victim] = if *ipv6 {
             [format!("2001:db8:{number}::7"), format!("2001:db8:{number}::/64"), "fd77::2".into()]
         } else {
@@ -80,14 +81,14 @@ fn tunnels_and_extension_headers_do_not_hide_a_scan() {
             [source.clone(), source, "10.77.0.2".into()]
         };
         let [from, to]: [IpAddr; 2] = [source, victim].map(|address| address.parse().unwrap());
-        let mut send = |port| wire.send(&wrap(&syn(BROADCAST, from, to, port)));
+        let mut send = |port| wire.send(&encapsulate(&syn(BROADCAST, from, to, port)));
         (1..=3).for_each(&mut send);
         let third = format!("{} -> ", std::net::SocketAddr::new(from, 40_000));
         service.await_lines(&third, 3);
         assert_eq!(lab.bus.list().len(), number, "blocked too early: {name}");
         send(4);
         service.await_line(&format!("WARN blocked {shown} for 1h"));
-        // As others did at the same time, on the whole.
+        // Other sources tried the same ports, so a note about decoys may follow.
         let reason = lab.bus.block_of(&shown).4;
         assert!(reason.starts_with("vertical scan: ports 1, 2, 3, 4"), "{name}: {reason}");
     }
@@ -96,7 +97,7 @@ fn tunnels_and_extension_headers_do_not_hide_a_scan() {
 }
 
 #[test]
-fn watching_any_interface_catches_a_scan_on_each() {
+fn any_detects_scans_on_every_interface() {
     let lab = Lab::new();
     lab.second_link();
     let mut service = Start::on("any").begin(&lab).await_ready();
@@ -115,7 +116,7 @@ fn watching_any_interface_catches_a_scan_on_each() {
         assert_eq!(lab.bus.list_on("any").len(), blocked);
     }
     lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
-    // Its own connections to itself are its own affair.
+    // Connections of the host to itself are never a scan.
     lab.victim.nmap("-sT -p 1-20", IpAddr::from([127, 0, 0, 1]));
     service.await_line("-> 127.0.0.1:20");
     assert_eq!(lab.bus.list_on("any").len(), 3);
@@ -124,7 +125,7 @@ fn watching_any_interface_catches_a_scan_on_each() {
     lab.assert_untouched();
 }
 
-/// The far end of a tun device: packets as they are, without a header of any link.
+/// The far end of a tun device: IP packets without a link-layer header.
 struct FarEnd {
     program: Child,
     packets: ChildStdin,
@@ -132,8 +133,8 @@ struct FarEnd {
 
 impl FarEnd {
     fn of(lab: &Lab, device: &str) -> Self {
-        // The ioctl that takes a tun device (TUNSETIFF; IFF_TUN and IFF_NO_PI) is out of reach without
-        // unsafe code.
+        // Python, because the ioctl TUNSETIFF (with IFF_TUN and IFF_NO_PI) needs unsafe code in
+        // Rust.
         let script = "import fcntl, struct, sys\n\
                       tun = open('/dev/net/tun', 'r+b', buffering=0)\n\
                       request = struct.pack('16sH22x', sys.argv[1].encode(), 0x1001)\n\
@@ -148,8 +149,8 @@ impl FarEnd {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let said = BufReader::new(program.stdout.take().unwrap()).lines().next();
-        assert!(said.is_some(), "python3 cannot take {device}");
+        let ready = BufReader::new(program.stdout.take().unwrap()).lines().next();
+        assert!(ready.is_some(), "python3 cannot take {device}");
         let packets = program.stdin.take().unwrap();
         Self { program, packets }
     }
@@ -185,7 +186,7 @@ impl Drop for FarEnd {
 }
 
 #[test]
-fn a_tunnel_without_a_link_layer_is_watched_like_any_other() {
+fn scan_on_a_tun_device_is_detected() {
     let lab = Lab::new();
     lab.victim.ip("tuntap add mode tun name tun0");
     lab.victim.ip("addr add 10.99.0.2/24 dev tun0");
@@ -214,13 +215,13 @@ fn a_tunnel_without_a_link_layer_is_watched_like_any_other() {
     lab.assert_untouched();
 }
 
-/// The victim is a router, or a host of containers.
+/// The victim is a router or a container host.
 #[test]
-fn a_scan_of_a_host_behind_is_caught_and_dropped_on_its_way() {
+fn forwarded_scan_is_detected_and_dropped() {
     let mut lab = Lab::new();
-    let behind = lab.add_forwarded_host();
+    let behind = lab.host_behind();
     for program in ["iptables", "ip6tables"] {
-        // Its owner lets it forward.
+        // The administrator allows forwarding.
         run(lab.victim.command(program).args(["-P", "FORWARD", "ACCEPT"])).ok();
     }
     lab.rules_before = Rules::of(&lab.victim);
@@ -244,7 +245,7 @@ fn a_scan_of_a_host_behind_is_caught_and_dropped_on_its_way() {
                 "tcptracker_connections_total{{direction=\"{direction}\",family=\"{family}\"}}"
             ))
         };
-        // The scan, three connections, and what was repeated for want of an answer.
+        // 20 scan probes, 3 connections, and retransmissions.
         let forwarded = of("forwarded");
         assert!((23..=30).contains(&forwarded), "{forwarded}");
         assert_eq!((of("inbound"), of("outbound")), (0, 0));

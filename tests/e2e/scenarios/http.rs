@@ -1,4 +1,4 @@
-//! `/metrics` and `/health`.
+//! The HTTP server: `/metrics` and `/health`.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -8,7 +8,7 @@ use crate::service::Start;
 use crate::tools::TIMEOUT;
 
 #[test]
-fn health_answers_in_the_words_of_the_original() {
+fn health_body_is_that_of_the_original() {
     let lab = Lab::new();
     let mut service = lab.start();
     let healthy = r#"{"message":"healthy","statusText":"OK","statusCode":200}"#;
@@ -21,9 +21,9 @@ fn health_answers_in_the_words_of_the_original() {
     assert_eq!(service.stop().code(), Some(0));
 }
 
-/// A web server in its place is no reason not to block scanners.
+/// Blocking works without the metrics port.
 #[test]
-fn a_taken_port_is_told_and_endured() {
+fn occupied_port_is_reported_and_does_not_stop_the_service() {
     let lab = Lab::new();
     let taken = lab.victim.inside(|| TcpListener::bind("127.0.0.1:8081").unwrap());
     let mut service = lab.start();
@@ -37,8 +37,8 @@ fn a_taken_port_is_told_and_endured() {
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     lab.cli("reload").ok();
     service.await_line("configuration reloaded");
-    assert_eq!(service.lines_with("cannot serve metrics").len(), 2, "once for each attempt");
-    // Once whoever has it has left, a reload is enough.
+    assert_eq!(service.lines_with("cannot serve metrics").len(), 2, "one message per attempt");
+    // When the port is free again, a reload is enough.
     drop(taken);
     lab.cli("reload").ok();
     assert_eq!(lab.victim.http_get(8081, "/health").0, 200);
@@ -46,9 +46,9 @@ fn a_taken_port_is_told_and_endured() {
     lab.assert_untouched();
 }
 
-/// At boot the service runs before the network is configured.
+/// At boot the service may start before the network is configured.
 #[test]
-fn an_address_that_comes_later_is_waited_for() {
+fn waits_for_the_listen_address_to_appear() {
     let lab = Lab::new();
     for (address, written) in [("10.77.0.5", "10.77.0.5:8081"), ("fd77::5", "[fd77::5]:8081")] {
         let start = Start::on("eth0").env("TCPTRACKER_METRICS__LISTEN", written);
@@ -74,7 +74,7 @@ fn an_address_that_comes_later_is_waited_for() {
 }
 
 #[test]
-fn metrics_are_where_they_are_wanted_and_nowhere_else() {
+fn listens_only_on_the_configured_address() {
     let lab = Lab::new();
     let listen = |address: &str| Start::on("eth0").env("TCPTRACKER_METRICS__LISTEN", address);
     let mut service = listen("127.0.0.1:9100").begin(&lab).await_ready();
@@ -88,20 +88,20 @@ fn metrics_are_where_they_are_wanted_and_nowhere_else() {
     assert_eq!(service.stop().code(), Some(0));
 }
 
-/// A scraper keeps its connection, so that it is not a new one each time to whoever counts them.
+/// With a persistent connection, scrapes do not appear as new connections in the statistics.
 #[test]
-fn a_connection_serves_one_request_after_the_other() {
+fn connection_is_reused_for_further_requests() {
     let lab = Lab::new();
     let mut service = lab.start();
     lab.victim.inside(|| {
         let mut client = TcpStream::connect(("127.0.0.1", 8081)).unwrap();
         client.set_read_timeout(Some(TIMEOUT)).unwrap();
-        let ask = |client: &mut TcpStream, first: &str| {
+        let send = |client: &mut TcpStream, first: &str| {
             write!(client, "{first}\r\nHost: localhost\r\n\r\n").unwrap();
         };
-        // The second is there before the first is answered; the third comes piece by piece.
-        ask(&mut client, "GET /health HTTP/1.1");
-        ask(&mut client, "HEAD /health HTTP/1.1");
+        // The second request is sent before the first reply; the third arrives in pieces.
+        send(&mut client, "GET /health HTTP/1.1");
+        send(&mut client, "HEAD /health HTTP/1.1");
         for piece in ["GET /heal", "th HTTP/1.1\r\nConnection: cl", "ose\r\n\r\n"] {
             client.write_all(piece.as_bytes()).unwrap();
         }
@@ -115,7 +115,7 @@ fn a_connection_serves_one_request_after_the_other() {
 }
 
 #[test]
-fn what_is_no_request_is_told_so() {
+fn malformed_requests_get_an_error_status() {
     let lab = Lab::new();
     let mut service = lab.start();
     let answer_to = |request: &[u8]| {

@@ -1,15 +1,15 @@
-//! Others at the same table: who adds rules of his own to it, who fights for the first place, and other
-//! instances.
+//! Other programs that change the same firewall table: foreign rules, competition for the first
+//! position, and other instances.
 
 use crate::kernel::Rules;
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::scenarios::repairs::{block, shell, with_blocked_attacker};
 use crate::tools::{await_that, run};
 
-/// Rules made with nft(8) that iptables cannot express keep it from showing any of the table's: that is no
-/// damage, what is damaged is seen all the same, and nothing is left in the end.
+/// iptables-save shows no rule of a table that contains nft(8) rules it cannot express. Such rules
+/// are not damage; real damage is still repaired, and the stop still removes everything.
 #[test]
-fn rules_that_iptables_cannot_show_keep_nothing_from_being_seen() {
+fn native_nft_rules_do_not_prevent_repairs() {
     const NATIVE: &str = "ct state vmap { established : accept, invalid : drop }";
     for backend in ["ipset", "iptables"] {
         let lab = Lab::new();
@@ -37,7 +37,7 @@ fn rules_that_iptables_cannot_show_keep_nothing_from_being_seen() {
             lab.attacker.assert_cannot_reach(victim, OPEN_PORT);
         }
         assert_eq!(lab.metric(r#"tcptracker_enforced{family="ipv4"}"#), 2);
-        // What a dead instance has left is found, and blocks come and go.
+        // A start after a crash adopts the blocks, and unblocking works.
         service.crash();
         let mut service = lab.start();
         lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
@@ -55,18 +55,18 @@ fn rules_that_iptables_cannot_show_keep_nothing_from_being_seen() {
     }
 }
 
-/// The chain is the instances': who puts a rule of his own in front of theirs lets in who is blocked.
+/// A foreign rule at the head of the chain `tcptracker` could accept packets of blocked sources.
 #[test]
-fn a_rule_of_others_in_front_of_ours() {
+fn own_rule_moves_in_front_of_a_foreign_rule() {
     for backend in ["ipset", "iptables"] {
         let lab = Lab::new();
         lab.configure(&format!("firewall.backend = \"{backend}\"\n"));
         let mut service = lab.start();
         block(&lab);
-        let others = "tcptracker -s 10.77.0.0/24 -j ACCEPT";
-        // One family after the other: who has just looked at the one would find the other's only, and mend both.
+        let foreign = "tcptracker -s 10.77.0.0/24 -j ACCEPT";
+        // One family after the other: otherwise one repair could cover both, with one message.
         for (number, family, damage) in [
-            (1, "ipv4", format!("iptables -I {others}")),
+            (1, "ipv4", format!("iptables -I {foreign}")),
             (2, "ipv6", "ip6tables -I tcptracker -j RETURN".to_owned()),
         ] {
             shell(&lab.victim, &damage);
@@ -77,47 +77,51 @@ fn a_rule_of_others_in_front_of_ours() {
         lab.attacker.assert_cannot_reach(VICTIM_V6, OPEN_PORT);
         lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
         service.clear_log();
-        // Nor is one that comes later behind it.
+        // The rule of a later block is also in front of the foreign rule.
         lab.bus.call("eth0", &["Block", "sts", "10.77.0.3", "3600", "comes later"]).ok();
         lab.bystander.assert_cannot_reach(VICTIM, OPEN_PORT);
         assert_eq!(service.lines_with("behind another's"), Vec::<String>::new());
-        // It is theirs, and stays.
+        // The foreign rule stays.
         let rules = lab.victim_rules();
-        assert!(rules.contains(&format!("-A {others}\n")), "{rules}");
-        shell(&lab.victim, &format!("iptables -D {others}; ip6tables -D tcptracker -j RETURN"));
+        assert!(rules.contains(&format!("-A {foreign}\n")), "{rules}");
+        shell(&lab.victim, &format!("iptables -D {foreign}; ip6tables -D tcptracker -j RETURN"));
         assert_eq!(service.stop().code(), Some(0));
         lab.assert_untouched();
     }
 }
 
-/// Two programs that both want to be first must not keep each other busy for ever.
+/// Two programs that both insist on the first position must not keep each other busy forever.
 #[test]
-fn a_fight_for_the_first_place_is_bounded_and_told() {
+fn competition_for_the_first_position_is_bounded_and_reported() {
     let (lab, mut service) = with_blocked_attacker();
-    let rival = "while :; do iptables -S INPUT 1 | grep -q tcptracker || { sleep 0.05; continue; }; \
+    let competitor = "while :; do iptables -S INPUT 1 | grep -q tcptracker || { sleep 0.05; continue; }; \
                  iptables -D INPUT -p tcp -j ACCEPT 2>/dev/null; iptables -I INPUT -p tcp -j ACCEPT; done";
-    let mut rival = lab.victim.command("sh").args(["-c", rival]).spawn().unwrap();
+    let mut competitor = lab.victim.command("sh").args(["-c", competitor]).spawn().unwrap();
     service.await_line("degraded: another program keeps changing what blocks are enforced with");
-    let mended = service.lines_with("mended: ").len();
-    // The rival may have been back before a mend was looked at.
-    assert!(mended < 8, "{mended}");
+    let repairs = service.lines_with("mended: ").len();
+    // The other program may undo a repair before the service has verified it.
+    assert!(repairs < 8, "{repairs}");
     assert_eq!(lab.bus.property("State").1, "degraded");
-    // It is not given up.
-    service.await_lines("mended: ", mended + 1);
-    assert_eq!(lab.bus.property("State").1, "degraded", "one mend is not peace");
-    let _ = rival.kill();
-    let _ = rival.wait();
-    // It may have lost the last round or won it.
+    // The service keeps repairing.
+    service.await_lines("mended: ", repairs + 1);
+    assert_eq!(
+        lab.bus.property("State").1,
+        "degraded",
+        "a single repair must not end the degraded state"
+    );
+    let _ = competitor.kill();
+    let _ = competitor.wait();
+    // If the other program acted last, one more repair follows.
     if Rules::of(&lab.victim).chain("INPUT")[0].first() != Some(&"-j tcptracker") {
-        service.await_lines("mended: ", mended + 2);
+        service.await_lines("mended: ", repairs + 2);
     }
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     assert_eq!(service.stop().code(), Some(0));
 }
 
-/// Each mends its own rule, whoever is first the hooks and the chain.
+/// Each instance repairs its own rule; the first one also repairs hooks and chain.
 #[test]
-fn instances_mend_what_they_share_together() {
+fn instances_repair_shared_rules_together() {
     let lab = Lab::new();
     let [mut first, mut second] = lab.start_on_two_links();
     block(&lab);
@@ -127,8 +131,8 @@ fn instances_mend_what_they_share_together() {
             service.await_line("mended: ");
             service.clear_log();
         }
-        // One may have had to look twice, while the other mended what they share.
-        await_that(&format!("all is back in round {round}"), || {
+        // One instance may need a second pass while the other repairs the shared parts.
+        await_that(&format!("all rules are repaired in round {round}"), || {
             let rules = Rules::of(&lab.victim);
             rules.chain("tcptracker").iter().all(|chain| chain.len() == 2)
                 && rules.chain("INPUT").iter().all(|hook| *hook == ["-j tcptracker"])

@@ -1,4 +1,4 @@
-//! How long others' changes to rules and sets stand before they are mended, with many blocked.
+//! The time until the service repairs foreign changes to rules and sets, with many blocks.
 
 use std::time::Instant;
 
@@ -8,11 +8,11 @@ use crate::row;
 
 const BLOCKS: u32 = 10_000;
 
-/// How often each is done: no more than are mended at once.
+/// Repetitions of each change: few enough that the service repairs each immediately.
 const TIMES: usize = 5;
 
-/// What somebody does, of an address that is blocked.
-const DAMAGES: [(&str, &str); 6] = [
+/// Name and shell command of each change.
+const CHANGES: [(&str, &str); 6] = [
     ("all rules flushed", "iptables -F; ip6tables -F"),
     ("the ruleset flushed", "nft flush ruleset"),
     ("an ACCEPT before the hook", "iptables -I INPUT -p tcp -j ACCEPT"),
@@ -24,22 +24,22 @@ const DAMAGES: [(&str, &str); 6] = [
     ),
 ];
 
-/// From the end of the damage to the word that it is mended: the slowest of some.
+/// Measures from the end of the change to the log line of the repair, and takes the slowest.
 pub(crate) fn run() {
     let lab = Lab::new();
     drop(lab.serve());
     block_many(&lab, BLOCKS);
-    for (what, damage) in DAMAGES {
+    for (what, change) in CHANGES {
         let service = lab.serve();
-        let mends = (0..TIMES).map(|_| {
-            assert!(lab.on_victim("sh", &["-ec", damage]).status().unwrap().success());
-            let done = Instant::now();
+        let repairs = (0..TIMES).map(|_| {
+            assert!(lab.on_victim("sh", &["-ec", change]).status().unwrap().success());
+            let changed = Instant::now();
             service.await_line("mended: ");
-            done.elapsed().as_secs_f64()
+            changed.elapsed().as_secs_f64()
         });
-        let slowest = mends.fold(0.0, f64::max);
+        let slowest = repairs.fold(0.0, f64::max);
         row(
-            &format!("healing: {what}; {BLOCKS} blocked, slowest of {TIMES}"),
+            &format!("repair: {what}; {BLOCKS} blocked, slowest of {TIMES}"),
             &format!("{slowest:.2} s"),
             "-",
             None,

@@ -1,4 +1,4 @@
-//! With iptables of the older kind, which keeps its rules in ip_tables instead of nf_tables.
+//! iptables-legacy, which keeps its rules in ip_tables instead of nf_tables.
 
 use std::path::PathBuf;
 
@@ -9,14 +9,14 @@ use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::service::Start;
 use crate::tools::run;
 
-/// With iptables of the older kind, which numbers no changes.
+/// ip_tables has no generation counter, so the service has to compare the rules.
 #[test]
-fn rules_of_the_older_kind_are_mended_as_well() {
+fn legacy_rules_are_repaired() {
     let lab = Lab::new();
     let path = legacy(&lab);
     let mut service = Start::on("eth0").env("PATH", &path).begin(&lab).await_ready();
     block(&lab);
-    // Their lock is the machine's: other tests may have it (-w).
+    // The lock of iptables-legacy is global: other tests may hold it, so wait for it (-w).
     for (number, damage) in [
         "iptables-legacy -w -F; iptables-legacy -w -X",
         "ip6tables-legacy -w -F tcptracker",
@@ -36,12 +36,13 @@ fn rules_of_the_older_kind_are_mended_as_well() {
     assert!(!left.contains("tcptracker"), "{left}");
 }
 
-/// A kernel without netfilter's netlink has no sets. Older iptables do without it.
+/// A kernel without nfnetlink has no sets; iptables-legacy does not need nfnetlink.
 #[test]
-fn where_the_kernel_has_no_sets_auto_takes_rules() {
+fn auto_falls_back_to_rules_without_kernel_sets() {
     let lab = Lab::new();
     let path = legacy(&lab);
-    // Netlink sockets of that protocol are refused (seccomp(2)): EPROTONOSUPPORT, as such a kernel does.
+    // A seccomp(2) filter refuses NETLINK_NETFILTER sockets with EPROTONOSUPPORT, as that kernel
+    // does.
     let without = "import ctypes, os, struct, sys\n\
         def op(code, jt, jf, k): return struct.pack('HBBI', code, jt, jf, k)\n\
         program = b''.join([op(0x20, 0, 0, 0), op(0x15, 0, 5, 41), op(0x20, 0, 0, 16), op(0x15, 0, 3, 16),\n\
@@ -71,22 +72,22 @@ fn where_the_kernel_has_no_sets_auto_takes_rules() {
     assert!(!left.contains("tcptracker"), "{left}");
 }
 
-/// What one kind of iptables has put up the other does not see.
+/// Each variant of iptables shows only its own rules.
 #[test]
-fn what_the_other_kind_has_left_is_taken_down() {
+fn rules_left_by_the_other_variant_are_removed() {
     let lab = Lab::new();
     let path = legacy(&lab);
-    for older_first in [true, false] {
-        let start = |older: bool| {
+    for legacy_first in [true, false] {
+        let start = |legacy: bool| {
             let start = Start::on("eth0");
-            if older { start.env("PATH", &path) } else { start }
+            if legacy { start.env("PATH", &path) } else { start }
         };
-        let mut service = start(older_first).begin(&lab).await_ready();
+        let mut service = start(legacy_first).begin(&lab).await_ready();
         lab.cli(&format!("block {ATTACKER}")).ok();
         service.crash();
         lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
 
-        let mut service = start(!older_first).begin(&lab).await_ready();
+        let mut service = start(!legacy_first).begin(&lab).await_ready();
         lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
         lab.cli(&format!("unblock {ATTACKER}")).ok();
         lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
@@ -101,7 +102,7 @@ fn what_the_other_kind_has_left_is_taken_down() {
     lab.assert_untouched();
 }
 
-/// A PATH on which iptables is the older kind.
+/// Returns a PATH on which iptables is iptables-legacy.
 pub(super) fn legacy(lab: &Lab) -> String {
     let directory = lab.path("legacy");
     std::fs::create_dir(&directory).unwrap();

@@ -1,4 +1,4 @@
-//! What is remembered: over a stop, a crash, a boot, and whatever becomes of the disk.
+//! Persistence of blocks across stops, crashes, reboots and disk failures.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use crate::scenarios::repairs::shell;
 use crate::service::{Service, Start};
 use crate::tools::unix_now;
 
-/// What happens to a file, and what is said of it.
+/// The reported cause, and a function that damages the file.
 type Damage<'a> = (&'a str, &'a dyn Fn(&Path));
 
 fn file(lab: &Lab) -> PathBuf {
@@ -22,8 +22,8 @@ fn block(lab: &Lab, address: &str, seconds: &str) {
     lab.bus.call("eth0", &["Block", "sts", address, seconds, "by a test"]).ok();
 }
 
-/// An instance that another boot has started: of another name, and younger.
-fn start_after_a_boot(lab: &Lab, boot: &str, age: i64) -> Service {
+/// Starts an instance that sees another boot: a different boot ID and an uptime of `age` seconds.
+fn start_after_reboot(lab: &Lab, boot: &str, age: i64) -> Service {
     let name = lab.path(boot);
     std::fs::write(&name, format!("{boot}\n")).unwrap();
     let uptime = std::fs::read_to_string("/proc/uptime").unwrap();
@@ -36,7 +36,8 @@ fn start_after_a_boot(lab: &Lab, boot: &str, age: i64) -> Service {
     Start::on("eth0").through(words).begin(lab).await_ready()
 }
 
-/// A scan, a network for good, and two addresses for some time; one of them just let in again.
+/// Creates an automatic block, a permanent network block and a temporary IPv6 block, and unblocks a
+/// fourth address.
 fn fill(lab: &Lab, service: &mut Service) -> Vec<Block> {
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER}"));
@@ -47,8 +48,8 @@ fn fill(lab: &Lab, service: &mut Service) -> Vec<Block> {
     lab.bus.list()
 }
 
-/// The same blocks, as a person sees them: the kernel counts in whole seconds, and so do clocks that
-/// were compared anew.
+/// Asserts that the blocks are the same, with 1 s of tolerance: the kernel counts whole seconds,
+/// and the service compares the clocks again at each start.
 #[track_caller]
 fn assert_restored(lab: &Lab, before: &[Block]) {
     let after = lab.bus.list();
@@ -68,7 +69,7 @@ fn assert_restored(lab: &Lab, before: &[Block]) {
 }
 
 #[test]
-fn a_stop_and_a_start_forget_nothing() {
+fn restart_restores_all_blocks() {
     let lab = Lab::new();
     let mut service = lab.start();
     let before = fill(&lab, &mut service);
@@ -81,7 +82,7 @@ fn a_stop_and_a_start_forget_nothing() {
     assert_restored(&lab, &before);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
-    // Nobody but the service may read who is watched.
+    // Other users must not read the database: it lists observed hosts.
     let mode = std::os::unix::fs::PermissionsExt::mode(
         &lab.state_directory("eth0").metadata().unwrap().permissions(),
     );
@@ -89,19 +90,19 @@ fn a_stop_and_a_start_forget_nothing() {
 }
 
 #[test]
-fn a_boot_forgets_nothing() {
+fn reboot_restores_all_blocks() {
     let lab = Lab::new();
     let mut service = lab.start();
     let before = fill(&lab, &mut service);
     service.crash();
     wipe(&lab.victim);
     lab.assert_untouched();
-    let mut service = start_after_a_boot(&lab, "the-next-boot", 60);
+    let mut service = start_after_reboot(&lab, "the-next-boot", 60);
     assert_restored(&lab, &before);
     service.crash();
     wipe(&lab.victim);
-    // And what was taken over is kept on the new boot's timeline.
-    let mut service = start_after_a_boot(&lab, "another-boot", 2);
+    // Adopted blocks are stored relative to the new boot's clock.
+    let mut service = start_after_reboot(&lab, "another-boot", 2);
     assert_restored(&lab, &before);
     service.crash();
     let mut service = lab.start();
@@ -110,9 +111,9 @@ fn a_boot_forgets_nothing() {
     lab.assert_untouched();
 }
 
-/// As netfilter-persistent or ipset.service do: what they once saved is there again at each boot.
+/// netfilter-persistent and ipset.service restore the sets they once saved at each boot.
 #[test]
-fn who_was_let_in_is_not_blocked_by_sets_saved_before() {
+fn stale_saved_sets_do_not_block_unblocked_addresses() {
     let lab = Lab::new();
     lab.configure("[block]\ngrace_after_unblock = \"0s\"\n");
     let mut service = lab.start();
@@ -125,24 +126,24 @@ fn who_was_let_in_is_not_blocked_by_sets_saved_before() {
 
     shell(&lab.victim, &format!("ipset restore <{sets}; iptables-restore <{rules}"));
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
-    let mut service = start_after_a_boot(&lab, "the-next-boot", 60);
+    let mut service = start_after_reboot(&lab, "the-next-boot", 60);
     service.await_line("brought saved blocks back into the kernel; ended again: 1");
     lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(lab.bus.list(), []);
 }
 
 #[test]
-fn offences_count_over_restarts() {
+fn offence_count_survives_restarts() {
     let lab = Lab::new();
     lab.configure("[block]\ndurations = [\"2s\", \"1h\", \"forever\"]\n");
     for (offence, span) in [(1, "for 2s"), (2, "for 1h"), (3, "until unblocked")] {
         let mut service = lab.start();
         if offence == 3 {
-            // Its time could be waited for, or be over while the service is down.
+            // Replaces the 1 h block by a short one, so that the test need not wait for its end.
             lab.bus.call("eth0", &["Block", "sts", "10.77.0.1", "1", "to let it end"]).ok();
             service.await_line("unblocked 10.77.0.1: its time was up");
         }
-        // No more than it takes: what came after the end of a short block would be the next offence.
+        // Exactly 4 ports: a probe after the end of the 2 s block would start the next offence.
         lab.attacker.nmap("-sS -p 1-4", VICTIM);
         service.await_line(&format!("WARN blocked 10.77.0.1 {span} (offence {offence})"));
         if offence == 1 {
@@ -162,22 +163,22 @@ fn offences_count_over_restarts() {
 }
 
 #[test]
-fn unblocked_stays_unblocked() {
+fn grace_after_unblock_survives_restarts() {
     let lab = Lab::new();
     let mut service = lab.start();
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER}"));
     lab.bus.call("eth0", &["Unblock", "s", "10.77.0.1"]).ok();
-    // At the very moment somebody was told.
+    // The reply promises that the change is durable: crash right after it.
     service.crash();
-    for ends_by_a_crash in [true, false] {
+    for by_crash in [true, false] {
         let mut service = lab.start();
         assert_eq!(lab.bus.list(), []);
         lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
         lab.attacker.nmap("-sS -p 1-10", VICTIM);
         service.await_line("did not block 10.77.0.1: unblocked by hand");
         lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
-        if ends_by_a_crash {
+        if by_crash {
             service.crash();
         } else {
             assert_eq!(service.stop().code(), Some(0));
@@ -186,9 +187,9 @@ fn unblocked_stays_unblocked() {
     lab.assert_untouched();
 }
 
-/// Nothing is freed, nothing is refused, and it is said.
+/// Blocks stay, requests succeed, and the state is degraded.
 #[test]
-fn a_full_disk_frees_nobody() {
+fn full_disk_keeps_all_blocks() {
     let lab = Lab::new();
     let disk = Disk::for_state(&lab, 512);
     let mut service = lab.start();
@@ -196,11 +197,11 @@ fn a_full_disk_frees_nobody() {
         block(&lab, address, "0");
     }
     disk.fill();
-    // What has room in what is there already is still kept.
+    // Writes succeed until the free pages of the file are used up.
     let mut more = 0;
     while lab.bus.property("State").1 == "enforcing" {
         more += 1;
-        assert!(more < 200, "there is always room");
+        assert!(more < 200, "the disk never became full");
         block(&lab, &format!("203.0.113.{more}"), "0");
     }
     let said = service.await_line("degraded: ");
@@ -229,14 +230,14 @@ fn a_full_disk_frees_nobody() {
 }
 
 #[test]
-fn what_cannot_be_written_is_read() {
+fn read_only_disk_still_restores_blocks() {
     let lab = Lab::new();
     let disk = Disk::for_state(&lab, 4096);
     let mut service = lab.start();
     let before = fill(&lab, &mut service);
-    // With a log beside the file, and without.
-    for ends_by_a_crash in [true, false] {
-        if ends_by_a_crash {
+    // With a write-ahead log next to the file, and without.
+    for by_crash in [true, false] {
+        if by_crash {
             service.crash();
         } else {
             disk.set_read_only(false);
@@ -249,7 +250,7 @@ fn what_cannot_be_written_is_read() {
         assert_restored(&lab, &before);
         let said = service.await_line("degraded: ");
         assert!(said.contains("is read-only, or another user's"), "{said}");
-        // All goes on, but for what is new.
+        // Requests still succeed; new changes are not stored.
         block(&lab, "198.51.100.9", "0");
         lab.bus.call("eth0", &["Unblock", "s", "198.51.100.9"]).ok();
         assert_eq!(service.stop().code(), Some(0));
@@ -258,11 +259,12 @@ fn what_cannot_be_written_is_read() {
 }
 
 #[test]
-fn a_useless_file_is_kept_aside_and_nobody_is_freed() {
+fn unusable_database_is_moved_and_blocks_are_adopted() {
     let lab = Lab::new();
     let mut service = lab.start();
     fill(&lab, &mut service);
-    // What is in the log would mend it: it is moved into the file by whoever closes that in order.
+    // SQLite would repair the file from its write-ahead log. Closing the database moves the log
+    // into the file first.
     let without_log = |file: &Path| {
         let file = rusqlite::Connection::open(file).unwrap();
         file.query_row("PRAGMA quick_check", (), |_| Ok(())).unwrap();
@@ -288,7 +290,7 @@ fn a_useless_file_is_kept_aside_and_nobody_is_freed() {
         service = lab.start();
         let said = service.await_line("tcptracker.db is of no use: ");
         assert!(said.contains(why) && said.contains("tcptracker.db.aside-1"), "{said}");
-        assert_eq!(lab.bus.list().len(), 3, "the kernel held them");
+        assert_eq!(lab.bus.list().len(), 3, "blocks were not adopted from the kernel");
         assert_eq!(lab.bus.property("State").1, "enforcing");
         assert!(file(&lab).with_extension(format!("db.aside-{}", number + 1)).exists());
         lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
@@ -297,10 +299,10 @@ fn a_useless_file_is_kept_aside_and_nobody_is_freed() {
     lab.assert_untouched();
 }
 
-/// Somebody tidies up while the service runs, or the disk fails: what it knows is written anew, and if it
-/// stops at once, before it stops.
+/// If the file is removed or damaged while the service runs, the service writes all blocks again.
+/// If it stops immediately, it writes them before it exits.
 #[test]
-fn a_file_that_is_lost_while_in_use_is_made_again() {
+fn lost_database_is_written_again() {
     let remove_all = |file: &Path| std::fs::remove_dir_all(file.parent().unwrap()).unwrap();
     let remove_one = |file: &Path| std::fs::remove_file(file).unwrap();
     let damage = |file: &Path| {
@@ -329,7 +331,7 @@ fn a_file_that_is_lost_while_in_use_is_made_again() {
     for (why, lose) in losses {
         lose(&file(&lab));
         if why.contains("damaged") {
-            // Only who has to read it notices.
+            // The damage shows only when SQLite reads the file.
             block(&lab, "198.51.100.7", "0");
             lab.bus.call("eth0", &["Unblock", "s", "198.51.100.7"]).ok();
         }

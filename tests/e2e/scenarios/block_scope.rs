@@ -1,4 +1,4 @@
-//! How far a block reaches: containers behind a bridge, whole networks, every family, other links.
+//! The scope of a block: containers behind a bridge, networks, both address families, other links.
 
 use std::net::IpAddr;
 
@@ -9,11 +9,11 @@ use crate::scenarios::enforcement::Connection;
 use crate::service::Start;
 use crate::tools::run;
 
-/// The ports of the container that are published.
+/// Published ports of the container.
 const PUBLISHED: std::ops::RangeInclusive<u16> = 8080..=8089;
 
 impl Lab {
-    /// A container on the victim, as Docker makes one: behind a bridge, with published ports.
+    /// Creates a container on the victim as Docker does: behind a bridge, with published ports.
     fn container(&mut self) -> Namespace {
         let victim = &self.victim;
         let container = Namespace::new(victim.name().replace("victim", "container"));
@@ -53,10 +53,10 @@ impl Lab {
     }
 }
 
-/// Whoever scans the published ports is shut out of container and host, whether the host's interface is
-/// watched or the container's bridge.
+/// A scanner of the published ports is blocked for container and host, whether the instance watches
+/// the host's interface or the container's bridge.
 #[test]
-fn a_container_behind_published_ports_is_protected() {
+fn scan_of_published_ports_is_blocked_for_container_and_host() {
     for (watched, direction) in [("eth0", "inbound"), ("docker0", "forwarded")] {
         let mut lab = Lab::new();
         let container = lab.container();
@@ -81,7 +81,7 @@ fn a_container_behind_published_ports_is_protected() {
             let seen = format!("{metric}{{direction=\"{direction}\",family=\"{family}\"}}");
             assert!(lab.metric(&seen) >= 4);
         }
-        // The container itself goes where it wants, also to who is blocked.
+        // Outgoing connections of the container are not affected, even to a blocked address.
         let _attackers_listener = lab.attacker.listen(80);
         container.assert_reaches(ATTACKER, 80);
         container.assert_reaches(ATTACKER_V6, 80);
@@ -94,9 +94,9 @@ fn a_container_behind_published_ports_is_protected() {
     }
 }
 
-/// With all that was translated on the way.
+/// Includes the connections that NAT has translated.
 #[test]
-fn a_live_connection_to_a_container_is_cut() {
+fn live_connection_to_a_container_is_cut() {
     let mut lab = Lab::new();
     let container = lab.container();
     let (listener, _other) = (container.listen(8080), container.listen(8081));
@@ -114,7 +114,7 @@ fn a_live_connection_to_a_container_is_cut() {
     lab.assert_untouched();
 }
 
-/// A network and who is in it, at its edges; and who is next to it.
+/// A network, addresses at its edges, and neighbouring addresses.
 const NETWORKS: [(IpAddr, &str, [&str; 4], [&str; 2]); 2] = [
     (
         VICTIM,
@@ -135,8 +135,8 @@ const NETWORKS: [(IpAddr, &str, [&str; 4], [&str; 2]); 2] = [
     ),
 ];
 
-/// The attacker gets these addresses, and the victim knows the way back.
-fn move_attacker_in(lab: &Lab, inside: &[&str], outside: &[&str]) {
+/// Gives the attacker these addresses, and the victim routes to them.
+fn add_addresses(lab: &Lab, inside: &[&str], outside: &[&str]) {
     for address in inside.iter().chain(outside) {
         let (length, how) = if address.contains(':') { (128, "nodad") } else { (32, "") };
         lab.attacker.ip(&format!("addr add {address}/{length} dev eth0 {how}"));
@@ -144,11 +144,11 @@ fn move_attacker_in(lab: &Lab, inside: &[&str], outside: &[&str]) {
     }
 }
 
-/// Connects from an address of the attacker's.
+/// Asserts whether the victim answers a connection from this address of the attacker.
 #[track_caller]
-fn assert_cannot_reach(lab: &Lab, is_shut_out: bool, from: &str, victim: IpAddr) {
+fn assert_blocked(lab: &Lab, is_blocked: bool, from: &str, victim: IpAddr) {
     lab.attacker.ip(&format!("route replace {victim} dev eth0 src {from}"));
-    if is_shut_out {
+    if is_blocked {
         lab.attacker.assert_cannot_reach(victim, OPEN_PORT);
     } else {
         lab.attacker.assert_reaches(victim, OPEN_PORT);
@@ -156,38 +156,39 @@ fn assert_cannot_reach(lab: &Lab, is_shut_out: bool, from: &str, victim: IpAddr)
 }
 
 #[test]
-fn a_network_is_blocked_whole_and_its_neighbours_are_not() {
+fn network_block_covers_the_network_and_no_neighbours() {
     let lab = Lab::new();
     for (_, _, inside, outside) in NETWORKS {
-        move_attacker_in(&lab, &inside, &outside);
+        add_addresses(&lab, &inside, &outside);
     }
     let mut service = lab.start();
     for (victim, network, inside, outside) in NETWORKS {
         lab.bus.call("eth0", &["Block", "sts", network, "0", "all of it"]).ok();
         for from in inside {
-            assert_cannot_reach(&lab, true, from, victim);
+            assert_blocked(&lab, true, from, victim);
         }
         for from in outside {
-            assert_cannot_reach(&lab, false, from, victim);
+            assert_blocked(&lab, false, from, victim);
         }
         assert_eq!(lab.bus.block_of(&network).4, "all of it");
-        // An address in it is let in with all of it: there is no hole in a block.
+        // Unblocking an address in a blocked network unblocks the whole network.
         lab.bus.call("eth0", &["Unblock", "s", inside[2]]).ok();
         service.await_line(&format!("unblocked {network}: by uid 0"));
         for from in inside {
-            assert_cannot_reach(&lab, false, from, victim);
+            assert_blocked(&lab, false, from, victim);
         }
     }
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
-/// Networks within networks: each holds for itself, and who is let in is let in.
+/// Each nested network is a block of its own. Unblocking an address ends every block that contains
+/// it.
 #[test]
-fn networks_within_networks_are_let_in_as_documented() {
+fn nested_networks_are_unblocked_as_documented() {
     let lab = Lab::new();
     let (victim, _, inside, outside) = NETWORKS[0];
-    move_attacker_in(&lab, &inside, &outside);
+    add_addresses(&lab, &inside, &outside);
     let mut service = lab.start();
     let block = |network: &str, seconds: &str| {
         lab.bus.call("eth0", &["Block", "sts", network, seconds, "nested"]).ok();
@@ -198,14 +199,14 @@ fn networks_within_networks_are_let_in_as_documented() {
     block("198.51.100.1", "0");
     assert_eq!(blocked(), ["198.51.100.0/24", "198.51.100.1", "198.51.100.128/25"]);
 
-    // Only what it lies in goes.
+    // Only the networks that contain the address are unblocked.
     lab.bus.call("eth0", &["Unblock", "s", "198.51.100.0"]).ok();
     assert_eq!(blocked(), ["198.51.100.1", "198.51.100.128/25"]);
-    assert_cannot_reach(&lab, false, "198.51.100.0", victim);
+    assert_blocked(&lab, false, "198.51.100.0", victim);
     for from in ["198.51.100.1", "198.51.100.128", "198.51.100.255"] {
-        assert_cannot_reach(&lab, true, from, victim);
+        assert_blocked(&lab, true, from, victim);
     }
-    // Everything in it goes, whether it is blocked itself or not.
+    // Everything within the network is unblocked, whether the network itself is blocked or not.
     for is_blocked in [false, true] {
         if is_blocked {
             block("198.51.100.0/24", "0");
@@ -214,23 +215,23 @@ fn networks_within_networks_are_let_in_as_documented() {
         lab.bus.call("eth0", &["Unblock", "s", "198.51.100.0/24"]).ok();
         assert_eq!(blocked(), Vec::<String>::new());
         for from in ["198.51.100.1", "198.51.100.255"] {
-            assert_cannot_reach(&lab, false, from, victim);
+            assert_blocked(&lab, false, from, victim);
         }
     }
 
-    // The smaller ends, and the larger still holds.
+    // The smaller network expires, and the larger one is still blocked.
     block("198.51.100.0/24", "0");
     block("198.51.100.128/25", "1");
     service.await_line("unblocked 198.51.100.128/25: its time was up");
     assert_eq!(blocked(), ["198.51.100.0/24"]);
-    assert_cannot_reach(&lab, true, "198.51.100.255", victim);
+    assert_blocked(&lab, true, "198.51.100.255", victim);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
 
-/// An interface with a name that the bus does not take as it is, as those of VLANs have.
+/// A VLAN's name contains a dot, which D-Bus names do not allow.
 #[test]
-fn an_interface_named_as_a_vlan_is_watched_like_any_other() {
+fn vlan_interface_name_is_escaped_for_the_bus() {
     let lab = Lab::new();
     lab.second_link();
     lab.victim.ip("link set eth1 down");

@@ -1,4 +1,4 @@
-//! Replay of captures made here, of real scans and ordinary connections, against the oracle.
+//! Replay of captures recorded in the lab or generated, compared with the oracle.
 
 use std::fs::File;
 use std::io::Write;
@@ -19,18 +19,18 @@ use crate::tools::{Outcome, Random, TIMEOUT, run};
 
 const BYSTANDER: &str = "10.77.0.3";
 
-/// The bytes in front of all packets of a pcap file, and in front of each.
+/// Sizes of the header of a pcap file and of the header of each packet.
 const FILE_HEADER: usize = 24;
 const PACKET_HEADER: usize = 16;
 
-fn record(lab: &Lab, name: &str, happen: impl FnOnce()) -> PathBuf {
+fn record(lab: &Lab, name: &str, action: impl FnOnce()) -> PathBuf {
     let recorder = Recorder::start(lab, name);
-    happen();
+    action();
     recorder.finish(lab)
 }
 
-/// 30 ports by the attacker and, at the same time, 7 by the bystander.
-fn two_at_once(lab: &Lab) -> PathBuf {
+/// Records the attacker scanning 30 ports while the bystander scans 7.
+fn two_concurrent_scans(lab: &Lab) -> PathBuf {
     record(lab, "two.pcap", || {
         std::thread::scope(|scope| {
             scope.spawn(|| lab.attacker.nmap("-sS -p 1-30 --scan-delay 5ms", VICTIM));
@@ -39,12 +39,12 @@ fn two_at_once(lab: &Lab) -> PathBuf {
     })
 }
 
-/// How many SYNs are in a capture of [`two_at_once`], and how many of them are the attacker's. As many as ports were
-/// tried, or more: nmap, when it has heard nothing for a second, asks once more a port that has answered.
+/// Counts the SYNs in a capture of [`two_concurrent_scans`]: all, and the attacker's. There may be
+/// more SYNs than ports: after 1 s without a reply, nmap probes an answering port again.
 #[track_caller]
 fn probes_in(file: &Path) -> (usize, usize) {
     const SYN: u8 = 2;
-    let IpAddr::V4(attacker) = ATTACKER else { panic!("it is IPv4") };
+    let IpAddr::V4(attacker) = ATTACKER else { panic!("the attacker has an IPv4 address") };
     let sources: Vec<[u8; 4]> = frames_in(file)
         .iter()
         .filter_map(|saved| {
@@ -62,7 +62,7 @@ fn probes_in(file: &Path) -> (usize, usize) {
     (sources.len(), of_attacker)
 }
 
-/// The command line of a replay by this rule, whatever is configured on this machine.
+/// The command line of a replay with this rule, independent of the machine's configuration.
 fn replay(lab: &Lab, rule: &Rule) -> Command {
     let Rule { ports, window, ipv6_prefix, .. } = rule;
     let per = if rule.pair { "pair" } else { "source" };
@@ -88,9 +88,10 @@ fn all_rules() -> impl Iterator<Item = Rule> {
     })
 }
 
-/// By every rule the same scans, at the same nanosecond, by the same probe.
+/// Asserts that replay and oracle find the same scans, at the same nanosecond and probe, for every
+/// rule.
 #[track_caller]
-fn assert_as_the_oracle_says(lab: &Lab, files: &[PathBuf]) {
+fn assert_equal_to_oracle(lab: &Lab, files: &[PathBuf]) {
     let mut found = 0;
     for rule in all_rules() {
         let printed = lines(&run(replay(lab, &rule).args(files)).ok());
@@ -105,7 +106,7 @@ fn assert_as_the_oracle_says(lab: &Lab, files: &[PathBuf]) {
 }
 
 #[test]
-fn real_scans_are_found_as_the_oracle_finds_them() {
+fn recorded_scans_match_the_oracle() {
     let lab = Lab::new();
     let files = [
         record(&lab, "syn.pcap", || lab.attacker.nmap("-sS -p 1-30", VICTIM)),
@@ -119,8 +120,8 @@ fn real_scans_are_found_as_the_oracle_finds_them() {
             lab.attacker.nmap("-sX -p 6-9", VICTIM);
             lab.bystander.nmap("-sN -p 1-5", VICTIM);
         }),
-        two_at_once(&lab),
-        // Three ports, over and over; two of them refuse.
+        two_concurrent_scans(&lab),
+        // Repeated connections to 3 ports, 2 of which are closed.
         record(&lab, "ordinary.pcap", || {
             lab.bystander.inside(|| {
                 for port in [OPEN_PORT, 80, 443].into_iter().cycle().take(12) {
@@ -129,12 +130,12 @@ fn real_scans_are_found_as_the_oracle_finds_them() {
             });
         }),
     ];
-    // The captures hold what they should: nothing else is worth a comparison.
+    // Check that the recordings contain the scans before comparing them.
     let sources = |file: &Path| -> Vec<String> {
         let scans = scans_in(file, &Rule::CLASSIC).into_iter();
         scans
             .map(|scan| {
-                // See `probes_in` for who needs more.
+                // See `probes_in` for why there may be more.
                 assert!(scan["probe"].as_u64().unwrap() >= 4, "{scan}");
                 scan["source"].as_str().unwrap().to_owned()
             })
@@ -152,22 +153,22 @@ fn real_scans_are_found_as_the_oracle_finds_them() {
         assert_eq!(found, [attacker(), BYSTANDER.to_owned()], "{}", file.display());
     }
     assert_eq!(sources(ordinary), Vec::<String>::new());
-    assert!(frames_in(ordinary).len() > 30, "connections are more than their first packets");
+    assert!(frames_in(ordinary).len() > 30, "the capture lacks the packets after the SYNs");
 
-    assert_as_the_oracle_says(&lab, &files);
+    assert_equal_to_oracle(&lab, &files);
 }
 
-/// Every kind of probe between a few hosts of both families, in bursts, with pauses, at the very edge
-/// of a window, and with a clock that runs backwards at times.
+/// Generates every kind of probe between hosts of both families: in bursts, with pauses, at the
+/// exact edge of a window, and with a clock that sometimes runs backwards.
 #[test]
-fn whatever_comes_is_found_as_the_oracle_finds_it() {
+fn generated_captures_match_the_oracle() {
     const PAUSES: [i64; 8] = [0, 1, 400, 100_000_000, 333_333_334, 999_999_999, 1_000_000_000, -50];
     let lab = Lab::new();
     let mut random = Random::seeded(77);
-    // From a single host that tries everything to many that hardly try anything.
-    let crowds =
+    // From one host that tries many ports to many hosts that each try a few.
+    let populations =
         [1, 3, 10, 40].into_iter().flat_map(|hosts| [2, 6, 14].map(|ports| (hosts, ports)));
-    let files: Vec<PathBuf> = crowds
+    let files: Vec<PathBuf> = populations
         .map(|(hosts, ports)| {
             let mut unix_nanos = 1_700_000_000_000_000_000_u64;
             let frames: Vec<RecordedFrame> = (0..400)
@@ -183,7 +184,8 @@ fn whatever_comes_is_found_as_the_oracle_finds_it() {
                     };
                     let [from, to] = [from, to].map(|address| address.parse().unwrap());
                     let mut frame = syn(BROADCAST, from, to, port);
-                    // SYN four times, with and without ECN and FIN; the stealth probes; no probes.
+                    // 4 kinds of SYN (with and without ECN and FIN), stealth probes, and
+                    // non-probes.
                     let flags = [2, 2, 0xc2, 3, 1, 0, 0x29, 0xc0, 0x10, 0x12, 0x14, 0x18, 0x21];
                     with_flags(&mut frame, flags[random.below(flags.len())]);
                     RecordedFrame { unix_nanos, frame }
@@ -194,13 +196,13 @@ fn whatever_comes_is_found_as_the_oracle_finds_it() {
             file
         })
         .collect();
-    assert_as_the_oracle_says(&lab, &files);
+    assert_equal_to_oracle(&lab, &files);
 }
 
 #[test]
-fn thresholds_are_compared_side_by_side() {
+fn compare_prints_one_column_per_threshold() {
     let lab = Lab::new();
-    let file = two_at_once(&lab);
+    let file = two_concurrent_scans(&lab);
     let thresholds = [3, 5, 10];
     let found = thresholds.map(|ports| scans_in(&file, &Rule { ports, ..Rule::CLASSIC }));
     assert_eq!(found.each_ref().map(Vec::len), [2, 2, 1]);
@@ -224,7 +226,7 @@ fn thresholds_are_compared_side_by_side() {
     let probes = format!("{} probes", probes_in(&file).0);
     assert!(summary.contains(&probes) && summary.contains("3 thresholds"), "{summary}");
     assert_eq!(out, expected);
-    // Of several files, each row says of which it is.
+    // With several files, each row names its file.
     let of_file = |row: &str| format!("{}\t{row}\n", file.display());
     let twice: String = expected.lines().chain(expected.lines()).map(of_file).collect();
     assert_eq!(compare(&[file.to_str().unwrap()]).out, twice);
@@ -239,9 +241,9 @@ fn thresholds_are_compared_side_by_side() {
 }
 
 #[test]
-fn every_way_to_hand_a_capture_over_gives_the_same_answer() {
+fn all_formats_and_stdin_give_the_same_result() {
     let lab = Lab::new();
-    let plain = two_at_once(&lab);
+    let plain = two_concurrent_scans(&lab);
     let frames = frames_in(&plain);
     let packed = |bytes: &[u8]| {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
@@ -251,7 +253,7 @@ fn every_way_to_hand_a_capture_over_gives_the_same_answer() {
     let [pcap, pcapng] = [std::fs::read(&plain).unwrap(), as_pcapng(&frames)];
     for (name, bytes) in [
         ("one.pcap.gz", packed(&pcap)),
-        // As `cat one.gz two.gz` makes them.
+        // Several gzip members, as `cat one.gz two.gz` produces.
         ("in-parts.pcap.gz", [packed(&pcap[..1000]), packed(&pcap[1000..])].concat()),
         ("one.pcapng", pcapng.clone()),
         ("one.pcapng.gz", packed(&pcapng)),
@@ -271,16 +273,16 @@ fn every_way_to_hand_a_capture_over_gives_the_same_answer() {
         let printed = String::from_utf8(output.stdout).unwrap();
         assert_eq!(lines(&printed), expected("-"), "{name} from standard input");
     }
-    // It is a file like any other: whoever may read it may replay it.
+    // Replay needs no privileges beyond reading the file.
     let mut command = lab.client_as_nobody("replay --json --config");
     let printed = run(command.arg(lab.path("tcptracker.toml")).arg(&plain)).ok();
     assert_eq!(lines(&printed), scans_in(&plain, &Rule::CLASSIC));
 }
 
 #[test]
-fn what_a_host_sends_itself_is_outbound() {
+fn local_option_makes_probes_outbound() {
     let lab = Lab::new();
-    let two = two_at_once(&lab);
+    let two = two_concurrent_scans(&lab);
     let ipv6 = record(&lab, "ipv6.pcap", || lab.attacker.nmap("-sS -p 1-20", VICTIM_V6));
     let all: Vec<Value> =
         [&two, &ipv6].into_iter().flat_map(|file| scans_in(file, &Rule::CLASSIC)).collect();
@@ -290,7 +292,7 @@ fn what_a_host_sends_itself_is_outbound() {
         (format!("--local {ATTACKER} --local {BYSTANDER}/32"), &["fd77::/64"]),
         ("--local 10.77.0.0/24".to_owned(), &["fd77::/64"]),
         (format!("--local {ATTACKER_V6}"), &[&ATTACKER.to_string(), BYSTANDER]),
-        // Hosts on a network of one's own are neighbours with an address each.
+        // IPv6 hosts on a local network are counted by address, not by prefix.
         (format!("--local {VICTIM_V6}"), &[&ATTACKER.to_string(), BYSTANDER, "fd77::1"]),
         ("--local 192.0.2.0/24".to_owned(), &[&ATTACKER.to_string(), BYSTANDER, "fd77::/64"]),
     ] {
@@ -312,9 +314,9 @@ fn what_a_host_sends_itself_is_outbound() {
 }
 
 #[test]
-fn a_damaged_file_gives_what_could_be_read_and_says_so() {
+fn damaged_file_is_read_up_to_the_damage_and_reported() {
     let lab = Lab::new();
-    let whole = two_at_once(&lab);
+    let whole = two_concurrent_scans(&lab);
     let bytes = std::fs::read(&whole).unwrap();
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
     encoder.write_all(&bytes).unwrap();
@@ -335,7 +337,7 @@ fn a_damaged_file_gives_what_could_be_read_and_says_so() {
         assert_eq!(outcome.err.lines().count(), 1, "{outcome:?}");
     };
 
-    // In the last packet, in the header of one in the middle, and in this packet itself.
+    // Cut within the last packet, within a packet header in the middle, and within that packet.
     let frames = frames_in(&whole);
     let before = |saved: &RecordedFrame| PACKET_HEADER + saved.frame.len();
     let middle = FILE_HEADER + frames[..frames.len() / 2].iter().map(before).sum::<usize>();
@@ -347,7 +349,7 @@ fn a_damaged_file_gives_what_could_be_read_and_says_so() {
         assert!(!expected.is_empty());
         assert_eq!(lines(&outcome.out), expected, "cut to {length}");
     }
-    // How far an archive can be unpacked is its own affair; in the last bytes is only a check sum.
+    // The last bytes of a gzip file hold only the checksum, so all packets can be read.
     let file = written("cut.pcap.gz", &packed[..packed.len() - 5]);
     let outcome = replayed(&file);
     assert_damaged(&outcome, &file);
@@ -371,7 +373,7 @@ fn a_damaged_file_gives_what_could_be_read_and_says_so() {
             outcome.err.starts_with("tcptracker: ") && outcome.err.contains(&told),
             "{outcome:?}"
         );
-        // Nor does it hide what another holds.
+        // An unreadable file does not prevent the replay of another one.
         let outcome = run(replay(&lab, &Rule::CLASSIC).args([&file, &whole]));
         assert_eq!(outcome.code, Some(1), "{outcome:?}");
         assert_eq!(lines(&outcome.out), scans_in(&whole, &Rule::CLASSIC));
