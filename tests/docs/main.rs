@@ -1,7 +1,8 @@
-//! What is generated and checked in: completions, man pages, the commented default configuration, and
-//! the table of keys in README.md. Each is held against the code it is made from.
+//! Texts that are made from the code. Completions and man pages are generated at build time, and are
+//! tried here in the shells and readers they are for. The commented default configuration and the table
+//! of keys in README.md are in git, and are compared with the code.
 //!
-//! `make docs` (`WRITE_DOCS=1`) writes them anew instead.
+//! `make reference` (`WRITE_DOCS=1`) updates those in git.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -10,14 +11,15 @@
 )]
 
 mod completions;
+mod generated;
 mod keys;
 mod manual;
 mod roff;
 mod shells;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use clap_complete::Shell;
 use tcptracker::config::{Effective, Flags, Origin, Sources};
 
 /// Holds a file of the tree against its text, or writes it.
@@ -36,31 +38,23 @@ fn check(name: &str, text: &str) {
     };
     assert!(
         found == text,
-        "{name} is not what the code says: make docs; first difference: {:?}",
+        "{name} is not what the code says: make reference; first difference: {:?}",
         differing()
     );
 }
 
+/// `make install`, and so each package, takes every generated file.
 #[test]
-fn completions_know_every_command() {
-    let shells = [
-        (Shell::Bash, "tcptracker.bash"),
-        (Shell::Zsh, "_tcptracker"),
-        (Shell::Fish, "tcptracker.fish"),
-    ];
-    for (shell, name) in shells {
-        check(&format!("packaging/completions/{name}"), &completions::script(shell));
-    }
-}
-
-#[test]
-fn the_manual_knows_every_command() {
-    check("packaging/man/tcptracker.1", &manual::page());
-}
-
-#[test]
-fn the_manual_knows_every_key() {
-    check("packaging/man/tcptracker.toml.5", &keys::page());
+fn the_makefile_installs_every_generated_file() {
+    let makefile = Path::new(env!("CARGO_MANIFEST_DIR")).join("Makefile");
+    let makefile = std::fs::read_to_string(makefile).unwrap();
+    let installed: BTreeSet<&str> = makefile
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("$(DOCS)/")?.split_once(':'))
+        .map(|(name, _)| name)
+        .collect();
+    let files = generated::files();
+    assert_eq!(installed, files.iter().map(|(name, _)| *name).collect());
 }
 
 #[test]

@@ -183,7 +183,7 @@ fn several_instances_are_steered_together() {
 #[track_caller]
 pub fn assert_documented(output: &Value) {
     const MANUAL: &str =
-        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/man/tcptracker.1"));
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/docs/manual.tail.roff"));
     let (_, json) = MANUAL.split_once("\n.SH JSON\n").unwrap();
     // Without changes of the font.
     let json = json.replace("\\fB", " ").replace("\\fR", " ");
