@@ -1,9 +1,12 @@
-//! The message catalog explains every message there is, and README.md lists them.
+//! The message catalog explains every message but that of single connections, and README.md lists all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use crate::{output, read, tree};
+
+/// A new connection: an explanation of each would hide the scans in `journalctl -x`.
+const NOT_EXPLAINED: &str = "9840eea37f064008a5e6549aad6c92f2";
 
 type Fields<'a> = BTreeSet<&'a str>;
 
@@ -72,7 +75,11 @@ fn the_catalog_explains_every_message() {
     let code = read("src/journal.rs");
     let (messages, entries) = (messages(&code), entries());
     assert!(messages.len() >= 15, "{messages:?}");
-    assert_eq!(messages.keys().collect::<Vec<_>>(), entries.keys().collect::<Vec<_>>());
+    let explained: BTreeSet<&str> = entries.keys().map(String::as_str).collect();
+    let missing: Vec<&str> =
+        messages.keys().copied().filter(|id| !explained.contains(id)).collect();
+    assert_eq!(missing, [NOT_EXPLAINED]);
+    assert!(explained.iter().all(|id| messages.contains_key(id)), "{explained:?}");
     for (id, text) in &entries {
         let (head, body) = text.split_once("\n\n").unwrap();
         for header in ["Subject: ", "Defined-By: tcptracker", "Documentation: man:tcptracker"] {
