@@ -36,11 +36,10 @@ pub(crate) fn readme_table() -> String {
 pub(crate) fn default_file() -> String {
     let defaults = defaults();
     let mut text = comment(
-        "Configuration of tcptracker, for all interfaces: /etc/tcptracker/tcptracker.toml. What \
-         /etc/tcptracker/eth0.toml says holds for eth0, and goes before what is said here. Each key \
-         stands here with its default; to change one, remove the # in front of it. \
-         `tcptracker config` shows what is in force and where it comes from; \
-         `systemctl reload tcptracker@eth0` puts a change into force. tcptracker.toml(5) says more.",
+        "Configuration of tcptracker for all interfaces (/etc/tcptracker/tcptracker.toml). \
+         /etc/tcptracker/eth0.toml overrides it for eth0. Every key is listed with its default. To \
+         change one, remove the # in front of it, then run `systemctl reload tcptracker@eth0`. \
+         `tcptracker config` shows every value and its origin. See tcptracker.toml(5).",
     );
     for (section, about) in SECTIONS {
         text.push_str(&format!("\n# {about}\n[{section}]\n"));

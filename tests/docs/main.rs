@@ -1,7 +1,8 @@
-//! Generated files in the repository: completions, man pages, the commented default configuration,
-//! and the table of keys in README.md. The tests compare each file with the code that generates it.
+//! Texts that are made from the code. Completions and man pages are generated at build time, and are
+//! tried here in the shells and readers they are for. The commented default configuration and the table
+//! of keys in README.md are in git, and are compared with the code.
 //!
-//! `make docs` (`WRITE_DOCS=1`) writes the files instead.
+//! `make reference` (`WRITE_DOCS=1`) updates those in git.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -10,14 +11,15 @@
 )]
 
 mod completions;
+mod generated;
 mod keys;
 mod manual;
 mod roff;
 mod shells;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use clap_complete::Shell;
 use tcptracker::internals::{Effective, Flags, Origin, Sources};
 
 /// Compares a file of the repository with its generated text, or writes it.
@@ -36,31 +38,23 @@ fn assert_up_to_date(name: &str, text: &str) {
     };
     assert!(
         found == text,
-        "{name} is outdated: run `make docs`; first difference: {:?}",
+        "{name} is outdated: run `make reference`; first difference: {:?}",
         first_difference()
     );
 }
 
+/// `make install`, and so each package, takes every generated file.
 #[test]
-fn completions_are_up_to_date() {
-    let shells = [
-        (Shell::Bash, "tcptracker.bash"),
-        (Shell::Zsh, "_tcptracker"),
-        (Shell::Fish, "tcptracker.fish"),
-    ];
-    for (shell, name) in shells {
-        assert_up_to_date(&format!("packaging/completions/{name}"), &completions::script(shell));
-    }
-}
-
-#[test]
-fn command_manual_is_up_to_date() {
-    assert_up_to_date("packaging/man/tcptracker.1", &manual::page());
-}
-
-#[test]
-fn configuration_manual_is_up_to_date() {
-    assert_up_to_date("packaging/man/tcptracker.toml.5", &keys::page());
+fn the_makefile_installs_every_generated_file() {
+    let makefile = Path::new(env!("CARGO_MANIFEST_DIR")).join("Makefile");
+    let makefile = std::fs::read_to_string(makefile).unwrap();
+    let installed: BTreeSet<&str> = makefile
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("$(DOCS)/")?.split_once(':'))
+        .map(|(name, _)| name)
+        .collect();
+    let files = generated::files();
+    assert_eq!(installed, files.iter().map(|(name, _)| *name).collect());
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub(crate) fn page() -> String {
 
 fn counters() -> String {
     let mut text =
-        ".SH COUNTERS\nWhat \\fBstats\\fR tells, since the start of the service.\n".to_owned();
+        ".SH COUNTERS\nThe values that \\fBstats\\fR shows.\nCounters start at 0 when the service starts.\n".to_owned();
     for (name, meaning) in COUNTERS {
         text.push_str(&format!(".TP\n{}\n{}.\n", bold(name), marked(&capital(meaning))));
     }

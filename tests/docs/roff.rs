@@ -44,10 +44,10 @@ pub(crate) fn capital(text: &str) -> String {
 pub(crate) fn title(name: &str, section: u8, about: &str) -> String {
     // Update the date when the content changes visibly.
     format!(
-        ".\\\" Made by `make docs`: change src/, and make it again.\n\
+        ".\\\" Generated from the source code: make docs\n\
          .TH {} {section} 2026-11-25 \"tcptracker {}\" \"{about}\"\n",
         plain(name),
-        env!("CARGO_PKG_VERSION"),
+        tcptracker::cli::command().get_version().unwrap_or_default(),
     )
 }
 

@@ -1,10 +1,11 @@
 //! The completions in real shells, and the man pages in real readers.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
+
+use crate::generated;
 
 /// A command line before Tab, and the expected completion.
 const TYPED: [(&str, &str); 8] = [
@@ -23,8 +24,11 @@ const LIST: &str = "#!/bin/sh\n\
                     printf 'eth0\\t192.0.2.7\\t2026-01-01T00:00:00Z\\tunblocked\\t-\\tby hand\\n'\n\
                     printf 'eth1\\t2001:db8::7\\t2026-01-01T00:00:00Z\\tunblocked\\t-\\t\\n'\n";
 
-fn shipped(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging").join(name)
+/// The generated files, in a directory of their own.
+fn generated() -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    generated::write(directory.path()).unwrap();
+    directory
 }
 
 fn with_list() -> TempDir {
@@ -61,7 +65,8 @@ fn completions(shell: &str, script: &str) -> Vec<String> {
 
 #[test]
 fn bash_offers_completions() {
-    let script = shipped("completions/tcptracker.bash");
+    let directory = generated();
+    let script = directory.path().join("tcptracker.bash");
     for (typed, wanted) in TYPED {
         // bash splits words at colons.
         let ask = format!(
@@ -82,7 +87,8 @@ fn bash_offers_completions() {
 
 #[test]
 fn fish_offers_completions() {
-    let script = shipped("completions/tcptracker.fish");
+    let directory = generated();
+    let script = directory.path().join("tcptracker.fish");
     for (typed, wanted) in TYPED {
         let ask = format!("source {}; complete -C '{typed}'", script.display());
         assert_eq!(completions("fish", &ask), [wanted], "{typed}");
@@ -92,12 +98,12 @@ fn fish_offers_completions() {
 /// On a pseudo-terminal: completion is part of zsh's line editor.
 #[test]
 fn zsh_offers_completions() {
-    let directory = shipped("completions");
+    let directory = generated();
     let mut script = format!(
         "zmodload zsh/zpty; zpty shell zsh -f -i\n\
          zpty -w shell \"PS1=; fpath=({} \\$fpath); autoload -Uz compinit; compinit -u -D; print READ'Y'\"\n\
          zpty -r shell said '*READY*'\n",
-        directory.display()
+        directory.path().display()
     );
     for (typed, wanted) in TYPED {
         // Completes and runs the line; a shell function `tcptracker` prints its arguments.
@@ -113,8 +119,9 @@ fn zsh_offers_completions() {
 
 #[test]
 fn man_pages_have_no_warnings() {
-    for page in ["man/tcptracker.1", "man/tcptracker.toml.5"] {
-        let page = shipped(page);
+    let directory = generated();
+    for page in ["tcptracker.1", "tcptracker.toml.5"] {
+        let page = directory.path().join(page);
         let page = page.to_str().unwrap();
         for (reader, arguments) in
             [("mandoc", &["-Tlint", "-Wwarning", page][..]), ("man", &["--warnings", "-l", page])]

@@ -1,9 +1,12 @@
-//! The message catalog explains every message, and README.md lists every message.
+//! The message catalog explains every message except that of single connections, and README.md lists all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use crate::{output, read, tree};
+
+/// A new connection: an explanation of each would hide the scans in `journalctl -x`.
+const NOT_EXPLAINED: &str = "9840eea37f064008a5e6549aad6c92f2";
 
 type Fields<'a> = BTreeSet<&'a str>;
 
@@ -16,7 +19,7 @@ fn is_id(text: &str) -> bool {
 fn messages(code: &str) -> BTreeMap<&str, Fields<'_>> {
     let ids: BTreeMap<&str, &str> = code
         .lines()
-        .filter_map(|line| line.trim().strip_prefix("pub(super) const "))
+        .filter_map(|line| line.trim().strip_prefix("pub const "))
         .filter_map(|line| line.split_once(": &str = \""))
         .map(|(name, rest)| (name, rest.trim_end_matches("\";")))
         .collect();
@@ -69,10 +72,14 @@ fn entries() -> BTreeMap<String, String> {
 
 #[test]
 fn catalog_explains_every_message() {
-    let code = read("src/journal.rs");
+    let code = read("src/api/journal.rs");
     let (messages, entries) = (messages(&code), entries());
     assert!(messages.len() >= 15, "{messages:?}");
-    assert_eq!(messages.keys().collect::<Vec<_>>(), entries.keys().collect::<Vec<_>>());
+    let explained: BTreeSet<&str> = entries.keys().map(String::as_str).collect();
+    let missing: Vec<&str> =
+        messages.keys().copied().filter(|id| !explained.contains(id)).collect();
+    assert_eq!(missing, [NOT_EXPLAINED]);
+    assert!(explained.iter().all(|id| messages.contains_key(id)), "{explained:?}");
     for (id, text) in &entries {
         let (head, body) = text.split_once("\n\n").unwrap();
         for header in ["Subject: ", "Defined-By: tcptracker", "Documentation: man:tcptracker"] {
@@ -89,7 +96,7 @@ fn catalog_explains_every_message() {
 
 #[test]
 fn readme_lists_every_message() {
-    let (code, readme) = (read("src/journal.rs"), read("README.md"));
+    let (code, readme) = (read("src/api/journal.rs"), read("README.md"));
     let listed: BTreeSet<&str> = readme
         .lines()
         .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))

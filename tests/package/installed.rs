@@ -35,18 +35,26 @@ const NEVER_IN_USR_LOCAL: [(&str, &str); 3] = [
     ("usr/share/polkit-1/", "usr/share/polkit-1/"),
 ];
 
-/// Runs `make` with a placeholder as the built program.
+/// The generated files.
+const DOCS: [&str; 5] =
+    ["tcptracker.bash", "_tcptracker", "tcptracker.fish", "tcptracker.1", "tcptracker.toml.5"];
+
+/// Runs `make` with placeholders as the built program and its documents.
 fn make(target: &str, root: &Path, prefix: Option<&str>) {
     let built = root.with_extension("built");
     std::fs::create_dir_all(built.join("release")).unwrap();
     let program = built.join("release/tcptracker");
     std::fs::write(&program, "#!/bin/sh\n").unwrap();
     std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::create_dir_all(built.join("docs")).unwrap();
+    for name in DOCS {
+        std::fs::write(built.join("docs").join(name), name).unwrap();
+    }
     let mut make = Command::new("make");
     make.current_dir(tree()).arg(target).arg(format!("DESTDIR={}", root.display()));
     make.arg(format!("CARGO_TARGET_DIR={}", built.display()));
     make.args(prefix.map(|prefix| format!("PREFIX={prefix}")));
-    for variable in ["MAKEFLAGS", "MAKEOVERRIDES", "PREFIX", "DESTDIR", "ZSH_COMPLETIONS"] {
+    for variable in ["MAKEFLAGS", "MAKEOVERRIDES", "PREFIX", "DESTDIR", "DOCS", "ZSH_COMPLETIONS"] {
         make.env_remove(variable);
     }
     output(&mut make);

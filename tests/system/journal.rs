@@ -8,7 +8,7 @@ use std::time::Instant;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::machine::enter;
-use crate::tools::PATIENCE;
+use crate::tools::TIMEOUT;
 
 /// An entry's fields.
 pub struct Entry(serde_json::Value);
@@ -77,7 +77,7 @@ impl Journal {
     /// Waits for an entry and returns its index.
     #[track_caller]
     pub fn await_that(&mut self, what: &str, matches: impl Fn(&Entry) -> bool) -> usize {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut at = self.seen;
         loop {
             if at == self.entries.len() {

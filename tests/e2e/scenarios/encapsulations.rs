@@ -219,7 +219,7 @@ fn scan_on_a_tun_device_is_detected() {
 #[test]
 fn forwarded_scan_is_detected_and_dropped() {
     let mut lab = Lab::new();
-    let behind = lab.host_behind();
+    let behind = lab.add_forwarded_host();
     for program in ["iptables", "ip6tables"] {
         // The administrator allows forwarding.
         run(lab.victim.command(program).args(["-P", "FORWARD", "ACCEPT"])).ok();

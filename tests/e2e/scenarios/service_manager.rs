@@ -54,7 +54,7 @@ fn watchdog_is_not_fed_while_a_thread_hangs() {
     let mut service = Start::on("eth0")
         .env("WATCHDOG_USEC", "3000000")
         .env("TCPTRACKER_LOG__RATE", "100000")
-        .with_log_unread()
+        .with_unread_log()
         .begin(&lab)
         .await_ready();
     let await_feeds = |service: &mut Service, times: usize| {
@@ -67,7 +67,7 @@ fn watchdog_is_not_fed_while_a_thread_hangs() {
     // More lines than the pipe holds, and fewer than the journal queue holds.
     send_syns(&lab, Tags::None, std::iter::repeat_n(OPEN_PORT, 2000));
     assert!(
-        service.falls_silent("WATCHDOG=1", Duration::from_secs(4)),
+        service.stops_notifying("WATCHDOG=1", Duration::from_secs(4)),
         "the watchdog was fed although a thread hung"
     );
     // Capture, detector, firewall and bus do not wait for the journal.
@@ -104,7 +104,7 @@ fn hanging_thread_is_logged_once_and_shown_in_state_and_health() {
     let (code, body) = lab.victim.http_get(8081, "/health");
     assert!(code == 503 && body.contains("no sign of life from: firewall"), "{code} {body}");
     assert_eq!(lab.bus.property("State").1, "degraded");
-    assert!(service.falls_silent("WATCHDOG=1", Duration::from_secs(3)));
+    assert!(service.stops_notifying("WATCHDOG=1", Duration::from_secs(3)));
     assert_eq!(service.lines_with("no sign of life").len(), 1);
 
     std::fs::remove_file(&hangs).unwrap();
