@@ -18,7 +18,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::config::LogFormat;
 use crate::types::block::{BlockCause, SkipReason, UnblockCause};
 use crate::types::clock::HumanDuration;
-use crate::types::event::Event;
+use crate::types::event::{BackendNote, Event, Refusal, ReloadNote, Request, Suppressed, Warning};
 use crate::types::ifname::IfName;
 use crate::types::network::show_network;
 use crate::types::scan::{Attempt, Scan, ScanKind};
@@ -46,7 +46,18 @@ mod id {
     pub const STATE: &str = "a860683651934960a006abc92420fc60";
     pub const RELOADED: &str = "e2a78b3843a64828968f76a8c552930f";
     pub const MENDED: &str = "19a8d40cb80c4be493ce1d5c7abcd599";
-    pub const WARNING: &str = "1ef1e4f0ed024d829880f71f7933cfc3";
+    pub const LOCK_HELD_BY_OTHER: &str = "253f0f9d9e0747c1b2924954ea0cd8fb";
+    pub const METRICS_UNAVAILABLE: &str = "4d81c393a5e9475893ba38b2110eb157";
+    pub const METRICS_ADDRESS_MISSING: &str = "53318f28b47d469980d9a8fd45172a9b";
+    pub const SSH_CONFIG_UNREADABLE: &str = "406486e194f249be908026f2448626d1";
+    pub const REPLIES_MISSING: &str = "92258117c5c346bcaa781014000045ab";
+    pub const REPLIES_VISIBLE: &str = "45cc82baced04b9cb29e7fcd58a9eca6";
+    pub const BACKEND: &str = "21b08c9fe67f4a85911c8c88170b00d8";
+    pub const BLOCKS_SUSPENDED: &str = "1a8ffbc1573a49198bd95621c031d015";
+    pub const STALE_BLOCKS_REMOVED: &str = "362c05049c764788a2d13acd0f94464b";
+    pub const RESTORE_INCOMPLETE: &str = "17658869a60b4ca3b905027073de8783";
+    pub const DATABASE_QUARANTINED: &str = "0dc3b16d69a240b9912134d4288343f5";
+    pub const RELOAD_FAILED: &str = "129f0dac28884d64a3ded7c35f7ba3fb";
 }
 
 /// Sends what is logged to journald where the service manager has connected stderr to it, and to
@@ -130,7 +141,7 @@ pub fn run(interface: &IfName, events: &Receiver<Arc<Event>>, beat: impl Fn()) {
 
 fn write(interface: &IfName, event: &Event) {
     match event {
-        Event::Connection { direction, source, source_port, destination, port, kind: _ } => info!(
+        Event::Connection { direction, source, source_port, destination, port } => info!(
             MESSAGE_ID = id::CONNECTION,
             TCPTRACKER_INTERFACE = %interface,
             TCPTRACKER_SOURCE = %source,
@@ -141,10 +152,11 @@ fn write(interface: &IfName, event: &Event) {
             std::net::SocketAddr::new(*source, source_port.0),
             std::net::SocketAddr::new(*destination, port.0),
         ),
-        Event::NotListed { what, count, span } => info!(
+        Event::Suppressed { what, count, span } => info!(
             MESSAGE_ID = id::NOT_LISTED,
             TCPTRACKER_INTERFACE = %interface,
-            "{count} more {what} in {:.1}s, not listed (log.rate)",
+            "suppressed {count} {} in {:.1}s (log.rate)",
+            suppressed(*what),
             span.as_secs_f64(),
         ),
         Event::Scan(scan) => write_scan(interface, scan),
@@ -209,10 +221,12 @@ fn write(interface: &IfName, event: &Event) {
         Event::Refused { request, why, uid } => warn!(
             MESSAGE_ID = id::REFUSED,
             TCPTRACKER_INTERFACE = %interface,
-            TCPTRACKER_REASON = %why,
+            TCPTRACKER_REASON = %refusal(why),
             TCPTRACKER_UID = uid,
-            "refused to {request} ({}): {why}",
+            "refused to {} ({}): {}",
+            requested(*request),
             by(Some(*uid)),
+            refusal(why),
         ),
         Event::Reloaded { changes, notes, uid } => write_reloaded(interface, changes, notes, *uid),
         Event::Repaired { found } => warn!(
@@ -222,15 +236,121 @@ fn write(interface: &IfName, event: &Event) {
             "mended: {found}"
         ),
         Event::StateChanged { state, reason } => write_state(interface, *state, reason.as_deref()),
-        Event::Warning(text) => warn!(
-            MESSAGE_ID = id::WARNING,
+        Event::ReloadFailed { error, uid } => warn!(
+            MESSAGE_ID = id::RELOAD_FAILED,
             TCPTRACKER_INTERFACE = %interface,
-            "{text}"
+            TCPTRACKER_REASON = %error,
+            TCPTRACKER_UID = uid.map(tracing::field::display),
+            "configuration not reloaded ({}): {}; the running configuration stays in force",
+            uid.map_or_else(|| "by SIGHUP".to_owned(), |uid| by(Some(uid))),
+            error.replace('\n', "; "),
+        ),
+        Event::Warning(warning) => write_warning(interface, warning),
+    }
+}
+
+fn write_warning(interface: &IfName, warning: &Warning) {
+    macro_rules! write {
+        ($id:ident, $($text:tt)+) => {
+            warn!(MESSAGE_ID = id::$id, TCPTRACKER_INTERFACE = %interface, $($text)+)
+        };
+    }
+    match warning {
+        Warning::LockHeldByOther { socket, uid } => {
+            let owner = uid.map_or_else(String::new, |uid| format!(" ({})", by(Some(uid))));
+            write!(
+                LOCK_HELD_BY_OTHER,
+                "another process{owner} owns the lock socket {socket}; \
+                 a second instance on this interface would not be refused"
+            );
+        }
+        Warning::MetricsUnavailable { address, error } => write!(
+            METRICS_UNAVAILABLE,
+            "cannot serve metrics on {address}: {error}; choose another address with metrics.listen, \
+             or \"off\""
+        ),
+        Warning::MetricsAddressMissing { address } => write!(
+            METRICS_ADDRESS_MISSING,
+            "{address} is not an address of this host yet; metrics.listen is served there as soon as it is"
+        ),
+        Warning::SshConfigUnreadable { file } => write!(
+            SSH_CONFIG_UNREADABLE,
+            "cannot read {file}; if it names another port of sshd, sessions there are not exempt: make \
+             the file readable, or add your address to exempt.networks"
+        ),
+        Warning::RepliesMissing => write!(
+            REPLIES_MISSING,
+            "replies are missing from this capture (one-way mirror port or asymmetric route); using the \
+             classic rule for unanswered probes"
+        ),
+        Warning::RepliesVisible => write!(
+            REPLIES_VISIBLE,
+            "replies are visible again; using the balanced rules for unanswered probes"
+        ),
+        Warning::Backend(note) => write!(BACKEND, "{}", backend_note(note)),
+        Warning::BlocksSuspended { count } => write!(
+            BLOCKS_SUSPENDED,
+            "observe mode: {count} blocks suspended until block.enabled = true"
+        ),
+        Warning::StaleBlocksRemoved { count } => write!(
+            STALE_BLOCKS_REMOVED,
+            "removed {count} stale blocks that another program restored to the kernel"
+        ),
+        Warning::RestoreIncomplete { count, error } => {
+            write!(RESTORE_INCOMPLETE, "could not restore {count} blocks: {error}");
+        }
+        Warning::DatabaseQuarantined { file, kept, error, at_start } => write!(
+            DATABASE_QUARANTINED,
+            "cannot use {} ({error}); moved it to {}; {}",
+            file.display(),
+            kept.display(),
+            if *at_start {
+                "starting with the blocks in the kernel"
+            } else {
+                "a new one replaces it"
+            },
         ),
     }
 }
 
-fn write_reloaded(interface: &IfName, changes: &[String], notes: &[String], uid: Option<u32>) {
+fn backend_note(note: &BackendNote) -> String {
+    let BackendNote { error, capacity } = note;
+    format!("{error}; using one firewall rule per address instead (at most {capacity})")
+}
+
+fn note_text(note: &ReloadNote) -> String {
+    match note {
+        ReloadNote::SourcesReset => "tracked sources were reset".to_owned(),
+        ReloadNote::AtNextStart(key) => format!("{key} takes effect at the next restart"),
+        ReloadNote::Backend(note) => backend_note(note),
+    }
+}
+
+const fn suppressed(what: Suppressed) -> &'static str {
+    match what {
+        Suppressed::Connections => "new connections",
+        Suppressed::Scans => "port scans",
+        Suppressed::Summaries => "summaries of port scans",
+    }
+}
+
+fn requested(request: Request) -> String {
+    match request {
+        Request::Block(network) => format!("block {}", show_network(&network)),
+        Request::Unblock(network) => format!("unblock {}", show_network(&network)),
+        Request::Reload => "reload the configuration".to_owned(),
+    }
+}
+
+fn refusal(why: &Refusal) -> String {
+    match why {
+        Refusal::NotAuthorized(text) | Refusal::Kernel(text) => text.clone(),
+        Refusal::Exempt(why) => format!("exempt: {why}"),
+        Refusal::NotBlocked => "it is not blocked".to_owned(),
+    }
+}
+
+fn write_reloaded(interface: &IfName, changes: &[String], notes: &[ReloadNote], uid: Option<u32>) {
     info!(
         MESSAGE_ID = id::RELOADED,
         TCPTRACKER_INTERFACE = %interface,
@@ -238,7 +358,7 @@ fn write_reloaded(interface: &IfName, changes: &[String], notes: &[String], uid:
         "configuration reloaded ({}): {}{}",
         uid.map_or_else(|| "by SIGHUP".to_owned(), |uid| by(Some(uid))),
         if changes.is_empty() { "nothing has changed".to_owned() } else { changes.join(", ") },
-        notes.iter().map(|note| format!("; {note}")).collect::<String>(),
+        notes.iter().map(|note| format!("; {}", note_text(note))).collect::<String>(),
     );
 }
 
@@ -343,7 +463,18 @@ mod tests {
             id::STATE,
             id::RELOADED,
             id::MENDED,
-            id::WARNING,
+            id::LOCK_HELD_BY_OTHER,
+            id::METRICS_UNAVAILABLE,
+            id::METRICS_ADDRESS_MISSING,
+            id::SSH_CONFIG_UNREADABLE,
+            id::REPLIES_MISSING,
+            id::REPLIES_VISIBLE,
+            id::BACKEND,
+            id::BLOCKS_SUSPENDED,
+            id::STALE_BLOCKS_REMOVED,
+            id::RESTORE_INCOMPLETE,
+            id::DATABASE_QUARANTINED,
+            id::RELOAD_FAILED,
         ];
         for (at, id) in ids.iter().enumerate() {
             assert!(id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()), "{id}");

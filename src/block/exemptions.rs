@@ -11,10 +11,11 @@ use ipnet::IpNet;
 
 use crate::config::ExemptConfig;
 use crate::system::netlink::NetlinkError;
+use crate::types::block::ExemptReason;
 use crate::types::clock::Moment;
 use crate::types::host::Host;
 
-use crate::types::network::{link_local, loopback, overlap, show_network};
+use crate::types::network::{link_local, loopback, overlap};
 
 /// Asks the kernel who is connected to these ports.
 pub type AskSessions = Box<dyn FnMut(&[u16]) -> Result<Vec<IpAddr>, NetlinkError> + Send>;
@@ -78,39 +79,37 @@ impl Exemptions {
     }
 
     /// Why a network must not be blocked: it contains the peer of a live SSH session.
-    pub fn forbid_for_session(&self, network: &IpNet) -> Option<String> {
+    pub fn forbid_for_session(&self, network: &IpNet) -> Option<ExemptReason> {
         let peer = self.peers.iter().find(|peer| network.contains(*peer))?;
-        Some(format!("{peer} has an SSH session open to this host"))
+        Some(ExemptReason::SshSession(*peer))
     }
 
     /// Why a network must not be blocked: it is, contains or lies in an exempt one. Says nothing of SSH
     /// sessions.
-    pub fn forbid(&self, network: &IpNet) -> Option<String> {
+    pub fn forbid(&self, network: &IpNet) -> Option<ExemptReason> {
         for exempt in &self.config.networks {
             if overlap(exempt, network) {
-                return Some(format!("{} is listed in exempt.networks", show_network(exempt)));
+                return Some(ExemptReason::Configured(*exempt));
             }
         }
         // Blocking an own address is never right, whatever is configured: the host would no longer
         // talk to itself.
         if let Some(own) = self.host.own().iter().find(|address| network.contains(*address)) {
-            return Some(format!("{own} is an address of this host"));
+            return Some(ExemptReason::OwnAddress(*own));
         }
         if !self.config.automatic {
             return None;
         }
-        let reserved = |networks: [IpNet; 2], what: &str| {
-            let found = networks.into_iter().find(|reserved| overlap(reserved, network))?;
-            Some(format!("{} is {what}", show_network(&found)))
+        let reserved =
+            |networks: [IpNet; 2]| networks.into_iter().find(|reserved| overlap(reserved, network));
+        let named = |addresses: &[IpAddr]| {
+            addresses.iter().copied().find(|address| network.contains(address))
         };
-        let named = |addresses: &[IpAddr], what: &str| {
-            let found = addresses.iter().find(|address| network.contains(*address))?;
-            Some(format!("{found} is {what} of this host"))
-        };
-        reserved(loopback(), "loopback")
-            .or_else(|| reserved(link_local(), "link-local"))
-            .or_else(|| named(self.host.gateways(), "a gateway"))
-            .or_else(|| named(self.host.resolvers(), "a resolver"))
+        let found = reserved(loopback()).map(ExemptReason::Loopback);
+        found
+            .or_else(|| reserved(link_local()).map(ExemptReason::LinkLocal))
+            .or_else(|| named(self.host.gateways()).map(ExemptReason::Gateway))
+            .or_else(|| named(self.host.resolvers()).map(ExemptReason::Resolver))
     }
 }
 
@@ -153,9 +152,10 @@ pub mod tests {
             ("fe80::1/128", "fe80::/10 is link-local"),
             ("169.254.1.1/32", "169.254.0.0/16 is link-local"),
             ("192.0.2.254/32", "192.0.2.254 is a gateway of this host"),
-            ("9.0.0.0/8", "9.9.9.9 is a resolver of this host"),
+            ("9.0.0.0/8", "9.9.9.9 is a name server of this host"),
         ] {
-            assert_eq!(exemptions.forbid(&net(exempt)).as_deref(), Some(why), "{exempt}");
+            let reason = exemptions.forbid(&net(exempt)).map(|reason| reason.to_string());
+            assert_eq!(reason.as_deref(), Some(why), "{exempt}");
         }
         for other in ["192.0.2.6/32", "11.0.0.0/8", "2001:db8:0:1::/64", "9.9.9.10/32"] {
             assert_eq!(exemptions.forbid(&net(other)), None, "{other}");
@@ -169,7 +169,7 @@ pub mod tests {
         exemptions.ask_for_sessions(Moment::default()).unwrap();
         for exempt in ["203.0.113.7/32", "203.0.113.0/24", "2001:db8:7::/64"] {
             let why = exemptions.forbid_for_session(&net(exempt));
-            assert!(why.is_some_and(|why| why.contains("has an SSH session open")), "{exempt}");
+            assert!(matches!(why, Some(ExemptReason::SshSession(_))), "{exempt}");
         }
         for other in ["203.0.113.8/32", "2001:db8:8::/64"] {
             assert_eq!(exemptions.forbid_for_session(&net(other)), None, "{other}");

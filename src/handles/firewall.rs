@@ -7,8 +7,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::config::Config;
-use crate::types::block::Evidence;
+use crate::types::block::{Evidence, ExemptReason};
+use crate::types::event::{BackendNote, Refusal};
 use crate::types::host::Host;
+use crate::types::network::show_network;
 use crate::types::scan::Scan;
 
 /// Requests that may wait for the firewall's thread.
@@ -65,7 +67,7 @@ pub enum Command {
         config: Box<Config>,
         /// Where the answer goes; main waits for it: what else is to be known of the change, or why the
         /// kernel does not take it.
-        reply: SyncSender<Result<Option<String>, String>>,
+        reply: SyncSender<Result<Option<BackendNote>, String>>,
     },
     /// Take everything down and end.
     Stop,
@@ -78,25 +80,32 @@ pub type Reply<T> = async_channel::Sender<T>;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
     /// The network is, or contains, an exempt address.
-    #[error("{network} is never blocked: {why}")]
-    Exempt {
-        /// As people read it.
-        network: String,
-        /// Which exemption.
-        why: String,
-    },
+    #[error("{} is never blocked: {why}", show_network(.network))]
+    Exempt { network: IpNet, why: ExemptReason },
     /// There is no such block.
-    #[error("{0} is not blocked")]
-    NotBlocked(String),
+    #[error("{} is not blocked", show_network(.0))]
+    NotBlocked(IpNet),
     /// Nothing is known of it.
     #[error(
-        "{0} is not blocked, and nothing else is known of it: it is not exempt, was not let in by hand \
-         of late, and has no past offence"
+        "nothing is known about {}: it is not blocked, not exempt, was not unblocked recently, and has no \
+         earlier offences",
+        show_network(.0)
     )]
-    Unknown(String),
+    Unknown(IpNet),
     /// The kernel did not accept it.
     #[error("{0}")]
     Kernel(String),
+}
+
+impl RequestError {
+    /// The same for an event, whose request names the network.
+    pub fn refusal(&self) -> Refusal {
+        match self {
+            Self::Exempt { why, .. } => Refusal::Exempt(why.clone()),
+            Self::NotBlocked(_) | Self::Unknown(_) => Refusal::NotBlocked,
+            Self::Kernel(error) => Refusal::Kernel(error.clone()),
+        }
+    }
 }
 
 /// A block, as people read it.
@@ -167,7 +176,7 @@ pub struct Explanation {
     /// How often it has scanned and was blocked for that, the present block included.
     pub offences: u32,
     /// Why it is never blocked.
-    pub exempt: Option<String>,
+    pub exempt: Option<ExemptReason>,
     /// Until when it is left alone, having been let in by hand, in Unix seconds.
     pub grace_until: Option<u64>,
 }

@@ -17,7 +17,7 @@ use crate::handles::firewall::{Command, FirewallHandle};
 use crate::service::entry_limit::EntryLimit;
 use crate::system::capture::batch::BatchReceiver;
 use crate::types::clock::Moment;
-use crate::types::event::Event;
+use crate::types::event::{Event, Suppressed, Warning};
 use crate::types::host::{Host, Listening};
 use crate::types::scan::Scan;
 use crate::types::segment::Direction;
@@ -199,13 +199,13 @@ impl Worker {
         }
         let Limits { connections, scans, summaries } = limits;
         for (what, limit) in [
-            ("new connections", connections),
-            ("port scans", scans),
-            ("summaries of port scans", summaries),
+            (Suppressed::Connections, connections),
+            (Suppressed::Scans, scans),
+            (Suppressed::Summaries, summaries),
         ] {
             let summary = if at_the_end { limit.rest(now) } else { limit.summary(now) };
             if let Some((count, span)) = summary {
-                self.events.emit(Event::NotListed { what, count, span });
+                self.events.emit(Event::Suppressed { what, count, span });
             }
         }
     }
@@ -231,7 +231,6 @@ fn list(
             source_port: probe.source_port,
             destination: probe.destination,
             port: probe.port,
-            kind: probe.kind,
         });
     }
 }
@@ -278,13 +277,8 @@ impl Sight {
         self.changed = self.changed.filter(|since| Moment::now().since(*since) < CHANGE_OVER);
         let one_sided = detector.is_one_sided();
         if std::mem::replace(&mut self.one_sided, one_sided) != one_sided {
-            let what = if one_sided {
-                "answers to probes are not seen here, or not all (a mirror port of one direction, an \
-                 asymmetric route): what seems unanswered is judged by the classic rule until they are"
-            } else {
-                "answers to probes are seen again: what fails is judged by the balanced rules"
-            };
-            events.emit(Event::Warning(what.to_owned()));
+            let warning = if one_sided { Warning::RepliesMissing } else { Warning::RepliesVisible };
+            events.emit(Event::Warning(warning));
         }
     }
 }

@@ -57,7 +57,7 @@ use crate::system::lock::{Lock, LockError};
 use crate::system::netlink::NetlinkError;
 use crate::system::service_manager;
 use crate::types::clock::Moment;
-use crate::types::event::Event;
+use crate::types::event::{BackendNote, Event, Warning};
 use crate::types::host::Host;
 use crate::types::ifname::IfName;
 
@@ -146,8 +146,7 @@ fn lock(interface: &IfName, events: &EventSink) -> Result<Option<Lock>, DaemonEr
     match Lock::take(&name) {
         Ok(lock) => Ok(Some(lock)),
         Err(LockError::Stranger(uid)) => {
-            let who = uid.map_or_else(|| "somebody".to_owned(), |uid| format!("uid {uid}"));
-            let warning = format!("{who} holds the socket @{name} and is no tcptracker");
+            let warning = Warning::LockHeldByOther { socket: format!("@{name}"), uid };
             events.emit(Event::Warning(warning));
             Ok(None)
         }
@@ -187,7 +186,7 @@ impl Service {
         (sources, effective): (Sources, Effective),
         capture: Option<LiveCapture>,
         host: Arc<Host>,
-        (backend, note): (Box<dyn Backend + Send>, Option<String>),
+        (backend, note): (Box<dyn Backend + Send>, Option<BackendNote>),
     ) -> Result<Self, DaemonError> {
         let config = effective.config.clone();
         let metrics = Arc::new(Metrics::new()?);
@@ -208,7 +207,7 @@ impl Service {
 
         start_journal(&mut supervisor, interface, journal_out)?;
         if let Some(note) = note {
-            events.emit(Event::Warning(note));
+            events.emit(Event::Warning(Warning::Backend(note)));
         }
         // Before the bus, where it would only be refused its name: this says the same without a bus.
         let lock = lock(interface, &events)?;

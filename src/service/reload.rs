@@ -11,7 +11,7 @@ use crate::handles::notification::ReloadError;
 use crate::service::Service;
 use crate::service::threads::start_metrics;
 use crate::system::service_manager;
-use crate::types::event::Event;
+use crate::types::event::{BackendNote, Event, ReloadNote};
 
 impl Service {
     /// Reads all sources again and goes on with what they say. Tells what has come of it.
@@ -19,14 +19,7 @@ impl Service {
         service_manager::reloading();
         let result = self.load_and_apply(uid);
         if let Err(error) = &result {
-            let why = error.to_string().replace('\n', "; ");
-            let why = format!("{why}; the running configuration stays in force");
-            self.events.emit(match uid {
-                Some(uid) => {
-                    Event::Refused { request: "reload the configuration".into(), why, uid }
-                }
-                None => Event::Warning(format!("SIGHUP did not reload the configuration: {why}")),
-            });
+            self.events.emit(Event::ReloadFailed { error: error.to_string(), uid });
         }
         service_manager::ready(&self.status());
         result
@@ -38,12 +31,13 @@ impl Service {
         let mut notes = Vec::new();
 
         if (&new.block, &new.exempt, &new.firewall) != (&old.block, &old.exempt, &old.firewall) {
-            notes.extend(self.apply_to_firewall(&new).map_err(ReloadError::Firewall)?);
+            let note = self.apply_to_firewall(&new).map_err(ReloadError::Firewall)?;
+            notes.extend(note.map(ReloadNote::Backend));
             self.health.set_observing(!new.block.enabled);
         }
         if (&new.detection, &new.log) != (&old.detection, &old.log) && !self.apply_to_detector(&new)
         {
-            notes.push("what was remembered of sources begins anew".to_owned());
+            notes.push(ReloadNote::SourcesReset);
         }
         // Whoever has had the port may have left.
         let are_missing = self.stop_metrics.is_none() && new.metrics.listen != Listen::Off;
@@ -51,10 +45,10 @@ impl Service {
             self.apply_to_metrics(&new, &old);
         }
         if new.bus != old.bus {
-            notes.push("bus.enabled holds from the next start on".to_owned());
+            notes.push(ReloadNote::AtNextStart("bus.enabled"));
         }
         if new.log.format != old.log.format {
-            notes.push("log.format holds from the next start on".to_owned());
+            notes.push(ReloadNote::AtNextStart("log.format"));
         }
         let changes = effective.changes_since(&self.effective);
         self.effective = effective;
@@ -63,7 +57,7 @@ impl Service {
     }
 
     /// The firewall thread owns the back end, and decides whether the change needs another one.
-    fn apply_to_firewall(&mut self, new: &Config) -> Result<Option<String>, String> {
+    fn apply_to_firewall(&mut self, new: &Config) -> Result<Option<BackendNote>, String> {
         let (reply, answer) = sync_channel(1);
         self.firewall.send(Command::Reconfigure { config: Box::new(new.clone()), reply });
         // Without an answer the thread has ended, and so will the service.

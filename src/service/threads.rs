@@ -36,7 +36,7 @@ use crate::system::host::listening::ListeningFollower;
 use crate::system::progress::Progress;
 use crate::system::service_manager;
 use crate::types::clock::WallClock;
-use crate::types::event::Event;
+use crate::types::event::{Event, Warning};
 use crate::types::host::Host;
 use crate::types::ifname::IfName;
 
@@ -94,18 +94,15 @@ pub fn start_metrics(
     let server = match MetricsServer::listen(address) {
         Ok(server) => server,
         Err(error) => {
-            events.emit(Event::Warning(format!(
-                "{error}; going on without (choose another with metrics.listen, or \"off\")"
-            )));
+            events.emit(Event::Warning(Warning::MetricsUnavailable {
+                address,
+                error: error.to_string(),
+            }));
             return Ok(None);
         }
     };
     if server.awaits_its_address() {
-        events.emit(Event::Warning(format!(
-            "{} is not an address of this host yet; metrics are served there as soon as it is \
-             (metrics.listen)",
-            address.ip()
-        )));
+        events.emit(Event::Warning(Warning::MetricsAddressMissing { address: address.ip() }));
     }
     let stop = server.stop();
     let (metrics, health) = (Arc::clone(metrics), Arc::clone(health));
@@ -181,10 +178,7 @@ impl Followers {
         for (events, file) in
             self.events.iter().flat_map(|r| unreadable.iter().map(move |u| (r, u)))
         {
-            events.emit(Event::Warning(format!(
-                "cannot read {file}; if sshd listens on a port named there, its sessions are not known: \
-                 let everybody read it, or list in exempt.networks where you come from"
-            )));
+            events.emit(Event::Warning(Warning::SshConfigUnreadable { file: file.clone() }));
         }
     }
 

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
+
+use crate::types::network::show_network;
 use serde::{Deserialize, Serialize};
 
 use crate::types::clock::Moment;
@@ -154,7 +156,7 @@ pub enum SkipReason {
     /// `block.enabled` is false.
     Observing,
     /// It is, or contains, an exempt address.
-    Exempt(String),
+    Exempt(ExemptReason),
     /// It was unblocked by hand a short while ago.
     Grace {
         /// How long that still holds.
@@ -183,6 +185,41 @@ impl fmt::Display for SkipReason {
                  the sources may be forged"
             ),
             Self::Failed(error) => write!(f, "blocking failed: {error}"),
+        }
+    }
+}
+
+/// Why a network is exempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExemptReason {
+    /// It overlaps a network of `exempt.networks`.
+    Configured(IpNet),
+    /// It contains an address of this host.
+    OwnAddress(IpAddr),
+    Loopback(IpNet),
+    LinkLocal(IpNet),
+    /// It contains a gateway of this host.
+    Gateway(IpAddr),
+    /// It contains a name server of this host.
+    Resolver(IpAddr),
+    /// It contains the peer of a live SSH session.
+    SshSession(IpAddr),
+}
+
+impl fmt::Display for ExemptReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Configured(network) => {
+                write!(f, "{} is listed in exempt.networks", show_network(network))
+            }
+            Self::OwnAddress(address) => write!(f, "{address} is an address of this host"),
+            Self::Loopback(network) => write!(f, "{} is loopback", show_network(network)),
+            Self::LinkLocal(network) => write!(f, "{} is link-local", show_network(network)),
+            Self::Gateway(address) => write!(f, "{address} is a gateway of this host"),
+            Self::Resolver(address) => write!(f, "{address} is a name server of this host"),
+            Self::SshSession(address) => {
+                write!(f, "{address} has an SSH session open to this host")
+            }
         }
     }
 }

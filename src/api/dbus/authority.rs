@@ -16,7 +16,7 @@ use crate::api::dbus::error::Error;
 use crate::api::dbus::limiter::Limiter;
 use crate::handles::events::{EventSink, Reader};
 use crate::types::clock::Moment;
-use crate::types::event::Event;
+use crate::types::event::{Event, Refusal, Request};
 
 /// The group whose members may.
 const GROUP: &str = "tcptracker";
@@ -75,7 +75,7 @@ impl Authority {
         &self,
         connection: &Connection,
         header: &Header<'_>,
-        request: impl FnOnce() -> String,
+        request: Request,
     ) -> Result<u32, Error> {
         let sender = header.sender().ok_or(zbus::Error::MissingField)?;
         let Caller { uid, groups } = Caller::ask_for(connection, sender).await?;
@@ -90,8 +90,8 @@ impl Authority {
         let Err(refusal) = asked else { return Ok(uid) };
         let now = Moment::now();
         if self.refusals.lock().unwrap_or_else(PoisonError::into_inner).permits(now) {
-            let why = refusal.to_string();
-            self.events.emit(Event::Refused { request: request(), why, uid });
+            let why = Refusal::NotAuthorized(refusal.to_string());
+            self.events.emit(Event::Refused { request, why, uid });
         } else {
             self.events.count_lost(Reader::Journal);
         }

@@ -23,7 +23,7 @@ pub fn answer(account: Explanation) -> Answer {
         put_block(&mut answer, block);
     }
     if let Some(why) = exempt {
-        put(&mut answer, "exempt", why);
+        put(&mut answer, "exempt", why.to_string());
     }
     if let Some(until) = grace_until {
         put(&mut answer, "grace_until", until);

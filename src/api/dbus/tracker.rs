@@ -2,6 +2,7 @@
 //!
 //! Owns its members' names and types. Every change names its caller.
 
+use crate::types::event::Request;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,7 +94,7 @@ impl Tracker {
         let network = parse_network(address).map_err(|e| Error::InvalidAddress(e.to_string()))?;
         let reason = checked_reason(reason)?;
         let duration = checked_duration(seconds)?;
-        let request = || format!("block {}", show_network(&network));
+        let request = Request::Block(network);
         let uid = self.authority.authorise(connection, &header, request).await?;
         let order = |reply| Command::Block { network, duration, reason, uid, reply };
         Ok(self.ask(order).await??)
@@ -109,7 +110,7 @@ impl Tracker {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<(), Error> {
         let network = parse_network(address).map_err(|e| Error::InvalidAddress(e.to_string()))?;
-        let request = || format!("unblock {}", show_network(&network));
+        let request = Request::Unblock(network);
         let uid = self.authority.authorise(connection, &header, request).await?;
         Ok(self.ask(|reply| Command::Unblock { network, uid, reply }).await??)
     }
@@ -171,7 +172,7 @@ impl Tracker {
         #[zbus(connection)] connection: &Connection,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<(), Error> {
-        let request = || "reload the configuration".to_owned();
+        let request = Request::Reload;
         let uid = self.authority.authorise(connection, &header, request).await?;
         self.authority.look_up_group();
         let _turn = self.one_reload.permit().await;

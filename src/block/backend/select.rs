@@ -7,13 +7,14 @@ use crate::block::backend::none::NullBackend;
 use crate::block::backend::{Backend, FirewallError};
 use crate::config;
 use crate::config::Config;
+use crate::types::event::BackendNote;
 use crate::types::ifname::IfName;
 
 /// What holds the blocks, and what an operator should know of the choice. Changes nothing yet.
 pub fn connect(
     interface: &IfName,
     config: &Config,
-) -> Result<(Box<dyn Backend + Send>, Option<String>), FirewallError> {
+) -> Result<(Box<dyn Backend + Send>, Option<BackendNote>), FirewallError> {
     let chosen = choose(interface, config);
     if config.block.enabled {
         return chosen;
@@ -26,7 +27,7 @@ pub fn connect(
 fn choose(
     interface: &IfName,
     config: &Config,
-) -> Result<(Box<dyn Backend + Send>, Option<String>), FirewallError> {
+) -> Result<(Box<dyn Backend + Send>, Option<BackendNote>), FirewallError> {
     let (firewall, established) = (&config.firewall, config.block.established);
     let sets = match firewall.backend {
         config::Backend::Iptables => None,
@@ -39,8 +40,8 @@ fn choose(
         Some(Err(FirewallError::Set(error @ IpsetError::Unsupported)))
             if firewall.backend == config::Backend::Auto =>
         {
-            let most = crate::block::backend::iptables::CAPACITY;
-            Some(format!("{error}: going on with a rule per address, {most} at most"))
+            let capacity = crate::block::backend::iptables::CAPACITY;
+            Some(BackendNote { error: error.to_string(), capacity })
         }
         Some(sets) => return Ok((Box::new(sets?), None)),
     };

@@ -138,8 +138,16 @@ pub struct Found {
     pub is_of_another_boot: bool,
     /// Everything has to be written anew: it is behind, empty, or from another boot.
     pub is_outdated: bool,
-    /// A file that could not be used, and where it is now: a sentence.
-    pub set_aside: Option<String>,
+    pub set_aside: Option<Quarantined>,
+}
+
+/// A file that could not be used, and was moved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quarantined {
+    pub file: PathBuf,
+    /// Where it is now.
+    pub kept: PathBuf,
+    pub error: String,
 }
 
 /// The open database.
@@ -198,7 +206,7 @@ impl StorePath {
     }
 
     /// Opens the database to replace what is in it. Tells of a file it had to put aside.
-    pub fn open_anew(&self, set_aside: &mut Option<String>) -> Result<Store, StoreError> {
+    pub fn open_anew(&self, set_aside: &mut Option<Quarantined>) -> Result<Store, StoreError> {
         // What it has found of the last connection is of no interest any more.
         let _ = self.failure();
         self.directory()?;
@@ -232,14 +240,14 @@ impl StorePath {
 
     fn replacing_a_useless_file<T>(
         &self,
-        set_aside: &mut Option<String>,
+        set_aside: &mut Option<Quarantined>,
         open: impl Fn(&Path) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         match open(&self.file) {
             Err(error) if error.is_the_files() => match quarantine::set_aside(&self.file) {
                 Ok(kept) => {
-                    let (file, kept) = (self.file.display(), kept.display());
-                    *set_aside = Some(format!("{file} is of no use: {error}; kept as {kept}"));
+                    let (file, error) = (self.file.clone(), error.to_string());
+                    *set_aside = Some(Quarantined { file, kept, error });
                     open(&self.file)
                 }
                 Err(why_not) => Err(StoreError::InTheWay(Box::new(error), why_not)),

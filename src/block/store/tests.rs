@@ -126,8 +126,9 @@ fn a_useless_file_is_set_aside_and_a_few_of_them_are_kept() {
     for round in 1..=5u32 {
         std::fs::write(&place.file, format!("garbage {round}")).unwrap();
         let found = place.load(&clock());
-        let said = found.set_aside.unwrap();
-        assert!(said.contains("is damaged") && said.ends_with(".aside-1"), "{said}");
+        let quarantined = found.set_aside.unwrap();
+        assert!(quarantined.error.contains("is damaged"), "{quarantined:?}");
+        assert_eq!(quarantined.kept, kept(1));
         let mut store = found.store.unwrap();
         store.write_anew(&clock(), records(&everything())).unwrap();
         drop(store);
@@ -174,8 +175,8 @@ fn files_of_others_and_of_later_versions_are_set_aside() {
         std::fs::create_dir(place.file.parent().unwrap()).unwrap();
         Connection::open(&place.file).unwrap().execute_batch(sql).unwrap();
         let found = place.load(&clock());
-        let said = found.set_aside.unwrap_or_default();
-        assert!(said.contains(why), "{said:?}");
+        let error = found.set_aside.map(|quarantined| quarantined.error).unwrap_or_default();
+        assert!(error.contains(why), "{error:?}");
         assert!(found.store.is_ok(), "{why}");
         assert_eq!(recalled(&place), Remembered::default());
     }
@@ -202,7 +203,7 @@ fn damage_anywhere_is_noticed() {
     ] {
         std::fs::write(&place.file, damage).unwrap();
         let found = place.load(&clock());
-        assert!(found.set_aside.unwrap_or_default().contains("is damaged"));
+        assert!(found.set_aside.is_some_and(|file| file.error.contains("is damaged")));
         assert_eq!(found.remembered, Remembered::default());
         assert!(found.store.is_ok());
     }

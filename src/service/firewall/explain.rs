@@ -10,7 +10,6 @@ use ipnet::IpNet;
 use crate::handles::firewall::RequestError;
 use crate::service::firewall::FirewallThread;
 use crate::types::clock::WallClock;
-use crate::types::network::show_network;
 
 impl FirewallThread {
     pub fn explain(
@@ -27,7 +26,7 @@ impl FirewallThread {
         let found = self.ledger.block_around(&asked);
         let blocked = found.map(|(network, _)| network);
         if blocked.is_none() && exempt.is_none() && grace.is_none() && past.is_none() {
-            return Err(RequestError::Unknown(show_network(&asked)));
+            return Err(RequestError::Unknown(asked));
         }
         let past_count = past.map_or(0, |(_, past)| past.count);
         let offences = found.map_or(past_count, |(_, block)| block.offences.max(past_count));

@@ -45,12 +45,11 @@ use crate::service::firewall::enforce::WhenFull;
 use crate::service::firewall::persister::Persister;
 use crate::system::conntrack::Conntrack;
 use crate::types::block::{Block, Evidence};
-use crate::types::block::{BlockCause, SkipReason};
+use crate::types::block::{BlockCause, ExemptReason, SkipReason};
 use crate::types::clock::{Moment, WallClock};
-use crate::types::event::Event;
+use crate::types::event::{BackendNote, Event, Request};
 use crate::types::host::Host;
 use crate::types::network::Family;
-use crate::types::network::show_network;
 use crate::types::scan::{Scan, ScanKind};
 
 /// How often at least the thread looks round: shows that it is alive, and whether all is in the kernel
@@ -66,7 +65,8 @@ const PORTS_IN_REASON: usize = 8;
 /// Opens the back end that a configuration asks for, without changing anything yet; with what an operator
 /// should know of the choice.
 pub type OpenBackend = Box<
-    dyn FnMut(&Config) -> Result<(Box<dyn Backend + Send>, Option<String>), FirewallError> + Send,
+    dyn FnMut(&Config) -> Result<(Box<dyn Backend + Send>, Option<BackendNote>), FirewallError>
+        + Send,
 >;
 
 /// The firewall's thread.
@@ -238,7 +238,7 @@ impl FirewallThread {
     }
 
     /// Why a network must not be blocked: somebody in it has an SSH session open, at this moment.
-    pub fn forbid_for_session(&mut self, network: &IpNet, now: Moment) -> Option<String> {
+    pub fn forbid_for_session(&mut self, network: &IpNet, now: Moment) -> Option<ExemptReason> {
         self.ask_for_sessions(now);
         self.exemptions.forbid_for_session(network)
     }
@@ -269,13 +269,13 @@ impl FirewallThread {
             .forbid(&network)
             .or_else(|| self.forbid_for_session(&network, clock.now()));
         let result = match why {
-            Some(why) => Err(RequestError::Exempt { network: show_network(&network), why }),
+            Some(why) => Err(RequestError::Exempt { network, why }),
             None => self
                 .enforce(network, duration, WhenFull::Fail, clock)
                 .map_err(|error| RequestError::Kernel(self.kernel_failed(&error))),
         };
         if let Err(error) = result {
-            self.emit_refused(format!("block {}", show_network(&network)), &error, uid);
+            self.emit_refused(Request::Block(network), &error, uid);
             return Err(error);
         }
         self.ledger.end_grace(&network);
@@ -381,8 +381,8 @@ impl FirewallThread {
         });
     }
 
-    pub fn emit_refused(&self, request: String, error: &RequestError, uid: u32) {
-        self.events.emit(Event::Refused { request, why: error.to_string(), uid });
+    pub fn emit_refused(&self, request: Request, error: &RequestError, uid: u32) {
+        self.events.emit(Event::Refused { request, why: error.refusal(), uid });
     }
 }
 

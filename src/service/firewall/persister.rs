@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::block::ledger::Ledger;
-use crate::block::store::{Found, Store, StoreError, StorePath};
+use crate::block::store::{Found, Quarantined, Store, StoreError, StorePath};
 use crate::handles::events::EventSink;
 use crate::handles::health::{Component, Health};
 use crate::types::block::Remembered;
 use crate::types::clock::{Moment, WallClock};
-use crate::types::event::Event;
+use crate::types::event::{Event, Warning};
 
 /// How long a database that failed is left alone.
 const RETRY: Duration = Duration::from_secs(5);
@@ -81,10 +81,7 @@ impl Persister {
             (true, true) => Precedence::MemoryAlone,
         };
         let Found { remembered, store, is_outdated, set_aside, .. } = found;
-        if let Some(sentence) = set_aside {
-            let instead = "starting with what the kernel still holds";
-            self.events.emit(Event::Warning(format!("{sentence}; {instead}")));
-        }
+        self.warn_of(set_aside, true);
         match store {
             Ok(store) => self.store = Some(store),
             Err(error) => self.give_up(&error, clock.now()),
@@ -153,9 +150,7 @@ impl Persister {
         let Some(store_path) = &self.store_path else { return };
         let mut set_aside = None;
         let opened = store_path.open_anew(&mut set_aside);
-        if let Some(sentence) = set_aside {
-            self.events.emit(Event::Warning(format!("{sentence}; a new one takes its store_path")));
-        }
+        self.warn_of(set_aside, false);
         match opened {
             Ok(store) => {
                 self.store = Some(store);
@@ -165,6 +160,13 @@ impl Persister {
         }
         if self.store.is_some() {
             self.health.clear(Component::Store);
+        }
+    }
+
+    fn warn_of(&self, quarantined: Option<Quarantined>, at_start: bool) {
+        if let Some(Quarantined { file, kept, error }) = quarantined {
+            let warning = Warning::DatabaseQuarantined { file, kept, error, at_start };
+            self.events.emit(Event::Warning(warning));
         }
     }
 

@@ -10,7 +10,7 @@ use crate::block::reconcile::DesiredState;
 use crate::config::Config;
 use crate::service::firewall::FirewallThread;
 use crate::types::clock::WallClock;
-use crate::types::event::Event;
+use crate::types::event::{BackendNote, Event, Warning};
 use crate::types::network::Family;
 
 impl FirewallThread {
@@ -19,7 +19,7 @@ impl FirewallThread {
         &mut self,
         new: Config,
         clock: &WallClock,
-    ) -> Result<Option<String>, FirewallError> {
+    ) -> Result<Option<BackendNote>, FirewallError> {
         let holds_otherwise = !self.config.enabled
             || new.firewall != self.firewall
             || new.block.established != self.config.established;
@@ -95,9 +95,7 @@ impl FirewallThread {
         self.persister.pause();
         let count = self.ledger.blocks().len();
         self.ledger = Ledger::new(self.backend.longest());
-        self.events.emit(Event::Warning(format!(
-            "observing: the {count} blocked are let in until block.enabled is true again, or their time is up"
-        )));
+        self.events.emit(Event::Warning(Warning::BlocksSuspended { count }));
         Ok(())
     }
 

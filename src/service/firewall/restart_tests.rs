@@ -12,7 +12,7 @@ use crate::config::{BlockDuration, Config};
 use crate::service::firewall::test_bench::{Bench, EPOCH, HOUR, bench_on, clock};
 use crate::types::block::Evidence;
 use crate::types::block::{BlockCause, SkipReason, UnblockCause};
-use crate::types::event::Event;
+use crate::types::event::{Event, Warning};
 use crate::types::state::State;
 
 const SCANNER: &str = "198.51.100.1/32";
@@ -228,7 +228,7 @@ fn who_was_let_in_stays_so_though_the_sets_of_before_are_brought_back() {
         assert_eq!(kernel.holds("198.51.100.2/32").is_some(), !is_of_another_boot);
         let told = bench.events();
         let is_told =
-            |event: &Event| matches!(event, Event::Warning(text) if text.contains("brought"));
+            |event: &Event| matches!(event, Event::Warning(Warning::StaleBlocksRemoved { .. }));
         assert!(told.iter().any(is_told), "{told:?}");
     }
 }
@@ -319,9 +319,8 @@ fn a_file_that_is_of_no_use_keeps_nobody_from_being_blocked() {
     assert_eq!(bench.state(), (State::Enforcing, None));
     let told = bench.events();
     assert!(
-        told.iter().any(|event| matches!(event, Event::Warning(text)
-            if text.contains("tcptracker.db is of no use: it is damaged")
-                && text.ends_with("starting with what the kernel still holds"))),
+        told.iter().any(|event| matches!(event, Event::Warning(Warning::DatabaseQuarantined { error, at_start: true, .. })
+            if error.contains("it is damaged"))),
         "{told:?}"
     );
 }

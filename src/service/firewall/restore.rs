@@ -16,7 +16,7 @@ use crate::service::firewall::persister::{Loaded, Precedence};
 use crate::types::block::BlockCause;
 use crate::types::block::{Block, Remembered};
 use crate::types::clock::{Moment, WallClock};
-use crate::types::event::Event;
+use crate::types::event::{Event, Warning};
 
 /// What is to be done about whom.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -92,7 +92,10 @@ impl FirewallThread {
         }
         if let Some((_, error)) = refused.first() {
             let count = refused.len();
-            self.events.emit(Event::Warning(format!("{count} of them were not: {error}")));
+            self.events.emit(Event::Warning(Warning::RestoreIncomplete {
+                count,
+                error: error.to_string(),
+            }));
         }
         self.unblock_exempt(clock);
         self.follow_time(clock);
@@ -109,10 +112,7 @@ impl FirewallThread {
         for (_, error) in self.backend.unblock_all(brought_back) {
             self.kernel_failed(&error);
         }
-        self.events.emit(Event::Warning(format!(
-            "another program has brought saved blocks back into the kernel; ended again: {}",
-            brought_back.len()
-        )));
+        self.events.emit(Event::Warning(Warning::StaleBlocksRemoved { count: brought_back.len() }));
     }
 
     /// Blocks those whom nobody has exempted since. Returns those the kernel did not take.

@@ -11,7 +11,7 @@ use crate::config::{Config, ExemptConfig};
 use crate::handles::detector::DetectorCommand;
 use crate::handles::firewall::{Command, Listed, RequestError};
 use crate::service::firewall::test_bench::{EPOCH, HOUR, bench, bench_on, clock};
-use crate::types::block::{BlockCause, SkipReason, UnblockCause};
+use crate::types::block::{BlockCause, ExemptReason, SkipReason, UnblockCause};
 use crate::types::clock::{Moment, WallClock};
 use crate::types::event::Event;
 use crate::types::host::Host;
@@ -153,8 +153,8 @@ fn who_has_an_ssh_session_is_not_blocked_as_long_as_it_lasts() {
     let mut bench = bench(|_| {});
     bench.sessions(Some(&["198.51.100.1"]));
     bench.scan("198.51.100.1/32", 0);
-    let why = "198.51.100.1 has an SSH session open to this host";
-    assert_eq!(bench.spared(), Some(SkipReason::Exempt(why.to_owned())));
+    let why = ExemptReason::SshSession("198.51.100.1".parse().unwrap());
+    assert_eq!(bench.spared(), Some(SkipReason::Exempt(why.clone())));
     let refused = bench.block("198.51.100.0/24", 0, 0).unwrap_err().to_string();
     assert_eq!(refused, format!("198.51.100.0/24 is never blocked: {why}"));
 

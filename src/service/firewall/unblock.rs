@@ -13,8 +13,7 @@ use crate::handles::firewall::RequestError;
 use crate::service::firewall::{FirewallThread, TICK};
 use crate::types::block::UnblockCause;
 use crate::types::clock::WallClock;
-use crate::types::event::Event;
-use crate::types::network::show_network;
+use crate::types::event::{Event, Request};
 
 /// How many blocks are ended at once: so long others wait.
 const AT_ONCE: usize = 1024;
@@ -28,7 +27,7 @@ impl FirewallThread {
     ) -> Result<(), RequestError> {
         let meant = self.ledger.overlapping(&network);
         let result = if meant.is_empty() {
-            Err(RequestError::NotBlocked(show_network(&network)))
+            Err(RequestError::NotBlocked(network))
         } else {
             // What was asked for, and what it was counted as: an IPv6 address scans as its network.
             let until = clock.now() + self.config.grace_after_unblock.get();
@@ -42,7 +41,7 @@ impl FirewallThread {
                 .map_or(Ok(()), |(_, error)| Err(RequestError::Kernel(self.kernel_failed(error))))
         };
         if let Err(error) = &result {
-            self.emit_refused(format!("unblock {}", show_network(&network)), error, uid);
+            self.emit_refused(Request::Unblock(network), error, uid);
         }
         result
     }

@@ -76,7 +76,7 @@ fn watchdog_is_not_fed_while_a_thread_hangs() {
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     assert_eq!(lab.metric(r#"tcptracker_blocks_total{cause="scan"}"#), 1);
 
-    service.hear_log();
+    service.read_log();
     service.await_line("no sign of life from: journal");
     await_feeds(&mut service, 2);
     assert_eq!(service.stop().code(), Some(0));
