@@ -12,3 +12,4 @@ pub mod rule;
 pub mod scan;
 pub mod segment;
 pub mod state;
+pub mod text;
