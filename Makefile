@@ -179,7 +179,7 @@ lint-prose: ## check that no text file in git contains one of the words that we 
 	*) exit 1 ;; \
 	esac
 
-lint-imports: ## check imports, threads, long functions and visibility in src
+lint-imports: ## check imports, threads, visibility and sizes in src
 	$(call install_missing,python3)
 	@tests/lint-imports --self-test
 	@tests/lint-imports
