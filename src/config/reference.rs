@@ -26,7 +26,7 @@ pub const SECTIONS: [(&str, &str); 7] = [
 ];
 
 /// Every key, in reading order.
-pub const KEYS: [Key; 23] = [
+pub const KEYS: [Key; 24] = [
     Key {
         name: "detection.preset",
         expected: r#""classic" or "balanced""#,
@@ -131,6 +131,11 @@ pub const KEYS: [Key; 23] = [
         name: "log.format",
         expected: r#""text" or "json""#,
         meaning: r#"The format of entries on stderr, if the service does not log to the journal: `"text"`, or `"json"` with one object per line that has the fields of the journal."#,
+    },
+    Key {
+        name: "log.level",
+        expected: r#""warn", "info", "debug" or "trace""#,
+        meaning: r#"The least important entries to write. `"debug"` adds the evidence of each verdict, and `"trace"` each step that leads to it. Both slow detection down, so use them only to find a fault."#,
     },
     Key {
         name: "metrics.listen",

@@ -275,6 +275,18 @@ pub enum Target {
     Reject,
 }
 
+/// The level of detail of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    Warn,
+    Info,
+    /// Adds the evidence of each verdict.
+    Debug,
+    /// Adds each step that leads to a verdict.
+    Trace,
+}
+
 /// The format of log entries on stderr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
