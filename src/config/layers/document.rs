@@ -234,11 +234,11 @@ impl<'a> Document<'a> {
 
     /// The section whose header is the last one before an offset.
     fn section_at(&self, offset: usize) -> &'a str {
-        let headers = self.before(offset).lines().filter_map(|line| {
+        let mut headers = self.before(offset).lines().rev().filter_map(|line| {
             let (name, _) = line.trim_start().strip_prefix('[')?.split_once(']')?;
             Some(name.trim_matches('[').trim())
         });
-        headers.last().unwrap_or_default()
+        headers.next().unwrap_or_default()
     }
 
     fn line_before(&self, offset: usize, is_it: impl Fn(&str) -> bool) -> Option<usize> {
