@@ -107,12 +107,12 @@ pub enum DaemonError {
 /// Runs the service until it is told to stop.
 pub fn run(interface: &IfName, sources: &Sources) -> Result<(), DaemonError> {
     let effective = Effective::load(sources)?;
-    journal::init(effective.config().log.format);
+    journal::init(effective.config.log.format);
 
-    let outcomes = effective.config().detection.preset == Preset::Balanced;
+    let outcomes = effective.config.detection.preset == Preset::Balanced;
     let capture = LiveCapture::open_if_up(interface, outcomes)?;
     let host = host::now()?;
-    let backend = select::connect(interface, effective.config())?;
+    let backend = select::connect(interface, &effective.config)?;
     let configuration = (sources.clone(), effective);
     let mut service = Service::start(interface, configuration, capture, host, backend)?;
 
@@ -188,7 +188,7 @@ impl Service {
         host: Arc<Host>,
         (backend, note): (Box<dyn Backend + Send>, Option<BackendNote>),
     ) -> Result<Self, DaemonError> {
-        let config = effective.config().clone();
+        let config = effective.config.clone();
         let metrics = Arc::new(Metrics::new()?);
         let (notifications_in, notifications) = channel();
         let reloader = Reloader::new(notifications_in.clone());

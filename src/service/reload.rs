@@ -27,7 +27,7 @@ impl Service {
 
     fn load_and_apply(&mut self, uid: Option<u32>) -> Result<(), ReloadError> {
         let effective = Effective::load(&self.sources)?;
-        let (new, old) = (effective.config().clone(), self.effective.config().clone());
+        let (new, old) = (effective.config.clone(), self.effective.config.clone());
         let mut notes = Vec::new();
 
         if (&new.block, &new.exempt, &new.firewall) != (&old.block, &old.exempt, &old.firewall) {

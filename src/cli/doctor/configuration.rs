@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::cli::doctor::Finding;
-use crate::config::{Config, ConfigError, Effective, Sources};
+use crate::config::{Config, Effective, Sources};
 use crate::types::ifname::IfName;
 
 const CHECK: &str = "configuration";
@@ -17,13 +17,13 @@ pub fn examine(sources: &Sources) -> (Vec<Finding>, Config) {
     };
     let effective = match Effective::load(sources) {
         Ok(effective) => effective,
-        Err(error) => return (vec![failed(error.into_problems())], Config::default()),
+        Err(error) => return (vec![failed(error.0)], Config::default()),
     };
     let beside = sources.beside();
     let problems: Vec<String> = beside
         .iter()
         .filter_map(|(_, sources)| Effective::load(sources).err())
-        .flat_map(ConfigError::into_problems)
+        .flat_map(|error| error.0)
         .collect();
     let is_valid = problems.is_empty();
     let mut findings = vec![if is_valid { Finding::ok(CHECK, "valid") } else { failed(problems) }];
@@ -35,7 +35,7 @@ pub fn examine(sources: &Sources) -> (Vec<Finding>, Config) {
     if let Some(service) = Reader::service() {
         findings.extend(sources.usual_files().iter().filter_map(|file| service.is_kept_from(file)));
     }
-    (findings, effective.config().clone())
+    (findings, effective.config)
 }
 
 /// Whether a file is called as an interface of this host.

@@ -78,7 +78,7 @@ struct Summary {
 }
 
 pub fn run(arguments: &Replay, sources: &Sources) -> Result<(), CliError> {
-    let mut rule = Effective::load(sources)?.config().detection.clone();
+    let mut rule = Effective::load(sources)?.config.detection;
     rule.preset = arguments.preset.map_or(rule.preset, Preset::from);
     rule.ports = arguments.ports.unwrap_or(rule.ports);
     rule.window = arguments.window.unwrap_or(rule.window);

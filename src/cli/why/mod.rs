@@ -196,7 +196,7 @@ fn exempt_now(interface: &IfName) -> (String, Vec<IpNet>) {
     let origin = effective.settings().find(|(key, ..)| *key == "exempt.networks");
     match origin.map(|(.., origin)| origin.clone()) {
         Some(Origin::File(file, _)) => {
-            (file.display().to_string(), effective.config().exempt.networks.clone())
+            (file.display().to_string(), effective.config.exempt.networks)
         }
         _ => usual(),
     }

@@ -55,19 +55,11 @@ impl fmt::Display for Origin {
 
 /// Everything that is wrong with the configuration, a line each, in the order of sources and lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigError {
-    problems: Vec<String>,
-}
-
-impl ConfigError {
-    pub fn into_problems(self) -> Vec<String> {
-        self.problems
-    }
-}
+pub struct ConfigError(pub Vec<String>);
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.problems.join("\n"))
+        f.write_str(&self.0.join("\n"))
     }
 }
 
@@ -146,7 +138,7 @@ impl Sources {
 /// A configuration and where each of its values came from.
 #[derive(Clone, Debug)]
 pub struct Effective {
-    config: Config,
+    pub config: Config,
     settings: Settings,
 }
 
@@ -172,11 +164,7 @@ impl Effective {
             let origin = Origin::Flag("--observe");
             problems.extend(effective.set("block.enabled", &Value::Boolean(false), &origin));
         }
-        if problems.is_empty() { Ok(effective) } else { Err(ConfigError { problems }) }
-    }
-
-    pub const fn config(&self) -> &Config {
-        &self.config
+        if problems.is_empty() { Ok(effective) } else { Err(ConfigError(problems)) }
     }
 
     /// Every key with its value, as one would write it into a file, and its origin.

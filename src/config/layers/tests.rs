@@ -31,7 +31,7 @@ fn problems(file: &str) -> Vec<String> {
         let (_, rest) = problem.split_once("tcptracker.toml:").unwrap_or(("", &problem));
         rest.to_owned()
     };
-    error.into_problems().into_iter().map(without_directory).collect()
+    error.0.into_iter().map(without_directory).collect()
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn later_layer_wins_and_each_value_keeps_its_origin() {
         true,
     )
     .unwrap();
-    let config = effective.config();
+    let config = &effective.config;
     assert_eq!(config.detection.ports.get(), 7);
     assert_eq!(config.detection.window.get(), Duration::from_secs(120));
     assert!(!config.block.enabled);
@@ -349,7 +349,7 @@ fn every_problem_of_every_layer_is_reported() {
         true,
     )
     .unwrap_err();
-    let problems = error.into_problems();
+    let ConfigError(problems) = error;
     let origins = ["tcptracker.toml:2:", "tcptracker.toml:3:", "eth0.toml:2:", "ENABLED:", "NAME:"];
     assert_eq!(problems.len(), origins.len(), "{problems:#?}");
     for (problem, origin) in problems.iter().zip(origins) {
