@@ -49,7 +49,7 @@ impl Kind {
     /// The parser has no codes for its errors. A message that a later version words differently
     /// becomes `Other`, which is shown as it is; the tests notice.
     fn of(message: &str) -> Self {
-        const BEGINNINGS: [(&str, Kind); 15] = [
+        const BEGINNINGS: [(&str, Kind); 14] = [
             ("duplicate key", Kind::Duplicate),
             ("unclosed table", Kind::UnclosedSection),
             ("unclosed array table", Kind::UnclosedSection),
@@ -64,7 +64,6 @@ impl Kind {
             ("invalid basic string", Kind::UnclosedString),
             ("invalid literal string", Kind::UnclosedString),
             ("invalid multi-line", Kind::UnclosedString),
-            ("invalid unquoted key", Kind::Other),
         ];
         let found = BEGINNINGS.iter().find(|(beginning, _)| message.starts_with(beginning));
         found.map_or(Self::Value, |(_, kind)| *kind)
@@ -209,36 +208,27 @@ impl<'a> Document<'a> {
                 None => format!("[{name}] is there twice; write its keys in one place"),
             };
         }
-        let (section, first) = self
-            .entries()
-            .find_map(|(section, content)| {
-                let DeValue::Table(keys) = content.get_ref() else { return None };
-                let is_within = self.section_at(at) == section.get_ref().as_ref()
-                    || content.span().contains(&at)
-                    || before.trim_end().ends_with(&format!("{}.", section.get_ref()));
-                let first = keys.keys().find(|key| key.get_ref() == name)?;
-                is_within.then(|| (format!("{}.", section.get_ref()), first.span().start))
-            })
-            .or_else(|| {
-                let (first, _) = self.entries().find(|(key, _)| key.get_ref() == name)?;
-                Some((String::new(), first.span().start))
-            })
-            .unwrap_or_default();
-        let name = format!("{section}{}", quotable(name));
-        format!("{name} is set on line {} already; remove one of them", self.line_at(first))
+        // The same key of the same section: dotted, or the nearest one above.
+        let dotted = before.trim_end().strip_suffix('.').map(str::trim);
+        let above = self.entries().filter_map(|(section, content)| {
+            let section = section.get_ref().as_ref();
+            let keys = content.get_ref().as_table()?;
+            let start = keys.keys().find(|key| key.get_ref() == name)?.span().start;
+            (start < at && dotted.is_none_or(|dotted| dotted == section))
+                .then_some((start, section))
+        });
+        match above.max() {
+            Some((start, section)) => format!(
+                "{section}.{} is set on line {} already; remove one of them",
+                quotable(name),
+                self.line_at(start)
+            ),
+            None => format!("{} is set twice; remove one of them", quotable(name)),
+        }
     }
 
     fn before(&self, offset: usize) -> &'a str {
         self.text.get(..offset).unwrap_or(self.text)
-    }
-
-    /// The section whose header is the last one before an offset.
-    fn section_at(&self, offset: usize) -> &'a str {
-        let mut headers = self.before(offset).lines().rev().filter_map(|line| {
-            let (name, _) = line.trim_start().strip_prefix('[')?.split_once(']')?;
-            Some(name.trim_matches('[').trim())
-        });
-        headers.next().unwrap_or_default()
     }
 
     fn line_before(&self, offset: usize, is_it: impl Fn(&str) -> bool) -> Option<usize> {
@@ -256,8 +246,11 @@ impl<'a> Document<'a> {
     /// The full name of the key whose value is at an offset, and where the key begins.
     fn entry_at(&self, offset: usize) -> Option<(String, usize)> {
         self.entries().find_map(|(section, content)| {
-            let DeValue::Table(keys) = content.get_ref() else { return None };
-            let (key, _) = keys.iter().find(|(_, value)| touches(&value.span(), offset))?;
+            let (key, _) = content
+                .get_ref()
+                .as_table()?
+                .iter()
+                .find(|(_, value)| touches(&value.span(), offset))?;
             let name = format!("{}.{}", section.get_ref(), key.get_ref());
             Some((quotable(&name).into_owned(), key.span().start))
         })

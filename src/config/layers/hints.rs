@@ -71,20 +71,20 @@ pub fn likely_values(written: &str) -> Vec<Value> {
 
 /// A key of the section that is spelt like this one, or any key if there is no such section.
 fn similar_key(section: &str, name: &str) -> Option<&'static str> {
-    let split = || KEYS.iter().filter_map(|key| key.name.split_once('.').map(|p| (p, key.name)));
-    let find = |name: &str, within: Option<&str>| {
-        let candidates = split().filter(|((found, _), _)| within.is_none_or(|s| s == *found));
-        let closest = closest(name, candidates.map(|((_, name), _)| name))?;
-        let mut matching =
-            split().filter(|((found, n), _)| *n == closest && within.is_none_or(|s| s == *found));
-        matching.next().map(|(_, key)| key)
+    let within = match section {
+        "" => None,
+        _ => Some(closest(section, SECTIONS.map(|(section, _)| section))?),
     };
-    if section.is_empty() {
-        return find(name, None);
-    }
-    let known = SECTIONS.map(|(section, _)| section);
-    let within = if known.contains(&section) { Some(section) } else { closest(section, known) };
-    find(name, Some(within?))
+    let candidates = KEYS.iter().filter_map(|key| {
+        let (section, found) = key.name.split_once('.')?;
+        within.is_none_or(|within| within == section).then_some((
+            distance(name, found),
+            found.len() / 2,
+            key.name,
+        ))
+    });
+    let (distance, most, key) = candidates.min()?;
+    (distance <= most).then_some(key)
 }
 
 fn sections_with(name: &str) -> Vec<&'static str> {

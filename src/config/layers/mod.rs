@@ -199,7 +199,9 @@ impl Effective {
                     }
                     continue;
                 }
-                _ if is_section(section) => format!("{section} is a section, written [{section}]"),
+                _ if is_section(section) => {
+                    format!("{section} is a section; write [{section}], and its keys below it")
+                }
                 DeValue::Table(_) => hints::unknown_section(section),
                 _ => hints::key_without_section(section, written, |section| {
                     document.line_of_section(section)
@@ -345,7 +347,9 @@ impl Effective {
             return format!("{key}: {why}");
         }
         let found = if written.is_empty() { "nothing" } else { &quotable(written) };
-        let quotes = if expected.contains('"') && !is_quoted { " in quotes" } else { "" };
+        // An example shows the quotes.
+        let needs_quotes = !is_quoted && expected.contains('"') && !expected.contains("such as");
+        let quotes = if needs_quotes { " in quotes" } else { "" };
         let valid = hints::likely_values(written).into_iter().find(|value| {
             self.would_accept(key, &if is_item { list_of(value) } else { value.clone() })
         });

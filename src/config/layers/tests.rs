@@ -132,11 +132,11 @@ fn wrong_values_are_reported_with_line_and_expectation() {
         ),
         (
             "[exempt]\nnetworks = 10.0.0.0/8",
-            r#"2: exempt.networks: expected a list of addresses and networks, such as ["192.0.2.7", "10.0.0.0/8"] in quotes, found 10.0.0.0/8; write ["10.0.0.0/8"]"#,
+            r#"2: exempt.networks: expected a list of addresses and networks, such as ["192.0.2.7", "10.0.0.0/8"], found 10.0.0.0/8; write ["10.0.0.0/8"]"#,
         ),
         (
             "[metrics]\nlisten = off",
-            r#"2: metrics.listen: expected "off", or an address and port, such as "127.0.0.1:8081" in quotes, found off; write "off""#,
+            r#"2: metrics.listen: expected "off", or an address and port, such as "127.0.0.1:8081", found off; write "off""#,
         ),
     ] {
         assert_eq!(problems(file), [expected], "{file}");
@@ -174,8 +174,11 @@ fn unknown_keys_and_sections_get_a_hint() {
             "prots = 10\n",
             "1: unknown key prots; did you mean detection.ports? (`tcptracker config` lists all keys)",
         ),
-        ("detection = 3\n", "1: detection is a section, written [detection]"),
-        ("[[detection]]\nports = 3\n", "1: detection is a section, written [detection]"),
+        ("detection = 3\n", "1: detection is a section; write [detection], and its keys below it"),
+        (
+            "[[detection]]\nports = 3\n",
+            "1: detection is a section; write [detection], and its keys below it",
+        ),
     ] {
         assert_eq!(problems(file), [expected], "{file}");
     }
@@ -321,7 +324,7 @@ fn wrong_items_of_a_list_are_reported_with_their_lines() {
         "4: exempt.networks: \"office.example\" is a host name, and host names are not supported; write \
          its address, such as \"192.0.2.7\"",
         "4: exempt.networks: expected a list of addresses and networks, such as [\"192.0.2.7\", \
-         \"10.0.0.0/8\"] in quotes, found 5",
+         \"10.0.0.0/8\"], found 5",
     ];
     assert_eq!(problems(file), expected);
     let error = problems("[block]\ndurations = [\"1h\", \"soon\"]");
