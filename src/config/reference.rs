@@ -135,7 +135,7 @@ pub const KEYS: [Key; 24] = [
     Key {
         name: "log.level",
         expected: r#""warn", "info", "debug" or "trace""#,
-        meaning: r#"The least important entries to write. `"debug"` adds the evidence of each verdict, and `"trace"` each step that leads to it. Both slow detection down, so use them only to find a fault."#,
+        meaning: r#"The least important entries to write. `"debug"` adds the evidence of each verdict, and `"trace"` each step that leads to it."#,
     },
     Key {
         name: "metrics.listen",
