@@ -56,7 +56,8 @@ pub enum ClientError {
     #[error("{} is not blocked; `tcptracker list` shows what is", show_network(.0))]
     NotBlocked(IpNet),
     #[error(
-        "{} is not blocked, and nothing else is known about it; `tcptracker list` shows what is blocked",
+        "nothing is known about {}: it is not blocked, not exempt, was not unblocked recently, and has no \
+         earlier offences; `tcptracker list` shows what is blocked",
         show_network(.0)
     )]
     NothingKnown(IpNet),

@@ -52,7 +52,7 @@ fn block_list_and_unblock_work() {
         })
     );
     assert_eq!(listed[1]["until"], Value::Null, "{listed}");
-    assert_eq!(listed[1]["reason"], "by hand", "{listed}");
+    assert_eq!(listed[1]["reason"], "manual", "{listed}");
     // A pipe gets tab-separated lines, a terminal gets a table.
     let plain = lab.cli("list").ok();
     let rows: Vec<Vec<&str>> = plain.lines().map(|line| line.split('\t').collect()).collect();
@@ -82,7 +82,7 @@ fn block_list_and_unblock_work() {
     }
     assert_eq!(
         lab.cli("unblock 198.51.100.9").ok(),
-        "unblocked 198.51.100.0/24, which held 198.51.100.9, on eth0\n"
+        "unblocked 198.51.100.0/24 (contains 198.51.100.9) on eth0\n"
     );
     assert_eq!(
         lab.cli("unblock 203.0.113.0/24").ok(),
@@ -93,10 +93,34 @@ fn block_list_and_unblock_work() {
 }
 
 #[test]
+fn several_addresses_are_tried_independently() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    // The second address is exempt, the others are blocked.
+    let outcome = lab.cli("ban 192.0.2.1 10.77.0.2 192.0.2.2 --for forever");
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert_eq!(
+        outcome.out,
+        "blocked 192.0.2.1 on eth0 until unblocked\nblocked 192.0.2.2 on eth0 until unblocked\n"
+    );
+    assert!(outcome.err.starts_with("tcptracker: 10.77.0.2 is never blocked: "), "{outcome:?}");
+    assert_eq!(outcome.err.lines().count(), 1, "{outcome:?}");
+    // The first network contains the second address, so that one is unblocked, too.
+    let outcome = lab.cli("-i eth0 unban 192.0.2.0/31 192.0.2.1 192.0.2.9 192.0.2.2");
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert_eq!(outcome.out, "unblocked 192.0.2.1 on eth0\nunblocked 192.0.2.2 on eth0\n");
+    let sentence = "tcptracker: 192.0.2.9 is not blocked; `tcptracker list` shows what is\n";
+    assert_eq!(outcome.err, sentence);
+    assert_eq!(lab.bus.list(), []);
+    assert_eq!(service.stop().code(), Some(0));
+}
+
+#[test]
 fn errors_name_the_cause_and_the_remedy() {
     let lab = Lab::new();
-    let start_it = "start it: systemctl start tcptracker@";
-    let nothing_runs = format!("tcptracker is not running; {start_it}INTERFACE");
+    let start_it = "systemctl enable --now tcptracker@";
+    // The only interface besides loopback is eth0.
+    let nothing_runs = format!("no instance is running; start one: {start_it}eth0");
     for command in ["list", "stats", "block 192.0.2.1", "unblock --all"] {
         assert_failed(&lab.cli(command), 1, &nothing_runs);
     }
@@ -104,11 +128,18 @@ fn errors_name_the_cause_and_the_remedy() {
     assert_failed(&lab.cli("list -i eth9"), 1, nowhere);
     // systemd decodes "-" in an instance name as "/".
     lab.victim.ip("link add wg-0 type veth peer name wg-1");
-    let escaped = "tcptracker is not running on wg-0; \
-                   start it: systemctl start \"tcptracker@$(systemd-escape wg-0)\"";
+    let escaped = "no instance is running on wg-0; \
+                   start it: systemctl enable --now \"tcptracker@$(systemd-escape wg-0)\"";
     assert_failed(&lab.cli("list -i wg-0"), 1, escaped);
+    // With several interfaces, the default route decides.
+    let none_of_them =
+        format!("no instance is running; start one: {start_it}INTERFACE, with INTERFACE one of: ");
+    assert_failed(&lab.cli("list"), 1, &(none_of_them + "eth0, lo, wg-0, wg-1"));
+    lab.victim.ip("route add default via 10.77.0.1");
+    assert_failed(&lab.cli("list"), 1, &nothing_runs);
+    lab.victim.ip("route del default");
     let mut service = lab.start();
-    let elsewhere = format!("tcptracker is not running on lo; {start_it}lo");
+    let elsewhere = format!("no instance is running on lo; start it: {start_it}lo");
     assert_failed(&lab.cli("list -i lo"), 1, &elsewhere);
     let nowhere = "there is no interface eth9 on this host; tcptracker is running on: eth0";
     assert_failed(&lab.cli("list -i eth9"), 1, nowhere);
@@ -123,14 +154,16 @@ fn errors_name_the_cause_and_the_remedy() {
         "block 192.0.2.300",
         "block 192.0.2.1 --for soon",
         "block 192.0.2.1 --for 0s",
+        "block 192.0.2.1 --for 5",
+        "status",
         "unblock",
         "unblock 192.0.2.1 --all",
         "run",
     ] {
         let outcome = lab.cli(usage);
         assert_eq!((outcome.code, outcome.out.as_str()), (Some(2), ""), "{usage}: {outcome:?}");
-        let is_one_line = outcome.err.lines().count() == 1;
-        assert!(is_one_line && outcome.err.starts_with("tcptracker: "), "{usage}: {outcome:?}");
+        let names_help = outcome.err.contains("--help");
+        assert!(names_help && outcome.err.starts_with("error: "), "{usage}: {outcome:?}");
     }
     let outcome = lab.cli("");
     assert_eq!((outcome.code, outcome.out.as_str()), (Some(2), ""), "{outcome:?}");
@@ -140,7 +173,7 @@ fn errors_name_the_cause_and_the_remedy() {
 
     let outcome = run(lab.client("list").env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent"));
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
-    assert!(outcome.err.starts_with("tcptracker: cannot reach the system bus ("), "{outcome:?}");
+    assert!(outcome.err.starts_with("tcptracker: cannot reach the system bus: "), "{outcome:?}");
 }
 
 #[test]
@@ -173,6 +206,10 @@ fn commands_apply_to_all_instances() {
     assert_eq!(lab.cli("list").ok().lines().count(), 1);
     assert!(lab.cli("list").ok().starts_with("eth0\t192.0.2.1\t"));
     assert_eq!(lab.cli("list -i eth1").ok(), "");
+    // Piped columns of several instances have their names in the first line.
+    let stats = lab.cli("stats").ok();
+    assert!(stats.starts_with("interface\teth0\teth1\nblocked\t1\t0\n"), "{stats}");
+    assert!(lab.cli("stats -i eth0").ok().starts_with("blocked\t1\n"));
     // The command succeeds if at least one instance had the block.
     assert_eq!(lab.cli("unblock 192.0.2.1").ok(), "unblocked 192.0.2.1 on eth0\n");
     for service in &mut services {
