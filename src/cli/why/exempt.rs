@@ -55,14 +55,15 @@ fn instructions_within(directory: &Path, interface: &IfName, network: &str) -> S
     }
     networks.push(new);
     let edit = edit_of(&read(&file), &Value::Array(networks).to_string());
-    let file = file.display();
+    let (is_there, file) = (file.exists(), file.display());
     let place = match edit.place {
         Place::Replace(first, last) if first == last => {
             format!("in {file}, replace line {first} with")
         }
         Place::Replace(first, last) => format!("in {file}, replace lines {first} to {last} with"),
         Place::Below(line) => format!("in {file}, insert below line {line}"),
-        Place::End => format!("add at the end of {file}"),
+        Place::End if is_there => format!("add at the end of {file}"),
+        Place::End => format!("create {file} with"),
     };
     let text: String = edit.text.lines().map(|line| format!("  {line}\n")).collect();
     format!("\nNever block it: {place}\n{text}and then:\n  {reload}\n")
@@ -199,10 +200,12 @@ mod tests {
         assert_eq!(
             told(),
             format!(
-                "\nNever block it: add at the end of {}\n  [exempt]\n  networks = [\"192.0.2.1\"]\n{reload}",
+                "\nNever block it: create {} with\n  [exempt]\n  networks = [\"192.0.2.1\"]\n{reload}",
                 common.display()
             )
         );
+        write("tcptracker.toml", "");
+        assert!(told().contains("Never block it: add at the end of "), "{}", told());
         write("tcptracker.toml", "[exempt]\nnetworks = [\"10.0.0.0/8\"]\n");
         let expected =
             "tcptracker.toml, replace line 2 with\n  networks = [\"10.0.0.0/8\", \"192.0.2.1\"]\n";
