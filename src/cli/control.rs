@@ -104,7 +104,7 @@ async fn unblock_these(instance: &Instance, wanted: &[IpNet]) -> Result<Changes,
             }
             // An earlier address of this command may have ended the block.
             Ok(false) if of_network().any(|one| ended.contains(one)) => {
-                changes.found.push(*network)
+                changes.found.push(*network);
             }
             Ok(false) => {}
             Err(failure) if failure.is_of_one_request() => changes.failures.push(failure),

@@ -26,13 +26,14 @@ impl Table {
     }
 
     /// Aligns all columns but the first to the right.
+    #[must_use]
     pub fn of_numbers(mut self) -> Self {
         self.numbers = true;
         self
     }
 
     pub fn row(&mut self, row: Vec<String>) {
-        self.rows.push(row.iter().map(|cell| safe(cell).into_owned()).collect());
+        self.rows.push(row.into_iter().map(|cell| safe(&cell).into_owned()).collect());
     }
 
     pub fn print(&self) -> Result<(), CliError> {

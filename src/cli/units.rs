@@ -34,12 +34,12 @@ impl Unit {
 
     /// Returns what is wrong with the unit.
     pub fn problem(&self) -> String {
-        let unit = self.interface.unit();
+        let instance = format!("the instance on {}", self.interface);
         match &self.state {
-            State::Stopped => format!("{unit} is enabled but not running"),
-            State::Starting => format!("{unit} is starting"),
-            State::Restarting(cause) => format!("{unit} does not start: {cause}"),
-            State::Failed(cause) => format!("{unit} has failed: {cause}"),
+            State::Stopped => format!("{instance} is enabled but not running"),
+            State::Starting => format!("{instance} is starting"),
+            State::Restarting(cause) => format!("{instance} does not start: {cause}"),
+            State::Failed(cause) => format!("{instance} has failed: {cause}"),
         }
     }
 
@@ -62,7 +62,7 @@ pub async fn not_running(connection: &Connection) -> Vec<Unit> {
     let is_loaded = |interface: &IfName| loaded.iter().any(|unit| unit.interface == *interface);
     let enabled = enabled();
     let unloaded = enabled.iter().filter(|interface| !is_loaded(interface)).cloned();
-    let unloaded: Vec<Loaded> = unloaded.map(|interface| Loaded::inactive(interface)).collect();
+    let unloaded: Vec<Loaded> = unloaded.map(Loaded::inactive).collect();
     let mut units = Vec::new();
     for unit in loaded.into_iter().chain(unloaded) {
         let state = match (unit.active.as_str(), unit.is_restarting) {
@@ -96,7 +96,7 @@ type Listed =
     (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
 
 async fn loaded(connection: &Connection) -> zbus::Result<Vec<Loaded>> {
-    let arguments = ([""; 0], [NAMES]);
+    let arguments = (Vec::<&str>::new(), vec![NAMES]);
     let reply = connection
         .call_method(
             Some(SYSTEMD),

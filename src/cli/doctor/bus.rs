@@ -9,7 +9,7 @@ use crate::api::dbus::names::COMMON_NAME;
 use crate::cli::client::connect;
 use crate::cli::doctor::system::first_of;
 use crate::cli::doctor::{Finding, Verdict, instances};
-use crate::config::{Config, Sources};
+use crate::config::Config;
 
 const POLICY: &str = "org.tcptracker.Tracker1.conf";
 const POLICY_DIRECTORIES: [&str; 2] = ["/etc/dbus-1/system.d", "/usr/share/dbus-1/system.d"];
@@ -17,7 +17,7 @@ const POLICY_DIRECTORIES: [&str; 2] = ["/etc/dbus-1/system.d", "/usr/share/dbus-
 const ACTIONS: &str = "/usr/share/polkit-1/actions/org.tcptracker.Tracker1.policy";
 const POLKIT: &str = "org.freedesktop.PolicyKit1";
 
-pub fn examine(config: &Config, sources: &Sources) -> Vec<Finding> {
+pub fn examine(config: &Config, file: Option<&Path>) -> Vec<Finding> {
     // With bus.enabled = false, the service runs without the bus.
     let severity = if config.bus.enabled { Verdict::Failed } else { Verdict::Warning };
     zbus::block_on(async {
@@ -34,7 +34,7 @@ pub fn examine(config: &Config, sources: &Sources) -> Vec<Finding> {
             policy(&connection, severity).await,
             polkit(&connection).await,
         ];
-        findings.extend(instances::examine(&connection, sources).await);
+        findings.extend(instances::examine(&connection, file).await);
         findings
     })
 }

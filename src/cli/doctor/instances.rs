@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::path::Path;
 use std::time::Duration;
 
 use zbus::Connection;
@@ -10,7 +11,7 @@ use crate::cli::client::{Purpose, ask_each, instances_on};
 use crate::cli::doctor::Finding;
 use crate::cli::interfaces::{listed, start_command};
 use crate::cli::units;
-use crate::config::{Effective, Listen, Sources};
+use crate::config::{Effective, Flags, Listen, Sources};
 use crate::types::ifname::IfName;
 
 const CHECK: &str = "instance";
@@ -19,7 +20,8 @@ const METRICS: &str = "metrics";
 /// How long a connection to the metrics port may take. On this host, it takes less than a millisecond.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-pub async fn examine(connection: &Connection, sources: &Sources) -> Vec<Finding> {
+/// Checks the instances. Their configuration is in `file`, or in the usual files.
+pub async fn examine(connection: &Connection, file: Option<&Path>) -> Vec<Finding> {
     let mut findings: Vec<Finding> = units::not_running(connection)
         .await
         .iter()
@@ -56,16 +58,17 @@ pub async fn examine(connection: &Connection, sources: &Sources) -> Vec<Finding>
         let remedy = "if it stays that way: systemctl restart 'tcptracker@*'";
         Finding::failed(CHECK, error.to_string(), remedy)
     }));
-    findings.extend(metrics(&running, sources));
+    findings.extend(metrics(&running, file));
     findings
 }
 
 /// Checks the metrics addresses of the running instances, as configured in the files.
-fn metrics(running: &[IfName], sources: &Sources) -> Vec<Finding> {
+fn metrics(running: &[IfName], file: Option<&Path>) -> Vec<Finding> {
     let mut by_address: BTreeMap<SocketAddr, Vec<IfName>> = BTreeMap::new();
     for interface in running {
+        let sources = Sources::new(Some(interface), file, [], Flags::default());
         // An invalid file has a finding of its own.
-        let Ok(effective) = Effective::load(&sources.for_interface(interface)) else { continue };
+        let Ok(effective) = Effective::load(&sources) else { continue };
         if let Listen::At(address) = effective.config.metrics.listen {
             by_address.entry(address).or_default().push(interface.clone());
         }

@@ -79,7 +79,7 @@ pub fn run(arguments: &Doctor, sources: &Sources) -> Result<(), CliError> {
     }
     let (mut findings, config) = configuration::examine(sources);
     findings.extend(system::examine(&config));
-    findings.extend(bus::examine(&config, sources));
+    findings.extend(bus::examine(&config, arguments.config.as_deref()));
     if arguments.json {
         print_json(&findings)?;
     } else {

@@ -192,32 +192,32 @@ mod tests {
     fn instructions_name_the_file_that_decides() {
         let directory = tempfile::tempdir().unwrap();
         let interface = "eth0".parse().unwrap();
-        let told = || instructions_within(directory.path(), &interface, "192.0.2.1");
+        let shown = || instructions_within(directory.path(), &interface, "192.0.2.1");
         let write =
             |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
         let reload = "and then:\n  sudo systemctl reload tcptracker@eth0\n";
         let common = directory.path().join("tcptracker.toml");
         assert_eq!(
-            told(),
+            shown(),
             format!(
                 "\nNever block it: create {} with\n  [exempt]\n  networks = [\"192.0.2.1\"]\n{reload}",
                 common.display()
             )
         );
         write("tcptracker.toml", "");
-        assert!(told().contains("Never block it: add at the end of "), "{}", told());
+        assert!(shown().contains("Never block it: add at the end of "), "{}", shown());
         write("tcptracker.toml", "[exempt]\nnetworks = [\"10.0.0.0/8\"]\n");
         let expected =
             "tcptracker.toml, replace line 2 with\n  networks = [\"10.0.0.0/8\", \"192.0.2.1\"]\n";
-        assert!(told().contains(expected), "{}", told());
+        assert!(shown().contains(expected), "{}", shown());
         // The file of the interface replaces the list.
         write("eth0.toml", "[exempt]\nnetworks = [\n\"192.0.2.9\"]\n");
         let expected =
             "eth0.toml, replace lines 2 to 3 with\n  networks = [\"192.0.2.9\", \"192.0.2.1\"]\n";
-        assert!(told().contains(expected), "{}", told());
+        assert!(shown().contains(expected), "{}", shown());
         write("eth0.toml", "[exempt]\nnetworks = [\"192.0.2.1\"]\n");
-        assert!(told().contains("eth0.toml lists it already"), "{}", told());
+        assert!(shown().contains("eth0.toml lists it already"), "{}", shown());
         write("eth0.toml", "[exempt\n");
-        assert!(told().contains("tcptracker config -i eth0"), "{}", told());
+        assert!(shown().contains("tcptracker config -i eth0"), "{}", shown());
     }
 }

@@ -116,15 +116,6 @@ impl Sources {
         std::iter::once(common.clone()).chain(others).filter(|file| file.exists()).collect()
     }
 
-    /// Returns the sources of one interface: the common file and its own, or the explicit file.
-    pub fn for_interface(&self, interface: &IfName) -> Self {
-        let mut sources = self.clone();
-        if let [(common, false)] = &self.files[..] {
-            sources.files.push((common.with_file_name(format!("{interface}.toml")), false));
-        }
-        sources
-    }
-
     /// The files beside the common one, each of which is for one interface, and what is read for that. None
     /// where another file stands for all of them.
     pub fn beside(&self) -> Vec<(PathBuf, Self)> {

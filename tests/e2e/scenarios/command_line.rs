@@ -6,6 +6,7 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 use tcptracker::internals::COUNTERS;
 
+use crate::fake_systemd::{FakeUnit, fake_systemd};
 use crate::frames::{BROADCAST, syn};
 use crate::lab::{ATTACKER, ATTACKER_ON_ETH1, Lab, OPEN_PORT, VICTIM};
 use crate::recorder::{RecordedFrame, as_pcap};
@@ -174,6 +175,52 @@ fn errors_name_the_cause_and_the_remedy() {
     let outcome = run(lab.client("list").env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent"));
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
     assert!(outcome.err.starts_with("tcptracker: cannot reach the system bus: "), "{outcome:?}");
+}
+
+#[test]
+fn failed_units_are_named_with_their_cause() {
+    let lab = Lab::new();
+    let unit = FakeUnit {
+        name: "tcptracker@eth0.service",
+        active: "failed",
+        sub: "failed",
+        result: "exit-code",
+        exit_status: 78,
+        status: "/etc/tcptracker/eth0.toml:5: unknown key blok.x",
+    };
+    let restarting = FakeUnit {
+        name: r"tcptracker@wg\x2d0.service",
+        active: "activating",
+        sub: "auto-restart",
+        status: "",
+        exit_status: 1,
+        ..unit.clone()
+    };
+    let killed = FakeUnit { name: "tcptracker@eth1.service", result: "watchdog", ..unit.clone() };
+    let running = FakeUnit { name: "tcptracker@eth2.service", active: "active", ..unit.clone() };
+    let _systemd = fake_systemd(&lab.bus, vec![unit, restarting, killed, running]);
+    let eth0 = "the instance on eth0 has failed: /etc/tcptracker/eth0.toml:5: unknown key blok.x; \
+                see: journalctl -u tcptracker@eth0; then: systemctl restart tcptracker@eth0";
+    let wg0 = "\"tcptracker@$(systemd-escape wg-0)\"";
+    let eth1 = "the instance on eth1 has failed: systemd reports \"watchdog\"; \
+                see: journalctl -u tcptracker@eth1; then: systemctl restart tcptracker@eth1";
+    assert_failed(
+        &lab.cli("list"),
+        1,
+        &format!(
+            "{eth0}\ntcptracker: the instance on wg-0 does not start: exit status 1; see: journalctl -u {wg0}\n\
+             tcptracker: {eth1}"
+        ),
+    );
+    assert_failed(&lab.cli("list -i eth0"), 1, eth0);
+    let doctor = json_of(&lab.cli("doctor --json").out);
+    let instances = doctor.as_array().unwrap().iter().filter(|one| one["check"] == "instance");
+    let instances: Vec<&Value> = instances.collect();
+    assert_eq!(instances.len(), 3, "{doctor}");
+    assert_eq!(
+        instances[2]["found"],
+        "the instance on eth1 has failed: systemd reports \"watchdog\""
+    );
 }
 
 #[test]
