@@ -37,6 +37,9 @@ pub enum Command {
     /// run, all are listed, with a column for the interface.
     List(Select),
     /// Show the counters since the service started
+    ///
+    /// enforced and dropped_packets are as of the last check of the firewall, usually less than a second
+    /// ago. `tcptracker why` asks the kernel, so it may show more packets.
     Stats(Select),
     /// Show why an address is blocked or not, and how to unblock it
     ///

@@ -128,6 +128,14 @@ mod tests {
     }
 
     #[test]
+    fn cells_are_escaped() {
+        let mut table = Table::new(["REASON"]);
+        table.row(vec!["a\tb\x1b[31m\u{202e}".to_owned()]);
+        assert_eq!(table.plain(), "a\\tb\\u{1b}[31m\\u{202e}\n");
+        assert_eq!(table.aligned(80), "REASON\na\\tb\\u{1b}[31m\\u{202e}\n");
+    }
+
+    #[test]
     fn numbers_are_aligned_to_the_right() {
         let mut table = Table::new(["COUNTER", "eth0"]).of_numbers();
         table.row(vec!["blocks".to_owned(), "12345".to_owned()]);

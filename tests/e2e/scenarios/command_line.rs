@@ -328,6 +328,20 @@ fn every_json_key_is_in_the_manual() {
     assert_eq!(service.stop().code(), Some(0));
 }
 
+/// File names and configuration keys may come from another user.
+#[test]
+fn errors_contain_no_escape_sequences() {
+    let lab = Lab::new();
+    let file = lab.path("a\u{1b}[31m\u{202e}.toml");
+    std::fs::write(&file, "['ev\u{200b}il']\n").unwrap();
+    for command in ["config --config", "replay"] {
+        let outcome = run(lab.client(command).arg(&file));
+        assert!(outcome.err.contains("a\\u{1b}[31m\\u{202e}.toml"), "{outcome:?}");
+        let printed = outcome.err + &outcome.out;
+        assert!(!printed.contains(['\u{1b}', '\u{202e}', '\u{200b}']), "{printed:?}");
+    }
+}
+
 /// For example `tcptracker config | head -1`.
 #[test]
 fn closed_pipe_is_not_an_error() {
