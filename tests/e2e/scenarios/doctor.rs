@@ -142,6 +142,24 @@ fn names_each_missing_prerequisite() {
     lab.assert_untouched();
 }
 
+/// Listing the rules of iptables-legacy creates an empty table, which is harmless.
+#[test]
+fn only_legacy_tables_with_rules_are_reported() {
+    let lab = Lab::new();
+    let legacy = |arguments: &str| {
+        run(lab.victim.command("iptables-legacy").args(arguments.split(' '))).ok()
+    };
+    let one_firewall = || finding(&lab.cli("doctor --json"), "one firewall");
+    legacy("-S");
+    assert_eq!(one_firewall()["result"], "ok", "{}", one_firewall());
+    legacy("-A INPUT -p udp --dport 9 -j DROP");
+    let found = one_firewall();
+    assert_eq!(found["result"], "warning", "{found}");
+    assert!(found["found"].as_str().unwrap().contains("iptables-legacy has 1 rule as well (ipv4)"));
+    assert!(found["remedy"].as_str().unwrap().contains("iptables-legacy-save"), "{found}");
+    legacy("-F INPUT");
+}
+
 #[test]
 fn self_test_succeeds_and_leaves_nothing_behind() {
     let lab = Lab::new();
