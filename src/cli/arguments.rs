@@ -119,8 +119,9 @@ pub struct Block {
     /// Addresses, or networks such as 192.0.2.0/24
     #[arg(value_name = "ADDRESS", required = true, value_parser = address, value_hint = ValueHint::Other)]
     pub addresses: Vec<IpNet>,
-    /// How long, such as 30m, 1h, 7d or forever (until unblocked)
-    #[arg(long = "for", value_name = "TIME", default_value = "forever", value_parser = block_duration,
+    /// How long, such as 30m, 1h or 7d, or forever (the default): until unblocked
+    #[arg(long = "for", value_name = "TIME", default_value = "forever", hide_default_value = true,
+        value_parser = block_duration,
         value_hint = ValueHint::Other)]
     pub duration: BlockDuration,
     /// The reason, which is shown wherever the block is shown
