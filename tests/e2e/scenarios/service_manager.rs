@@ -36,14 +36,19 @@ fn ready_is_sent_when_everything_works_and_stopping_at_the_stop() {
     }
 }
 
-/// A failed start must not send READY=1.
+/// A failed start must not send READY=1. `systemctl status` shows the error.
 #[test]
-fn failed_start_sends_no_notification() {
+fn failed_start_sends_only_its_error() {
     let lab = Lab::new();
     let mut service =
         Start::on("eth0").env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent/bus").begin(&lab);
     assert_eq!(service.await_end().code(), Some(1));
-    assert_eq!(service.notifications(), Vec::<String>::new());
+    let notifications = service.notifications();
+    assert_eq!(notifications.len(), 1, "{notifications:?}");
+    assert!(
+        notifications[0].starts_with("STATUS=cannot reach the system bus"),
+        "{notifications:?}"
+    );
 }
 
 /// A log without a reader blocks the journal thread. The other threads continue, and the service

@@ -1,0 +1,264 @@
+//! Runs detectors with different rules side by side on one capture file.
+//!
+//! Owns the detectors and what they have found. As in the service, one thread reads and another one
+//! detects.
+
+use std::collections::HashMap;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::cli::output::safe;
+use crate::cli::replay::guess::own_addresses;
+use crate::config::{DetectionConfig, Per, Preset};
+use crate::detect::balanced::thresholds::WAITS_AT_MOST;
+use crate::detect::classic::ClassicDetector;
+use crate::detect::{Detector, Scratch};
+use crate::system::capture::frame::{probe_in, segment_in};
+use crate::system::capture::saved::{SavedCapture, SavedError};
+use crate::system::progress::Progress;
+use crate::types::clock::Moment;
+use crate::types::host::Host;
+use crate::types::scan::Scan;
+use crate::types::segment::{Direction, Segment};
+
+/// Segments per batch, and batches that may wait for the detecting thread.
+const BATCH: usize = 4096;
+const BATCHES_AHEAD: usize = 4;
+
+/// Files that take longer than this show their progress.
+const SHOW_PROGRESS_AFTER: Duration = Duration::from_millis(500);
+
+/// Packets between two updates of the progress. Each takes at most a microsecond.
+const UPDATE_INTERVAL: u64 = 4096;
+
+/// A detector with one preset and threshold, and the scans that it has found.
+pub struct Trial {
+    preset: Preset,
+    threshold: usize,
+    detector: Detector,
+    found: Vec<Scan>,
+    /// The number of probes of each source, if the detector does not count them: it counts per pair, or
+    /// only failures.
+    probes_of: Option<HashMap<IpNet, u64>>,
+}
+
+impl Trial {
+    pub fn preset(&self) -> Preset {
+        self.preset
+    }
+
+    pub fn threshold(&self) -> usize {
+        self.threshold
+    }
+
+    pub fn found(&self) -> &[Scan] {
+        &self.found
+    }
+
+    /// Returns how many sources the detector has evicted to make room for others.
+    pub fn evicted(&self) -> u64 {
+        self.detector.evicted()
+    }
+}
+
+/// All detectors for one file.
+pub struct Trials {
+    host: Host,
+    each: Vec<Trial>,
+    scratch: Scratch,
+    summary: Summary,
+    rule: DetectionConfig,
+    /// The time of the latest segment.
+    until: Option<Moment>,
+    /// Whether any preset needs outcomes, and whether any does not.
+    outcomes: bool,
+    classic: bool,
+}
+
+/// What a file contains.
+#[derive(Clone, Default)]
+pub struct Summary {
+    pub packets: u64,
+    pub probes: u64,
+    pub outbound: u64,
+    pub first: Option<Moment>,
+    pub last: Option<Moment>,
+    /// The host's own addresses, if they were guessed.
+    pub guessed: Option<Vec<IpNet>>,
+    /// Whether replies are missing.
+    pub one_sided: bool,
+}
+
+impl Trials {
+    pub fn new(rules: Vec<DetectionConfig>, rule: &DetectionConfig, local: Vec<IpNet>) -> Self {
+        let outcomes = rules.iter().any(|rule| rule.preset == Preset::Balanced);
+        let classic = rules.iter().any(|rule| rule.preset == Preset::Classic);
+        let trial = |rule: DetectionConfig| Trial {
+            preset: rule.preset,
+            threshold: rule.ports.get(),
+            probes_of: (rule.preset == Preset::Balanced || rule.per == Per::Pair)
+                .then(HashMap::new),
+            detector: Detector::new(rule),
+            found: Vec::new(),
+        };
+        let guess = outcomes && local.is_empty();
+        Self {
+            host: Host::with_networks(local),
+            each: rules.into_iter().map(trial).collect(),
+            scratch: Scratch::default(),
+            summary: Summary { guessed: guess.then(Vec::new), ..Summary::default() },
+            rule: rule.clone(),
+            until: None,
+            outcomes,
+            classic,
+        }
+    }
+
+    pub fn each(&self) -> &[Trial] {
+        &self.each
+    }
+
+    pub fn summary(&self) -> &Summary {
+        &self.summary
+    }
+
+    /// Reads a file to its end, or up to the damage.
+    pub fn read(&mut self, capture: SavedCapture, name: &str) -> Result<(), SavedError> {
+        let (batches_in, batches) = sync_channel(BATCHES_AHEAD);
+        let (outcomes, stealth) = (self.outcomes, self.rule.stealth);
+        thread::scope(|scope| {
+            let reader =
+                scope.spawn(move || read_probes(capture, name, outcomes, stealth, &batches_in));
+            for (number, batch) in batches.iter().enumerate() {
+                if number == 0
+                    && let Some(guessed) = &mut self.summary.guessed
+                {
+                    *guessed = own_addresses(&batch);
+                    self.host = Host::with_networks(guessed.clone());
+                }
+                self.consider(&batch);
+            }
+            self.finish();
+            match reader.join() {
+                Ok((packets, result)) => {
+                    self.summary.packets = packets;
+                    result
+                }
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    }
+
+    fn consider(&mut self, segments: &[Segment]) {
+        let only_probes: Vec<Segment>;
+        let probes = if self.outcomes && self.classic {
+            only_probes =
+                segments.iter().filter(|segment| segment.kind.is_probe()).copied().collect();
+            &only_probes[..]
+        } else {
+            segments
+        };
+        self.until = self.until.max(segments.iter().map(|segment| segment.moment).max());
+        let (host, rule) = (&self.host, &self.rule);
+        for trial in &mut self.each {
+            let segments = if trial.preset == Preset::Classic { probes } else { segments };
+            let Trial { detector, found, probes_of: counts, .. } = trial;
+            detector.consider(
+                segments,
+                host,
+                &mut self.scratch,
+                |detector, segment, direction, scans| {
+                    if let Some(counts) = counts.as_mut()
+                        && segment.kind.is_probe()
+                        && direction != Direction::Outbound
+                    {
+                        *counts.entry(detector.unit_of(rule, segment.source, host)).or_default() +=
+                            1;
+                    }
+                    keep(scans, counts.as_ref(), found);
+                    self.summary.one_sided |= detector.is_one_sided();
+                },
+            );
+        }
+        for probe in segments.iter().filter(|segment| segment.kind.is_probe()) {
+            let summary = &mut self.summary;
+            summary.probes += 1;
+            summary.first =
+                summary.first.map_or(Some(probe.moment), |first| Some(first.min(probe.moment)));
+            summary.last = summary.last.max(Some(probe.moment));
+            if ClassicDetector::direction(&self.host, probe) == Direction::Outbound {
+                summary.outbound += 1;
+            }
+        }
+    }
+
+    /// Lets time pass after the end of the file, so that pending decisions are made.
+    fn finish(&mut self) {
+        let Some(until) = self.until else { return };
+        let mut scans = Vec::new();
+        for trial in &mut self.each {
+            trial.detector.pass_time(until + WAITS_AT_MOST, &self.host, &mut scans);
+            keep(&mut scans, trial.probes_of.as_ref(), &mut trial.found);
+            self.summary.one_sided |= trial.detector.is_one_sided();
+        }
+    }
+}
+
+/// Keeps new scans, with the number of the probe among those of its source.
+fn keep(scans: &mut Vec<Scan>, counts: Option<&HashMap<IpNet, u64>>, found: &mut Vec<Scan>) {
+    for scan in scans.drain(..).filter(|scan| !scan.continued) {
+        let number = counts.and_then(|counts| counts.get(&scan.source));
+        let probes = number.copied().unwrap_or(scan.probes);
+        found.push(Scan { probes, ..scan });
+    }
+}
+
+/// Runs on the reading thread: sends probes, and with `outcomes` all other segments that tell what became
+/// of them, in batches. Returns the number of packets.
+fn read_probes(
+    mut capture: SavedCapture,
+    name: &str,
+    outcomes: bool,
+    stealth: bool,
+    batches: &SyncSender<Vec<Segment>>,
+) -> (u64, Result<(), SavedError>) {
+    let link = capture.link();
+    let mut progress = Progress::after(SHOW_PROGRESS_AFTER);
+    let mut packets: u64 = 0;
+    let mut batch = Vec::with_capacity(BATCH);
+    let result = loop {
+        if packets.is_multiple_of(UPDATE_INTERVAL) {
+            progress.show(|| progress_text(name, packets, &capture));
+        }
+        let frame = match capture.next_frame() {
+            Ok(Some(frame)) => frame,
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        };
+        packets += 1;
+        let moment = Moment::from_nanos(frame.unix_nanos);
+        let probe = if outcomes {
+            segment_in(link, frame.bytes, moment)
+        } else {
+            probe_in(link, frame.bytes, moment)
+        };
+        batch.extend(probe.filter(|probe| probe.kind.is_ordinary() || stealth));
+        if batch.len() == BATCH {
+            // The detecting thread waits for this one, so it receives the batch.
+            let _ = batches.send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH)));
+        }
+    };
+    let _ = batches.send(batch);
+    (packets, result)
+}
+
+fn progress_text(name: &str, packets: u64, capture: &SavedCapture) -> String {
+    let name = safe(name);
+    match capture.share_read() {
+        Some(share) => format!("{name}: {:.0}% read, {packets} packets", share * 100.0),
+        None => format!("{name}: {packets} packets read"),
+    }
+}
