@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 pub use layers::{ConfigError, Effective, Flags, Origin, Sources};
 pub use values::{
-    Backend, BlockDuration, Established, Hook, Listen, LogFormat, MaxSources, Per, PrefixLength,
-    Preset, Rate, Span, Target, Threshold, WindowSpan,
+    Backend, BlockDuration, Established, Hook, Listen, LogFormat, LogLevel, MaxSources, Per,
+    PrefixLength, Preset, Rate, Span, Target, Threshold, WindowSpan,
 };
 
 /// The whole configuration.
@@ -152,11 +152,13 @@ pub struct LogConfig {
     pub rate: Rate,
     /// How entries look where no journal takes them.
     pub format: LogFormat,
+    /// How detailed it is.
+    pub level: LogLevel,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { connections: true, rate: Rate(100), format: LogFormat::Text }
+        Self { connections: true, rate: Rate(100), format: LogFormat::Text, level: LogLevel::Info }
     }
 }
 

@@ -26,7 +26,7 @@ pub const SECTIONS: [(&str, &str); 7] = [
 ];
 
 /// Every key, in the order in which people read them.
-pub const KEYS: [Key; 23] = [
+pub const KEYS: [Key; 24] = [
     Key {
         name: "detection.preset",
         expected: r#""classic" or "balanced""#,
@@ -131,6 +131,11 @@ pub const KEYS: [Key; 23] = [
         name: "log.format",
         expected: r#""text" or "json""#,
         meaning: r#"how entries look on stderr, where they do not go to the journal: `"text"`, or `"json"`, an object a line with the journal's fields"#,
+    },
+    Key {
+        name: "log.level",
+        expected: r#""warn", "info", "debug" or "trace""#,
+        meaning: r#"the least important messages to log; `"debug"` adds the evidence of each verdict, `"trace"` each step that leads to it. The deciding thread writes these itself, so that a slow log delays it: use them only to find a fault"#,
     },
     Key {
         name: "metrics.listen",

@@ -281,6 +281,18 @@ pub enum Target {
     Reject,
 }
 
+/// How detailed the log is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    Warn,
+    Info,
+    /// Also the evidence of each verdict.
+    Debug,
+    /// Also each step that leads to a verdict.
+    Trace,
+}
+
 /// How entries look on stderr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -97,6 +97,8 @@ pub enum Event {
         /// Why it is degraded.
         reason: Option<String>,
     },
+    /// No capture was open for this long. It is open now.
+    CaptureReopened { gap: Duration },
     /// Something an operator should know.
     Warning(Warning),
 }

@@ -20,6 +20,7 @@ use crate::config::{DetectionConfig, Effective, Per, Preset, Sources, Threshold}
 use crate::detect::balanced::thresholds::WAITS_AT_MOST;
 use crate::detect::classic::ClassicDetector;
 use crate::detect::{Detector, Scratch};
+use crate::service::unpack;
 use crate::system::capture::frame::{probe_in, segment_in};
 use crate::system::capture::saved::{SavedCapture, SavedError, name_of};
 use crate::system::progress::Progress;
@@ -114,7 +115,7 @@ fn replay(
     arguments: &Replay,
     rule: &DetectionConfig,
 ) -> Result<(), CliError> {
-    let capture = SavedCapture::open(file)?;
+    let capture = SavedCapture::open(file, unpack::spawn)?;
     let rule_of = |preset, ports| DetectionConfig { preset, ports, ..rule.clone() };
     let thresholds =
         |list: &[Threshold]| list.iter().map(|ports| rule_of(Preset::Classic, *ports)).collect();

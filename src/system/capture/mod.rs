@@ -7,7 +7,6 @@
 pub mod batch;
 pub mod filter;
 pub mod frame;
-pub mod handover;
 pub mod live;
 pub mod saved;
 
