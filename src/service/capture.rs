@@ -190,19 +190,26 @@ impl CaptureThread {
             let now = Moment::now();
             self.metrics.add_gap(now.since(counted_until));
             counted_until = now;
-            // A reload does not wait for an interface that is down.
-            if let Some(reopened) = self.reopened.take() {
-                let _ = reopened.try_send(());
-            }
-            match opened {
+            let reopened = self.reopened.take();
+            let result = match opened {
                 Ok(capture) => {
                     self.events.emit(Event::CaptureReopened { gap: now.since(closed_at) });
                     self.health.clear(Component::Interface);
                     self.is_degraded = false;
-                    return Ok(Some(capture));
+                    Some(capture)
                 }
-                Err(error) if error.is_passing() => self.set_degraded(&error),
+                Err(error) if error.is_passing() => {
+                    self.set_degraded(&error);
+                    None
+                }
                 Err(error) => return Err(error),
+            };
+            // Answered in any case: a reload does not wait for an interface that is down.
+            if let Some(reopened) = reopened {
+                let _ = reopened.try_send(());
+            }
+            if result.is_some() {
+                return Ok(result);
             }
             if self.wait(None)? {
                 return Ok(None);

@@ -219,6 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "the caller of `open` starts the thread")]
     fn share_read_is_known_for_files_with_a_size() {
         let number = |number: u32| number.to_le_bytes();
         let mut pcap: Vec<u8> =

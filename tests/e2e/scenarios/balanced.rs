@@ -179,11 +179,9 @@ fn reload_switches_the_preset_in_both_directions() {
     service.signal(rustix::process::Signal::HUP);
     service.await_line("configuration reloaded");
     Clients::at(&lab.bystander).run(&[25, 80, 110, 143, 443]);
-    // The switch is asynchronous, so repeat the scan until the new preset detects it.
-    await_that("the scanner is blocked", || {
-        lab.attacker.nmap("-sS -p 31-40", VICTIM);
-        blocked(&lab) == [ATTACKER.to_string()]
-    });
+    lab.attacker.nmap("-sS -p 31-40", VICTIM);
+    service.await_line(&format!("blocked {ATTACKER}"));
+    assert_eq!(blocked(&lab), [ATTACKER.to_string()]);
     lab.configure("");
     service.signal(rustix::process::Signal::HUP);
     service.await_lines("configuration reloaded", 2);
