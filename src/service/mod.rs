@@ -157,7 +157,7 @@ pub struct Context {
 }
 
 /// The running service.
-struct Service {
+pub struct Service {
     settings: Settings,
     context: Context,
     threads: Supervisor,
@@ -254,12 +254,12 @@ impl Service {
             match self.notifications.recv_timeout(Self::round()) {
                 Ok(Notification::Signal("SIGHUP")) if hangup_reloads => {
                     // The journal shows the result.
-                    let _ = self.reload(None);
+                    let _ = reload::reload(self, None);
                 }
                 Ok(Notification::Signal(name)) => return Ok(name),
                 Ok(Notification::Reload(ReloadRequest { uid, reply })) => {
                     // The caller may have gone.
-                    let _ = reply.try_send(self.reload(Some(uid)));
+                    let _ = reply.try_send(reload::reload(self, Some(uid)));
                 }
                 Ok(Notification::Ended { thread, result: Ok(()) }) if self.is_dismissed(thread) => {
                 }

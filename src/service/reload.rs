@@ -12,94 +12,92 @@ use crate::service::{Service, http, uses_outcomes};
 use crate::system::service_manager;
 use crate::types::event::{BackendNote, Event, ReloadNote};
 
-impl Service {
-    /// Reads all sources again and applies what has changed. Emits the result.
-    pub fn reload(&mut self, uid: Option<u32>) -> Result<(), ReloadError> {
-        service_manager::reloading();
-        let result = self.load_and_apply(uid);
-        if let Err(error) = &result {
-            self.context.events.emit(Event::ReloadFailed { error: error.to_string(), uid });
-        }
-        service_manager::ready(&self.status());
-        result
+/// Reads all sources again and applies what has changed. Emits the result.
+pub fn reload(service: &mut Service, uid: Option<u32>) -> Result<(), ReloadError> {
+    service_manager::reloading();
+    let result = load_and_apply(service, uid);
+    if let Err(error) = &result {
+        service.context.events.emit(Event::ReloadFailed { error: error.to_string(), uid });
     }
+    service_manager::ready(&service.status());
+    result
+}
 
-    fn load_and_apply(&mut self, uid: Option<u32>) -> Result<(), ReloadError> {
-        let effective = Effective::load(&self.settings.sources)?;
-        let (new, old) = (effective.config.clone(), self.settings.effective.config.clone());
-        let mut notes = Vec::new();
+fn load_and_apply(service: &mut Service, uid: Option<u32>) -> Result<(), ReloadError> {
+    let effective = Effective::load(&service.settings.sources)?;
+    let (new, old) = (effective.config.clone(), service.settings.effective.config.clone());
+    let mut notes = Vec::new();
 
-        if (&new.block, &new.exempt, &new.firewall) != (&old.block, &old.exempt, &old.firewall) {
-            let note = self.apply_to_firewall(&new).map_err(ReloadError::Firewall)?;
-            notes.extend(note.map(ReloadNote::Backend));
-            self.context.health.set_observing(!new.block.enabled);
-        }
-        if (&new.detection, &new.log) != (&old.detection, &old.log) && !self.apply_to_detector(&new)
-        {
-            notes.push(ReloadNote::SourcesReset);
-        }
-        if uses_outcomes(&new) != uses_outcomes(&old) {
-            let reopened = self.capture.set_outcomes(uses_outcomes(&new));
-            self.await_answer(&reopened);
-        }
-        // The program that used the port may have ended.
-        let is_missing = self.stop_metrics.is_none() && new.metrics.listen != Listen::Off;
-        if new.metrics != old.metrics || is_missing {
-            self.apply_to_metrics(&new, &old);
-        }
-        self.settings.log_filter.set_level(new.log.level);
-        if new.bus != old.bus {
-            notes.push(ReloadNote::AtNextStart("bus.enabled"));
-        }
-        if new.log.format != old.log.format {
-            notes.push(ReloadNote::AtNextStart("log.format"));
-        }
-        let changes = effective.changes_since(&self.settings.effective);
-        self.settings.effective = effective;
-        self.context.events.emit(Event::Reloaded { changes, notes, uid });
-        Ok(())
+    if (&new.block, &new.exempt, &new.firewall) != (&old.block, &old.exempt, &old.firewall) {
+        let note = apply_to_firewall(service, &new).map_err(ReloadError::Firewall)?;
+        notes.extend(note.map(ReloadNote::Backend));
+        service.context.health.set_observing(!new.block.enabled);
     }
-
-    /// The firewall thread owns the back end, and decides whether the change needs another one.
-    fn apply_to_firewall(&mut self, new: &Config) -> Result<Option<BackendNote>, String> {
-        let (reply, answer) = sync_channel(1);
-        self.firewall.send(Command::Reconfigure { config: Box::new(new.clone()), reply });
-        // Without an answer the thread has ended, and so will the service.
-        self.await_answer(&answer).unwrap_or(Ok(None))
+    if (&new.detection, &new.log) != (&old.detection, &old.log) && !apply_to_detector(service, &new)
+    {
+        notes.push(ReloadNote::SourcesReset);
     }
-
-    /// Returns whether the tracked sources were kept.
-    fn apply_to_detector(&mut self, new: &Config) -> bool {
-        let (reply, answer) = sync_channel(1);
-        let (detection, log) = (new.detection.clone(), new.log.clone());
-        self.detector.send(DetectorCommand::Reconfigure(detection, log, reply));
-        self.await_answer(&answer).unwrap_or(true)
+    if uses_outcomes(&new) != uses_outcomes(&old) {
+        let reopened = service.capture.set_outcomes(uses_outcomes(&new));
+        await_answer(service, &reopened);
     }
-
-    fn apply_to_metrics(&mut self, new: &Config, old: &Config) {
-        if let Some(stop) = self.stop_metrics.take() {
-            stop.raise();
-            self.threads.join("metrics");
-            self.dismissed.push("metrics");
-        }
-        let (new, old) = (new.metrics.listen, old.metrics.listen);
-        let mut spawn =
-            |listen| http::spawn(&mut self.threads, &self.context, listen).ok().flatten();
-        self.stop_metrics = spawn(new);
-        // If the new address is not available, the old one is better than none.
-        if self.stop_metrics.is_none() && new != Listen::Off && new != old {
-            self.stop_metrics = spawn(old);
-        }
+    // The program that used the port may have ended.
+    let is_missing = service.stop_metrics.is_none() && new.metrics.listen != Listen::Off;
+    if new.metrics != old.metrics || is_missing {
+        apply_to_metrics(service, &new, &old);
     }
+    service.settings.log_filter.set_level(new.log.level);
+    if new.bus != old.bus {
+        notes.push(ReloadNote::AtNextStart("bus.enabled"));
+    }
+    if new.log.format != old.log.format {
+        notes.push(ReloadNote::AtNextStart("log.format"));
+    }
+    let changes = effective.changes_since(&service.settings.effective);
+    service.settings.effective = effective;
+    service.context.events.emit(Event::Reloaded { changes, notes, uid });
+    Ok(())
+}
 
-    /// Waits for a thread's answer, and keeps the watchdog fed. Returns nothing if the thread has ended.
-    fn await_answer<T>(&mut self, answer: &Receiver<T>) -> Option<T> {
-        loop {
-            match answer.recv_timeout(Self::round()) {
-                Ok(answer) => return Some(answer),
-                Err(RecvTimeoutError::Timeout) => self.check_watchdog(),
-                Err(RecvTimeoutError::Disconnected) => return None,
-            }
+/// The firewall thread owns the back end, and decides whether the change needs another one.
+fn apply_to_firewall(service: &mut Service, new: &Config) -> Result<Option<BackendNote>, String> {
+    let (reply, answer) = sync_channel(1);
+    service.firewall.send(Command::Reconfigure { config: Box::new(new.clone()), reply });
+    // Without an answer the thread has ended, and so will the service.
+    await_answer(service, &answer).unwrap_or(Ok(None))
+}
+
+/// Returns whether the tracked sources were kept.
+fn apply_to_detector(service: &mut Service, new: &Config) -> bool {
+    let (reply, answer) = sync_channel(1);
+    let (detection, log) = (new.detection.clone(), new.log.clone());
+    service.detector.send(DetectorCommand::Reconfigure(detection, log, reply));
+    await_answer(service, &answer).unwrap_or(true)
+}
+
+fn apply_to_metrics(service: &mut Service, new: &Config, old: &Config) {
+    if let Some(stop) = service.stop_metrics.take() {
+        stop.raise();
+        service.threads.join("metrics");
+        service.dismissed.push("metrics");
+    }
+    let (new, old) = (new.metrics.listen, old.metrics.listen);
+    let mut spawn =
+        |listen| http::spawn(&mut service.threads, &service.context, listen).ok().flatten();
+    service.stop_metrics = spawn(new);
+    // If the new address is not available, the old one is better than none.
+    if service.stop_metrics.is_none() && new != Listen::Off && new != old {
+        service.stop_metrics = spawn(old);
+    }
+}
+
+/// Waits for a thread's answer, and keeps the watchdog fed. Returns nothing if the thread has ended.
+fn await_answer<T>(service: &mut Service, answer: &Receiver<T>) -> Option<T> {
+    loop {
+        match answer.recv_timeout(Service::round()) {
+            Ok(answer) => return Some(answer),
+            Err(RecvTimeoutError::Timeout) => service.check_watchdog(),
+            Err(RecvTimeoutError::Disconnected) => return None,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The words all parts share. Pure data: no I/O, no threads.
+//! The vocabulary of all parts. Pure data: no I/O, no threads.
 
 pub mod block;
 pub mod capture;

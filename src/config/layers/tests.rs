@@ -131,7 +131,7 @@ fn of_a_list_what_is_wrong_in_it_is_named() {
     let file = "[exempt]\nnetworks = [\"10.0.0.0/8\", \"10.0.0.1/8\", \"office\", 5]";
     let ConfigError(told) = load(&[("tcptracker.toml", file)], &[], false).unwrap_err();
     let expected = [
-        "\"10.0.0.1/8\" has bits set behind its prefix length; did you mean the network 10.0.0.0/8 \
+        "\"10.0.0.1/8\" has bits set after its prefix length; did you mean the network 10.0.0.0/8 \
          or the address 10.0.0.1?",
         "\"office\" is neither an address nor a network; write 192.0.2.7, 192.0.2.0/24 or \
          2001:db8::/32",
