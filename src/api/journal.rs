@@ -8,15 +8,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use rustix::fs::fstat;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, trace, warn};
 use tracing_journald::{Priority, PriorityMappings};
-use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{Registry, reload};
 
-use crate::config::{LogConfig, LogFormat, LogLevel};
+use crate::api::log_filter::{LogFilter, QUEUED};
+use crate::config::{LogConfig, LogFormat};
 use crate::types::block::{BlockCause, SkipReason, UnblockCause};
 use crate::types::clock::HumanDuration;
 use crate::types::event::{BackendNote, Event, Refusal, ReloadNote, Request, Suppressed, Warning};
@@ -62,66 +62,39 @@ mod id {
     pub const RELOAD_FAILED: &str = "129f0dac28884d64a3ded7c35f7ba3fb";
 }
 
-/// Changes how detailed the log is.
-pub struct LogFilter(reload::Handle<Targets, Registry>);
-
-impl LogFilter {
-    /// Applies another level.
-    pub fn set_level(&self, level: LogLevel) {
-        // Fails only without a subscriber, and then nothing is logged.
-        let _ = self.0.reload(filter(level));
-    }
-}
-
-/// Libraries have nothing to say below a warning that helps an administrator.
-fn filter(level: LogLevel) -> Targets {
-    let level = match level {
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Trace => LevelFilter::TRACE,
-    };
-    Targets::new().with_default(LevelFilter::WARN).with_target(env!("CARGO_CRATE_NAME"), level)
-}
-
 /// Sends the log to journald if the service manager has connected stderr to it, and to stderr otherwise,
 /// as text or as one JSON object per line.
 pub fn init(config: &LogConfig) -> LogFilter {
-    let (ours, handle) = reload::Layer::new(filter(config.level));
-    let log_filter = LogFilter(handle);
-    let registry = tracing_subscriber::registry().with(ours);
+    let (log_filter, filter, debug_queue) = LogFilter::new(config.level);
+    let direct = debug_queue.excluded();
+    let registry = tracing_subscriber::registry().with(filter).with(debug_queue);
     if stderr_is_the_journal()
         && let Ok(journald) = tracing_journald::layer()
     {
         let priorities =
             PriorityMappings { info: Priority::Informational, ..PriorityMappings::new() };
-        registry
-            .with(
-                journald
-                    // With a prefix MESSAGE_ID would not be one.
-                    .with_field_prefix(None)
-                    .with_syslog_identifier("tcptracker".to_owned())
-                    .with_priority_mappings(priorities),
-            )
-            .init();
+        let journald = journald
+            // With a prefix MESSAGE_ID would not be one.
+            .with_field_prefix(None)
+            .with_syslog_identifier("tcptracker".to_owned())
+            .with_priority_mappings(priorities);
+        registry.with(journald.with_filter(direct)).init();
         return log_filter;
     }
     let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
     if config.format == LogFormat::Json {
-        registry.with(stderr.json().flatten_event(true)).init();
+        registry.with(stderr.json().flatten_event(true).with_filter(direct)).init();
         return log_filter;
     }
-    // The text contains the values of the journal's fields, which are upper case. Other fields belong to
-    // debug messages.
-    let text = debug_fn(|writer, field, value| match field.name() {
-        "message" => write!(writer, "{value:?}"),
-        name if name.starts_with(|c: char| c.is_ascii_lowercase()) => {
-            write!(writer, " {name}={value:?}")
-        }
-        _ => Ok(()),
-    });
+    // The text says it all; the fields would say it twice.
+    let text_only =
+        debug_fn(
+            |writer, field, value| {
+                if field.name() == "message" { write!(writer, "{value:?}") } else { Ok(()) }
+            },
+        );
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    registry.with(stderr.with_ansi(colours).fmt_fields(text)).init();
+    registry.with(stderr.with_ansi(colours).fmt_fields(text_only).with_filter(direct)).init();
     log_filter
 }
 
@@ -276,6 +249,8 @@ fn write(interface: &IfName, event: &Event) {
             "capture reopened after {:.3}s; packets in between were not seen",
             gap.as_secs_f64(),
         ),
+        Event::Debug { is_trace: false, text } => debug!(target: QUEUED, "{text}"),
+        Event::Debug { is_trace: true, text } => trace!(target: QUEUED, "{text}"),
         Event::Warning(warning) => write_warning(interface, warning),
     }
 }

@@ -135,7 +135,7 @@ pub const KEYS: [Key; 24] = [
     Key {
         name: "log.level",
         expected: r#""warn", "info", "debug" or "trace""#,
-        meaning: r#"the least important messages to log; `"debug"` adds the evidence of each verdict, `"trace"` each step that leads to it. The deciding thread writes these itself, so that a slow log delays it: use them only to find a fault"#,
+        meaning: r#"the least important messages to log; `"debug"` adds the evidence of each verdict, `"trace"` each step that leads to it"#,
     },
     Key {
         name: "metrics.listen",

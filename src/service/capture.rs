@@ -104,6 +104,11 @@ impl CaptureThread {
                     None => return Ok(()),
                 },
             };
+            tracing::debug!(
+                "capturing, link {:?}, outcomes {}",
+                capture.link(),
+                capture.outcomes()
+            );
             self.out.begin_capture(capture.outcomes(), after_gap);
             self.out.flush();
             match self.read(&mut capture, heartbeat) {
@@ -172,7 +177,11 @@ impl CaptureThread {
     /// Publishes the kernel's counters, and tells the detector of losses. Returns the counters.
     fn publish(&mut self, capture: &mut LiveCapture, before: CaptureCounters) -> CaptureCounters {
         let Some(counters) = capture.counters() else { return before };
-        self.out.note_lost(counters.lost_since(&before));
+        let lost = counters.lost_since(&before);
+        if lost > 0 {
+            tracing::debug!("{lost} packets lost before capture: {counters:?}, before: {before:?}");
+        }
+        self.out.note_lost(lost);
         self.metrics.publish(&before, &counters, self.out.take_dropped());
         counters
     }

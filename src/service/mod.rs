@@ -24,7 +24,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel, sync_channel};
 use std::time::Duration;
 
 use crate::api::dbus::BusError;
-use crate::api::journal::{self as log, LogFilter};
+use crate::api::journal as log;
+use crate::api::log_filter::LogFilter;
 use crate::api::metrics::Metrics;
 use crate::api::metrics::http::MetricsStop;
 use crate::block::backend::{Backend, FirewallError, select};
@@ -195,6 +196,7 @@ impl Service {
 
         let journal = journal::spawn(&mut threads, interface)?;
         let events = EventSink::new(journal, bus.clone(), Arc::clone(&metrics) as _);
+        settings.log_filter.start_queue(events.clone());
         let health = Health::new(!config.block.enabled, backend.name(), events.clone());
         let interface = interface.clone();
         let context = Context { interface, events, metrics, health: Arc::new(health) };
@@ -351,7 +353,8 @@ impl Service {
             self.threads.join("bus");
         }
         // The journal thread ends when nothing is left that could emit an event.
-        let Self { mut threads, notifications, context, .. } = self;
+        let Self { mut threads, notifications, context, settings, .. } = self;
+        settings.log_filter.stop_queue();
         drop(context);
         threads.join("journal");
         notifications.try_iter().try_for_each(|notification| match notification {

@@ -120,6 +120,7 @@ impl Reporter {
         if scan.rule.blocks() {
             let command = Command::Scan { scan: Arc::clone(&scan), listed };
             if !self.firewall.try_send(command) {
+                tracing::debug!("the firewall queue is full; {} waits", show_network(&scan.source));
                 self.metrics.scans_lost.inc();
                 detector.not_delivered(&scan);
             }

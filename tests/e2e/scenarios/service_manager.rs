@@ -54,6 +54,7 @@ fn watchdog_is_not_fed_while_a_thread_hangs() {
     let mut service = Start::on("eth0")
         .env("WATCHDOG_USEC", "3000000")
         .env("TCPTRACKER_LOG__RATE", "100000")
+        .env("TCPTRACKER_LOG__LEVEL", "debug")
         .with_unread_log()
         .begin(&lab)
         .await_ready();
