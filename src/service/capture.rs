@@ -14,11 +14,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::api::metrics::CaptureMetrics;
+use crate::config::Config;
 use crate::handles::capture::{CaptureCommand, CaptureCommands, CaptureHandle, channel_to_capture};
 use crate::handles::events::EventSink;
 use crate::handles::health::{Component, Health};
-use crate::service::Context;
 use crate::service::supervisor::Supervisor;
+use crate::service::{Context, uses_outcomes};
 use crate::system::capture::CaptureError;
 use crate::system::capture::batch::BatchSender;
 use crate::system::capture::frame;
@@ -42,14 +43,14 @@ const FRAMES_PER_ROUND: usize = 4096;
 pub fn spawn(
     threads: &mut Supervisor,
     context: &Context,
+    config: &Config,
     opened: Option<LiveCapture>,
-    outcomes: bool,
     out: BatchSender,
 ) -> std::io::Result<CaptureHandle> {
     let (handle, commands) = channel_to_capture()?;
     let mut thread = CaptureThread {
         interface: context.interface.clone(),
-        outcomes,
+        outcomes: uses_outcomes(config),
         out,
         metrics: context.metrics.capture(),
         health: Arc::clone(&context.health),

@@ -45,7 +45,7 @@ pub fn spawn(
     threads: &mut Supervisor,
     context: &Context,
     config: &Config,
-    host: Arc<Host>,
+    host: &Arc<Host>,
     firewall: &FirewallHandle,
     batches: BatchReceiver,
 ) -> std::io::Result<DetectorHandle> {
@@ -57,7 +57,7 @@ pub fn spawn(
         has_outcomes: detector.wants_outcomes(),
         is_one_sided: false,
         detector,
-        host,
+        host: Arc::clone(host),
         listening: None,
         log: config.log.clone(),
         commands,

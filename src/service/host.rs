@@ -26,7 +26,7 @@ pub fn spawn(
     threads: &mut Supervisor,
     context: &Context,
     config: &Config,
-    host: Arc<Host>,
+    host: &Arc<Host>,
     firewall: &FirewallHandle,
     detector: &DetectorHandle,
 ) -> std::io::Result<Arc<StopFlag>> {
@@ -38,11 +38,11 @@ pub fn spawn(
         events: config.exempt.automatic.then(|| context.events.clone()),
         unreadable: Vec::new(),
     };
-    readers.check_link(&host);
-    readers.check_ssh(&host);
+    readers.check_link(host);
+    readers.check_ssh(host);
     let stop = Arc::new(StopFlag::new()?);
     let stopping = Arc::clone(&stop);
-    let detector = detector.clone();
+    let (host, detector) = (Arc::clone(host), detector.clone());
     threads.start("host", move |heartbeat| {
         let mut ports = ListeningFollower::default();
         let mut each_round = || {

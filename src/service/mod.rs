@@ -209,14 +209,9 @@ impl Service {
             bus::spawn(&mut threads, &context, reloader, &firewall, bus_commands)?;
         }
         let stop_metrics = http::spawn(&mut threads, &context, config.metrics.listen)?;
-        let host_now = Arc::clone(&host);
-        let detector =
-            detector::spawn(&mut threads, &context, &config, host_now, &firewall, batches)?;
-        let outcomes = uses_outcomes(&config);
-        let capture = capture::spawn(&mut threads, &context, capture, outcomes, segments)?;
-        let host_now = Arc::clone(&host);
-        let stop_host =
-            host::spawn(&mut threads, &context, &config, host_now, &firewall, &detector)?;
+        let detector = detector::spawn(&mut threads, &context, &config, &host, &firewall, batches)?;
+        let capture = capture::spawn(&mut threads, &context, &config, capture, segments)?;
+        let stop_host = host::spawn(&mut threads, &context, &config, &host, &firewall, &detector)?;
         let store = store::spawn(&mut threads, &context.interface)?;
         // Last, so that nothing can fail once the kernel is changed.
         let owned = (backend, host, store);
