@@ -58,6 +58,7 @@ pub fn spawn(
         commands,
         reopened: None,
         is_degraded: false,
+        is_stopping: false,
     };
     if opened.is_none() {
         // Before the service reports that it is ready.
@@ -79,13 +80,7 @@ struct CaptureThread {
     /// Gets the answer once the capture is open with the other filter.
     reopened: Option<SyncSender<()>>,
     is_degraded: bool,
-}
-
-/// Why the thread no longer reads from a capture.
-#[derive(PartialEq, Eq)]
-enum Ended {
-    Stop,
-    OtherFilter,
+    is_stopping: bool,
 }
 
 impl CaptureThread {
@@ -113,8 +108,8 @@ impl CaptureThread {
             self.out.begin_capture(capture.outcomes(), after_gap);
             self.out.flush();
             match self.read(&mut capture, heartbeat) {
-                Ok(Ended::Stop) => return Ok(()),
-                Ok(Ended::OtherFilter) => {}
+                Ok(()) if self.is_stopping => return Ok(()),
+                Ok(()) => {}
                 Err(gone @ CaptureError::InterfaceGone(_)) => self.set_degraded(&gone),
                 Err(error) => return Err(error),
             }
@@ -127,30 +122,22 @@ impl CaptureThread {
         &mut self,
         capture: &mut LiveCapture,
         heartbeat: &Heartbeat,
-    ) -> Result<Ended, CaptureError> {
+    ) -> Result<(), CaptureError> {
         let mut published = (Moment::default(), CaptureCounters::default());
-        let ended = loop {
+        loop {
             heartbeat.tick();
-            match self.wait(Some(capture)) {
-                Ok(false) => {}
-                Ok(true) => break Ok(Ended::Stop),
-                Err(error) => break Err(error),
-            }
+            self.wait(Some(capture))?;
             let clock = WallClock::read();
-            if let Err(error) = self.read_frames(capture, &clock) {
-                break Err(error);
-            }
-            if clock.now().is_past(published.0, PUBLISH_EVERY) {
+            self.read_frames(capture, &clock)?;
+            let is_over = self.is_stopping || self.outcomes != capture.outcomes();
+            if is_over || clock.now().is_past(published.0, PUBLISH_EVERY) {
                 published = (clock.now(), self.publish(capture, published.1));
             }
             self.out.flush();
-            if self.outcomes != capture.outcomes() {
-                break Ok(Ended::OtherFilter);
+            if is_over {
+                return Ok(());
             }
-        };
-        self.publish(capture, published.1);
-        self.out.flush();
-        ended
+        }
     }
 
     #[inline]
@@ -221,7 +208,8 @@ impl CaptureThread {
             if result.is_some() {
                 return Ok(result);
             }
-            if self.wait(None)? {
+            self.wait(None)?;
+            if self.is_stopping {
                 return Ok(None);
             }
         }
@@ -234,32 +222,20 @@ impl CaptureThread {
         }
     }
 
-    /// Sleeps until there is something to read or to do, at most a tick. Returns whether to stop.
-    fn wait(&mut self, capture: Option<&LiveCapture>) -> Result<bool, CaptureError> {
-        let commands = PollFd::from_borrowed_fd(self.commands.as_fd(), PollFlags::IN);
-        let (mut alone, mut both);
-        let fds = match capture {
-            None => {
-                alone = [commands];
-                &mut alone[..]
-            }
-            Some(capture) => {
-                both = [commands, PollFd::from_borrowed_fd(capture.as_fd(), PollFlags::IN)];
-                &mut both[..]
-            }
-        };
-        let has_commands = match poll(fds, Some(&TICK)) {
-            Ok(_) => fds[0].revents().contains(PollFlags::IN),
-            Err(Errno::INTR) => false,
+    /// Sleeps until there is something to read or a command, at most a tick, and takes the commands.
+    fn wait(&mut self, capture: Option<&LiveCapture>) -> Result<(), CaptureError> {
+        let commands = self.commands.as_fd();
+        let packets = capture.map_or(commands, |capture| capture.as_fd());
+        let mut fds = [commands, packets].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        match poll(&mut fds, Some(&TICK)) {
+            Ok(_) | Err(Errno::INTR) => {}
             Err(error) => {
                 return Err(CaptureError::Wait { interface: self.interface.clone(), error });
             }
-        };
-        Ok(has_commands && self.take_commands(capture))
-    }
-
-    /// Returns whether to stop.
-    fn take_commands(&mut self, capture: Option<&LiveCapture>) -> bool {
+        }
+        if !fds[0].revents().contains(PollFlags::IN) {
+            return Ok(());
+        }
         while let Some(command) = self.commands.next() {
             match command {
                 CaptureCommand::SetOutcomes { outcomes, done } => {
@@ -270,9 +246,9 @@ impl CaptureThread {
                         let _ = done.try_send(());
                     }
                 }
-                CaptureCommand::Stop => return true,
+                CaptureCommand::Stop => self.is_stopping = true,
             }
         }
-        false
+        Ok(())
     }
 }

@@ -4,15 +4,13 @@
 //! for nothing but capture.
 
 use std::sync::Arc;
-use std::sync::mpsc::RecvTimeoutError;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
 use crate::api::metrics::Metrics;
 use crate::config::{Config, DetectionConfig, LogConfig};
 use crate::detect::{Detector, Scratch};
-use crate::handles::detector::{
-    DetectorCommand, DetectorCommands, DetectorHandle, channel_to_detector,
-};
+use crate::handles::detector::{DetectorCommand, QUEUE};
 use crate::handles::events::EventSink;
 use crate::handles::firewall::FirewallHandle;
 use crate::service::Context;
@@ -48,10 +46,9 @@ pub fn spawn(
     host: &Arc<Host>,
     firewall: &FirewallHandle,
     batches: BatchReceiver,
-) -> std::io::Result<DetectorHandle> {
-    let (handle, commands) = channel_to_detector();
+) -> std::io::Result<SyncSender<DetectorCommand>> {
+    let (commands_in, commands) = sync_channel(QUEUE);
     let detector = Detector::new(config.detection.clone());
-    commands.set_wants_listening(detector.wants_outcomes());
     let (events, metrics) = (context.events.clone(), Arc::clone(&context.metrics));
     let thread = DetectorThread {
         has_outcomes: detector.wants_outcomes(),
@@ -73,7 +70,7 @@ pub fn spawn(
         scratch: Scratch::default(),
     };
     threads.start("detector", move |heartbeat| thread.run(&batches, heartbeat))?;
-    Ok(handle)
+    Ok(commands_in)
 }
 
 struct DetectorThread {
@@ -82,7 +79,7 @@ struct DetectorThread {
     /// The ports on which the host listens, once they are known.
     listening: Option<Arc<Listening>>,
     log: LogConfig,
-    commands: DetectorCommands,
+    commands: Receiver<DetectorCommand>,
     reporter: Reporter,
     events: EventSink,
     metrics: Arc<Metrics>,
@@ -143,7 +140,7 @@ impl DetectorThread {
     fn handle_commands(&mut self) -> usize {
         let mut handled = 0;
         while handled < COMMANDS_AT_ONCE
-            && let Some(command) = self.commands.next()
+            && let Ok(command) = self.commands.try_recv()
         {
             handled += 1;
             match command {
@@ -172,7 +169,6 @@ impl DetectorThread {
         let wanted = self.detector.wants_outcomes();
         let are_kept = self.detector.reconfigure(detection);
         if wanted != self.detector.wants_outcomes() {
-            self.commands.set_wants_listening(!wanted);
             self.is_one_sided = false;
             if let Some(ports) = &self.listening {
                 self.detector.listens_on(ports);

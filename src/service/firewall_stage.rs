@@ -1,14 +1,14 @@
 //! The start of the firewall thread.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use crate::block::backend::{Backend, select};
 use crate::block::exemptions::AskSessions;
 use crate::block::store::StorePath;
 use crate::config::Config;
-use crate::handles::detector::DetectorHandle;
+use crate::handles::detector::DetectorCommand;
 use crate::handles::firewall::Command;
 use crate::service::firewall::FirewallThread;
 use crate::service::supervisor::Supervisor;
@@ -25,7 +25,7 @@ pub fn spawn(
     context: &Context,
     config: Config,
     (backend, host, store): (Box<dyn Backend + Send>, Arc<Host>, StorePath),
-    detector: &DetectorHandle,
+    detector: &SyncSender<DetectorCommand>,
     commands: Receiver<Command>,
 ) -> Result<(), DaemonError> {
     let Context { interface, events, metrics, health } = context.clone();
@@ -36,7 +36,7 @@ pub fn spawn(
         (host, ask_for_sessions()),
         Some(store),
         (events, metrics, health),
-        detector.queue(),
+        detector.clone(),
     );
     let (ready_in, ready) = sync_channel(1);
     threads.start("firewall", move |heartbeat| {

@@ -5,9 +5,11 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
 
 use crate::config::Config;
-use crate::handles::detector::{DetectorCommand, DetectorHandle};
+use crate::handles::detector::DetectorCommand;
 use crate::handles::events::EventSink;
 use crate::handles::firewall::{Command, FirewallHandle};
 use crate::handles::health::{Component, Health};
@@ -21,14 +23,15 @@ use crate::types::event::{Event, Warning};
 use crate::types::host::Host;
 use crate::types::ifname::IfName;
 
-/// Starts the host thread. Returns what stops it.
+/// Starts the host thread. While `wants_ports` is true, the detector also learns on which ports the host
+/// listens. Returns what stops the thread.
 pub fn spawn(
     threads: &mut Supervisor,
     context: &Context,
     config: &Config,
     host: &Arc<Host>,
-    firewall: &FirewallHandle,
-    detector: &DetectorHandle,
+    (firewall, detector): (&FirewallHandle, &SyncSender<DetectorCommand>),
+    wants_ports: &Arc<AtomicBool>,
 ) -> std::io::Result<Arc<StopFlag>> {
     let mut readers = Readers {
         interface: context.interface.clone(),
@@ -43,13 +46,15 @@ pub fn spawn(
     let stop = Arc::new(StopFlag::new()?);
     let stopping = Arc::clone(&stop);
     let (host, detector) = (Arc::clone(host), detector.clone());
+    let wants_ports = Arc::clone(wants_ports);
     threads.start("host", move |heartbeat| {
         let mut ports = ListeningFollower::default();
         let mut each_round = || {
-            if detector.wants_listening()
+            if wants_ports.load(Ordering::Relaxed)
                 && let Some(ports) = ports.look()
             {
-                detector.send(DetectorCommand::Listening(ports));
+                // If the detector has ended, the process is about to.
+                let _ = detector.send(DetectorCommand::Listening(ports));
             }
         };
         let beat = || heartbeat.tick();
@@ -62,7 +67,7 @@ pub fn spawn(
 struct Readers {
     interface: IfName,
     firewall: FirewallHandle,
-    detector: DetectorHandle,
+    detector: SyncSender<DetectorCommand>,
     health: Arc<Health>,
     /// If SSH sessions are exempt: where to warn of files that hide sshd's ports.
     events: Option<EventSink>,
@@ -75,7 +80,7 @@ impl Readers {
         self.check_ssh(&host);
         self.check_link(&host);
         self.firewall.send(Command::Host(Arc::clone(&host)));
-        self.detector.send(DetectorCommand::Host(host));
+        let _ = self.detector.send(DetectorCommand::Host(host));
     }
 
     fn check_ssh(&mut self, host: &Host) {

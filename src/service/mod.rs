@@ -20,7 +20,8 @@ pub mod unpack;
 
 use std::io::IsTerminal;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel, sync_channel};
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
 use std::time::Duration;
 
 use crate::api::dbus::BusError;
@@ -32,7 +33,7 @@ use crate::block::backend::{Backend, FirewallError, select};
 use crate::config::{Config, ConfigError, Effective, Preset, Sources};
 use crate::handles::bus::{self as bus_handle, BusCommand};
 use crate::handles::capture::CaptureHandle;
-use crate::handles::detector::DetectorHandle;
+use crate::handles::detector::DetectorCommand;
 use crate::handles::events::EventSink;
 use crate::handles::firewall::{Command, FirewallHandle, QUEUE as FIREWALL_QUEUE};
 use crate::handles::health::{Component, Health};
@@ -164,7 +165,9 @@ pub struct Service {
     threads: Supervisor,
     notifications: Receiver<Notification>,
     capture: CaptureHandle,
-    detector: DetectorHandle,
+    detector: SyncSender<DetectorCommand>,
+    /// Whether the host thread follows the ports on which this host listens.
+    wants_ports: Arc<AtomicBool>,
     firewall: FirewallHandle,
     bus: Option<async_channel::Sender<BusCommand>>,
     stop_host: Arc<StopFlag>,
@@ -211,7 +214,9 @@ impl Service {
         let stop_metrics = http::spawn(&mut threads, &context, config.metrics.listen)?;
         let detector = detector::spawn(&mut threads, &context, &config, &host, &firewall, batches)?;
         let capture = capture::spawn(&mut threads, &context, &config, capture, segments)?;
-        let stop_host = host::spawn(&mut threads, &context, &config, &host, &firewall, &detector)?;
+        let wants_ports = Arc::new(AtomicBool::new(uses_outcomes(&config)));
+        let readers = (&firewall, &detector);
+        let stop_host = host::spawn(&mut threads, &context, &config, &host, readers, &wants_ports)?;
         let store = store::spawn(&mut threads, &context.interface)?;
         // Last, so that nothing can fail once the kernel is changed.
         let owned = (backend, host, store);
@@ -223,6 +228,7 @@ impl Service {
             notifications,
             capture,
             detector,
+            wants_ports,
             firewall,
             bus,
             stop_host,

@@ -2,6 +2,7 @@
 //!
 //! Owns the order: what can fail comes first, so that a reload that fails has changed nothing.
 
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 
 use crate::config::{Config, Effective, Listen};
@@ -38,6 +39,7 @@ fn load_and_apply(service: &mut Service, uid: Option<u32>) -> Result<(), ReloadE
         notes.push(ReloadNote::SourcesReset);
     }
     if uses_outcomes(&new) != uses_outcomes(&old) {
+        service.wants_ports.store(uses_outcomes(&new), Ordering::Relaxed);
         let reopened = service.capture.set_outcomes(uses_outcomes(&new));
         await_answer(service, &reopened);
     }
@@ -71,7 +73,8 @@ fn apply_to_firewall(service: &mut Service, new: &Config) -> Result<Option<Backe
 fn apply_to_detector(service: &mut Service, new: &Config) -> bool {
     let (reply, answer) = sync_channel(1);
     let (detection, log) = (new.detection.clone(), new.log.clone());
-    service.detector.send(DetectorCommand::Reconfigure(detection, log, reply));
+    // If the detector has ended, so will the service.
+    let _ = service.detector.send(DetectorCommand::Reconfigure(detection, log, reply));
     await_answer(service, &answer).unwrap_or(true)
 }
 
