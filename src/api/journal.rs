@@ -8,14 +8,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use rustix::fs::fstat;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, trace, warn};
 use tracing_journald::{Priority, PriorityMappings};
-use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::config::LogFormat;
+use crate::api::log_filter::{LogFilter, QUEUED};
+use crate::config::{LogConfig, LogFormat};
 use crate::types::block::{BlockCause, SkipReason, UnblockCause};
 use crate::types::clock::HumanDuration;
 use crate::types::event::{BackendNote, Event, Refusal, ReloadNote, Request, Suppressed, Warning};
@@ -57,37 +58,33 @@ mod id {
     pub const STALE_BLOCKS_REMOVED: &str = "362c05049c764788a2d13acd0f94464b";
     pub const RESTORE_INCOMPLETE: &str = "17658869a60b4ca3b905027073de8783";
     pub const DATABASE_QUARANTINED: &str = "0dc3b16d69a240b9912134d4288343f5";
+    pub const CAPTURE_REOPENED: &str = "d3ec234454a0463b8115989eebaab8bd";
     pub const RELOAD_FAILED: &str = "129f0dac28884d64a3ded7c35f7ba3fb";
 }
 
-/// Sends what is logged to journald where the service manager has connected stderr to it, and to
-/// stderr otherwise, as text or as an object a line.
-pub fn init(format: LogFormat) {
-    // What libraries have to tell below a warning is of no use to whoever runs a server.
-    let ours = Targets::new()
-        .with_default(LevelFilter::WARN)
-        .with_target(env!("CARGO_CRATE_NAME"), LevelFilter::INFO);
-    let registry = tracing_subscriber::registry().with(ours);
+/// Sends the log to journald if the service manager has connected stderr to it, and to stderr otherwise,
+/// as text or as one JSON object per line.
+pub fn init(config: &LogConfig) -> LogFilter {
+    let (log_filter, filter, debug_queue) = LogFilter::new(config.level);
+    let direct = debug_queue.excluded();
+    let registry = tracing_subscriber::registry().with(filter).with(debug_queue);
     if stderr_is_the_journal()
         && let Ok(journald) = tracing_journald::layer()
     {
         let priorities =
             PriorityMappings { info: Priority::Informational, ..PriorityMappings::new() };
-        registry
-            .with(
-                journald
-                    // With a prefix MESSAGE_ID would not be one.
-                    .with_field_prefix(None)
-                    .with_syslog_identifier("tcptracker".to_owned())
-                    .with_priority_mappings(priorities),
-            )
-            .init();
-        return;
+        let journald = journald
+            // With a prefix MESSAGE_ID would not be one.
+            .with_field_prefix(None)
+            .with_syslog_identifier("tcptracker".to_owned())
+            .with_priority_mappings(priorities);
+        registry.with(journald.with_filter(direct)).init();
+        return log_filter;
     }
     let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
-    if format == LogFormat::Json {
-        registry.with(stderr.json().flatten_event(true)).init();
-        return;
+    if config.format == LogFormat::Json {
+        registry.with(stderr.json().flatten_event(true).with_filter(direct)).init();
+        return log_filter;
     }
     // The text says it all; the fields would say it twice.
     let text_only =
@@ -97,7 +94,8 @@ pub fn init(format: LogFormat) {
             },
         );
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    registry.with(stderr.with_ansi(colours).fmt_fields(text_only)).init();
+    registry.with(stderr.with_ansi(colours).fmt_fields(text_only).with_filter(direct)).init();
+    log_filter
 }
 
 /// Whether the service manager has connected stderr to the journal: `JOURNAL_STREAM` names the device
@@ -123,7 +121,7 @@ pub fn failed(interface: &IfName, error: &dyn std::error::Error) {
     error!(
         MESSAGE_ID = id::STOPPED,
         TCPTRACKER_INTERFACE = %interface,
-        "failed: {error}; what is blocked stays so until the next start, or until its time is up"
+        "failed: {error}; existing blocks stay in the kernel until they expire or the service restarts"
     );
 }
 
@@ -245,6 +243,14 @@ fn write(interface: &IfName, event: &Event) {
             uid.map_or_else(|| "by SIGHUP".to_owned(), |uid| by(Some(uid))),
             error.replace('\n', "; "),
         ),
+        Event::CaptureReopened { gap } => info!(
+            MESSAGE_ID = id::CAPTURE_REOPENED,
+            TCPTRACKER_INTERFACE = %interface,
+            "capture reopened after {:.3}s; packets in between were not seen",
+            gap.as_secs_f64(),
+        ),
+        Event::Debug { is_trace: false, text } => debug!(target: QUEUED, "{text}"),
+        Event::Debug { is_trace: true, text } => trace!(target: QUEUED, "{text}"),
         Event::Warning(warning) => write_warning(interface, warning),
     }
 }
@@ -257,7 +263,7 @@ fn write_warning(interface: &IfName, warning: &Warning) {
     }
     match warning {
         Warning::LockHeldByOther { socket, uid } => {
-            let owner = uid.map_or_else(String::new, |uid| format!(" ({})", by(Some(uid))));
+            let owner = uid.map_or_else(String::new, |uid| format!(" (uid {uid})"));
             write!(
                 LOCK_HELD_BY_OTHER,
                 "another process{owner} owns the lock socket {socket}; \
@@ -474,6 +480,7 @@ mod tests {
             id::STALE_BLOCKS_REMOVED,
             id::RESTORE_INCOMPLETE,
             id::DATABASE_QUARANTINED,
+            id::CAPTURE_REOPENED,
             id::RELOAD_FAILED,
         ];
         for (at, id) in ids.iter().enumerate() {

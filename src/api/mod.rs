@@ -2,4 +2,5 @@
 
 pub mod dbus;
 pub mod journal;
+pub mod log_filter;
 pub mod metrics;

@@ -1,19 +1,19 @@
-//! The way to the bus's thread.
+//! The way to the bus thread.
 
 use std::sync::Arc;
 
 use crate::types::event::Event;
 
-/// Tasks that may wait for the bus's thread.
+/// Commands that may wait for the bus thread.
 pub const QUEUE: usize = 1024;
 
-/// What the bus's thread is asked to do.
+/// What the bus thread is asked to do.
 #[derive(Clone, Debug)]
 pub enum BusCommand {
-    /// Tell everyone who listens.
+    /// Send the signal that stands for this event.
     Emit(Arc<Event>),
-    /// Show that the thread is alive.
+    /// Tick the thread's heartbeat.
     Heartbeat,
-    /// Leave the bus.
+    /// Leave the bus and end.
     Stop,
 }

@@ -1,4 +1,4 @@
-//! The words all parts share. Pure data: no I/O, no threads.
+//! The vocabulary of all parts. Pure data: no I/O, no threads.
 
 pub mod block;
 pub mod capture;
@@ -8,6 +8,7 @@ pub mod heartbeat;
 pub mod host;
 pub mod ifname;
 pub mod network;
+pub mod rate_limit;
 pub mod rule;
 pub mod scan;
 pub mod segment;

@@ -10,8 +10,10 @@ pub mod inside;
 pub mod reference;
 pub mod visitor;
 
+use std::time::Duration;
+
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    Counter, Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
@@ -63,6 +65,7 @@ pub struct CaptureMetrics {
     dropped_by_kernel: IntCounter,
     dropped_by_interface: IntCounter,
     dropped_by_queue: IntCounter,
+    gap: Counter,
 }
 
 impl CaptureMetrics {
@@ -74,6 +77,11 @@ impl CaptureMetrics {
         let by_interface = since(before.dropped_by_interface, after.dropped_by_interface);
         self.dropped_by_interface.inc_by(by_interface);
         self.dropped_by_queue.inc_by(lost);
+    }
+
+    /// Adds a time in which no capture was open.
+    pub fn add_gap(&self, gap: Duration) {
+        self.gap.inc_by(gap.as_secs_f64());
     }
 }
 
@@ -150,18 +158,14 @@ impl Metrics {
                 dropped_by_kernel: dropped.with_label_values(&["kernel"]),
                 dropped_by_interface: dropped.with_label_values(&["interface"]),
                 dropped_by_queue: dropped.with_label_values(&["queue"]),
+                gap: seconds(
+                    &r,
+                    "capture_gap_seconds_total",
+                    "Time in which no capture was open, so that packets were not seen.",
+                )?,
             },
             registry: r,
         })
-    }
-
-    /// Packets capture has lost, wherever.
-    pub fn capture_lost(&self) -> u64 {
-        let capture = &self.capture;
-        [&capture.dropped_by_kernel, &capture.dropped_by_interface, &capture.dropped_by_queue]
-            .map(IntCounter::get)
-            .iter()
-            .sum()
     }
 
     /// What the capture thread counts.
@@ -267,6 +271,12 @@ fn counter(registry: &Registry, name: &str, help: &str) -> Made<IntCounter> {
     Ok(counter)
 }
 
+fn seconds(registry: &Registry, name: &str, help: &str) -> Made<Counter> {
+    let counter = Counter::with_opts(named(name, help))?;
+    registry.register(Box::new(counter.clone()))?;
+    Ok(counter)
+}
+
 fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Made<IntCounterVec> {
     let counters = IntCounterVec::new(named(name, help), labels)?;
     registry.register(Box::new(counters.clone()))?;
@@ -323,6 +333,7 @@ mod tests {
             "tcptracker_sources_evicted_total 0",
             "tcptracker_capture_packets_total 0",
             r#"tcptracker_capture_dropped_total{where="kernel"} 0"#,
+            "tcptracker_capture_gap_seconds_total 0",
             r#"tcptracker_block_latency_seconds_bucket{le="0.001"} 0"#,
             r#"tcptracker_state{state="enforcing"} 1"#,
             r#"tcptracker_state{state="degraded"} 0"#,

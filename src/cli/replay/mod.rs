@@ -15,6 +15,7 @@ use crate::cli::output::{on_terminal, print, print_error, safe};
 use crate::cli::replay::report::{comparison, listing, print_lines, summary_line};
 use crate::cli::replay::trials::Trials;
 use crate::config::{DetectionConfig, Effective, Per, Preset, Sources, Threshold};
+use crate::service::unpack;
 use crate::system::capture::saved::{SavedCapture, name_of};
 
 pub fn run(arguments: &Replay, sources: &Sources) -> Result<(), CliError> {
@@ -54,7 +55,7 @@ fn replay(
     arguments: &Replay,
     rule: &DetectionConfig,
 ) -> Result<(), CliError> {
-    let capture = SavedCapture::open(file)?;
+    let capture = SavedCapture::open(file, unpack::spawn)?;
     let rule_of = |preset, ports| DetectionConfig { preset, ports, ..rule.clone() };
     let thresholds =
         |list: &[Threshold]| list.iter().map(|ports| rule_of(Preset::Classic, *ports)).collect();

@@ -155,7 +155,7 @@ fn block_rate_limit_bounds_blocks_by_forged_scans() {
     let logged = service.await_until("all scans in the log", |service| {
         let listed = service.log().iter().filter(|line| line.contains("vertical port scan by"));
         let suppressed = service.log().iter().filter_map(|line| {
-            line.split_once(" more port scans in ")?.0.rsplit(' ').next()?.parse::<u64>().ok()
+            line.split_once(" port scans in ")?.0.rsplit(' ').next()?.parse::<u64>().ok()
         });
         let logged = u64::try_from(listed.count()).unwrap() + suppressed.sum::<u64>();
         (logged >= scans).then_some(logged)

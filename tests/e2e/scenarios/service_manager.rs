@@ -59,6 +59,7 @@ fn watchdog_is_not_fed_while_a_thread_hangs() {
     let mut service = Start::on("eth0")
         .env("WATCHDOG_USEC", "3000000")
         .env("TCPTRACKER_LOG__RATE", "100000")
+        .env("TCPTRACKER_LOG__LEVEL", "debug")
         .with_unread_log()
         .begin(&lab)
         .await_ready();
@@ -82,7 +83,7 @@ fn watchdog_is_not_fed_while_a_thread_hangs() {
     assert_eq!(lab.metric(r#"tcptracker_blocks_total{cause="scan"}"#), 1);
 
     service.read_log();
-    service.await_line("no sign of life from: journal");
+    service.await_line("threads not responding: journal");
     await_feeds(&mut service, 2);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
@@ -105,12 +106,12 @@ fn hanging_thread_is_logged_once_and_shown_in_state_and_health() {
     std::fs::write(&hangs, "").unwrap();
     run(lab.victim.command("iptables").args(["-D", "INPUT", "-j", "tcptracker"])).ok();
 
-    service.await_line("degraded: no sign of life from: firewall");
+    service.await_line("degraded: threads not responding: firewall");
     let (code, body) = lab.victim.http_get(8081, "/health");
-    assert!(code == 503 && body.contains("no sign of life from: firewall"), "{code} {body}");
+    assert!(code == 503 && body.contains("threads not responding: firewall"), "{code} {body}");
     assert_eq!(lab.bus.property("State").1, "degraded");
     assert!(service.stops_notifying("WATCHDOG=1", Duration::from_secs(3)));
-    assert_eq!(service.lines_with("no sign of life").len(), 1);
+    assert_eq!(service.lines_with("threads not responding").len(), 1);
 
     std::fs::remove_file(&hangs).unwrap();
     service.await_line("mended: hook INPUT (ipv4) gone");
