@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use crate::config::LogConfig;
-use crate::detect::{Detector, Scratch};
+use crate::config::{LogConfig, Preset};
+use crate::detect::{self, Detector, Observer};
 use crate::handles::events::EventSink;
 use crate::handles::firewall::{Command, FirewallHandle};
 use crate::service::entry_limit::EntryLimit;
@@ -20,7 +20,6 @@ use crate::types::clock::Moment;
 use crate::types::event::{Event, Suppressed, Warning};
 use crate::types::host::{Host, Listening};
 use crate::types::scan::Scan;
-use crate::types::segment::Direction;
 use crate::types::segment::Segment;
 
 /// How long the thread waits at most before it shows that it is alive.
@@ -46,7 +45,7 @@ const MORE_MAY_COME: Duration = Duration::from_millis(1);
 /// Everything the thread works with.
 pub struct Worker {
     /// The detector.
-    pub detector: Detector,
+    pub detector: Box<dyn Detector>,
     /// The host whose probes are outbound.
     pub host: Arc<Host>,
     /// What is said about connections and scans.
@@ -88,8 +87,6 @@ impl Worker {
     pub fn run(mut self, batches: &BatchReceiver, beat: impl Fn()) {
         let mut limits = Limits::new(&self.log);
         let mut taken = 0;
-        let mut work = Scratch::default();
-        let mut found = Vec::new();
         let mut ports: Option<Arc<Listening>> = None;
         let mut sight = Sight { changed: None, lost: 0, one_sided: false };
         loop {
@@ -124,7 +121,7 @@ impl Worker {
                         }
                     }
                     DetectorCommand::Listening(other) => {
-                        self.detector.listens_on(&other);
+                        self.detector.set_listening(&other);
                         ports = Some(other);
                     }
                     DetectorCommand::Reconfigure(detection, log, reply) => {
@@ -133,13 +130,13 @@ impl Worker {
                 }
             }
             if let Some((detection, log, reply)) = another {
-                let wanted = self.detector.wants_outcomes();
-                let kept = self.detector.reconfigure(detection);
-                if wanted != self.detector.wants_outcomes() {
-                    self.outcomes.store(!wanted, Ordering::Relaxed);
+                let preset = self.detector.preset();
+                let kept = detect::reconfigure(&mut self.detector, detection);
+                if preset != self.detector.preset() {
+                    self.outcomes.store(preset == Preset::Classic, Ordering::Relaxed);
                     sight.changed = Some(Moment::now());
                     if let Some(ports) = &ports {
-                        self.detector.listens_on(ports);
+                        self.detector.set_listening(ports);
                     }
                 }
                 if log != self.log {
@@ -151,34 +148,18 @@ impl Worker {
                 let _ = reply.try_send(kept);
             }
             self.sum_up(&mut limits, false);
-            sight.look(&mut self.detector, &self.events, &self.metrics);
-            if let Some(mut batch) = batch {
-                if sight.changed.is_some() && !self.detector.wants_outcomes() {
-                    batch.retain(|segment| segment.kind.is_probe());
-                }
-                let Self { detector, host, events, metrics, firewall, .. } = &mut self;
-                detector.consider(
-                    &batch,
-                    host,
-                    &mut work,
-                    |detector, segment, direction, found| {
-                        list(segment, direction, events, metrics, &mut limits);
-                        for scan in found.drain(..) {
-                            hand_on(scan, detector, (events, metrics), firewall, &mut limits);
-                        }
-                    },
-                );
+            sight.look(&mut *self.detector, &self.events, &self.metrics);
+            let Self { detector, host, events, metrics, firewall, .. } = &mut self;
+            let mut findings = Findings { host, events, metrics, firewall, limits: &mut limits };
+            if let Some(batch) = batch {
+                detector.observe(&batch, host, &mut findings);
                 batches.give_back(batch);
                 let metrics = &self.metrics;
                 metrics.sources.set(i64::try_from(self.detector.sources()).unwrap_or(i64::MAX));
                 metrics.set_evicted(self.detector.evicted());
-            } else if self.detector.is_waiting() {
-                let Self { detector, host, events, metrics, firewall, .. } = &mut self;
+            } else if detector.is_waiting() {
                 let captured_until = Moment::now().before(CAPTURE_LAG);
-                detector.pass_time(captured_until, host, &mut found);
-                for scan in found.drain(..) {
-                    hand_on(scan, detector, (events, metrics), firewall, &mut limits);
-                }
+                detector.pass_time(captured_until, host, &mut findings);
             }
         }
     }
@@ -211,48 +192,47 @@ impl Worker {
     }
 }
 
-/// Counts a connection that begins, and lists it.
-#[inline]
-fn list(
-    probe: &Segment,
-    direction: Direction,
-    events: &EventSink,
-    metrics: &Metrics,
-    limits: &mut Limits,
-) {
-    if !probe.kind.opens_connection() {
-        return;
-    }
-    metrics.new_connection(direction, probe.source.is_ipv4());
-    if limits.connections.lists() {
-        events.emit(Event::Connection {
-            direction,
-            source: probe.source,
-            source_port: probe.source_port,
-            destination: probe.destination,
-            port: probe.port,
-        });
-    }
+/// Receives what the detector considers and finds.
+struct Findings<'a> {
+    host: &'a Host,
+    events: &'a EventSink,
+    metrics: &'a Metrics,
+    firewall: &'a FirewallHandle,
+    limits: &'a mut Limits,
 }
 
-/// Tells of a scan, and hands it to the firewall unless it is only reported.
-fn hand_on(
-    scan: Scan,
-    detector: &mut Detector,
-    (events, metrics): (&EventSink, &Metrics),
-    firewall: &FirewallHandle,
-    limits: &mut Limits,
-) {
-    let scan = Arc::new(scan);
-    let listed = !scan.continued && limits.scans.lists();
-    if listed {
-        events.emit(Event::Scan(Arc::clone(&scan)));
-    } else if !scan.continued {
-        metrics.scan(scan.kind);
+impl Observer for Findings<'_> {
+    /// Counts and lists new connections.
+    fn segments(&mut self, segments: &[Segment]) {
+        for syn in segments.iter().filter(|segment| segment.kind.opens_connection()) {
+            let direction = self.host.direction_of(syn);
+            self.metrics.new_connection(direction, syn.source.is_ipv4());
+            if self.limits.connections.lists() {
+                self.events.emit(Event::Connection {
+                    direction,
+                    source: syn.source,
+                    source_port: syn.source_port,
+                    destination: syn.destination,
+                    port: syn.port,
+                });
+            }
+        }
     }
-    if scan.rule.blocks() && !firewall.try_send(Command::Scan { scan: Arc::clone(&scan), listed }) {
-        metrics.scans_lost.inc();
-        detector.not_delivered(&scan);
+
+    /// Emits a scan, and sends it to the firewall unless its rule only reports.
+    fn scan(&mut self, scan: Arc<Scan>) -> bool {
+        let listed = !scan.continued && self.limits.scans.lists();
+        if listed {
+            self.events.emit(Event::Scan(Arc::clone(&scan)));
+        } else if !scan.continued {
+            self.metrics.scan(scan.kind);
+        }
+        let delivered =
+            !scan.rule.blocks() || self.firewall.try_send(Command::Scan { scan, listed });
+        if !delivered {
+            self.metrics.scans_lost.inc();
+        }
+        delivered
     }
 }
 
@@ -266,13 +246,13 @@ struct Sight {
 }
 
 impl Sight {
-    fn look(&mut self, detector: &mut Detector, events: &EventSink, metrics: &Metrics) {
-        if !detector.wants_outcomes() && self.changed.is_none() {
+    fn look(&mut self, detector: &mut dyn Detector, events: &EventSink, metrics: &Metrics) {
+        if detector.preset() == Preset::Classic && self.changed.is_none() {
             return;
         }
         let lost = metrics.capture_lost();
         if std::mem::replace(&mut self.lost, lost) != lost || self.changed.is_some() {
-            detector.has_lost();
+            detector.packets_lost();
         }
         self.changed = self.changed.filter(|since| Moment::now().since(*since) < CHANGE_OVER);
         let one_sided = detector.is_one_sided();

@@ -30,7 +30,7 @@ use crate::block::backend::{Backend, FirewallError};
 use crate::block::exemptions::AskSessions;
 use crate::block::store;
 use crate::config::{Config, ConfigError, Effective, Preset, Sources};
-use crate::detect::Detector;
+use crate::detect;
 use crate::handles::bus::{self, BusCommand};
 use crate::handles::detector::DetectorCommand;
 use crate::handles::events::EventSink;
@@ -227,8 +227,8 @@ impl Service {
         let stop_metrics =
             start_metrics(&mut supervisor, config.metrics.listen, &events, &metrics, &health)?;
 
-        let detector = Detector::new(config.detection.clone());
-        let outcomes = Arc::new(AtomicBool::new(detector.wants_outcomes()));
+        let detector = detect::new(config.detection.clone());
+        let outcomes = Arc::new(AtomicBool::new(config.detection.preset == Preset::Balanced));
         let (hand_over, batches) = batch::channel();
         let worker = Worker {
             detector,

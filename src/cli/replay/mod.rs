@@ -5,6 +5,7 @@ pub mod report;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
@@ -17,9 +18,8 @@ use crate::cli::output::{on_terminal, print, say};
 use crate::cli::replay::guess::own_addresses;
 use crate::cli::replay::report::{comparison, listing, print_lines};
 use crate::config::{DetectionConfig, Effective, Per, Preset, Sources, Threshold};
-use crate::detect::balanced::thresholds::WAITS_AT_MOST;
-use crate::detect::classic::ClassicDetector;
-use crate::detect::{Detector, Scratch};
+use crate::detect::balanced::thresholds::LONGEST_DELAY;
+use crate::detect::{self, Detector, Observer, unit_of};
 use crate::system::capture::frame::{probe_in, segment_in};
 use crate::system::capture::saved::{SavedCapture, SavedError, name_of};
 use crate::system::progress::Progress;
@@ -43,7 +43,7 @@ const LOOK_AGAIN: u64 = 4096;
 pub struct Trial {
     preset: Preset,
     threshold: usize,
-    detector: Detector,
+    detector: Box<dyn Detector>,
     found: Vec<Scan>,
     /// What the detector does not know: how many probes a source has sent in all, where it counts per
     /// pair or failures.
@@ -54,14 +54,12 @@ pub struct Trial {
 pub struct Trials {
     host: Host,
     each: Vec<Trial>,
-    work: Scratch,
     summary: Summary,
     rule: DetectionConfig,
     /// When the latest segment was captured.
     until: Option<Moment>,
-    /// Whether some look at outcomes, and some do not.
+    /// Whether some look at outcomes.
     outcomes: bool,
-    classic: bool,
 }
 
 /// What a file held.
@@ -153,25 +151,22 @@ fn replay(
 impl Trials {
     fn new(rules: Vec<DetectionConfig>, rule: &DetectionConfig, local: Vec<IpNet>) -> Self {
         let outcomes = rules.iter().any(|rule| rule.preset == Preset::Balanced);
-        let classic = rules.iter().any(|rule| rule.preset == Preset::Classic);
         let trial = |rule: DetectionConfig| Trial {
             preset: rule.preset,
             threshold: rule.ports.get(),
             probes_of: (rule.preset == Preset::Balanced || rule.per == Per::Pair)
                 .then(HashMap::new),
-            detector: Detector::new(rule),
+            detector: detect::new(rule),
             found: Vec::new(),
         };
         let guess = outcomes && local.is_empty();
         Self {
             host: Host::with_networks(local),
             each: rules.into_iter().map(trial).collect(),
-            work: Scratch::default(),
             summary: Summary { guessed: guess.then(Vec::new), ..Summary::default() },
             rule: rule.clone(),
             until: None,
             outcomes,
-            classic,
         }
     }
 
@@ -204,39 +199,16 @@ impl Trials {
     }
 
     fn consider(&mut self, segments: &[Segment]) {
-        let only_probes: Vec<Segment>;
-        let probes = if self.outcomes && self.classic {
-            only_probes =
-                segments.iter().filter(|segment| segment.kind.is_probe()).copied().collect();
-            &only_probes[..]
-        } else {
-            segments
-        };
         self.until = self.until.max(segments.iter().map(|segment| segment.moment).max());
-        let (host, rule) = (&self.host, &self.rule);
         for trial in &mut self.each {
-            let segments = if trial.preset == Preset::Classic { probes } else { segments };
-            let Trial { detector, found, probes_of: counts, .. } = trial;
-            detector.consider(
-                segments,
-                host,
-                &mut self.work,
-                |detector, segment, direction, scans| {
-                    if let Some(counts) = counts.as_mut()
-                        && segment.kind.is_probe()
-                        && direction != Direction::Outbound
-                    {
-                        *counts.entry(detector.unit_of(rule, segment.source, host)).or_default() +=
-                            1;
-                    }
-                    keep(scans, counts.as_ref(), found);
-                    self.summary.one_sided |= detector.is_one_sided();
-                },
-            );
+            let Trial { detector, found, probes_of, .. } = trial;
+            let mut tally = Tally { host: &self.host, rule: &self.rule, probes_of, found };
+            detector.observe(segments, &self.host, &mut tally);
+            self.summary.one_sided |= detector.was_one_sided();
         }
         for probe in segments.iter().filter(|segment| segment.kind.is_probe()) {
             self.summary.see(probe.moment);
-            if ClassicDetector::direction(&self.host, probe) == Direction::Outbound {
+            if self.host.direction_of(probe) == Direction::Outbound {
                 self.summary.outbound += 1;
             }
         }
@@ -245,21 +217,41 @@ impl Trials {
     /// The service would not have stopped where the file does.
     fn finish(&mut self) {
         let Some(until) = self.until else { return };
-        let mut scans = Vec::new();
         for trial in &mut self.each {
-            trial.detector.pass_time(until + WAITS_AT_MOST, &self.host, &mut scans);
-            keep(&mut scans, trial.probes_of.as_ref(), &mut trial.found);
-            self.summary.one_sided |= trial.detector.is_one_sided();
+            let Trial { detector, found, probes_of, .. } = trial;
+            let mut tally = Tally { host: &self.host, rule: &self.rule, probes_of, found };
+            detector.pass_time(until + LONGEST_DELAY, &self.host, &mut tally);
+            self.summary.one_sided |= detector.was_one_sided();
         }
     }
 }
 
-/// Keeps scans that are new, with the number of the probe among the source's own.
-fn keep(scans: &mut Vec<Scan>, counts: Option<&HashMap<IpNet, u64>>, found: &mut Vec<Scan>) {
-    for scan in scans.drain(..).filter(|scan| !scan.continued) {
-        let number = counts.and_then(|counts| counts.get(&scan.source));
-        let probes = number.copied().unwrap_or(scan.probes);
-        found.push(Scan { probes, ..scan });
+/// Keeps what the detector of a trial finds.
+struct Tally<'a> {
+    host: &'a Host,
+    rule: &'a DetectionConfig,
+    probes_of: &'a mut Option<HashMap<IpNet, u64>>,
+    found: &'a mut Vec<Scan>,
+}
+
+impl Observer for Tally<'_> {
+    fn segments(&mut self, segments: &[Segment]) {
+        let Some(counts) = self.probes_of else { return };
+        for probe in segments.iter().filter(|segment| segment.kind.is_probe()) {
+            if self.host.direction_of(probe) != Direction::Outbound {
+                *counts.entry(unit_of(self.rule, probe.source, self.host)).or_default() += 1;
+            }
+        }
+    }
+
+    /// Keeps a scan that is new, with the number of the probe among all probes of the source.
+    fn scan(&mut self, scan: Arc<Scan>) -> bool {
+        if !scan.continued {
+            let number = self.probes_of.as_ref().and_then(|counts| counts.get(&scan.source));
+            let probes = number.copied().unwrap_or(scan.probes);
+            self.found.push(Scan { probes, ..Arc::unwrap_or_clone(scan) });
+        }
+        true
     }
 }
 

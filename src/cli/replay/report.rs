@@ -174,7 +174,7 @@ pub fn listing(trial: &Trial, of_file: Option<&str>) -> Table {
 /// A port, what became of it, and how long before the scan was recognised.
 fn evidence(attempt: &Attempt, scan: &Scan) -> String {
     let ago = scan.moment.since(attempt.moment).as_secs_f64();
-    format!("{} -{ago:.3}s", attempt.told())
+    format!("{} -{ago:.3}s", attempt.describe())
 }
 
 /// A row for each source that any trial would block: by which probe each does.
