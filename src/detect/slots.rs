@@ -21,7 +21,7 @@ struct Slot<T> {
 
 /// The slots.
 pub struct Slots<T> {
-    slots: Vec<Slot<T>>,
+    places: Vec<Slot<T>>,
     free: Vec<u32>,
     newest: u32,
     oldest: u32,
@@ -32,21 +32,21 @@ impl<T> Slots<T> {
     /// At most `capacity` slots. The kernel provides the memory when it is first used.
     pub fn new(capacity: usize) -> Self {
         let capacity = capacity.clamp(1, 1 << 30);
-        let slots = Vec::with_capacity(capacity);
-        Self { slots, free: Vec::new(), newest: NONE, oldest: NONE, capacity }
+        let places = Vec::with_capacity(capacity);
+        Self { places, free: Vec::new(), newest: NONE, oldest: NONE, capacity }
     }
 
     /// How many slots are used.
     pub fn len(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.places.len() - self.free.len()
     }
 
     pub fn get(&self, at: u32) -> Option<&T> {
-        self.slots.get(at as usize).filter(|slot| slot.newer != FREE).map(|slot| &slot.value)
+        self.places.get(at as usize).filter(|slot| slot.newer != FREE).map(|slot| &slot.value)
     }
 
     pub fn get_mut(&mut self, at: u32) -> Option<&mut T> {
-        let slot = self.slots.get_mut(at as usize).filter(|slot| slot.newer != FREE);
+        let slot = self.places.get_mut(at as usize).filter(|slot| slot.newer != FREE);
         slot.map(|slot| &mut slot.value)
     }
 
@@ -55,18 +55,18 @@ impl<T> Slots<T> {
         if self.len() == self.capacity {
             let at = self.oldest;
             self.unlink(at);
-            let evicted = std::mem::replace(&mut self.slots[at as usize].value, value);
+            let evicted = std::mem::replace(&mut self.places[at as usize].value, value);
             self.link(at);
             return (at, Some(evicted));
         }
         let slot = Slot { value, newer: NONE, older: NONE };
         let at = if let Some(at) = self.free.pop() {
-            self.slots[at as usize] = slot;
+            self.places[at as usize] = slot;
             at
         } else {
-            self.slots.push(slot);
+            self.places.push(slot);
             // The capacity is far below the limit.
-            u32::try_from(self.slots.len() - 1).unwrap_or(NONE)
+            u32::try_from(self.places.len() - 1).unwrap_or(NONE)
         };
         self.link(at);
         (at, None)
@@ -75,7 +75,7 @@ impl<T> Slots<T> {
     /// Removes the entry of a slot that is used.
     pub fn remove(&mut self, at: u32) {
         self.unlink(at);
-        self.slots[at as usize].newer = FREE;
+        self.places[at as usize].newer = FREE;
         self.free.push(at);
     }
 
@@ -87,21 +87,21 @@ impl<T> Slots<T> {
 
     /// All entries and their slots, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
-        let used = (0u32..).zip(&self.slots).filter(|(_, slot)| slot.newer != FREE);
+        let used = (0u32..).zip(&self.places).filter(|(_, slot)| slot.newer != FREE);
         used.map(|(at, slot)| (at, &slot.value))
     }
 
     /// Every value, including those of free slots, in the order of the slots.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.slots.iter_mut().map(|slot| &mut slot.value)
+        self.places.iter_mut().map(|slot| &mut slot.value)
     }
 
     /// Puts a slot at the front of the list.
     fn link(&mut self, at: u32) {
         let second = std::mem::replace(&mut self.newest, at);
-        let slot = &mut self.slots[at as usize];
+        let slot = &mut self.places[at as usize];
         (slot.newer, slot.older) = (NONE, second);
-        match self.slots.get_mut(second as usize) {
+        match self.places.get_mut(second as usize) {
             Some(second) => second.newer = at,
             None => self.oldest = at,
         }
@@ -109,12 +109,12 @@ impl<T> Slots<T> {
 
     /// Takes a slot out of the list.
     fn unlink(&mut self, at: u32) {
-        let Slot { newer, older, .. } = self.slots[at as usize];
-        match self.slots.get_mut(newer as usize) {
+        let Slot { newer, older, .. } = self.places[at as usize];
+        match self.places.get_mut(newer as usize) {
             Some(slot) => slot.older = older,
             None => self.newest = older,
         }
-        match self.slots.get_mut(older as usize) {
+        match self.places.get_mut(older as usize) {
             Some(slot) => slot.newer = newer,
             None => self.oldest = newer,
         }

@@ -57,24 +57,45 @@ impl Rule {
                 format!("more than {threshold} failed ports of one host in {span} from one source")
             }
             Self::ConnectScan => format!(
-                "more than {threshold} ports of one host, failed or left unused, in {span} from \
-                 one source"
+                "more than {threshold} ports of one host, failed or connected without data, in {span} \
+                 from one source"
             ),
             Self::OutOfState => format!(
-                "segments of no connection to more than {threshold} ports of one host in {span} \
-                 from one source"
+                "more than {threshold} ports of one host hit outside any connection in {span} from \
+                 one source"
             ),
             Self::FailedHosts => {
                 format!("more than {threshold} failed hosts on one port in {span} from one source")
             }
             Self::ManyPorts => format!(
-                "more than {threshold} ports of one host in {span} from one source, whatever came \
-                 of it; only reported"
+                "more than {threshold} ports of one host in {span} from one source, whatever the \
+                 outcome; only reported"
             ),
             Self::ManySources => format!(
-                "more than {threshold} failed ports of one host in {span}, from many sources with \
-                 a few each; only reported"
+                "more than {threshold} failed ports of one host in {span} from many sources with a \
+                 few ports each; only reported"
             ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn database_names_of_rules_stay() {
+        for (rule, name) in [
+            (Rule::Ports, "ports"),
+            (Rule::PortsOfHost, "ports-of-host"),
+            (Rule::FailedPorts, "failed-ports"),
+            (Rule::ConnectScan, "sounded-ports"),
+            (Rule::OutOfState, "stray-ports"),
+            (Rule::FailedHosts, "failed-hosts"),
+            (Rule::ManyPorts, "many-ports"),
+            (Rule::ManySources, "many-sources"),
+        ] {
+            assert_eq!(serde_json::to_value(rule).unwrap(), name);
         }
     }
 }

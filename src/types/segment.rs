@@ -181,6 +181,7 @@ impl Outcome {
         }
     }
 
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
     pub fn is_unknown(&self) -> bool {
         *self == Self::Unknown
     }
