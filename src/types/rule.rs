@@ -61,8 +61,8 @@ impl Rule {
                  from one source"
             ),
             Self::OutOfState => format!(
-                "more than {threshold} ports of one host hit outside any connection in {span} from \
-                 one source"
+                "more than {threshold} ports of one host in {span} from one source, by segments \
+                 outside any connection"
             ),
             Self::FailedHosts => {
                 format!("more than {threshold} failed hosts on one port in {span} from one source")
