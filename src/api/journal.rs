@@ -22,7 +22,7 @@ use crate::types::clock::HumanDuration;
 use crate::types::event::{BackendNote, Event, Refusal, ReloadNote, Request, Suppressed, Warning};
 use crate::types::ifname::IfName;
 use crate::types::network::show_network;
-use crate::types::scan::{Attempt, Scan, ScanKind};
+use crate::types::scan::{Attempt, DECOYS_NAMED, Scan, ScanKind};
 use crate::types::state::State;
 
 /// Events that may wait for the journal: twenty seconds of as many as are listed one by one.
@@ -394,7 +394,7 @@ fn evidence_of(scan: &Scan, ports: &[crate::types::segment::Port]) -> String {
         let (ports, within) = (list_of(ports, ", "), HumanDuration(scan.span));
         return format!("ports {ports}, more than {} within {within}", scan.threshold);
     }
-    let told: Vec<String> = scan.attempts.iter().map(Attempt::told).collect();
+    let told: Vec<String> = scan.attempts.iter().map(Attempt::describe).collect();
     let what = if told.len() == 1 { "port" } else { "ports" };
     format!("{what} {}; {}", told.join(", "), scan.rule.sentence(scan.threshold, scan.span))
 }
@@ -404,7 +404,7 @@ fn decoys_of(scan: &Scan) -> String {
     if !scan.may_be_decoy() {
         return String::new();
     }
-    let more = if scan.others.len() < crate::detect::decoys::NAMED { "" } else { ", perhaps more" };
+    let more = if scan.others.len() < DECOYS_NAMED { "" } else { ", perhaps more" };
     format!(
         "; at the same time by {}{more}: all but one may be decoys",
         list_of(&scan.others, ", ")

@@ -8,13 +8,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
 use crate::api::metrics::Metrics;
-use crate::config::{Config, DetectionConfig, LogConfig};
-use crate::detect::{Detector, Scratch};
+use crate::config::{Config, DetectionConfig, LogConfig, Preset};
+use crate::detect::{self, Detector};
 use crate::handles::detector::{DetectorCommand, QUEUE};
 use crate::handles::events::EventSink;
 use crate::handles::firewall::FirewallHandle;
 use crate::service::Context;
-use crate::service::report::Reporter;
+use crate::service::report::{Findings, Reporter};
 use crate::service::supervisor::Supervisor;
 use crate::system::capture::batch::{Batch, BatchReceiver};
 use crate::types::clock::Moment;
@@ -48,10 +48,10 @@ pub fn spawn(
     batches: BatchReceiver,
 ) -> std::io::Result<SyncSender<DetectorCommand>> {
     let (commands_in, commands) = sync_channel(QUEUE);
-    let detector = Detector::new(config.detection.clone());
+    let detector = detect::new(config.detection.clone());
     let (events, metrics) = (context.events.clone(), Arc::clone(&context.metrics));
     let thread = DetectorThread {
-        has_outcomes: detector.wants_outcomes(),
+        has_outcomes: detector.preset() == Preset::Balanced,
         is_one_sided: false,
         detector,
         host: Arc::clone(host),
@@ -67,14 +67,13 @@ pub fn spawn(
         events,
         metrics,
         summed_up: Moment::now(),
-        scratch: Scratch::default(),
     };
     threads.start("detector", move |heartbeat| thread.run(&batches, heartbeat))?;
     Ok(commands_in)
 }
 
 struct DetectorThread {
-    detector: Detector,
+    detector: Box<dyn Detector>,
     host: Arc<Host>,
     /// The ports on which the host listens, once they are known.
     listening: Option<Arc<Listening>>,
@@ -89,7 +88,6 @@ struct DetectorThread {
     has_outcomes: bool,
     /// Replies are missing from the capture.
     is_one_sided: bool,
-    scratch: Scratch,
 }
 
 impl DetectorThread {
@@ -152,7 +150,7 @@ impl DetectorThread {
                     }
                 }
                 DetectorCommand::Listening(ports) => {
-                    self.detector.listens_on(&ports);
+                    self.detector.set_listening(&ports);
                     self.listening = Some(ports);
                 }
                 DetectorCommand::Reconfigure(detection, log, reply) => {
@@ -166,12 +164,12 @@ impl DetectorThread {
 
     /// Returns whether the tracked sources were kept.
     fn reconfigure(&mut self, detection: DetectionConfig, log: LogConfig) -> bool {
-        let wanted = self.detector.wants_outcomes();
-        let are_kept = self.detector.reconfigure(detection);
-        if wanted != self.detector.wants_outcomes() {
+        let wanted = self.wants_outcomes();
+        let are_kept = detect::reconfigure(&mut self.detector, detection);
+        if wanted != self.wants_outcomes() {
             self.is_one_sided = false;
             if let Some(ports) = &self.listening {
-                self.detector.listens_on(ports);
+                self.detector.set_listening(ports);
             }
         }
         if log != self.log {
@@ -193,12 +191,12 @@ impl DetectorThread {
     /// Tells the detector when a missing reply means nothing, and logs when replies are missing in general.
     fn check_visibility(&mut self, batch: Option<&Batch>) {
         self.has_outcomes = batch.map_or(self.has_outcomes, Batch::has_outcomes);
-        if !self.detector.wants_outcomes() {
+        if !self.wants_outcomes() {
             return;
         }
         // After a change of the preset, capture lets outcomes through only once it has reopened.
         if !self.has_outcomes || batch.is_some_and(Batch::follows_loss) {
-            self.detector.has_lost();
+            self.detector.packets_lost();
         }
         let is_one_sided = self.detector.is_one_sided();
         if std::mem::replace(&mut self.is_one_sided, is_one_sided) != is_one_sided {
@@ -209,31 +207,22 @@ impl DetectorThread {
     }
 
     fn consider(&mut self, batch: &mut Batch) {
-        if batch.has_outcomes() && !self.detector.wants_outcomes() {
+        if batch.has_outcomes() && !self.wants_outcomes() {
             batch.retain_probes();
         }
-        let Self { detector, host, reporter, scratch, metrics, .. } = self;
-        detector.consider(
-            batch.segments(),
-            host,
-            scratch,
-            |detector, segment, direction, found| {
-                reporter.connection(segment, direction);
-                for scan in found.drain(..) {
-                    reporter.scan(scan, detector);
-                }
-            },
-        );
+        let Self { detector, host, reporter, metrics, .. } = self;
+        detector.observe(batch.segments(), host, &mut Findings { reporter, host });
         metrics.sources.set(i64::try_from(detector.sources()).unwrap_or(i64::MAX));
         metrics.set_evicted(detector.evicted());
     }
 
     /// Lets the detector decide about connections that were waiting until now.
     fn pass_time(&mut self, captured_until: Moment) {
-        let mut found = Vec::new();
-        self.detector.pass_time(captured_until, &self.host, &mut found);
-        for scan in found {
-            self.reporter.scan(scan, &mut self.detector);
-        }
+        let Self { detector, host, reporter, .. } = self;
+        detector.pass_time(captured_until, host, &mut Findings { reporter, host });
+    }
+
+    fn wants_outcomes(&self) -> bool {
+        self.detector.preset() == Preset::Balanced
     }
 }

@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use crate::api::metrics::Metrics;
 use crate::config::LogConfig;
-use crate::detect::Detector;
+use crate::detect::Observer;
 use crate::handles::events::EventSink;
 use crate::handles::firewall::{Command, FirewallHandle};
 use crate::types::clock::Moment;
 use crate::types::event::{Event, Suppressed};
-use crate::types::network::show_network;
+use crate::types::host::Host;
 use crate::types::rate_limit::{RateLimit, Suppression};
-use crate::types::scan::{Attempt, Scan, Summary};
+use crate::types::scan::{Scan, Summary};
 use crate::types::segment::{Direction, Segment};
 
 /// How much is logged one by one.
@@ -89,12 +89,9 @@ impl Reporter {
         }
     }
 
-    /// Counts and logs a new connection.
+    /// Counts and logs a segment that opens a connection.
     #[inline]
-    pub fn connection(&mut self, segment: &Segment, direction: Direction) {
-        if !segment.kind.opens_connection() {
-            return;
-        }
+    fn connection(&mut self, segment: &Segment, direction: Direction) {
         self.metrics.new_connection(direction, segment.source.is_ipv4());
         if self.limits.connections.as_mut().is_some_and(|limit| limit.allow(self.now)) {
             self.events.emit(Event::Connection {
@@ -108,23 +105,20 @@ impl Reporter {
     }
 
     /// Counts and logs a scan, and hands it to the firewall if its rule blocks.
-    pub fn scan(&mut self, scan: Scan, detector: &mut Detector) {
-        tracing::debug!("verdict: {}", evidence(&scan));
-        let scan = Arc::new(scan);
+    ///
+    /// Returns false if the firewall had no room for it.
+    fn scan(&mut self, scan: Arc<Scan>) -> bool {
         let listed = !scan.continued && self.limits.scans.allow(self.now);
         if listed {
             self.events.emit(Event::Scan(Arc::clone(&scan)));
         } else if !scan.continued {
             self.metrics.scan(scan.kind);
         }
-        if scan.rule.blocks() {
-            let command = Command::Scan { scan: Arc::clone(&scan), listed };
-            if !self.firewall.try_send(command) {
-                tracing::debug!("the firewall queue is full; {} waits", show_network(&scan.source));
-                self.metrics.scans_lost.inc();
-                detector.not_delivered(&scan);
-            }
+        if !scan.rule.blocks() || self.firewall.try_send(Command::Scan { scan, listed }) {
+            return true;
         }
+        self.metrics.scans_lost.inc();
+        false
     }
 
     /// Logs the totals of scans that have ended. The detector itself suppressed `more` of them.
@@ -138,18 +132,22 @@ impl Reporter {
     }
 }
 
-/// Everything that led to a verdict, in one line.
-fn evidence(scan: &Scan) -> String {
-    let attempts: Vec<String> = scan.attempts.iter().map(Attempt::told).collect();
-    format!(
-        "{}{} scan by {} on {}: ports {}; {}; {} probes; {}",
-        if scan.continued { "continued " } else { "" },
-        scan.kind.as_str(),
-        show_network(&scan.source),
-        scan.destination,
-        attempts.join(", "),
-        scan.rule.sentence(scan.threshold, scan.span),
-        scan.probes,
-        if scan.may_be_decoy() { "possible decoy" } else { "no decoy" },
-    )
+/// A reporter and the host that it reports for.
+pub struct Findings<'a> {
+    pub reporter: &'a mut Reporter,
+    pub host: &'a Host,
+}
+
+impl Observer for Findings<'_> {
+    fn segments(&mut self, segments: &[Segment]) {
+        for segment in segments {
+            if segment.kind.opens_connection() {
+                self.reporter.connection(segment, self.host.direction_of(segment));
+            }
+        }
+    }
+
+    fn scan(&mut self, scan: Arc<Scan>) -> bool {
+        self.reporter.scan(scan)
+    }
 }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::types::ifname::IfName;
 use crate::types::network::overlap;
-use crate::types::segment::Port;
+use crate::types::segment::{Direction, Port, Segment};
 
 /// What the host is, and depends on, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -78,6 +78,18 @@ impl Host {
     pub fn owns(&self, address: IpAddr) -> bool {
         // Called twice per probe, for a handful of addresses: faster than a hash.
         self.own.contains(&address) || self.local.iter().any(|network| network.contains(&address))
+    }
+
+    /// The direction of a segment. Everything that this host sends is outbound.
+    #[inline]
+    pub fn direction_of(&self, segment: &Segment) -> Direction {
+        if self.owns(segment.source) {
+            Direction::Outbound
+        } else if self.owns(segment.destination) {
+            Direction::Inbound
+        } else {
+            Direction::Forwarded
+        }
     }
 
     /// Returns whether this host has more than `count` addresses.

@@ -168,7 +168,7 @@ pub fn listing(trial: &Trial, of_file: Option<&str>) -> Table {
 fn evidence(attempt: &Attempt, scan: &Scan) -> String {
     let first = scan.attempts.iter().map(|attempt| attempt.moment).min().unwrap_or(scan.moment);
     let after = attempt.moment.since(first).as_secs_f64();
-    format!("{} +{after:.3}s", attempt.told())
+    format!("{} +{after:.3}s", attempt.describe())
 }
 
 /// Returns a row for each source that any trial blocks, with the probe at which each trial blocks it.

@@ -4,6 +4,7 @@
 //! detects.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
@@ -13,9 +14,8 @@ use ipnet::IpNet;
 use crate::cli::output::safe;
 use crate::cli::replay::guess::own_addresses;
 use crate::config::{DetectionConfig, Per, Preset};
-use crate::detect::balanced::thresholds::WAITS_AT_MOST;
-use crate::detect::classic::ClassicDetector;
-use crate::detect::{Detector, Scratch};
+use crate::detect::balanced::thresholds::LONGEST_DELAY;
+use crate::detect::{self, Detector, Observer, unit_of};
 use crate::system::capture::frame::{probe_in, segment_in};
 use crate::system::capture::saved::{SavedCapture, SavedError};
 use crate::system::progress::Progress;
@@ -38,7 +38,7 @@ const UPDATE_INTERVAL: u64 = 4096;
 pub struct Trial {
     preset: Preset,
     threshold: usize,
-    detector: Detector,
+    detector: Box<dyn Detector>,
     found: Vec<Scan>,
     /// The number of probes of each source, if the detector does not count them: it counts per pair, or
     /// only failures.
@@ -68,14 +68,12 @@ impl Trial {
 pub struct Trials {
     host: Host,
     each: Vec<Trial>,
-    scratch: Scratch,
     summary: Summary,
     rule: DetectionConfig,
     /// The time of the latest segment.
     until: Option<Moment>,
-    /// Whether any preset needs outcomes, and whether any does not.
+    /// Whether any preset needs outcomes.
     outcomes: bool,
-    classic: bool,
 }
 
 /// What a file contains.
@@ -95,25 +93,22 @@ pub struct Summary {
 impl Trials {
     pub fn new(rules: Vec<DetectionConfig>, rule: &DetectionConfig, local: Vec<IpNet>) -> Self {
         let outcomes = rules.iter().any(|rule| rule.preset == Preset::Balanced);
-        let classic = rules.iter().any(|rule| rule.preset == Preset::Classic);
         let trial = |rule: DetectionConfig| Trial {
             preset: rule.preset,
             threshold: rule.ports.get(),
             probes_of: (rule.preset == Preset::Balanced || rule.per == Per::Pair)
                 .then(HashMap::new),
-            detector: Detector::new(rule),
+            detector: detect::new(rule),
             found: Vec::new(),
         };
         let guess = outcomes && local.is_empty();
         Self {
             host: Host::with_networks(local),
             each: rules.into_iter().map(trial).collect(),
-            scratch: Scratch::default(),
             summary: Summary { guessed: guess.then(Vec::new), ..Summary::default() },
             rule: rule.clone(),
             until: None,
             outcomes,
-            classic,
         }
     }
 
@@ -153,35 +148,12 @@ impl Trials {
     }
 
     fn consider(&mut self, segments: &[Segment]) {
-        let only_probes: Vec<Segment>;
-        let probes = if self.outcomes && self.classic {
-            only_probes =
-                segments.iter().filter(|segment| segment.kind.is_probe()).copied().collect();
-            &only_probes[..]
-        } else {
-            segments
-        };
         self.until = self.until.max(segments.iter().map(|segment| segment.moment).max());
-        let (host, rule) = (&self.host, &self.rule);
         for trial in &mut self.each {
-            let segments = if trial.preset == Preset::Classic { probes } else { segments };
-            let Trial { detector, found, probes_of: counts, .. } = trial;
-            detector.consider(
-                segments,
-                host,
-                &mut self.scratch,
-                |detector, segment, direction, scans| {
-                    if let Some(counts) = counts.as_mut()
-                        && segment.kind.is_probe()
-                        && direction != Direction::Outbound
-                    {
-                        *counts.entry(detector.unit_of(rule, segment.source, host)).or_default() +=
-                            1;
-                    }
-                    keep(scans, counts.as_ref(), found);
-                    self.summary.one_sided |= detector.is_one_sided();
-                },
-            );
+            let Trial { detector, found, probes_of, .. } = trial;
+            let mut tally = Tally { host: &self.host, rule: &self.rule, probes_of, found };
+            detector.observe(segments, &self.host, &mut tally);
+            self.summary.one_sided |= detector.was_one_sided();
         }
         for probe in segments.iter().filter(|segment| segment.kind.is_probe()) {
             let summary = &mut self.summary;
@@ -189,7 +161,7 @@ impl Trials {
             summary.first =
                 summary.first.map_or(Some(probe.moment), |first| Some(first.min(probe.moment)));
             summary.last = summary.last.max(Some(probe.moment));
-            if ClassicDetector::direction(&self.host, probe) == Direction::Outbound {
+            if self.host.direction_of(probe) == Direction::Outbound {
                 summary.outbound += 1;
             }
         }
@@ -198,21 +170,41 @@ impl Trials {
     /// Lets time pass after the end of the file, so that pending decisions are made.
     fn finish(&mut self) {
         let Some(until) = self.until else { return };
-        let mut scans = Vec::new();
         for trial in &mut self.each {
-            trial.detector.pass_time(until + WAITS_AT_MOST, &self.host, &mut scans);
-            keep(&mut scans, trial.probes_of.as_ref(), &mut trial.found);
-            self.summary.one_sided |= trial.detector.is_one_sided();
+            let Trial { detector, found, probes_of, .. } = trial;
+            let mut tally = Tally { host: &self.host, rule: &self.rule, probes_of, found };
+            detector.pass_time(until + LONGEST_DELAY, &self.host, &mut tally);
+            self.summary.one_sided |= detector.was_one_sided();
         }
     }
 }
 
-/// Keeps new scans, with the number of the probe among those of its source.
-fn keep(scans: &mut Vec<Scan>, counts: Option<&HashMap<IpNet, u64>>, found: &mut Vec<Scan>) {
-    for scan in scans.drain(..).filter(|scan| !scan.continued) {
-        let number = counts.and_then(|counts| counts.get(&scan.source));
-        let probes = number.copied().unwrap_or(scan.probes);
-        found.push(Scan { probes, ..scan });
+/// Keeps what the detector of a trial finds.
+struct Tally<'a> {
+    host: &'a Host,
+    rule: &'a DetectionConfig,
+    probes_of: &'a mut Option<HashMap<IpNet, u64>>,
+    found: &'a mut Vec<Scan>,
+}
+
+impl Observer for Tally<'_> {
+    fn segments(&mut self, segments: &[Segment]) {
+        let Some(counts) = self.probes_of else { return };
+        for probe in segments.iter().filter(|segment| segment.kind.is_probe()) {
+            if self.host.direction_of(probe) != Direction::Outbound {
+                *counts.entry(unit_of(self.rule, probe.source, self.host)).or_default() += 1;
+            }
+        }
+    }
+
+    /// Keeps a scan that is new, with the number of the probe among all probes of the source.
+    fn scan(&mut self, scan: Arc<Scan>) -> bool {
+        if !scan.continued {
+            let number = self.probes_of.as_ref().and_then(|counts| counts.get(&scan.source));
+            let probes = number.copied().unwrap_or(scan.probes);
+            self.found.push(Scan { probes, ..Arc::unwrap_or_clone(scan) });
+        }
+        true
     }
 }
 
