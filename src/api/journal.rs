@@ -45,7 +45,7 @@ mod id {
     pub const REFUSED: &str = "b863594ede9b4faab476bc0ebaa7f200";
     pub const STATE: &str = "a860683651934960a006abc92420fc60";
     pub const RELOADED: &str = "e2a78b3843a64828968f76a8c552930f";
-    pub const MENDED: &str = "19a8d40cb80c4be493ce1d5c7abcd599";
+    pub const REPAIRED: &str = "19a8d40cb80c4be493ce1d5c7abcd599";
     pub const LOCK_HELD_BY_OTHER: &str = "253f0f9d9e0747c1b2924954ea0cd8fb";
     pub const METRICS_UNAVAILABLE: &str = "4d81c393a5e9475893ba38b2110eb157";
     pub const METRICS_ADDRESS_MISSING: &str = "53318f28b47d469980d9a8fd45172a9b";
@@ -179,10 +179,10 @@ fn write(interface: &IfName, event: &Event) {
             );
             let who = match (cause, uid) {
                 (BlockCause::Scan, _) => format!("offence {offences}"),
-                (BlockCause::Found, _) => "taken over".to_owned(),
+                (BlockCause::Found, _) => "adopted".to_owned(),
                 (BlockCause::Manual, uid) => by(*uid),
             };
-            // As loud as the scan: whoever reads warnings only wants to see both.
+            // A warning like the scan: a reader who sees only warnings should see both.
             warn!(
                 MESSAGE_ID = id::BLOCKED,
                 TCPTRACKER_INTERFACE = %interface,
@@ -198,15 +198,15 @@ fn write(interface: &IfName, event: &Event) {
         Event::Restored { blocks, expired } => info!(
             MESSAGE_ID = id::RESTORED,
             TCPTRACKER_INTERFACE = %interface,
-            "restored {blocks} {}; {expired} more had ended meanwhile",
-            if *blocks == 1 { "block" } else { "blocks" },
+            "{}",
+            restored(*blocks, *expired),
         ),
         Event::Unblocked { network, cause, uid } => {
             let why = match cause {
-                UnblockCause::Expired => "its time was up".to_owned(),
+                UnblockCause::Expired => "expired".to_owned(),
                 UnblockCause::Manual => by(*uid),
-                UnblockCause::Exempt => "it is exempt now".to_owned(),
-                UnblockCause::Evicted => "it had to make way for a new block".to_owned(),
+                UnblockCause::Exempt => "now exempt".to_owned(),
+                UnblockCause::Evicted => "evicted to make room for a newer block".to_owned(),
             };
             info!(
                 MESSAGE_ID = id::UNBLOCKED,
@@ -230,10 +230,10 @@ fn write(interface: &IfName, event: &Event) {
         ),
         Event::Reloaded { changes, notes, uid } => write_reloaded(interface, changes, notes, *uid),
         Event::Repaired { found } => warn!(
-            MESSAGE_ID = id::MENDED,
+            MESSAGE_ID = id::REPAIRED,
             TCPTRACKER_INTERFACE = %interface,
             TCPTRACKER_REASON = %found,
-            "mended: {found}"
+            "repaired firewall: {found}"
         ),
         Event::StateChanged { state, reason } => write_state(interface, *state, reason.as_deref()),
         Event::ReloadFailed { error, uid } => warn!(
@@ -326,6 +326,14 @@ fn note_text(note: &ReloadNote) -> String {
     }
 }
 
+fn restored(blocks: usize, expired: usize) -> String {
+    let unit = if blocks == 1 { "block" } else { "blocks" };
+    match expired {
+        0 => format!("restored {blocks} {unit}"),
+        _ => format!("restored {blocks} {unit}; {expired} expired while the service was stopped"),
+    }
+}
+
 const fn suppressed(what: Suppressed) -> &'static str {
     match what {
         Suppressed::Connections => "new connections",
@@ -344,7 +352,8 @@ fn requested(request: Request) -> String {
 
 fn refusal(why: &Refusal) -> String {
     match why {
-        Refusal::NotAuthorized(text) | Refusal::Kernel(text) => text.clone(),
+        Refusal::NotAuthorized(text) => text.clone(),
+        Refusal::Failed(why) => why.to_string(),
         Refusal::Exempt(why) => format!("exempt: {why}"),
         Refusal::NotBlocked => "it is not blocked".to_owned(),
     }
@@ -462,7 +471,7 @@ mod tests {
             id::REFUSED,
             id::STATE,
             id::RELOADED,
-            id::MENDED,
+            id::REPAIRED,
             id::LOCK_HELD_BY_OTHER,
             id::METRICS_UNAVAILABLE,
             id::METRICS_ADDRESS_MISSING,

@@ -112,7 +112,9 @@ pub fn run(interface: &IfName, sources: &Sources) -> Result<(), DaemonError> {
     let outcomes = effective.config.detection.preset == Preset::Balanced;
     let capture = LiveCapture::open_if_up(interface, outcomes)?;
     let host = host::now()?;
-    let backend = select::connect(interface, &effective.config)?;
+    let config = &effective.config;
+    // An observer has no back end.
+    let backend = config.block.enabled.then(|| select::connect(interface, config)).transpose()?;
     let configuration = (sources.clone(), effective);
     let mut service = Service::start(interface, configuration, capture, host, backend)?;
 
@@ -186,8 +188,9 @@ impl Service {
         (sources, effective): (Sources, Effective),
         capture: Option<LiveCapture>,
         host: Arc<Host>,
-        (backend, note): (Box<dyn Backend + Send>, Option<BackendNote>),
+        backend: Option<(Box<dyn Backend + Send>, Option<BackendNote>)>,
     ) -> Result<Self, DaemonError> {
+        let (backend, note) = backend.unzip();
         let config = effective.config.clone();
         let metrics = Arc::new(Metrics::new()?);
         let (notifications_in, notifications) = channel();
@@ -200,13 +203,14 @@ impl Service {
         let (tasks_in, tasks) = async_channel::bounded(bus::QUEUE);
         let bus = config.bus.enabled.then_some(tasks_in);
         let events = EventSink::new(journal_in, bus.clone(), Arc::clone(&metrics) as _);
-        let health = Arc::new(Health::new(!config.block.enabled, backend.name(), events.clone()));
+        let backend_name = backend.as_ref().map_or("none", |backend| backend.name());
+        let health = Arc::new(Health::new(!config.block.enabled, backend_name, events.clone()));
         let (orders_in, orders) = sync_channel(FIREWALL_QUEUE);
         let firewall = FirewallHandle::new(orders_in);
         let (control_in, control) = sync_channel(CONTROL_QUEUE);
 
         start_journal(&mut supervisor, interface, journal_out)?;
-        if let Some(note) = note {
+        if let Some(note) = note.flatten() {
             events.emit(Event::Warning(Warning::Backend(note)));
         }
         // Before the bus, where it would only be refused its name: this says the same without a bus.
@@ -271,9 +275,8 @@ impl Service {
         let telling = (events.clone(), Arc::clone(&metrics), Arc::clone(&health));
         let control = control_in.clone();
         let host = (host, ask_for_sessions());
-        let thread =
-            FirewallThread::new((backend, open), config, host, Some(store_path), telling, control);
-        start_firewall(&mut supervisor, thread, orders)?;
+        let thread = FirewallThread::new(open, config, host, Some(store_path), telling, control);
+        start_firewall(&mut supervisor, thread, backend, orders)?;
         Ok(Self {
             interface: interface.clone(),
             sources,

@@ -14,6 +14,7 @@ use crate::api::dbus::tracker::Tracker;
 use crate::api::journal;
 use crate::api::metrics::Metrics;
 use crate::api::metrics::http::{MetricsServer, MetricsStop};
+use crate::block::backend::Backend;
 use crate::block::store::StorePath;
 use crate::block::store::flusher::flusher;
 use crate::config::Listen;
@@ -138,13 +139,14 @@ pub fn start_memory(supervisor: &mut Supervisor, file: PathBuf) -> std::io::Resu
 pub fn start_firewall(
     supervisor: &mut Supervisor,
     mut thread: FirewallThread,
+    backend: Option<Box<dyn Backend + Send>>,
     orders: Receiver<Command>,
 ) -> Result<(), DaemonError> {
     let (ready_in, ready) = sync_channel(1);
     supervisor.start("firewall", move |heartbeat| {
         let mut progress = Progress::after(Duration::ZERO);
-        let installed = thread.install(&WallClock::read(), &mut |done, all| {
-            let how_far = format!("blocking again whom the last run has blocked: {done} of {all}");
+        let installed = thread.install(backend, &WallClock::read(), &mut |done, all| {
+            let how_far = format!("restoring blocks: {done} of {all}");
             service_manager::status(&how_far);
             progress.show(|| how_far);
             heartbeat.tick();

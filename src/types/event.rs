@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::types::block::{BlockCause, ExemptReason, SkipReason, UnblockCause};
+use crate::types::block::{BlockCause, BlockFailure, ExemptReason, SkipReason, UnblockCause};
 use crate::types::scan::{Scan, Summary};
 use crate::types::segment::{Direction, Port};
 use crate::types::state::State;
@@ -124,8 +124,8 @@ pub enum Refusal {
     NotAuthorized(String),
     Exempt(ExemptReason),
     NotBlocked,
-    /// The kernel did not accept it: its error.
-    Kernel(String),
+    /// The kernel did not accept it.
+    Failed(BlockFailure),
 }
 
 /// What else is to be known of a reload.

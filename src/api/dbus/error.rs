@@ -74,7 +74,7 @@ impl From<RequestError> for Error {
         match refusal {
             RequestError::Exempt { .. } => Self::Exempt(text),
             RequestError::NotBlocked(_) | RequestError::Unknown(_) => Self::NotBlocked(text),
-            RequestError::Kernel(_) => Self::FirewallFailed(text),
+            RequestError::Failed(_) => Self::FirewallFailed(text),
         }
     }
 }

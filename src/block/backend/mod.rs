@@ -8,7 +8,6 @@ pub mod ipset;
 pub mod iptables;
 pub mod nft_fallback;
 pub mod nftables;
-pub mod none;
 pub mod program;
 pub mod rules;
 pub mod ruleset;
@@ -22,6 +21,7 @@ use crate::block::backend::ipset::netlink::IpsetError;
 use crate::block::backend::program::RulesError;
 use crate::block::reconcile::DesiredState;
 use crate::block::reconcile::Fault;
+use crate::types::block::BlockFailure;
 use crate::types::network::Family;
 use std::time::Duration;
 
@@ -42,30 +42,16 @@ pub enum FirewallError {
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     /// There is no room for another block of its family.
-    #[error("there is room for {0} blocks of a family and no more; unblock others first")]
+    #[error("{}", BlockFailure::Full(*.0))]
     Full(u32),
-    /// The host speaks no IPv6.
-    #[error("this host does not speak IPv6: there is nothing to block")]
+    #[error("{}", BlockFailure::NoIpv6)]
     NoIpv6,
-    /// Another backend would have no room for all that is blocked.
+    /// Another back end has no room for all blocks.
     #[error(
-        "{blocked} are blocked, and backend {backend} has room for {room} of a family; unblock others \
-         first, or leave firewall.backend as it is"
+        "back end {backend} holds at most {capacity} blocks per address family, and there are {blocked}; \
+         unblock some first, or leave firewall.backend as it is"
     )]
-    TooManyFor {
-        /// The backend.
-        backend: &'static str,
-        /// How many are blocked.
-        blocked: u32,
-        /// How many it could hold.
-        room: u32,
-    },
-    /// Nothing is blocked here.
-    #[error(
-        "this instance only observes; to let it block, set block.enabled = true and start it without \
-         --observe"
-    )]
-    Observing,
+    TooManyFor { backend: &'static str, blocked: u32, capacity: u32 },
 }
 
 impl FirewallError {

@@ -1,30 +1,17 @@
-//! Which backend holds the blocks: what is configured, or the best this kernel has.
+//! Which back end holds the blocks: the configured one, or the best one that this kernel supports.
 
 use crate::block::backend::ipset::IpsetBackend;
 use crate::block::backend::ipset::netlink::IpsetError;
 use crate::block::backend::iptables::IptablesBackend;
-use crate::block::backend::none::NullBackend;
 use crate::block::backend::{Backend, FirewallError};
 use crate::config;
 use crate::config::Config;
 use crate::types::event::BackendNote;
 use crate::types::ifname::IfName;
 
-/// What holds the blocks, and what an operator should know of the choice. Changes nothing yet.
+/// Opens the back end that holds the blocks, with a note if it is not the one to expect. Changes nothing
+/// in the kernel yet.
 pub fn connect(
-    interface: &IfName,
-    config: &Config,
-) -> Result<(Box<dyn Backend + Send>, Option<BackendNote>), FirewallError> {
-    let chosen = choose(interface, config);
-    if config.block.enabled {
-        return chosen;
-    }
-    // Without the privilege to look there is nothing that could have been left either.
-    let left_over = chosen.ok().map(|(backend, _)| backend);
-    Ok((Box::new(NullBackend::new(left_over)), None))
-}
-
-fn choose(
     interface: &IfName,
     config: &Config,
 ) -> Result<(Box<dyn Backend + Send>, Option<BackendNote>), FirewallError> {

@@ -192,7 +192,7 @@ pub fn repair(
 mod tests {
     use super::*;
     use crate::block::ledger::Ledger;
-    use crate::types::block::Block;
+    use crate::types::block::{Block, BlockReason};
 
     const NETWORK: &str = "198.51.100.1/32";
     const BEGUN: u64 = 100;
@@ -205,7 +205,7 @@ mod tests {
     fn ledger() -> Ledger {
         let mut ledger = Ledger::new(Duration::from_secs(86_400));
         let (since, until) = (at(BEGUN), Some(at(BEGUN + 3600)));
-        let block = Block { since, until, offences: 0, reason: String::new(), evidence: None };
+        let block = Block { since, until, offences: 0, reason: BlockReason::Found };
         ledger.insert(NETWORK.parse().unwrap(), since, block);
         ledger
     }
