@@ -290,14 +290,16 @@ fn write_warning(interface: &IfName, warning: &Warning) {
         Warning::Backend(note) => write!(BACKEND, "{}", backend_note(note)),
         Warning::BlocksSuspended { count } => write!(
             BLOCKS_SUSPENDED,
-            "observe mode: {count} blocks suspended until block.enabled = true"
+            "observe mode: {} suspended until block.enabled = true",
+            blocks(*count, "block")
         ),
         Warning::StaleBlocksRemoved { count } => write!(
             STALE_BLOCKS_REMOVED,
-            "removed {count} stale blocks that another program restored to the kernel"
+            "removed {} that another program restored to the kernel",
+            blocks(*count, "stale block")
         ),
         Warning::RestoreIncomplete { count, error } => {
-            write!(RESTORE_INCOMPLETE, "could not restore {count} blocks: {error}");
+            write!(RESTORE_INCOMPLETE, "could not restore {}: {error}", blocks(*count, "block"));
         }
         Warning::DatabaseQuarantined { file, kept, error, at_start } => write!(
             DATABASE_QUARANTINED,
@@ -326,12 +328,16 @@ fn note_text(note: &ReloadNote) -> String {
     }
 }
 
-fn restored(blocks: usize, expired: usize) -> String {
-    let unit = if blocks == 1 { "block" } else { "blocks" };
+fn restored(count: usize, expired: usize) -> String {
+    let restored = blocks(count, "block");
     match expired {
-        0 => format!("restored {blocks} {unit}"),
-        _ => format!("restored {blocks} {unit}; {expired} expired while the service was stopped"),
+        0 => format!("restored {restored}"),
+        _ => format!("restored {restored}; {expired} expired while the service was stopped"),
     }
+}
+
+fn blocks(count: usize, unit: &str) -> String {
+    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
 }
 
 const fn suppressed(what: Suppressed) -> &'static str {

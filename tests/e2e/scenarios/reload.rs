@@ -73,7 +73,7 @@ fn changes_are_in_force_when_reload_returns() {
     assert!(rules.contains("-A INPUT -j tcptracker"), "{rules}");
     assert!(rules.contains("-j REJECT --reject-with tcp-reset"), "{rules}");
     assert_eq!(lab.victim.http_get(9099, "/health").0, 200);
-    service.await_line("unblocked 198.51.100.7: it is exempt now");
+    service.await_line("unblocked 198.51.100.7: now exempt");
     let said = service.await_line("configuration reloaded (by uid 0): ");
     assert!(said.contains("detection.ports = 3 (was 40)"), "{said}");
     assert!(!said.contains("begins anew"), "{said}");
@@ -145,7 +145,7 @@ fn firewall_changes_leave_no_gap() {
         assert_eq!(lab.bus.list().len(), 1);
     }
     service.await_lines("configuration reloaded (by uid 0)", 4);
-    assert_eq!(service.lines_with("mended").len(), 0);
+    assert_eq!(service.lines_with("repaired firewall").len(), 0);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
@@ -164,7 +164,7 @@ fn observe_mode_keeps_blocks_for_later() {
     assert_eq!(lab.bus.list(), []);
     lab.assert_untouched();
     lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
-    service.await_line("observing: the 1 blocked are let in");
+    service.await_line("observe mode: 1 block suspended until block.enabled = true");
 
     lab.configure("");
     lab.cli("reload").ok();

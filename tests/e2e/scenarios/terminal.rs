@@ -217,7 +217,7 @@ fn restore_of_many_blocks_shows_progress() {
     // Ctrl-C.
     terminal.child.stdin.as_ref().unwrap().write_all(b"\x03").unwrap();
     let shown = terminal.end();
-    let progress = "blocking again whom the last run has blocked: ";
+    let progress = "restoring blocks: ";
     assert!(shown.contains(&format!("{CLEAR}{progress}0 of 25000")), "{shown:?}");
     let last = shown.rfind(progress).unwrap();
     assert!(shown[last..].contains(CLEAR), "the progress line was not cleared: {shown:?}");
