@@ -43,13 +43,9 @@ pub enum StoreError {
     Directory(std::io::Error),
     #[error("the disk is full; free some space")]
     Full,
-    #[error(
-        "no permission to write; make the file and its directory writable for the service's user"
-    )]
+    #[error("not writable: the file or its directory is read-only, or belongs to another user")]
     ReadOnly,
-    #[error(
-        "no permission to open; make the file and its directory writable for the service's user"
-    )]
+    #[error("cannot open it: the file or its directory is read-only, or belongs to another user")]
     Unopenable,
     #[error("another program has locked the file")]
     Locked,

@@ -249,7 +249,7 @@ fn read_only_disk_still_restores_blocks() {
         service = lab.start();
         assert_restored(&lab, &before);
         let said = service.await_line("degraded: ");
-        assert!(said.contains("is read-only, or another user's"), "{said}");
+        assert!(said.contains("is read-only, or belongs to another user"), "{said}");
         // Requests still succeed; new changes are not stored.
         block(&lab, "198.51.100.9", "0");
         lab.bus.call("eth0", &["Unblock", "s", "198.51.100.9"]).ok();
