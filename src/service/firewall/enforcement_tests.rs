@@ -193,7 +193,7 @@ fn without_room_a_new_scanner_takes_the_place_of_the_one_nearest_his_end() {
 
     let refused = bench.block("203.0.113.2", 60, 21);
     assert!(
-        matches!(&refused, Err(RequestError::Kernel(text)) if text.contains("no more")),
+        matches!(&refused, Err(RequestError::Kernel(text)) if text.contains("block limit reached")),
         "{refused:?}"
     );
     assert_eq!(bench.list(21).len(), 3);
