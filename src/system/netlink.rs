@@ -23,15 +23,15 @@ const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 
 /// `NLM_F_REQUEST`
-pub const REQUEST: u16 = 0x01;
+const REQUEST: u16 = 0x01;
 /// `NLM_F_ACK`
-pub const ACK: u16 = 0x04;
+const ACK: u16 = 0x04;
 /// `NLM_F_EXCL`
 pub const EXCL: u16 = 0x200;
 /// `NLM_F_CREATE`
 pub const CREATE: u16 = 0x400;
 /// `NLM_F_DUMP`
-pub const DUMP: u16 = 0x300;
+const DUMP: u16 = 0x300;
 
 /// `NLA_F_NESTED`
 const NESTED: u16 = 0x8000;
@@ -75,7 +75,7 @@ impl NetlinkSocket {
 
     /// Sends a request and waits for the kernel's acknowledgement.
     pub fn request(&mut self, kind: u16, flags: u16, body: &Body) -> Result<(), NetlinkError> {
-        self.transact(kind, flags | REQUEST | ACK, body, |_, _| {})
+        self.exchange(&[(kind, flags | REQUEST | ACK, body)], |_, _| {})
     }
 
     /// Sends a request and passes the kind and body of each answer to `each` until the last one.
@@ -85,7 +85,7 @@ impl NetlinkSocket {
         body: &Body,
         each: impl FnMut(u16, &[u8]),
     ) -> Result<(), NetlinkError> {
-        self.transact(kind, REQUEST | DUMP, body, each)
+        self.exchange(&[(kind, REQUEST | DUMP, body)], each)
     }
 
     /// Sends a request for one object and passes it to `each`.
@@ -95,7 +95,7 @@ impl NetlinkSocket {
         body: &Body,
         each: impl FnMut(u16, &[u8]),
     ) -> Result<(), NetlinkError> {
-        self.transact(kind, REQUEST | ACK, body, each)
+        self.exchange(&[(kind, REQUEST | ACK, body)], each)
     }
 
     /// Sends a request between two messages that enclose a transaction, and waits for the
@@ -106,32 +106,31 @@ impl NetlinkSocket {
         request: (u16, &Body),
         end: (u16, &Body),
     ) -> Result<(), NetlinkError> {
-        self.sequence = self.sequence.wrapping_add(1);
-        // All have the same number, because the kernel may refuse all with the number of the first.
-        let all = [(begin, REQUEST), (request, REQUEST | ACK), (end, REQUEST)]
-            .map(|((kind, body), flags)| message(kind, flags, self.sequence, body));
-        let all = all.into_iter().collect::<Result<Vec<_>, _>>()?;
-        self.exchange(&all.concat(), |_, _| {})
+        let flags = [(begin, REQUEST), (request, REQUEST | ACK), (end, REQUEST)];
+        self.exchange(&flags.map(|((kind, body), flags)| (kind, flags, body)), |_, _| {})
     }
 
-    fn transact(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        body: &Body,
-        each: impl FnMut(u16, &[u8]),
-    ) -> Result<(), NetlinkError> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let request = message(kind, flags, self.sequence, body)?;
-        self.exchange(&request, each)
-    }
-
+    /// Sends messages (kind, flags and body), and passes the answers to `each` until an acknowledgement.
     fn exchange(
         &mut self,
-        request: &[u8],
+        messages: &[(u16, u16, &Body)],
         mut each: impl FnMut(u16, &[u8]),
     ) -> Result<(), NetlinkError> {
-        send(&self.fd, request, SendFlags::empty())?;
+        // All have the same number, because the kernel may refuse all with the number of the first.
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::new();
+        for (kind, flags, Body(body)) in messages {
+            let length = u32::try_from(HEADER + body.len())
+                .map_err(|_| NetlinkError::Garbled)?
+                .to_ne_bytes();
+            let (kind, flags) = (kind.to_ne_bytes(), flags.to_ne_bytes());
+            let sequence = self.sequence.to_ne_bytes();
+            bytes.reserve(HEADER + body.len());
+            for part in [&length[..], &kind, &flags, &sequence, &[0; 4], body] {
+                bytes.extend(part);
+            }
+        }
+        send(&self.fd, &bytes, SendFlags::empty())?;
         loop {
             let length = loop {
                 match recv(&self.fd, &mut self.buffer[..], RecvFlags::empty()) {
@@ -140,11 +139,9 @@ impl NetlinkSocket {
                     Err(error) => return Err(error.into()),
                 }
             };
-            for (header, body) in Messages(self.buffer.get(..length).unwrap_or_default()) {
-                if header.sequence != self.sequence {
-                    continue;
-                }
-                match header.kind {
+            let answers = Messages(self.buffer.get(..length).unwrap_or_default());
+            for (kind, _, body) in answers.filter(|(_, sequence, _)| *sequence == self.sequence) {
+                match kind {
                     NLMSG_ERROR | NLMSG_DONE => return acknowledgement(body),
                     kind => each(kind, body),
                 }
@@ -175,42 +172,25 @@ impl AsFd for NetlinkSocket {
 
 /// Reads the error code at the head of an acknowledgement: a negative errno, or zero.
 fn acknowledgement(body: &[u8]) -> Result<(), NetlinkError> {
-    match i32_at(body, 0) {
+    match u32_at(body, 0).map(u32::cast_signed) {
         Some(0) => Ok(()),
         Some(code) => Err(NetlinkError::Refused(code.wrapping_neg())),
         None => Err(NetlinkError::Garbled),
     }
 }
 
-fn message(kind: u16, flags: u16, sequence: u32, body: &Body) -> Result<Vec<u8>, NetlinkError> {
-    let length = u32::try_from(HEADER + body.0.len()).map_err(|_| NetlinkError::Garbled)?;
-    let mut bytes = Vec::with_capacity(HEADER + body.0.len());
-    bytes.extend(length.to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(flags.to_ne_bytes());
-    bytes.extend(sequence.to_ne_bytes());
-    bytes.extend(0u32.to_ne_bytes());
-    bytes.extend(&body.0);
-    Ok(bytes)
-}
-
-struct Header {
-    kind: u16,
-    sequence: u32,
-}
-
-/// The messages of a datagram.
+/// The messages of a datagram: kind, sequence number and body.
 struct Messages<'a>(&'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
-    type Item = (Header, &'a [u8]);
+    type Item = (u16, u32, &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
         let length = usize::try_from(u32_at(self.0, 0)?).ok()?;
-        let header = Header { kind: u16_at(self.0, 4)?, sequence: u32_at(self.0, 8)? };
+        let (kind, sequence) = (u16_at(self.0, 4)?, u32_at(self.0, 8)?);
         let body = self.0.get(HEADER..length)?;
         self.0 = self.0.get(aligned(length)..).unwrap_or_default();
-        Some((header, body))
+        Some((kind, sequence, body))
     }
 }
 
@@ -310,15 +290,11 @@ const fn aligned(length: usize) -> usize {
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+    bytes.get(at..)?.first_chunk().copied().map(u16::from_ne_bytes)
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-fn i32_at(bytes: &[u8], at: usize) -> Option<i32> {
-    Some(i32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+    bytes.get(at..)?.first_chunk().copied().map(u32::from_ne_bytes)
 }
 
 #[cfg(test)]
@@ -341,7 +317,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_answers_neither_panic_nor_loop(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            for (_, body) in Messages(&bytes) {
+            for (_, _, body) in Messages(&bytes) {
                 for (_, value) in Attributes(body) {
                     let _ = Attributes(value).count();
                 }

@@ -49,27 +49,11 @@ impl Chain {
         self.found.sources.contains(&Some(network))
     }
 
-    fn networks(&self) -> impl Iterator<Item = IpNet> {
-        self.found.sources.iter().flatten().copied()
-    }
-
-    fn set_found(&mut self, found: Inspection) {
-        self.found = found;
-        // A rule without a source would drop every packet.
-        if self.found.sources.remove(&None) {
-            self.found.unexpected += 1;
-        }
-    }
-
     /// Makes the chain hold the rules for these sources and no others.
     fn replace(&mut self, sources: BTreeSet<Source>) -> Result<(), FirewallError> {
         self.rules.ensure(&sources)?;
         self.found.sources = sources;
         Ok(())
-    }
-
-    fn has_room(&self) -> bool {
-        self.found.sources.len() < CAPACITY as usize
     }
 }
 
@@ -86,6 +70,17 @@ impl IptablesBackend {
             chains.push(Chain { rules, found: Inspection::default() });
         }
         Ok(Self { interface: interface.clone(), chains })
+    }
+
+    /// Gives each chain these rules in one step. The caller goes through its networks one by one
+    /// afterwards, which shows what has failed.
+    fn replace_all(&mut self, sources: impl Fn(&Chain) -> BTreeSet<Source>) {
+        for chain in &mut self.chains {
+            let sources = sources(chain);
+            if sources != chain.found.sources {
+                let _ = chain.replace(sources);
+            }
+        }
     }
 
     fn chain(&mut self, network: IpNet) -> Option<&mut Chain> {
@@ -109,13 +104,14 @@ impl Backend for IptablesBackend {
     fn install(&mut self) -> Result<Option<Vec<Element>>, FirewallError> {
         let mut found: Option<Vec<Element>> = None;
         for chain in &mut self.chains {
-            let inspection = chain.rules.inspect()?;
-            chain.set_found(inspection);
+            chain.found = chain.rules.inspect()?;
             // The rules of a crashed instance stay until the service knows which of them to keep.
             chain.rules.ensure(&chain.found.sources)?;
             if !chain.found.sources.is_empty() || chain.found.unexpected > 0 {
-                let element = |network| Element { network, remaining: LEFT_OVER, packets: 0 };
-                found.get_or_insert_default().extend(chain.networks().map(element));
+                let element =
+                    |&network: &IpNet| Element { network, remaining: LEFT_OVER, packets: 0 };
+                let networks = chain.found.sources.iter().flatten();
+                found.get_or_insert_default().extend(networks.map(element));
             }
             remove_set(&self.interface, chain.rules.family())?;
         }
@@ -127,7 +123,7 @@ impl Backend for IptablesBackend {
         if chain.holds(network) {
             return Ok(());
         }
-        if !chain.has_room() {
+        if chain.found.sources.len() >= CAPACITY as usize {
             return Err(FirewallError::Full(CAPACITY));
         }
         chain.rules.add(network)?;
@@ -136,17 +132,16 @@ impl Backend for IptablesBackend {
     }
 
     fn block_all(&mut self, networks: &[(IpNet, Duration)]) -> Vec<(IpNet, FirewallError)> {
-        for chain in &mut self.chains {
-            let family = chain.rules.family();
-            let new = networks.iter().map(|(network, _)| *network);
-            let new = new.filter(|n| Family::of(*n) == family && !chain.holds(*n));
-            let room = (CAPACITY as usize).saturating_sub(chain.found.sources.len());
-            let all: BTreeSet<_> = chain.networks().chain(new.take(room)).map(Some).collect();
-            if all.len() > chain.found.sources.len() {
-                // A failure shows below, where each network that has no rule is tried again.
-                let _ = chain.replace(all);
+        self.replace_all(|chain| {
+            let mut sources = chain.found.sources.clone();
+            for (network, _) in networks {
+                let is_of_family = Family::of(*network) == chain.rules.family();
+                if is_of_family && sources.len() < CAPACITY as usize {
+                    sources.insert(Some(*network));
+                }
             }
-        }
+            sources
+        });
         let block = |(network, time): &(IpNet, Duration)| {
             self.block(*network, *time).err().map(|error| (*network, error))
         };
@@ -168,14 +163,9 @@ impl Backend for IptablesBackend {
     }
 
     fn unblock_all(&mut self, networks: &[IpNet]) -> Vec<(IpNet, FirewallError)> {
-        let ended: BTreeSet<IpNet> = networks.iter().copied().collect();
-        for chain in self.chains.iter_mut().filter(|_| networks.len() > 1) {
-            let left = chain.networks().filter(|network| !ended.contains(network));
-            let left: BTreeSet<_> = left.map(Some).collect();
-            if left.len() < chain.found.sources.len() {
-                // A failure shows below, where each network that has a rule is tried again.
-                let _ = chain.replace(left);
-            }
+        if networks.len() > 1 {
+            let ended: BTreeSet<Source> = networks.iter().copied().map(Some).collect();
+            self.replace_all(|chain| &chain.found.sources - &ended);
         }
         let unblock = |network: &IpNet| self.unblock(*network).err().map(|error| (*network, error));
         networks.iter().filter_map(unblock).collect()
@@ -186,7 +176,7 @@ impl Backend for IptablesBackend {
         for chain in &mut self.chains {
             let family = chain.rules.family();
             if let Some(found) = chain.rules.inspect_if_changed(desired.now())? {
-                chain.set_found(found);
+                chain.found = found;
             }
             chain.rules.update_totals()?;
             faults.extend(chain.found.faults.iter().cloned());

@@ -6,7 +6,7 @@
 //! all other changes, because that chain holds only rules that iptables knows.
 
 use crate::block::backend::FirewallError;
-use crate::block::backend::nftables::{Jumps, Nftables, Rule};
+use crate::block::backend::nftables::Nftables;
 use crate::block::backend::program::Program;
 use crate::block::backend::ruleset::{CHAIN, deletion};
 
@@ -18,7 +18,7 @@ pub fn save(program: Program, nftables: &mut Nftables) -> Result<String, Firewal
         lines.extend(program.list_chain(CHAIN)?.lines().filter_map(move_counters));
     }
     lines.extend(
-        nftables.rules_of_other_chains()?.iter().map(|rule| format!("[0:0] {}", text(rule))),
+        nftables.rules_of_other_chains()?.iter().map(|rule| format!("[0:0] {}", rule.text)),
     );
     Ok(lines.join("\n"))
 }
@@ -30,9 +30,9 @@ pub fn restore(
     commands: &[String],
 ) -> Result<(), FirewallError> {
     let mut jumps = nftables.rules_of_other_chains()?;
-    jumps.retain(|rule| commands.contains(&deletion(&text(rule))));
+    jumps.retain(|rule| commands.contains(&deletion(&rule.text)));
     let is_for_iptables =
-        |command: &&String| !jumps.iter().any(|rule| deletion(&text(rule)) == **command);
+        |command: &&String| !jumps.iter().any(|rule| deletion(&rule.text) == **command);
     let rest: Vec<String> = commands.iter().filter(is_for_iptables).cloned().collect();
     // While a hook moves to the first position there must be one; a chain can only be deleted after the
     // jumps to it.
@@ -47,17 +47,6 @@ pub fn restore(
         nftables.delete_all(&jumps)?;
     }
     Ok(())
-}
-
-/// A rule in the words of iptables, as far as they matter.
-fn text(rule: &Rule) -> String {
-    let Rule { chain, handle, jumps } = rule;
-    match jumps {
-        Jumps::Always => format!("-A {chain} -j {CHAIN}"),
-        // There is no such match; it identifies the rule.
-        Jumps::Sometimes => format!("-A {chain} -m handle --handle {handle} -j {CHAIN}"),
-        Jumps::Never => format!("-A {chain}"),
-    }
 }
 
 /// Turns `-A … -c packets bytes -j …`, which `iptables -v -S` prints, into `[packets:bytes] -A … -j …`.

@@ -41,21 +41,14 @@ const ATTR_VERDICT_CHAIN: u16 = 2;
 
 const ENOENT: i32 = 2;
 
-/// What matters of a rule in table `filter`.
+/// A rule in table `filter`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     pub chain: String,
     /// A number that the kernel never uses twice.
     pub handle: u64,
-    pub jumps: Jumps,
-}
-
-/// Which packets of its chain a rule sends to the chain `tcptracker`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Jumps {
-    Always,
-    Sometimes,
-    Never,
+    /// The rule in the words of iptables, as far as they concern the chain `tcptracker`.
+    pub text: String,
 }
 
 /// A connection to nf_tables, for table `filter` of one family.
@@ -159,12 +152,14 @@ fn read_rule(rule: &[u8]) -> Option<Rule> {
             _ => has_match = true,
         }
     }
-    let jumps = match (has_jump, has_match) {
-        (true, false) => Jumps::Always,
-        (true, true) => Jumps::Sometimes,
-        (false, _) => Jumps::Never,
+    let (chain, handle) = (text(rule.find(ATTR_RULE_CHAIN)?), read_handle(&rule)?);
+    let text = match (has_jump, has_match) {
+        (true, false) => format!("-A {chain} -j {CHAIN}"),
+        // iptables has no such match; it identifies the rule.
+        (true, true) => format!("-A {chain} -m handle --handle {handle} -j {CHAIN}"),
+        (false, _) => format!("-A {chain}"),
     };
-    Some(Rule { chain: text(rule.find(ATTR_RULE_CHAIN)?), handle: read_handle(&rule)?, jumps })
+    Some(Rule { chain, handle, text })
 }
 
 fn read_counter(rule: &[u8]) -> Option<(u64, u64)> {

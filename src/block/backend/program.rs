@@ -25,7 +25,7 @@ const CANNOT_SHOW: &str = "is incompatible, use 'nft' tool";
 #[derive(Debug, thiserror::Error)]
 pub enum RulesError {
     #[error("cannot run {0}: it is not installed; install the package iptables")]
-    NotInstalled(&'static str),
+    NotInstalled(String),
     #[error(
         "cannot change firewall rules: the capability CAP_NET_ADMIN is missing; run tcptracker as \
          root or start its service"
@@ -44,6 +44,7 @@ pub enum RulesError {
 /// iptables of one family and variant.
 #[derive(Clone, Copy, Debug)]
 pub struct Program {
+    name: &'static str,
     family: Family,
     is_nft: bool,
 }
@@ -51,17 +52,24 @@ pub struct Program {
 impl Program {
     /// Finds the variant that this host uses. Changes nothing.
     pub fn find(family: Family) -> Result<Self, RulesError> {
-        let name = name_of(family);
-        let version = run(name, &["--version"], None)?.ok_or(RulesError::NotInstalled(name))?;
-        Ok(Self { family, is_nft: is_nft(&version) })
+        let name = match family {
+            Family::V4 => "iptables",
+            Family::V6 => "ip6tables",
+        };
+        let found = Self::named(name, family)?;
+        // update-alternatives may point `iptables` to the other variant while there are rules, and only
+        // the variant that made them can delete them. A host with one variant may have the plain name only.
+        Ok(Self::named(variant(family, found.is_nft), family).unwrap_or(found))
     }
 
     /// The other variant of the same family, if it is installed, too.
     pub fn other_variant(self) -> Option<Self> {
-        let other = Self { is_nft: !self.is_nft, ..self };
-        // If there is only one variant, that one answers.
-        let version = other.run("", &["--version"], None).ok()?;
-        (is_nft(&version) == other.is_nft).then_some(other)
+        Self::named(variant(self.family, !self.is_nft), self.family).ok()
+    }
+
+    fn named(name: &'static str, family: Family) -> Result<Self, RulesError> {
+        let version = run(name, &["--version"], None)?;
+        Ok(Self { name, family, is_nft: version.contains("nf_tables") })
     }
 
     pub fn family(self) -> Family {
@@ -112,31 +120,17 @@ impl Program {
         rule: &str,
         change: impl Fn(&IPTables, &str) -> Result<(), Box<dyn Error>>,
     ) -> Result<(), RulesError> {
+        let iptables =
+            IPTables { cmd: self.name, has_check: true, has_wait: false, is_numeric: false };
         // The crate's own `--wait` has no limit.
         let rule = format!("{rule} -w {WAIT}");
-        for cmd in self.names() {
-            let iptables = IPTables { cmd, has_check: true, has_wait: false, is_numeric: false };
-            let Err(error) = change(&iptables, &rule) else { return Ok(()) };
-            let output = match error.downcast_ref::<std::io::Error>() {
-                Some(error) if error.kind() == ErrorKind::NotFound => continue,
-                _ => error.downcast_ref::<IptablesError>().map(|error| error.msg.clone()),
+        change(&iptables, &rule).map_err(|error| {
+            let output = match error.downcast_ref::<IptablesError>() {
+                Some(error) => error.msg.clone(),
+                None => error.to_string(),
             };
-            let output = output.unwrap_or_else(|| error.to_string());
-            return Err(failure(format!("{cmd} {rule}"), &output));
-        }
-        Err(RulesError::NotInstalled(name_of(self.family)))
-    }
-
-    /// The names of the program, to be tried in this order: update-alternatives may point `iptables` to
-    /// the other variant while there are rules, and only the variant that made them can delete them. A
-    /// host with one variant may have the plain name only.
-    fn names(self) -> [&'static str; 2] {
-        match (self.family, self.is_nft) {
-            (Family::V4, true) => ["iptables-nft", "iptables"],
-            (Family::V4, false) => ["iptables-legacy", "iptables"],
-            (Family::V6, true) => ["ip6tables-nft", "ip6tables"],
-            (Family::V6, false) => ["ip6tables-legacy", "ip6tables"],
-        }
+            failure(format!("{} {rule}", self.name), &output)
+        })
     }
 
     fn run(
@@ -145,30 +139,32 @@ impl Program {
         arguments: &[&str],
         input: Option<&str>,
     ) -> Result<String, RulesError> {
-        for name in self.names() {
-            if let Some(output) = run(&format!("{name}{suffix}"), arguments, input)? {
-                return Ok(output);
-            }
-        }
-        Err(RulesError::NotInstalled(name_of(self.family)))
+        run(&format!("{}{suffix}", self.name), arguments, input)
     }
 }
 
-/// Returns what a program prints, or `None` if there is no program of this name.
+const fn variant(family: Family, is_nft: bool) -> &'static str {
+    match (family, is_nft) {
+        (Family::V4, true) => "iptables-nft",
+        (Family::V4, false) => "iptables-legacy",
+        (Family::V6, true) => "ip6tables-nft",
+        (Family::V6, false) => "ip6tables-legacy",
+    }
+}
+
+/// Runs a program and returns what it prints.
 #[expect(clippy::disallowed_methods, reason = "this file starts the processes of the firewall")]
-fn run(
-    program: &str,
-    arguments: &[&str],
-    input: Option<&str>,
-) -> Result<Option<String>, RulesError> {
+fn run(program: &str, arguments: &[&str], input: Option<&str>) -> Result<String, RulesError> {
     let command = || format!("{program} {}", arguments.join(" "));
-    let output = match start(Command::new(program).args(arguments), input) {
-        Ok(output) => output,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failure(command(), &error.to_string())),
-    };
+    let output =
+        start(Command::new(program).args(arguments), input).map_err(|error| {
+            match error.kind() {
+                ErrorKind::NotFound => RulesError::NotInstalled(program.to_owned()),
+                _ => failure(command(), &error.to_string()),
+            }
+        })?;
     if output.status.success() {
-        return Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()));
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     Err(failure(command(), &String::from_utf8_lossy(&output.stderr)))
 }
@@ -181,17 +177,6 @@ fn failure(command: String, output: &str) -> RulesError {
         return RulesError::NotPermitted;
     }
     RulesError::Failed { command, output: output.trim().to_owned() }
-}
-
-fn name_of(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "iptables",
-        Family::V6 => "ip6tables",
-    }
-}
-
-fn is_nft(version: &str) -> bool {
-    version.contains("nf_tables")
 }
 
 fn start(command: &mut Command, input: Option<&str>) -> std::io::Result<Output> {

@@ -44,20 +44,13 @@ pub struct Rules {
     template: RuleTemplate,
     hooks: Vec<Hook>,
     comment: String,
-    inspected: Inspected,
+    /// The generation of the table, and when, at its last inspection.
+    inspected: Option<(u32, Moment)>,
     /// When the table was last read, iptables could not show it.
     is_mixed: bool,
     /// When the table was last read, the chain held rules of other programs, which new rules must precede.
     comes_first: bool,
     totals: CounterTotals<CounterKey>,
-}
-
-/// The state of the table at its last inspection.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Inspected {
-    Never,
-    Generation(u32),
-    At(Moment),
 }
 
 /// The identity of a rule's counter.
@@ -95,7 +88,7 @@ impl Rules {
             template: RuleTemplate::new(options),
             hooks: config.hooks.clone(),
             comment,
-            inspected: Inspected::Never,
+            inspected: None,
             is_mixed: false,
             comes_first: false,
             totals: CounterTotals::default(),
@@ -114,20 +107,16 @@ impl Rules {
     /// Inspects the table if it may have changed since the last call.
     pub fn inspect_if_changed(&mut self, now: Moment) -> Result<Option<Inspection>, FirewallError> {
         // The generation is read before the table, so that the next call finds a change in between.
-        let current = match &mut self.nftables {
-            Some(nftables) => Inspected::Generation(nftables.generation()?),
-            None => Inspected::At(now),
+        let generation = self.nftables.as_mut().map_or(Ok(0), Nftables::generation)?;
+        let is_current = |(before, at)| {
+            before == generation && (self.nftables.is_some() || now.since(at) < LEGACY_INTERVAL)
         };
-        let is_unchanged = match (self.inspected, current) {
-            (Inspected::At(before), Inspected::At(now)) => now.since(before) < LEGACY_INTERVAL,
-            (before, current) => before == current,
-        };
-        if is_unchanged {
+        if self.inspected.is_some_and(is_current) {
             return Ok(None);
         }
         trace!(family = self.family().as_str(), "inspecting the firewall rules");
         let inspection = self.inspect()?;
-        self.inspected = current;
+        self.inspected = Some((generation, now));
         Ok(Some(inspection))
     }
 
@@ -240,7 +229,7 @@ impl Rules {
                 return Ok(());
             }
             debug!(family = self.family().as_str(), ?commands, "changing the firewall rules");
-            self.inspected = Inspected::Never;
+            self.inspected = None;
             let result = match self.nftables.as_mut().filter(|_| self.is_mixed) {
                 Some(nftables) => nft_fallback::restore(self.program, nftables, &commands),
                 None => self.program.restore(&commands).map_err(FirewallError::from),

@@ -41,10 +41,8 @@ pub struct Ruleset {
     has_foreign_rules: bool,
     /// A rule of another program precedes one of this instance and may accept packets of blocked sources.
     is_preceded: bool,
-    /// The rules that only jump to the chain: their chain, and their position in it.
+    /// The rules that jump to the chain, as iptables prints them, and their position in their chain.
     jumps: Vec<(String, usize)>,
-    /// The rules that jump to the chain under a condition, as iptables prints them.
-    conditional_jumps: Vec<String>,
 }
 
 /// What a look at the table has found.
@@ -83,10 +81,8 @@ impl Ruleset {
                     ruleset.has_foreign_rules |=
                         !words(text).any(|word| word.starts_with("tcptracker@"));
                 }
-            } else if words(text).skip(2).eq(["-j", CHAIN]) {
-                ruleset.jumps.push((chain.to_owned(), count));
             } else if jumps_to_chain(text) {
-                ruleset.conditional_jumps.push(text.to_owned());
+                ruleset.jumps.push((text.to_owned(), count));
             }
         }
         ruleset
@@ -151,8 +147,7 @@ impl Ruleset {
             if if is_wanted { self.hook_fault(hook).is_none() } else { self.is_shared } {
                 continue;
             }
-            let jumps = self.positions(hook);
-            commands.extend(jumps.map(|_| format!("-D {} -j {CHAIN}", hook.as_str())));
+            commands.extend(self.positions(hook).map(|_| deletion(&jump(hook))));
             if is_wanted {
                 commands.push(format!("-I {} 1 -j {CHAIN}", hook.as_str()));
             }
@@ -167,8 +162,7 @@ impl Ruleset {
         }
         let mut commands: Vec<String> = self.own().map(|rule| deletion(&rule.text)).collect();
         if !self.is_shared {
-            commands.extend(self.jumps.iter().map(|(chain, _)| format!("-D {chain} -j {CHAIN}")));
-            commands.extend(self.conditional_jumps.iter().map(|text| deletion(text)));
+            commands.extend(self.jumps.iter().map(|(text, _)| deletion(text)));
             commands.push(format!("-X {CHAIN}"));
         }
         commands
@@ -187,9 +181,9 @@ impl Ruleset {
         }
     }
 
-    /// The positions in a built-in chain of the rules that jump to the chain.
+    /// The positions of a hook in its built-in chain.
     fn positions(&self, hook: Hook) -> impl Iterator<Item = usize> {
-        let jumps = self.jumps.iter().filter(move |(chain, _)| chain == hook.as_str());
+        let jumps = self.jumps.iter().filter(move |(text, _)| *text == jump(hook));
         jumps.map(|(_, position)| *position)
     }
 }
@@ -230,6 +224,11 @@ impl RuleTemplate {
     }
 }
 
+/// The rule that sends all packets of a built-in chain to the chain.
+fn jump(hook: Hook) -> String {
+    format!("-A {} -j {CHAIN}", hook.as_str())
+}
+
 /// The command that deletes a rule. It names the rule and not its position, because other programs may
 /// insert and delete rules at any moment.
 pub fn deletion(rule: &str) -> String {
@@ -252,8 +251,8 @@ fn own_rule(text: &str, packets: u64, comment: &str) -> Option<OwnRule> {
         ["-s", source, ..] => source.parse().ok(),
         _ => None,
     };
-    let options = options[if source.is_some() { 2 } else { 0 }..].join(" ");
-    Some(OwnRule { source, options, packets, text: text.to_owned() })
+    let options = options.get(if source.is_some() { 2.. } else { 0.. }).unwrap_or_default();
+    Some(OwnRule { source, options: options.join(" "), packets, text: text.to_owned() })
 }
 
 /// The words of a printed rule, without the quotes around some of them.
