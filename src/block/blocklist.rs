@@ -435,9 +435,9 @@ impl Blocklist {
     ) -> Result<(), FirewallError> {
         let Some(old) = &mut self.backend else { return Ok(()) };
         let blocked = Family::ALL.map(|family| self.ledger.count(family)).into_iter().max();
-        let (blocked, capacity) = (blocked.unwrap_or_default(), new.capacity());
-        if blocked > capacity {
-            return Err(FirewallError::TooManyFor { backend: new.name(), blocked, capacity });
+        let (blocked, room) = (blocked.unwrap_or_default(), new.capacity());
+        if blocked > room {
+            return Err(FirewallError::TooManyFor { backend: new.name(), blocked, room });
         }
         self.ledger.set_longest(new.longest(), now);
         let desired = DesiredState::of(&self.ledger, now);
@@ -472,6 +472,7 @@ impl Blocklist {
     fn reset(&mut self) {
         self.backend = None;
         self.ledger = Ledger::new(Duration::MAX);
+        self.reconciler = Reconciler::default();
         self.persister.pause();
     }
 
@@ -533,5 +534,114 @@ fn failure(error: FirewallError, capacity: u32) -> BlockFailure {
         FirewallError::Set(IpsetError::Full(_)) => BlockFailure::Full(capacity),
         FirewallError::NoIpv6 => BlockFailure::NoIpv6,
         error => BlockFailure::Kernel(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::backend::fake::FakeKernel;
+    use crate::types::block::Evidence;
+    use crate::types::rule::Rule;
+    use crate::types::scan::ScanKind;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    fn at(seconds: u64) -> Moment {
+        Moment::from_nanos(seconds * 1_000_000_000)
+    }
+
+    /// A block for a scan, of one hour from this second on.
+    fn scan(second: u64) -> Block {
+        let evidence = Evidence {
+            kind: ScanKind::Vertical,
+            address: [198, 51, 100, 1].into(),
+            destination: [192, 0, 2, 5].into(),
+            attempts: Vec::new(),
+            probes: 4,
+            rule: Rule::Ports,
+            threshold: 3,
+            span: Duration::from_secs(60),
+            decoy: false,
+        };
+        let until = Some(at(second + 3600));
+        let reason = BlockReason::Scan(Box::new(evidence));
+        Block { since: at(second), until, offences: 1, reason }
+    }
+
+    fn manual() -> Block {
+        let reason = BlockReason::Manual("test".to_owned());
+        Block { since: at(0), until: None, offences: 0, reason }
+    }
+
+    fn blocklist(kernel: &FakeKernel) -> Blocklist {
+        let mut blocklist = Blocklist::new(None);
+        let clock = WallClock::at(at(0), 1_800_000_000);
+        let backend = Box::new(kernel.clone());
+        let restored =
+            blocklist.restore(backend, Established::Keep, &clock, &mut |_| false, &mut |_, _| {});
+        assert_eq!(restored.unwrap().changes, []);
+        blocklist
+    }
+
+    #[test]
+    fn eviction_comes_before_the_block_it_made_room_for() {
+        let kernel = FakeKernel::default();
+        kernel.inner().capacity = Some(1);
+        let mut blocklist = blocklist(&kernel);
+        let (first, second) = (net("198.51.100.1/32"), net("198.51.100.2/32"));
+        let _ = blocklist.add(first, &scan(0), WhenFull::Evict, at(0)).unwrap();
+        let added = blocklist.add(second, &scan(1), WhenFull::Evict, at(1)).unwrap();
+        assert_eq!(
+            added.changes,
+            [
+                Change::Unblocked { network: first, cause: UnblockCause::Evicted },
+                Change::Blocked { network: second, block: scan(1) },
+            ]
+        );
+        let refused = blocklist.add(first, &manual(), WhenFull::Fail, at(2)).unwrap_err();
+        assert_eq!((refused.why, refused.changes), (BlockFailure::Full(1), Vec::new()));
+    }
+
+    #[test]
+    fn nothing_changes_if_the_kernel_refuses() {
+        let kernel = FakeKernel::default();
+        let mut blocklist = blocklist(&kernel);
+        let (held, other) = (net("198.51.100.1/32"), net("198.51.100.2/32"));
+        let _ = blocklist.add(held, &scan(0), WhenFull::Evict, at(0)).unwrap();
+        kernel.inner().out_of_order = true;
+        let refused = blocklist.add(other, &manual(), WhenFull::Fail, at(1)).unwrap_err();
+        assert!(matches!(refused.why, BlockFailure::Kernel(_)), "{refused:?}");
+        let removed = blocklist.remove(vec![held], UnblockCause::Exempt, at(1));
+        assert_eq!((removed.changes, removed.failed.len()), (Vec::new(), 1));
+        let held_now: Vec<_> = blocklist.ledger().blocks().map(|(network, _)| *network).collect();
+        assert_eq!(held_now, [held]);
+    }
+
+    #[test]
+    fn manual_removal_grants_grace_to_the_named_address_and_its_network() {
+        let mut blocklist = blocklist(&FakeKernel::default());
+        let (network, named) = (net("2001:db8::/64"), net("2001:db8::7/128"));
+        assert!(blocklist.remove_manually(named, at(60), at(0)).is_none(), "nothing is blocked");
+        let _ = blocklist.add(network, &scan(0), WhenFull::Evict, at(0)).unwrap();
+        let removed = blocklist.remove_manually(named, at(60), at(0)).unwrap();
+        let cause = UnblockCause::Manual;
+        assert_eq!(removed.changes, [Change::Unblocked { network, cause }]);
+        for graced in [network, named] {
+            assert!(blocklist.ledger().grace(&graced, at(59)).is_some(), "{graced}");
+        }
+        let _ = blocklist.add(network, &manual(), WhenFull::Fail, at(1)).unwrap();
+        assert_eq!(blocklist.ledger().grace(&network, at(1)), None, "a user has blocked it");
+    }
+
+    #[test]
+    fn without_a_back_end_nothing_is_blocked() {
+        let mut blocklist = Blocklist::new(None);
+        let refused = blocklist.add(net("192.0.2.1/32"), &scan(0), WhenFull::Evict, at(0));
+        assert_eq!(refused.unwrap_err().why, BlockFailure::Observing);
+        assert_eq!(blocklist.backend_name(), "none");
+        assert!(matches!(blocklist.check(at(0)), Ok(Checked::Sound)));
     }
 }

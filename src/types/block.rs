@@ -214,7 +214,7 @@ impl fmt::Display for SkipReason {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BlockFailure {
     #[error(
-        "this instance only observes; to let it block, set block.enabled = true and start it without \
+        "cannot block: this instance only observes; set block.enabled = true and start it without \
          --observe"
     )]
     Observing,

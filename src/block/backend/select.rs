@@ -1,16 +1,18 @@
-//! Which back end holds the blocks: the configured one, or the best one that this kernel supports.
+//! The choice of the back end: the configured one, or the best that this kernel supports.
+
+use tracing::debug;
 
 use crate::block::backend::ipset::IpsetBackend;
 use crate::block::backend::ipset::netlink::IpsetError;
-use crate::block::backend::iptables::IptablesBackend;
+use crate::block::backend::iptables::{CAPACITY, IptablesBackend};
 use crate::block::backend::{Backend, FirewallError};
 use crate::config;
 use crate::config::Config;
 use crate::types::event::BackendNote;
 use crate::types::ifname::IfName;
 
-/// Opens the back end that holds the blocks, with a note if it is not the one to expect. Changes nothing
-/// in the kernel yet.
+/// Chooses and connects the back end. Returns with it what an operator should know about the choice.
+/// Changes nothing.
 pub fn connect(
     interface: &IfName,
     config: &Config,
@@ -27,10 +29,13 @@ pub fn connect(
         Some(Err(FirewallError::Set(error @ IpsetError::Unsupported)))
             if firewall.backend == config::Backend::Auto =>
         {
-            let capacity = crate::block::backend::iptables::CAPACITY;
-            Some(BackendNote { error: error.to_string(), capacity })
+            Some(BackendNote { error: error.to_string(), capacity: CAPACITY })
         }
-        Some(sets) => return Ok((Box::new(sets?), None)),
+        Some(sets) => {
+            debug!("using back end ipset");
+            return Ok((Box::new(sets?), None));
+        }
     };
+    debug!(?note, "using back end iptables");
     Ok((Box::new(IptablesBackend::find(interface, firewall, established)?), note))
 }

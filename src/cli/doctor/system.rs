@@ -112,7 +112,7 @@ fn iptables(check: &'static str, family: Family, privileged: bool) -> Finding {
             return Finding::failed(check, error.to_string(), "apt install --reinstall iptables");
         }
     };
-    let kind = if program.is_nft { "nf_tables" } else { "legacy" };
+    let kind = if program.is_nft() { "nf_tables" } else { "legacy" };
     if !privileged {
         return Finding::not_seen(check);
     }
@@ -150,7 +150,7 @@ fn other_firewall() -> Finding {
     let legacy = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"]
         .iter()
         .any(|file| std::fs::read_to_string(file).is_ok_and(|names| names.contains("filter")));
-    let is_nft = Program::find(Family::V4).is_ok_and(|program| program.is_nft);
+    let is_nft = Program::find(Family::V4).is_ok_and(Program::is_nft);
     if legacy && is_nft {
         let found = "iptables is the one of nf_tables, and there are tables of iptables-legacy as well: \
                      each passes packets the other drops, or drops what it passes";

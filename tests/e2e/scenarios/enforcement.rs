@@ -318,12 +318,8 @@ fn iptables_backend_limits_the_number_of_rules() {
     // When full, a manual block fails, and a new scan evicts an automatic block.
     let refused = lab.cli("block 203.0.113.1");
     assert_eq!(refused.code, Some(1));
-    assert!(
-        refused
-            .err
-            .contains("block limit reached (1000 per address family); unblock something first"),
-        "{refused:?}"
-    );
+    let limit = "block limit reached (1000 per address family); unblock something first";
+    assert!(refused.err.contains(limit), "{refused:?}");
     assert_eq!(lab.bus.property("State").1, "degraded");
     lab.bystander.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("unblocked {ATTACKER}: evicted to make room for a newer block"));
@@ -368,7 +364,7 @@ fn full_set_is_reported_as_full() {
         assert!(refusal.is_full(), "{refusal}");
         assert_eq!(
             refusal.to_string(),
-            "the set tcptracker-eth0-v4 is full (524288 elements); unblock others first"
+            "kernel set tcptracker-eth0-v4 is full: it holds 524288 elements; unblock something first"
         );
         sets.block(network(7), hour).expect("the timeout of an existing element can be extended");
         // Removing an element of the same part of the hash table makes room for the refused one.

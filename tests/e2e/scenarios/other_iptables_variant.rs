@@ -56,8 +56,8 @@ fn auto_falls_back_to_rules_without_kernel_sets() {
     let start = Start::on("eth0").env("PATH", &path).through(["python3", "-c", without]);
     let mut service = start.begin(&lab).await_ready();
     service.await_line(
-        "this kernel has no IP sets of type hash:net (modules ip_set and ip_set_hash_net); using one \
-         firewall rule per address instead (at most 1000)",
+        "kernel sets of type hash:net are not available: the modules ip_set and ip_set_hash_net are \
+         missing; using one firewall rule per address instead (at most 1000)",
     );
     assert_eq!(lab.bus.property("Backend").1, json!("iptables"));
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
