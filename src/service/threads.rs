@@ -101,7 +101,7 @@ pub fn start_metrics(
             return Ok(None);
         }
     };
-    if server.awaits_its_address() {
+    if server.address_is_missing() {
         events.emit(Event::Warning(Warning::MetricsAddressMissing { address: address.ip() }));
     }
     let stop = server.stop();

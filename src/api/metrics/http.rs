@@ -1,21 +1,20 @@
-//! `/metrics` and `/health`, from a thread of their own.
+//! `/metrics` and `/health` over HTTP, in one thread.
 //!
-//! Owns what is answered. Only reads; nothing else in the service waits for it, and no client of it can end
-//! or stall the service: clients meet the door, the door asks tiny_http inside.
+//! Owns the answers. Only reads; no thread of the service waits for it. A client meets the relay, and
+//! tiny_http parses what the relay passes on.
 
-use crate::handles::health::Status;
 use std::io::Cursor;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use tiny_http::{Header, Method, Request, Response};
 
 use crate::api::metrics::Metrics;
-use crate::api::metrics::door::Door;
-use crate::api::metrics::head::Ask;
-use crate::api::metrics::inside::Inside;
-use crate::handles::health::Health;
+use crate::api::metrics::private_server::PrivateServer;
+use crate::api::metrics::relay::Relay;
+use crate::handles::health::{Health, Status};
 use crate::handles::stop_flag::StopFlag;
 use crate::types::clock::Moment;
 use crate::types::heartbeat::Heartbeat;
@@ -24,75 +23,70 @@ use crate::types::state::State;
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const JSON: &str = "application/json";
 
-/// Why the metrics are not served.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot serve metrics on {address}: {error}")]
-pub struct ServeError {
-    address: SocketAddr,
-    error: std::io::Error,
-}
+/// How often tiny_http is started again at most. Each start costs five threads.
+const RESTART_EVERY: Duration = Duration::from_secs(1);
 
-/// The listener.
+/// The metrics server, which listens.
 pub struct MetricsServer {
-    door: Door,
-    inside: Inside,
-    stopping: Arc<StopFlag>,
+    relay: Relay,
+    inner: PrivateServer,
+    stop: Arc<StopFlag>,
 }
 
 /// Asks the metrics thread to end.
 pub struct MetricsStop(Arc<StopFlag>);
 
 impl MetricsStop {
-    /// Ends it.
+    /// Ends the thread.
     pub fn raise(&self) {
         self.0.raise();
     }
 }
 
 impl MetricsServer {
-    /// Listens.
-    pub fn listen(address: SocketAddr) -> Result<Self, ServeError> {
-        let begin = || {
-            let (door, inside) = (Door::open(address)?, Inside::start()?);
-            Ok(Self { door, inside, stopping: Arc::new(StopFlag::new()?) })
-        };
-        begin().map_err(|error| ServeError { address, error })
+    /// Listens on an address.
+    pub fn listen(address: SocketAddr) -> std::io::Result<Self> {
+        let (relay, inner) = (Relay::listen(address)?, PrivateServer::start()?);
+        Ok(Self { relay, inner, stop: Arc::new(StopFlag::new()?) })
     }
 
-    /// Whether nobody can be answered yet, as this host does not have the address.
-    pub const fn awaits_its_address(&self) -> bool {
-        self.door.awaits_its_address()
+    /// Whether the host does not have the address yet.
+    pub const fn address_is_missing(&self) -> bool {
+        self.relay.address_is_missing()
     }
 
-    /// What ends [`Self::run`].
+    /// Returns what ends [`Self::run`].
     pub fn stop(&self) -> MetricsStop {
-        MetricsStop(Arc::clone(&self.stopping))
+        MetricsStop(Arc::clone(&self.stop))
     }
 
-    /// Serves until told to stop.
+    /// Serves until the thread has to stop.
     pub fn run(
-        mut self,
+        self,
         metrics: &Metrics,
         health: &Health,
         heartbeat: &Heartbeat,
     ) -> std::io::Result<()> {
+        let Self { mut relay, mut inner, stop } = self;
+        let mut started = Moment::now();
         heartbeat.tick();
-        while self.door.wait(&self.stopping)? {
+        while relay.wait(&stop)? {
             heartbeat.tick();
-            let inside = &mut self.inside;
-            self.door.look(Moment::now(), |Ask { request, .. }| {
-                let answered = inside.ask(request, |request| answer(request, metrics, health));
-                if answered.is_err() {
-                    *inside = Inside::start()?;
+            let now = Moment::now();
+            relay.serve(now, |head| {
+                let exchanged = inner.exchange(head, |request| answer(request, metrics, health));
+                // Without descriptors, tiny_http stops to accept connections for good.
+                if exchanged.is_err() && now.since(started) >= RESTART_EVERY {
+                    (inner, started) = (PrivateServer::start()?, now);
                 }
-                answered
+                exchanged
             });
         }
         Ok(())
     }
 }
 
-/// The original's words, letter for letter.
+/// The body of `/health`. Scripts rely on these words.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct HealthAnswer<'a> {

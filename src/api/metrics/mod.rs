@@ -3,12 +3,10 @@
 //! Owns the counters, resolved once so that counting is one atomic addition. Reads nothing from
 //! anybody: those who know something set it here.
 
-pub mod door;
-pub mod head;
 pub mod http;
-pub mod inside;
+pub mod private_server;
 pub mod reference;
-pub mod visitor;
+pub mod relay;
 
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
