@@ -13,7 +13,7 @@ use crate::api::dbus::BusError;
 use crate::api::dbus::tracker::Tracker;
 use crate::api::journal;
 use crate::api::metrics::Metrics;
-use crate::api::metrics::http::{MetricsServer, MetricsStop};
+use crate::api::metrics::http::{self, MetricsServer, MetricsStop};
 use crate::block::store::StorePath;
 use crate::block::store::flusher::flusher;
 use crate::config::Listen;
@@ -101,7 +101,7 @@ pub fn start_metrics(
             return Ok(None);
         }
     };
-    if server.address_is_missing() {
+    if http::is_missing(address.ip()) {
         events.emit(Event::Warning(Warning::MetricsAddressMissing { address: address.ip() }));
     }
     let stop = server.stop();

@@ -21,6 +21,7 @@ use crate::api::dbus::names::bus_name;
 use crate::api::dbus::names::object_path;
 use crate::api::dbus::tracker::Tracker;
 use crate::handles::bus::BusCommand;
+use crate::handles::events::{CountEvents, Reader};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
@@ -88,7 +89,7 @@ pub fn run(
             match task {
                 BusCommand::Emit(event) => {
                     if !teller.emit(&event).await.map_err(lost)? {
-                        metrics.events_lost_on_bus.inc();
+                        metrics.count_lost(Reader::Bus);
                     }
                 }
                 BusCommand::Heartbeat if connection.is_closed() => return Err(BusError::Lost),

@@ -3,12 +3,11 @@
 //! Owns the answers. Only reads; no thread of the service waits for it. A client meets the relay, and
 //! tiny_http parses what the relay passes on.
 
-use std::io::Cursor;
-use std::net::SocketAddr;
+use std::io::{Cursor, ErrorKind};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
 use tiny_http::{Header, Method, Request, Response};
 
 use crate::api::metrics::Metrics;
@@ -20,9 +19,6 @@ use crate::types::clock::Moment;
 use crate::types::heartbeat::Heartbeat;
 use crate::types::state::State;
 
-const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
-const JSON: &str = "application/json";
-
 /// How often tiny_http is started again at most. Each start costs five threads.
 const RESTART_EVERY: Duration = Duration::from_secs(1);
 
@@ -33,15 +29,13 @@ pub struct MetricsServer {
     stop: Arc<StopFlag>,
 }
 
-/// Asks the metrics thread to end.
-pub struct MetricsStop(Arc<StopFlag>);
-
-impl MetricsStop {
-    /// Ends the thread.
-    pub fn raise(&self) {
-        self.0.raise();
-    }
+/// Whether the host does not have an address yet.
+pub fn is_missing(address: IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_err_and(|error| error.kind() == ErrorKind::AddrNotAvailable)
 }
+
+/// Asks the metrics thread to end.
+pub type MetricsStop = Arc<StopFlag>;
 
 impl MetricsServer {
     /// Listens on an address.
@@ -50,14 +44,9 @@ impl MetricsServer {
         Ok(Self { relay, inner, stop: Arc::new(StopFlag::new()?) })
     }
 
-    /// Whether the host does not have the address yet.
-    pub const fn address_is_missing(&self) -> bool {
-        self.relay.address_is_missing()
-    }
-
     /// Returns what ends [`Self::run`].
     pub fn stop(&self) -> MetricsStop {
-        MetricsStop(Arc::clone(&self.stop))
+        Arc::clone(&self.stop)
     }
 
     /// Serves until the thread has to stop.
@@ -86,40 +75,38 @@ impl MetricsServer {
     }
 }
 
-/// The body of `/health`. Scripts rely on these words.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct HealthAnswer<'a> {
-    message: &'a str,
-    status_text: &'a str,
-    status_code: u16,
-}
-
 fn answer(request: &Request, metrics: &Metrics, health: &Health) -> Response<Cursor<Vec<u8>>> {
     let path = request.url().split('?').next().unwrap_or_default();
-    let (code, kind, body) = match (request.method(), path) {
-        (Method::Get | Method::Head, "/metrics") => match metrics.render(&health.status()) {
-            Ok(text) => (200, PROMETHEUS, text),
-            Err(error) => (500, "text/plain", error.to_string().into_bytes()),
+    let (code, kind, body) = match path {
+        _ if !matches!(request.method(), Method::Get | Method::Head) => text(405, "only GET\n"),
+        "/metrics" => match metrics.render(&health.status()) {
+            Ok(body) => (200, "text/plain; version=0.0.4; charset=utf-8", body),
+            Err(error) => text(500, &error.to_string()),
         },
-        (Method::Get | Method::Head, "/health") => {
-            let Status { state, reason, .. } = health.status();
-            let health = if state == State::Degraded {
-                let message = reason.as_deref().unwrap_or("degraded");
-                HealthAnswer { message, status_text: "Service Unavailable", status_code: 503 }
-            } else {
-                HealthAnswer { message: "healthy", status_text: "OK", status_code: 200 }
-            };
-            (health.status_code, JSON, serde_json::to_vec(&health).unwrap_or_default())
-        }
-        (Method::Get | Method::Head, _) => {
-            (404, "text/plain", b"there are /metrics and /health\n".to_vec())
-        }
-        _ => (405, "text/plain", b"only GET\n".to_vec()),
+        "/health" => health_answer(&health.status()),
+        _ => text(404, "try /metrics or /health\n"),
     };
-    let mut response = Response::from_data(body).with_status_code(code);
-    if let Ok(header) = Header::from_bytes(b"Content-Type", kind.as_bytes()) {
-        response.add_header(header);
+    let response = Response::from_data(body).with_status_code(code);
+    match Header::from_bytes(b"Content-Type", kind.as_bytes()) {
+        Ok(header) => response.with_header(header),
+        Err(()) => response,
     }
-    response
+}
+
+/// A status, a type and a body.
+type Answer = (u16, &'static str, Vec<u8>);
+
+fn text(code: u16, text: &str) -> Answer {
+    (code, "text/plain", text.as_bytes().to_vec())
+}
+
+/// Scripts rely on the names and their order.
+fn health_answer(status: &Status) -> Answer {
+    let (code, text, message) = match status.state {
+        State::Degraded => (503, "Service Unavailable", status.reason.as_deref()),
+        State::Enforcing | State::Observing => (200, "OK", Some("healthy")),
+    };
+    let message = serde_json::Value::from(message.unwrap_or("degraded"));
+    let body = format!(r#"{{"message":{message},"statusText":"{text}","statusCode":{code}}}"#);
+    (code, "application/json", body.into_bytes())
 }

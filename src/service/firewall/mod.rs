@@ -194,7 +194,7 @@ impl FirewallThread {
                 match self.enforce(network, duration, WhenFull::Evict, clock) {
                     Ok(()) => {
                         let latency = Moment::now().since(scan.moment);
-                        self.metrics.block_latency.observe(latency.as_secs_f64());
+                        self.metrics.observe_block_latency(latency);
                         self.rate_limit.count(now);
                         let block = Block {
                             since: now,
