@@ -19,8 +19,6 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_chan
 use std::time::Duration;
 
 use crate::api::dbus::BusError;
-use crate::api::dbus::authority::Authority;
-use crate::api::dbus::semaphore::Semaphore;
 use crate::api::dbus::tracker::Tracker;
 use crate::api::journal;
 use crate::api::metrics::Metrics;
@@ -212,16 +210,14 @@ impl Service {
         // Before the bus, where it would only be refused its name: this says the same without a bus.
         let lock = lock(interface, &events)?;
         if bus.is_some() {
-            let tracker = Tracker {
-                interface: interface.clone(),
+            let tracker = Tracker::new(
+                interface.clone(),
                 reloader,
-                authority: Authority::new(events.clone()),
-                firewall: firewall.clone(),
-                health: Arc::clone(&health),
-                metrics: Arc::clone(&metrics),
-                one_list: Semaphore::default(),
-                one_reload: Semaphore::default(),
-            };
+                firewall.clone(),
+                Arc::clone(&health),
+                Arc::clone(&metrics),
+                events.clone(),
+            );
             start_bus(&mut supervisor, interface, tracker, tasks, Arc::clone(&metrics))?;
         }
         let stop_metrics =
