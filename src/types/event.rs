@@ -40,6 +40,8 @@ pub enum Event {
     ScanSummary(Summary),
     /// A scanner was not blocked.
     NotBlocked { scan: Arc<Scan>, why: SkipReason },
+    /// A scanner is blocked since an earlier scan.
+    AlreadyBlocked { source: IpNet },
     /// The kernel drops this network's packets from now on.
     Blocked {
         network: IpNet,

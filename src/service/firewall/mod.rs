@@ -188,7 +188,12 @@ impl FirewallThread {
     fn on_scan(&mut self, scan: &Arc<Scan>, listed: bool, clock: &WallClock) {
         let (network, now) = (scan.source, clock.now());
         let why = match self.verdict(scan, now) {
-            Verdict::AlreadyBlocked => return,
+            Verdict::AlreadyBlocked => {
+                if listed && !scan.continued {
+                    self.events.emit(Event::AlreadyBlocked { source: network });
+                }
+                return;
+            }
             Verdict::Spare(why) => why,
             Verdict::Block { duration, offence } => {
                 match self.enforce(network, duration, WhenFull::Evict, clock) {

@@ -199,7 +199,7 @@ fn drop_counters_survive_unblock_expiry_and_repair() {
         await_total(15);
         // Expire.
         block(&lab, &ATTACKER.to_string(), "2");
-        service.await_line(&format!("unblocked {ATTACKER}: its time was up"));
+        service.await_line(&format!("unblocked {ATTACKER}: expired"));
         block(&lab, &ATTACKER.to_string(), "3600");
         probe(4);
         await_total(19);
@@ -257,7 +257,7 @@ fn iptables_backend_enforces_like_the_ipset_backend() {
     lab.bus.call("eth0", &["Unblock", "s", &ATTACKER.to_string()]).ok();
     lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     block(&lab, &ATTACKER.to_string(), "2");
-    service.await_line(&format!("unblocked {ATTACKER}: its time was up"));
+    service.await_line(&format!("unblocked {ATTACKER}: expired"));
     lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(lab.bus.property("State").1, "enforcing");
 
@@ -326,7 +326,7 @@ fn iptables_backend_limits_the_number_of_rules() {
     );
     assert_eq!(lab.bus.property("State").1, "degraded");
     lab.bystander.nmap("-sS -p 1-10", VICTIM);
-    service.await_line(&format!("unblocked {ATTACKER}: it had to make way for a new block"));
+    service.await_line(&format!("unblocked {ATTACKER}: evicted to make room for a newer block"));
     service.await_line("WARN blocked 10.77.0.3 for 1h");
     lab.bystander.assert_cannot_reach(VICTIM, OPEN_PORT);
     lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
@@ -336,7 +336,7 @@ fn iptables_backend_limits_the_number_of_rules() {
     service.await_line("mended: 1000 blocked (ipv4) missing");
     lab.bystander.assert_cannot_reach(VICTIM, OPEN_PORT);
     lab.cli("unblock 198.18.0.0/15").ok();
-    service.await_line("enforcing: all is well again");
+    service.await_line("enforcing: no problems");
     assert_eq!(lab.bus.list().len(), 1);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();

@@ -141,13 +141,13 @@ fn offence_count_survives_restarts() {
         if offence == 3 {
             // Replaces the 1 h block by a short one, so that the test need not wait for its end.
             lab.bus.call("eth0", &["Block", "sts", "10.77.0.1", "1", "to let it end"]).ok();
-            service.await_line("unblocked 10.77.0.1: its time was up");
+            service.await_line("unblocked 10.77.0.1: expired");
         }
         // Exactly 4 ports: a probe after the end of the 2 s block would start the next offence.
         lab.attacker.nmap("-sS -p 1-4", VICTIM);
         service.await_line(&format!("WARN blocked 10.77.0.1 {span} (offence {offence})"));
         if offence == 1 {
-            service.await_line("unblocked 10.77.0.1: its time was up");
+            service.await_line("unblocked 10.77.0.1: expired");
         }
         if offence == 2 {
             service.crash();
@@ -220,7 +220,7 @@ fn full_disk_keeps_all_blocks() {
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
 
     disk.free_space();
-    service.await_line("enforcing: all is well again");
+    service.await_line("enforcing: no problems");
     assert_eq!(service.stop().code(), Some(0));
     let mut service = lab.start();
     assert_eq!(lab.bus.list().iter().map(|b| &b.0).collect::<Vec<_>>(), addresses(&before));
@@ -337,7 +337,7 @@ fn lost_database_is_written_again() {
         }
         let said = service.await_line("degraded: ");
         assert!(said.contains(&format!("tcptracker.db: {why}")), "{said}");
-        service.await_line("enforcing: all is well again");
+        service.await_line("enforcing: no problems");
         assert_eq!(service.stop().code(), Some(0));
         service = lab.start();
         assert_restored(&lab, &before);

@@ -62,7 +62,7 @@ fn assert_repairs(damage: &str, found: &[&str]) {
         assert!(line.contains(part), "{part:?} is not in {line:?} after {damage:?}");
     }
     service.await_line("degraded: blocks are not enforced: ");
-    service.await_line("enforcing: all is well again");
+    service.await_line("enforcing: no problems");
     Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
     for set in ["tcptracker-eth0-v4", "tcptracker-eth0-v6"] {
         assert_eq!(members(&lab, set), members_in(&before.sets, set), "{damage}");
@@ -305,7 +305,7 @@ fn failed_repair_is_reported_and_retried() {
 
     std::fs::remove_file(&broken).unwrap();
     service.await_line("mended: hook INPUT (ipv4) gone");
-    service.await_line("enforcing: all is well again");
+    service.await_line("enforcing: no problems");
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     assert_eq!(lab.metric(r#"tcptracker_enforced{family="ipv4"}"#), 2);
     assert_eq!(service.stop().code(), Some(0));
@@ -347,7 +347,7 @@ fn own_changes_do_not_trigger_repeated_checks() {
     let before = checks();
     for number in 1..=3 {
         lab.bus.call("eth0", &["Block", "sts", "10.77.0.1", "1", "for a moment"]).ok();
-        service.await_lines("unblocked 10.77.0.1: its time was up", number);
+        service.await_lines("unblocked 10.77.0.1: expired", number);
     }
     assert!(checks() <= before + 1, "{} checks, {before} before the blocks", checks());
     assert_eq!(service.stop().code(), Some(0));
