@@ -22,7 +22,6 @@ use crate::api::dbus::BusError;
 use crate::api::dbus::tracker::Tracker;
 use crate::api::journal;
 use crate::api::metrics::Metrics;
-use crate::api::metrics::http::MetricsStop;
 use crate::block::backend::select;
 use crate::block::backend::{Backend, FirewallError};
 use crate::block::exemptions::AskSessions;
@@ -163,7 +162,7 @@ struct Service {
     notifications: Receiver<Notification>,
     stop_capture: Arc<StopFlag>,
     stop_host: Arc<StopFlag>,
-    stop_metrics: Option<MetricsStop>,
+    stop_metrics: Option<Arc<StopFlag>>,
     /// When it was last looked for signs of life.
     looked: Moment,
     /// Threads whose end is no failure: they were asked to end.

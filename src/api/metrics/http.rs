@@ -34,19 +34,12 @@ pub fn is_missing(address: IpAddr) -> bool {
     UdpSocket::bind((address, 0)).is_err_and(|error| error.kind() == ErrorKind::AddrNotAvailable)
 }
 
-/// Asks the metrics thread to end.
-pub type MetricsStop = Arc<StopFlag>;
-
 impl MetricsServer {
-    /// Listens on an address.
-    pub fn listen(address: SocketAddr) -> std::io::Result<Self> {
+    /// Listens on an address. Raising the flag ends [`Self::run`].
+    pub fn listen(address: SocketAddr) -> std::io::Result<(Self, Arc<StopFlag>)> {
         let (relay, inner) = (Relay::listen(address)?, PrivateServer::start()?);
-        Ok(Self { relay, inner, stop: Arc::new(StopFlag::new()?) })
-    }
-
-    /// Returns what ends [`Self::run`].
-    pub fn stop(&self) -> MetricsStop {
-        Arc::clone(&self.stop)
+        let stop = Arc::new(StopFlag::new()?);
+        Ok((Self { relay, inner, stop: Arc::clone(&stop) }, stop))
     }
 
     /// Serves until the thread has to stop.
@@ -58,7 +51,6 @@ impl MetricsServer {
     ) -> std::io::Result<()> {
         let Self { mut relay, mut inner, stop } = self;
         let mut started = Moment::now();
-        heartbeat.tick();
         while relay.wait(&stop)? {
             heartbeat.tick();
             let now = Moment::now();

@@ -80,51 +80,50 @@ impl Metrics {
     /// All counters at zero.
     pub fn new() -> Made<Self> {
         let r = Registry::new();
-        let families = Family::ALL.map(Family::as_str);
-        let states = State::ALL.map(State::as_str);
-        let kinds = ScanKind::ALL.map(ScanKind::as_str);
         let begun = [BlockCause::Scan, BlockCause::Manual, BlockCause::Found];
-        let (begun, ended) =
-            (begun.map(BlockCause::as_str), UnblockCause::ALL.map(UnblockCause::as_str));
-        let connections = named("connections_total", "New TCP connections seen.");
-        let connections = IntCounterVec::new(connections, &["direction", "family"])?;
-        let connections = register(&r, connections)?;
-        let help = "Packets lost before the detector saw them.";
-        let places = ["kernel", "interface", "queue"];
-        let lost = counters(&r, "capture_dropped_total", help, "where", places)?;
-        let version = [env!("CARGO_PKG_VERSION")];
-        gauges(&r, "build_info", "The running version.", "version", version)?[0].set(1);
+        let begun = ("cause", begun.map(BlockCause::as_str));
+        let ended = ("cause", UnblockCause::ALL.map(UnblockCause::as_str));
+        let families = ("family", Family::ALL.map(Family::as_str));
+        let kinds = ("kind", ScanKind::ALL.map(ScanKind::as_str));
+        let states = ("state", State::ALL.map(State::as_str));
+        let places = ("where", ["kernel", "interface", "queue"]);
+        let readers = ("where", ["journal", "bus"]);
+        let version = ("version", [env!("CARGO_PKG_VERSION")]);
+        gauges(&r, named("build_info", "The running version."), version)?[0].set(1);
         r.register(Box::new(ProcessCollector::for_self()))?;
-        let help = "Packets of blocked sources that the kernel dropped.";
-        let dropped_packets = counters(&r, "dropped_packets_total", help, "family", families)?;
-        let help = "Events not emitted because there were too many.";
-        let events_lost = counters(&r, "events_lost_total", help, "where", ["journal", "bus"])?;
+        let seen = named("connections_total", "New TCP connections seen.");
+        let seen = register(&r, IntCounterVec::new(seen, &["direction", "family"])?)?;
         let sources = named("sources", "Sources that the detector remembers.");
-        let sources = register(&r, IntGauge::with_opts(sources)?)?;
-        let help = "Sources evicted to make room for others.";
-        let sources_evicted = counter(&r, "sources_evicted_total", help)?;
-        let help = "Detected scans for which the firewall queue had no room.";
-        let scans_lost = counter(&r, "scans_lost_total", help)?;
-        let help = "Packets that passed the capture filter.";
-        let packets = counter(&r, "capture_packets_total", help)?;
+        let evicted = named("sources_evicted_total", "Sources evicted to make room for others.");
+        let lost_scans = named("scans_lost_total", "Scans for which the firewall had no room.");
+        let lost_events = named("events_lost_total", "Events not emitted: too many at a time.");
+        let latency =
+            named("block_latency_seconds", "From the capture of a probe to the kernel's block.");
+        let latency = HistogramOpts::from(latency).buckets(LATENCY_BUCKETS.to_vec());
+        let dropped = named("dropped_packets_total", "Packets of blocked sources dropped.");
+        let packets = named("capture_packets_total", "Packets that passed the capture filter.");
+        let lost = named("capture_dropped_total", "Packets lost before the detector saw them.");
         Ok(Self {
-            new_connections: counter(&r, "new_connections", "New TCP connections seen.")?,
+            new_connections: counter(&r, named("new_connections", "New TCP connections seen."))?,
             connections: Direction::ALL.map(|direction| {
-                families.map(|family| connections.with_label_values(&[direction.as_str(), family]))
+                families.1.map(|family| seen.with_label_values(&[direction.as_str(), family]))
             }),
-            scans: counters(&r, "scans_total", "Port scans detected.", "kind", kinds)?,
-            blocks: counters(&r, "blocks_total", "Blocks added.", "cause", begun)?,
-            unblocks: counters(&r, "unblocks_total", "Blocks ended.", "cause", ended)?,
-            blocked: gauges(&r, "blocked", "Networks to be blocked.", "family", families)?,
-            enforced: gauges(&r, "enforced", "Networks the kernel blocks.", "family", families)?,
-            dropped_packets,
-            states: gauges(&r, "state", "1 for the current state.", "state", states)?,
-            sources,
-            sources_evicted,
-            block_latency: latency(&r)?,
-            scans_lost,
-            events_lost,
-            capture: CaptureMetrics { packets, lost },
+            scans: counters(&r, named("scans_total", "Port scans detected."), kinds)?,
+            blocks: counters(&r, named("blocks_total", "Blocks added."), begun)?,
+            unblocks: counters(&r, named("unblocks_total", "Blocks ended."), ended)?,
+            blocked: gauges(&r, named("blocked", "Networks to be blocked."), families)?,
+            enforced: gauges(&r, named("enforced", "Networks the kernel blocks."), families)?,
+            dropped_packets: counters(&r, dropped, families)?,
+            states: gauges(&r, named("state", "1 for the current state."), states)?,
+            sources: register(&r, IntGauge::with_opts(sources)?)?,
+            sources_evicted: counter(&r, evicted)?,
+            block_latency: register(&r, Histogram::with_opts(latency)?)?,
+            scans_lost: counter(&r, lost_scans)?,
+            events_lost: counters(&r, lost_events, readers)?,
+            capture: CaptureMetrics {
+                packets: counter(&r, packets)?,
+                lost: counters(&r, lost, places)?,
+            },
             registry: r,
         })
     }
@@ -245,40 +244,21 @@ fn register<T: Collector + Clone + 'static>(registry: &Registry, collector: T) -
     Ok(collector)
 }
 
-fn counter(registry: &Registry, name: &str, help: &str) -> Made<IntCounter> {
-    register(registry, IntCounter::with_opts(named(name, help))?)
+fn counter(registry: &Registry, opts: Opts) -> Made<IntCounter> {
+    register(registry, IntCounter::with_opts(opts)?)
 }
 
-/// A counter for each value of a label.
-fn counters<const N: usize>(
-    registry: &Registry,
-    name: &str,
-    help: &str,
-    label: &str,
-    values: [&str; N],
-) -> Made<[IntCounter; N]> {
-    let counters = register(registry, IntCounterVec::new(named(name, help), &[label])?)?;
-    Ok(values.map(|value| counters.with_label_values(&[value])))
+/// The name of a label and its values.
+type Label<'a, const N: usize> = (&'a str, [&'a str; N]);
+
+fn counters<const N: usize>(r: &Registry, opts: Opts, label: Label<N>) -> Made<[IntCounter; N]> {
+    let counters = register(r, IntCounterVec::new(opts, &[label.0])?)?;
+    Ok(label.1.map(|value| counters.with_label_values(&[value])))
 }
 
-/// A gauge for each value of a label.
-fn gauges<const N: usize>(
-    registry: &Registry,
-    name: &str,
-    help: &str,
-    label: &str,
-    values: [&str; N],
-) -> Made<[IntGauge; N]> {
-    let gauges = register(registry, IntGaugeVec::new(named(name, help), &[label])?)?;
-    Ok(values.map(|value| gauges.with_label_values(&[value])))
-}
-
-fn latency(registry: &Registry) -> Made<Histogram> {
-    let help =
-        "From the capture of a scan's last probe to the kernel's acknowledgement of the block.";
-    let opts = HistogramOpts::new("tcptracker_block_latency_seconds", help)
-        .buckets(LATENCY_BUCKETS.to_vec());
-    register(registry, Histogram::with_opts(opts)?)
+fn gauges<const N: usize>(r: &Registry, opts: Opts, label: Label<N>) -> Made<[IntGauge; N]> {
+    let gauges = register(r, IntGaugeVec::new(opts, &[label.0])?)?;
+    Ok(label.1.map(|value| gauges.with_label_values(&[value])))
 }
 
 #[cfg(test)]

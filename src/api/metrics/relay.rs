@@ -179,27 +179,22 @@ impl Relay {
 mod tests {
     use super::*;
 
-    struct Server {
-        relay: Relay,
-        stop: StopFlag,
-        now: Moment,
-    }
+    struct Server(Relay, Moment);
 
     impl Server {
         fn new() -> Self {
-            let relay = Relay::listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-            Self { relay, stop: StopFlag::new().unwrap(), now: Moment::now() }
+            Self(Relay::listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap(), Moment::now())
         }
 
         /// Accepts and serves, `span` later.
         fn serve(&mut self, span: Duration) {
-            self.now = self.now + span;
-            assert!(self.relay.wait(&self.stop).unwrap());
-            self.relay.serve(self.now, |head| Ok([b"HTTP/1.1 200 OK ", head].concat()));
+            self.1 = self.1 + span;
+            assert!(self.0.wait(&StopFlag::new().unwrap()).unwrap());
+            self.0.serve(self.1, |head| Ok([b"HTTP/1.1 200 OK ", head].concat()));
         }
 
         fn client(&mut self, request: &[u8]) -> TcpStream {
-            let mut client = TcpStream::connect(self.relay.listener.local_addr().unwrap()).unwrap();
+            let mut client = TcpStream::connect(self.0.listener.local_addr().unwrap()).unwrap();
             client.write_all(request).unwrap();
             for _ in 0..=usize::from(!request.is_empty()) {
                 self.serve(Duration::from_millis(1));
@@ -222,15 +217,13 @@ mod tests {
     #[test]
     fn each_state_of_a_connection_has_a_time_limit() {
         let mut server = Server::new();
-        let silent = server.client(b"");
-        let mut slow = server.client(b"GET / HT");
-        let lingering = server.client(REQUEST);
+        let mut clients = [&b""[..], b"GET / HT", REQUEST].map(|request| server.client(request));
         server.serve(9 * SECOND);
-        slow.write_all(b"TP").unwrap();
-        assert_eq!(server.relay.connections.len(), 3);
+        clients[1].write_all(b"TP").unwrap();
+        assert_eq!(server.0.connections.len(), 3);
         server.serve(SECOND);
-        assert!(received(&silent).1 && received(&slow).1 && received(&lingering).1);
-        assert_eq!(server.relay.connections.len(), 0);
+        assert!(clients.iter().all(|client| received(client).1));
+        assert_eq!(server.0.connections.len(), 0);
     }
 
     #[test]
@@ -241,7 +234,7 @@ mod tests {
         slow.write_all(REQUEST).unwrap();
         server.serve(Duration::from_millis(1));
         let _more: Vec<TcpStream> = (0..5).map(|_| server.client(b"")).collect();
-        assert_eq!(server.relay.connections.len(), MOST_CONNECTIONS);
+        assert_eq!(server.0.connections.len(), MOST_CONNECTIONS);
         assert!(received(&slow).0.starts_with("HTTP/1.1 200 OK"));
         let closed = silent.iter().take_while(|client| received(client).1).count();
         assert_eq!(closed, 5);

@@ -189,9 +189,9 @@ fn address_assigned_to_the_host_is_unblocked() {
         lab.bus.call("eth0", &["Block", "sts", address, "0", "not yet exempt"]).ok();
     }
     lab.victim.ip("addr add 10.77.0.99/24 dev eth0");
-    service.await_line("unblocked 10.77.0.99: it is exempt now");
+    service.await_line("unblocked 10.77.0.99: now exempt");
     lab.victim.ip("addr add fd77::99/64 dev eth0 nodad");
-    service.await_line("unblocked fd77::99: it is exempt now");
+    service.await_line("unblocked fd77::99: now exempt");
     assert_eq!(lab.bus.list(), []);
     // The host's earlier addresses are still exempt.
     let answer = lab.bus.call("eth0", &["Block", "sts", &VICTIM_V6.to_string(), "0", ""]);
