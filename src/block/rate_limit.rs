@@ -2,9 +2,9 @@
 //! SYN does not show whether its source is real, so an attacker could fill the kernel's sets with any
 //! addresses.
 //!
-//! Pure. The limit of the log and the bus (`types/rate_limit.rs`) does not fit: a block counts only when
-//! the kernel has accepted it, after the question, and the limit holds for every minute, not from one
-//! fixed minute to the next.
+//! Pure. The limit of the log and the bus (`types/rate_limit.rs`) does not fit: its windows are fixed
+//! seconds, and it counts with the question. This one must hold for every minute, and a block counts only
+//! when the kernel has accepted it.
 
 use std::collections::VecDeque;
 use std::time::Duration;

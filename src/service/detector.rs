@@ -169,9 +169,7 @@ impl Worker {
                     },
                 );
                 batches.give_back(batch);
-                let metrics = &self.metrics;
-                metrics.sources.set(i64::try_from(self.detector.sources()).unwrap_or(i64::MAX));
-                metrics.set_evicted(self.detector.evicted());
+                self.metrics.set_sources(self.detector.sources(), self.detector.evicted());
             } else if self.detector.is_waiting() {
                 let Self { detector, host, events, metrics, firewall, .. } = &mut self;
                 let captured_until = Moment::now().before(CAPTURE_LAG);
@@ -248,10 +246,10 @@ fn hand_on(
     if listed {
         events.emit(Event::Scan(Arc::clone(&scan)));
     } else if !scan.continued {
-        metrics.scan(scan.kind);
+        metrics.count_scan(scan.kind);
     }
     if scan.rule.blocks() && !firewall.try_send(Command::Scan { scan: Arc::clone(&scan), listed }) {
-        metrics.scans_lost.inc();
+        metrics.count_lost_scan();
         detector.not_delivered(&scan);
     }
 }

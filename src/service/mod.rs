@@ -19,12 +19,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_chan
 use std::time::Duration;
 
 use crate::api::dbus::BusError;
-use crate::api::dbus::authority::Authority;
-use crate::api::dbus::semaphore::Semaphore;
 use crate::api::dbus::tracker::Tracker;
 use crate::api::journal;
 use crate::api::metrics::Metrics;
-use crate::api::metrics::http::MetricsStop;
 use crate::block::backend::select;
 use crate::block::backend::{Backend, FirewallError};
 use crate::block::exemptions::AskSessions;
@@ -167,7 +164,7 @@ struct Service {
     notifications: Receiver<Notification>,
     stop_capture: Arc<StopFlag>,
     stop_host: Arc<StopFlag>,
-    stop_metrics: Option<MetricsStop>,
+    stop_metrics: Option<Arc<StopFlag>>,
     /// When it was last looked for signs of life.
     looked: Moment,
     /// Threads whose end is no failure: they were asked to end.
@@ -216,16 +213,14 @@ impl Service {
         // Before the bus, where it would only be refused its name: this says the same without a bus.
         let lock = lock(interface, &events)?;
         if bus.is_some() {
-            let tracker = Tracker {
-                interface: interface.clone(),
+            let tracker = Tracker::new(
+                interface.clone(),
                 reloader,
-                authority: Authority::new(events.clone()),
-                firewall: firewall.clone(),
-                health: Arc::clone(&health),
-                metrics: Arc::clone(&metrics),
-                one_list: Semaphore::default(),
-                one_reload: Semaphore::default(),
-            };
+                firewall.clone(),
+                Arc::clone(&health),
+                Arc::clone(&metrics),
+                events.clone(),
+            );
             start_bus(&mut supervisor, interface, tracker, tasks, Arc::clone(&metrics))?;
         }
         let stop_metrics =

@@ -13,7 +13,7 @@ use crate::api::dbus::BusError;
 use crate::api::dbus::tracker::Tracker;
 use crate::api::journal;
 use crate::api::metrics::Metrics;
-use crate::api::metrics::http::{MetricsServer, MetricsStop};
+use crate::api::metrics::http::{self, MetricsServer};
 use crate::block::backend::Backend;
 use crate::block::store::StorePath;
 use crate::block::store::flusher::flusher;
@@ -90,10 +90,10 @@ pub fn start_metrics(
     events: &EventSink,
     metrics: &Arc<Metrics>,
     health: &Arc<Health>,
-) -> std::io::Result<Option<MetricsStop>> {
+) -> std::io::Result<Option<Arc<StopFlag>>> {
     let Listen::At(address) = listen else { return Ok(None) };
-    let server = match MetricsServer::listen(address) {
-        Ok(server) => server,
+    let (server, stop) = match MetricsServer::listen(address) {
+        Ok(listening) => listening,
         Err(error) => {
             events.emit(Event::Warning(Warning::MetricsUnavailable {
                 address,
@@ -102,10 +102,9 @@ pub fn start_metrics(
             return Ok(None);
         }
     };
-    if server.awaits_its_address() {
+    if http::is_missing(address.ip()) {
         events.emit(Event::Warning(Warning::MetricsAddressMissing { address: address.ip() }));
     }
-    let stop = server.stop();
     let (metrics, health) = (Arc::clone(metrics), Arc::clone(health));
     supervisor.start("metrics", move |heartbeat| server.run(&metrics, &health, heartbeat))?;
     Ok(Some(stop))

@@ -8,6 +8,7 @@ pub mod heartbeat;
 pub mod host;
 pub mod ifname;
 pub mod network;
+pub mod rate_limit;
 pub mod rule;
 pub mod scan;
 pub mod segment;

@@ -41,6 +41,9 @@ impl ScanKind {
     }
 }
 
+/// How many decoys a scan names at most.
+pub const DECOYS_NAMED: usize = 16;
+
 /// A source that tried more ports than the rule allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scan {

@@ -210,7 +210,12 @@ impl FirewallThread {
             "verdict on a scan"
         );
         let why = match verdict {
-            Verdict::AlreadyBlocked => return,
+            Verdict::AlreadyBlocked => {
+                if listed && !scan.continued {
+                    self.events.emit(Event::AlreadyBlocked { source: scan.source });
+                }
+                return;
+            }
             Verdict::Skip(why) => why,
             Verdict::Block { duration, offence } => {
                 let block = Block {
@@ -221,8 +226,7 @@ impl FirewallThread {
                 };
                 match self.add(scan.source, &block, WhenFull::Evict, None, clock) {
                     Ok(accepted) => {
-                        let latency = accepted.since(scan.moment);
-                        self.metrics.block_latency.observe(latency.as_secs_f64());
+                        self.metrics.observe_block_latency(accepted.since(scan.moment));
                         self.policy.count_block(now);
                         return;
                     }

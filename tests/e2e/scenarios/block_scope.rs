@@ -173,7 +173,7 @@ fn network_block_covers_the_network_and_no_neighbours() {
         assert_eq!(lab.bus.block_of(&network).4, "all of it");
         // Unblocking an address in a blocked network unblocks the whole network.
         lab.bus.call("eth0", &["Unblock", "s", inside[2]]).ok();
-        service.await_line(&format!("unblocked {network}: by uid 0"));
+        service.await_line(&format!("unblocked {network}: by root (uid 0)"));
         for from in inside {
             assert_blocked(&lab, false, from, victim);
         }

@@ -34,7 +34,7 @@ fn invalid_requests_return_specific_errors() {
     }
     assert_eq!(lab.bus.list(), []);
     // The service logs a refused change with the caller's uid.
-    service.await_line("refused to block 10.77.0.2 (by uid 0)");
+    service.await_line("refused to block 10.77.0.2 for root (uid 0): exempt: ");
 
     for (name, arguments) in [
         ("Exempt", "string:10.77.0.2 uint64:60 string:x"),

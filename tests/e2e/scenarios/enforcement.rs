@@ -332,7 +332,7 @@ fn iptables_backend_limits_the_number_of_rules() {
     service.await_line("repaired firewall: 1000 set members (ipv4) were missing");
     lab.bystander.assert_cannot_reach(VICTIM, OPEN_PORT);
     lab.cli("unblock 198.18.0.0/15").ok();
-    service.await_line("enforcing: all is well again");
+    service.await_line("enforcing: no problems");
     assert_eq!(lab.bus.list().len(), 1);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();

@@ -32,7 +32,7 @@ fn native_nft_rules_do_not_prevent_repairs() {
         {
             shell(&lab.victim, damage);
             service.await_lines("repaired firewall: ", number + 1);
-            service.await_lines("enforcing: all is well again", number + 1);
+            service.await_lines("enforcing: no problems", number + 1);
             let victim = if damage.contains("ip6") { VICTIM_V6 } else { VICTIM };
             lab.attacker.assert_cannot_reach(victim, OPEN_PORT);
         }
@@ -71,7 +71,7 @@ fn own_rule_moves_in_front_of_a_foreign_rule() {
         ] {
             shell(&lab.victim, &damage);
             service.await_line(&format!("repaired firewall: rule ({family}) was not first"));
-            service.await_lines("enforcing: all is well again", number);
+            service.await_lines("enforcing: no problems", number);
         }
         lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
         lab.attacker.assert_cannot_reach(VICTIM_V6, OPEN_PORT);

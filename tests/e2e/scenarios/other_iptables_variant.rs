@@ -27,7 +27,7 @@ fn legacy_rules_are_repaired() {
     {
         damage_at_once(&lab, &service, damage);
         service.await_lines("repaired firewall: ", number + 1);
-        service.await_lines("enforcing: all is well again", number + 1);
+        service.await_lines("enforcing: no problems", number + 1);
         lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
         lab.attacker.assert_cannot_reach(VICTIM_V6, OPEN_PORT);
     }

@@ -220,7 +220,7 @@ fn full_disk_keeps_all_blocks() {
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
 
     disk.free_space();
-    service.await_line("enforcing: all is well again");
+    service.await_line("enforcing: no problems");
     assert_eq!(service.stop().code(), Some(0));
     let mut service = lab.start();
     assert_eq!(lab.bus.list().iter().map(|b| &b.0).collect::<Vec<_>>(), addresses(&before));
@@ -338,7 +338,7 @@ fn lost_database_is_written_again() {
         }
         let said = service.await_line("degraded: ");
         assert!(said.contains(&format!("tcptracker.db: {why}")), "{said}");
-        service.await_line("enforcing: all is well again");
+        service.await_line("enforcing: no problems");
         assert_eq!(service.stop().code(), Some(0));
         service = lab.start();
         assert_restored(&lab, &before);

@@ -67,7 +67,7 @@ fn assert_repairs(damage: &str, effect: &str, found: &[&str]) {
         assert!(line.contains(part), "{part:?} is not in {line:?} after {damage:?}");
     }
     service.await_line(&format!("degraded: {effect}: "));
-    service.await_line("enforcing: all is well again");
+    service.await_line("enforcing: no problems");
     Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
     for set in ["tcptracker-eth0-v4", "tcptracker-eth0-v6"] {
         assert_eq!(members(&lab, set), members_in(&before.sets, set), "{damage}");
@@ -333,7 +333,7 @@ fn failed_repair_is_reported_and_retried() {
 
     std::fs::remove_file(&broken).unwrap();
     service.await_line("repaired firewall: hook INPUT (ipv4) was missing");
-    service.await_line("enforcing: all is well again");
+    service.await_line("enforcing: no problems");
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     assert_eq!(lab.metric(r#"tcptracker_enforced{family="ipv4"}"#), 2);
     assert_eq!(service.stop().code(), Some(0));
