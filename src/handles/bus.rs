@@ -1,4 +1,4 @@
-//! The way to the bus thread.
+//! The commands for the bus thread.
 
 use std::sync::Arc;
 
@@ -7,13 +7,12 @@ use crate::types::event::Event;
 /// Commands that may wait for the bus thread.
 pub const QUEUE: usize = 1024;
 
-/// What the bus thread is asked to do.
+/// A command for the bus thread.
 #[derive(Clone, Debug)]
 pub enum BusCommand {
-    /// Send the signal that stands for this event.
+    /// Emit the signal of an event.
     Emit(Arc<Event>),
-    /// Tick the thread's heartbeat.
+    /// Tick the heartbeat: unlike other threads, this one sleeps without a time limit.
     Heartbeat,
-    /// Leave the bus and end.
     Stop,
 }

@@ -5,8 +5,6 @@ use std::sync::mpsc::sync_channel;
 
 use crate::api::dbus;
 use crate::api::dbus::BusError;
-use crate::api::dbus::authority::Authority;
-use crate::api::dbus::semaphore::Semaphore;
 use crate::api::dbus::tracker::Tracker;
 use crate::handles::bus::BusCommand;
 use crate::handles::firewall::FirewallHandle;
@@ -22,17 +20,15 @@ pub fn spawn(
     firewall: &FirewallHandle,
     commands: async_channel::Receiver<BusCommand>,
 ) -> Result<(), DaemonError> {
-    let tracker = Tracker {
-        interface: context.interface.clone(),
+    let Context { interface, events, metrics, health } = context.clone();
+    let tracker = Tracker::new(
+        interface.clone(),
         reloader,
-        authority: Authority::new(context.events.clone()),
-        firewall: firewall.clone(),
-        health: Arc::clone(&context.health),
-        metrics: Arc::clone(&context.metrics),
-        one_list: Semaphore::default(),
-        one_reload: Semaphore::default(),
-    };
-    let (interface, metrics) = (context.interface.clone(), Arc::clone(&context.metrics));
+        firewall.clone(),
+        health,
+        Arc::clone(&metrics),
+        events,
+    );
     let (ready_in, ready) = sync_channel(1);
     threads.start("bus", move |heartbeat| {
         dbus::run(tracker, &interface, &commands, &metrics, &ready_in, heartbeat)

@@ -212,8 +212,7 @@ impl DetectorThread {
         }
         let Self { detector, host, reporter, metrics, .. } = self;
         detector.observe(batch.segments(), host, &mut Findings { reporter, host });
-        metrics.sources.set(i64::try_from(detector.sources()).unwrap_or(i64::MAX));
-        metrics.set_evicted(detector.evicted());
+        metrics.set_sources(detector.sources(), detector.evicted());
     }
 
     /// Lets the detector decide about connections that were waiting until now.

@@ -24,14 +24,14 @@ pub fn spawn(
     threads: &mut Supervisor,
     context: &Context,
     config: Config,
-    (backend, host, store): (Box<dyn Backend + Send>, Arc<Host>, StorePath),
+    (backend, host, store): (Option<Box<dyn Backend + Send>>, Arc<Host>, StorePath),
     detector: &SyncSender<DetectorCommand>,
     commands: Receiver<Command>,
 ) -> Result<(), DaemonError> {
     let Context { interface, events, metrics, health } = context.clone();
     let open_backend = Box::new(move |config: &Config| select::connect(&interface, config));
     let mut thread = FirewallThread::new(
-        (backend, open_backend),
+        open_backend,
         config,
         (host, ask_for_sessions()),
         Some(store),
@@ -41,7 +41,7 @@ pub fn spawn(
     let (ready_in, ready) = sync_channel(1);
     threads.start("firewall", move |heartbeat| {
         let mut progress = Progress::after(Duration::ZERO);
-        let installed = thread.install(&WallClock::read(), &mut |done, all| {
+        let installed = thread.install(backend, &WallClock::read(), &mut |done, all| {
             let status = format!("restoring blocks: {done} of {all}");
             service_manager::status(&status);
             progress.show(|| status);

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::api::metrics::http::{MetricsServer, MetricsStop};
+use crate::api::metrics::http::{MetricsServer, is_missing};
 use crate::config::Listen;
+use crate::handles::stop_flag::StopFlag;
 use crate::service::Context;
 use crate::service::supervisor::Supervisor;
 use crate::types::event::{Event, Warning};
@@ -14,10 +15,10 @@ pub fn spawn(
     threads: &mut Supervisor,
     context: &Context,
     listen: Listen,
-) -> std::io::Result<Option<MetricsStop>> {
+) -> std::io::Result<Option<Arc<StopFlag>>> {
     let Listen::At(address) = listen else { return Ok(None) };
-    let server = match MetricsServer::listen(address) {
-        Ok(server) => server,
+    let (server, stop) = match MetricsServer::listen(address) {
+        Ok(listening) => listening,
         Err(error) => {
             let error = error.to_string();
             let warning = Warning::MetricsUnavailable { address, error };
@@ -25,11 +26,10 @@ pub fn spawn(
             return Ok(None);
         }
     };
-    if server.awaits_its_address() {
+    if is_missing(address.ip()) {
         let warning = Warning::MetricsAddressMissing { address: address.ip() };
         context.events.emit(Event::Warning(warning));
     }
-    let stop = server.stop();
     let (metrics, health) = (Arc::clone(&context.metrics), Arc::clone(&context.health));
     threads.start("metrics", move |heartbeat| server.run(&metrics, &health, heartbeat))?;
     Ok(Some(stop))

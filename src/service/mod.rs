@@ -28,7 +28,6 @@ use crate::api::dbus::BusError;
 use crate::api::journal as log;
 use crate::api::log_filter::LogFilter;
 use crate::api::metrics::Metrics;
-use crate::api::metrics::http::MetricsStop;
 use crate::block::backend::{Backend, FirewallError, select};
 use crate::config::{Config, ConfigError, Effective, Preset, Sources};
 use crate::handles::bus::{self as bus_handle, BusCommand};
@@ -129,7 +128,8 @@ struct Opened {
     /// None if the interface is down.
     capture: Option<LiveCapture>,
     host: Arc<Host>,
-    backend: Box<dyn Backend + Send>,
+    /// None while the service only observes.
+    backend: Option<Box<dyn Backend + Send>>,
     note: Option<BackendNote>,
 }
 
@@ -137,8 +137,9 @@ impl Opened {
     fn open(interface: &IfName, config: &Config) -> Result<Self, DaemonError> {
         let capture = LiveCapture::open_if_up(interface, uses_outcomes(config))?;
         let host = crate::system::host::now()?;
-        let (backend, note) = select::connect(interface, config)?;
-        Ok(Self { capture, host, backend, note })
+        let selected = config.block.enabled.then(|| select::connect(interface, config));
+        let (backend, note) = selected.transpose()?.unzip();
+        Ok(Self { capture, host, backend, note: note.flatten() })
     }
 }
 
@@ -171,7 +172,7 @@ pub struct Service {
     firewall: FirewallHandle,
     bus: Option<async_channel::Sender<BusCommand>>,
     stop_host: Arc<StopFlag>,
-    stop_metrics: Option<MetricsStop>,
+    stop_metrics: Option<Arc<StopFlag>>,
     /// When the heartbeats were last checked.
     checked: Moment,
     /// Threads that were asked to end, so that their end is no failure.
@@ -200,7 +201,8 @@ impl Service {
         let journal = journal::spawn(&mut threads, interface)?;
         let events = EventSink::new(journal, bus.clone(), Arc::clone(&metrics) as _);
         settings.log_filter.start_queue(events.clone());
-        let health = Health::new(!config.block.enabled, backend.name(), events.clone());
+        let name = backend.as_ref().map_or("none", |backend| backend.name());
+        let health = Health::new(!config.block.enabled, name, events.clone());
         let interface = interface.clone();
         let context = Context { interface, events, metrics, health: Arc::new(health) };
         if let Some(note) = note {

@@ -112,12 +112,12 @@ impl Reporter {
         if listed {
             self.events.emit(Event::Scan(Arc::clone(&scan)));
         } else if !scan.continued {
-            self.metrics.scan(scan.kind);
+            self.metrics.count_scan(scan.kind);
         }
         if !scan.rule.blocks() || self.firewall.try_send(Command::Scan { scan, listed }) {
             return true;
         }
-        self.metrics.scans_lost.inc();
+        self.metrics.count_lost_scan();
         false
     }
 

@@ -1,23 +1,20 @@
-//! The state of the service in one word.
+//! The state of the service in one word, as users see it.
 
 use std::fmt;
 
-/// How the service is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Scanners are blocked.
     Enforcing,
-    /// Scanners are reported only, as configured.
+    /// Scanners are only reported, as configured.
     Observing,
-    /// Something does not work as it should.
+    /// Something does not work.
     Degraded,
 }
 
 impl State {
-    /// All states, in the order of their numbers.
+    /// All states, in the order of their discriminants.
     pub const ALL: [Self; 3] = [Self::Enforcing, Self::Observing, Self::Degraded];
 
-    /// The word for it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Enforcing => "enforcing",

@@ -123,7 +123,7 @@ fn iptables(check: &'static str, family: Family, privileged: bool) -> Finding {
             return Finding::failed(check, error.to_string(), "apt install --reinstall iptables");
         }
     };
-    let kind = if program.is_nft { "nf_tables" } else { "legacy" };
+    let kind = if program.is_nft() { "nf_tables" } else { "legacy" };
     if !privileged {
         return Finding::unknown(check);
     }
@@ -185,7 +185,7 @@ fn legacy_rules(family: Family, tables: &Path) -> u64 {
     // Listing a table that does not exist would create it.
     let has_table = std::fs::read_to_string(tables).is_ok_and(|names| names.contains("filter"));
     let Ok(program) = Program::find(family) else { return 0 };
-    let legacy = (has_table && program.is_nft).then(|| program.other_kind()).flatten();
+    let legacy = (has_table && program.is_nft()).then(|| program.other_variant()).flatten();
     let saved = legacy.and_then(|legacy| legacy.save().ok().flatten()).unwrap_or_default();
     // "[0:0] -A INPUT -j DROP"
     saved.lines().map(|line| u64::from(line.contains("] -A "))).sum()

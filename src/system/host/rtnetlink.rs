@@ -70,7 +70,7 @@ pub fn gateways(socket: &mut NetlinkSocket) -> Result<Vec<IpAddr>, NetlinkError>
         socket.dump(RTM_GETNEXTHOP, &Body::with_header(&[0; NEXTHOP_HEADER]), |kind, body| {
             if kind == RTM_NEWNEXTHOP {
                 let attributes = body.get(NEXTHOP_HEADER..).unwrap_or_default();
-                gateways.extend(Attributes(attributes).find(NHA_GATEWAY).and_then(address_of));
+                gateways.extend(Attributes::of(attributes).find(NHA_GATEWAY).and_then(address_of));
             }
         });
     match nexthops {
@@ -85,22 +85,22 @@ fn name_if_down(body: &[u8]) -> Option<String> {
     if flags & IFF_UP != 0 {
         return None;
     }
-    let name = Attributes(body.get(LINK_HEADER..)?).find(IFLA_IFNAME)?;
+    let name = Attributes::of(body.get(LINK_HEADER..)?).find(IFLA_IFNAME)?;
     Some(String::from_utf8_lossy(name.strip_suffix(&[0])?).into_owned())
 }
 
 fn address_in(body: &[u8]) -> Option<IpAddr> {
     let attributes = body.get(ADDRESS_HEADER..)?;
-    // On a point-to-point link IFA_ADDRESS is the address of the peer.
-    let value = Attributes(attributes)
+    // On a point-to-point link IFA_ADDRESS is the peer's.
+    let value = Attributes::of(attributes)
         .find(IFA_LOCAL)
-        .or_else(|| Attributes(attributes).find(IFA_ADDRESS))?;
+        .or_else(|| Attributes::of(attributes).find(IFA_ADDRESS))?;
     address_of(value)
 }
 
 /// Adds the routers among the attributes of a route or a hop.
 fn gateways_in(attributes: &[u8], gateways: &mut Vec<IpAddr>) {
-    for (kind, value) in Attributes(attributes) {
+    for (kind, value) in Attributes::of(attributes) {
         match kind {
             RTA_GATEWAY => gateways.extend(address_of(value)),
             RTA_VIA => gateways.extend(value.get(2..).and_then(address_of)),

@@ -39,7 +39,7 @@ fn block_list_and_unblock_work() {
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     let made = lab.cli("block 2001:db8::/32").ok();
     assert_eq!(made, "blocked 2001:db8::/32 on eth0 until unblocked\n");
-    service.await_line("WARN blocked 10.77.0.1 for 90m (by uid 0): nosy");
+    service.await_line("WARN blocked 10.77.0.1 by root (uid 0) for 90m: nosy");
 
     let listed = json_of(&lab.cli("list --json").ok());
     let since = listed[0]["since"].as_u64().unwrap();

@@ -34,7 +34,7 @@ fn block(lab: &Lab, address: &str) {
 /// refused for this reason.
 #[track_caller]
 fn await_exemption(lab: &Lab, service: &mut Service, address: &str, why: &str) {
-    service.await_line(&format!("unblocked {address}: it is exempt now"));
+    service.await_line(&format!("unblocked {address}: now exempt"));
     assert_refused(lab, address, why);
     assert_eq!(lab.bus.list(), []);
 }

@@ -106,7 +106,7 @@ fn reload_reports_that_log_format_needs_a_restart() {
     let mut service = lab.start();
     lab.configure("[log]\nformat = \"json\"\n");
     assert_eq!(lab.cli("reload").ok(), "reloaded the configuration of eth0\n");
-    let said = service.await_line("configuration reloaded");
+    let said = service.await_line("configuration reloaded by root (uid 0): ");
     assert!(said.ends_with("; log.format takes effect at the next restart"), "{said}");
     assert_eq!(service.stop().code(), Some(0));
 }

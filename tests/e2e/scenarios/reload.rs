@@ -32,9 +32,9 @@ fn invalid_file_changes_nothing_and_is_reported_to_the_caller() {
         lab.bus.error_of("Reload", ""),
         "org.tcptracker.Tracker1.Error.InvalidConfiguration"
     );
-    service.await_line(&format!("configuration not reloaded (by uid 0): {problem}"));
+    service.await_line(&format!("configuration reload by root (uid 0) failed: {problem}"));
     service.signal(Signal::HUP);
-    service.await_line(&format!("configuration not reloaded (by SIGHUP): {problem}"));
+    service.await_line(&format!("configuration reload by SIGHUP failed: {problem}"));
     service.await_notifications("RELOADING=1", 4);
     // Once at the start, and once after each reload, successful or not.
     service.await_notifications("READY=1", 5);
@@ -73,8 +73,8 @@ fn changes_are_in_force_when_reload_returns() {
     assert!(rules.contains("-A INPUT -j tcptracker"), "{rules}");
     assert!(rules.contains("-j REJECT --reject-with tcp-reset"), "{rules}");
     assert_eq!(lab.victim.http_get(9099, "/health").0, 200);
-    service.await_line("unblocked 198.51.100.7: it is exempt now");
-    let said = service.await_line("configuration reloaded (by uid 0): ");
+    service.await_line("unblocked 198.51.100.7: now exempt");
+    let said = service.await_line("configuration reloaded by root (uid 0): ");
     assert!(said.contains("detection.ports = 3 (was 40)"), "{said}");
     assert!(!said.contains("tracked sources were reset"), "{said}");
 
@@ -82,7 +82,7 @@ fn changes_are_in_force_when_reload_returns() {
     service.await_line("WARN blocked 10.77.0.1 for 2h");
     lab.configure("");
     service.signal(Signal::HUP);
-    service.await_line("configuration reloaded (by SIGHUP): ");
+    service.await_line("configuration reloaded by SIGHUP: ");
     await_that("the metrics are back on the default port", || lab.victim.serves(8081));
     assert_eq!(lab.bus.list().len(), 2);
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
@@ -186,8 +186,8 @@ fn firewall_changes_leave_no_gap() {
         assert_eq!(lab.bus.property("Backend").1, backend);
         assert_eq!(lab.bus.list().len(), 1);
     }
-    service.await_lines("configuration reloaded (by uid 0)", 4);
-    assert_eq!(service.lines_with("mended").len(), 0);
+    service.await_lines("configuration reloaded by root (uid 0)", 4);
+    assert_eq!(service.lines_with("repaired firewall").len(), 0);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
@@ -206,7 +206,7 @@ fn observe_mode_keeps_blocks_for_later() {
     assert_eq!(lab.bus.list(), []);
     lab.assert_untouched();
     lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
-    service.await_line("observe mode: 1 blocks suspended");
+    service.await_line("observe mode: 1 block suspended until block.enabled = true");
 
     lab.configure("");
     lab.cli("reload").ok();
@@ -237,7 +237,7 @@ fn flags_override_reloaded_files() {
     let mut service = Start::on("eth0").flag("--observe").begin(&lab).await_ready();
     lab.configure("[block]\nenabled = true\n");
     lab.cli("reload").ok();
-    service.await_line("configuration reloaded (by uid 0): nothing has changed");
+    service.await_line("configuration reloaded by root (uid 0): no changes");
     assert_eq!(lab.bus.property("State").1, "observing");
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();

@@ -114,8 +114,8 @@ fn hanging_thread_is_logged_once_and_shown_in_state_and_health() {
     assert_eq!(service.lines_with("threads not responding").len(), 1);
 
     std::fs::remove_file(&hangs).unwrap();
-    service.await_line("mended: hook INPUT (ipv4) gone");
-    service.await_line("enforcing: all is well again");
+    service.await_line("repaired firewall: hook INPUT (ipv4) was missing");
+    service.await_line("enforcing: no problems");
     assert_eq!(lab.victim.http_get(8081, "/health").0, 200);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
