@@ -34,6 +34,7 @@ const LEFT_OVER: Duration = Duration::from_secs(3600);
 /// The rules of an instance.
 pub struct IptablesBackend {
     interface: IfName,
+    /// One for each of [`families`].
     chains: Vec<Chain>,
 }
 
@@ -84,8 +85,7 @@ impl IptablesBackend {
     }
 
     fn chain(&mut self, network: IpNet) -> Option<&mut Chain> {
-        let family = Family::of(network);
-        self.chains.iter_mut().find(|chain| chain.rules.family() == family)
+        self.chains.get_mut(Family::of(network) as usize)
     }
 }
 
@@ -202,14 +202,13 @@ impl Backend for IptablesBackend {
     }
 
     fn enforced(&self, family: Family) -> u32 {
-        let chain = self.chains.iter().find(|chain| chain.rules.family() == family);
+        let chain = self.chains.get(family as usize);
         let chain = chain.filter(|chain| !chain.found.faults.iter().any(Fault::breaks_all));
         chain.map_or(0, |chain| u32::try_from(chain.found.sources.len()).unwrap_or(u32::MAX))
     }
 
     fn dropped(&self, family: Family) -> u64 {
-        let chain = self.chains.iter().find(|chain| chain.rules.family() == family);
-        chain.map_or(0, |chain| chain.rules.matched())
+        self.chains.get(family as usize).map_or(0, |chain| chain.rules.matched())
     }
 
     fn dropped_from(&mut self, network: IpNet) -> Result<u64, FirewallError> {

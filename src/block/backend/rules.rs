@@ -62,7 +62,7 @@ enum CounterKey {
     Source(Source),
 }
 
-/// The families that this host supports.
+/// The families that this host supports. Each is at position `family as usize`.
 pub fn families() -> impl Iterator<Item = Family> {
     let is_supported =
         |family: &Family| *family == Family::V4 || std::path::Path::new(IPV6_PRESENT).exists();

@@ -25,6 +25,7 @@ use crate::types::network::Family;
 
 /// The sets and rules of an instance.
 pub struct IpsetBackend {
+    /// One for each of [`families`].
     sides: Vec<Side>,
 }
 
@@ -65,8 +66,7 @@ impl IpsetBackend {
     }
 
     fn side(&mut self, network: IpNet) -> Option<&mut Side> {
-        let family = Family::of(network);
-        self.sides.iter_mut().find(|side| side.set.family() == family)
+        self.sides.get_mut(Family::of(network) as usize)
     }
 }
 
@@ -208,13 +208,11 @@ impl Backend for IpsetBackend {
     }
 
     fn enforced(&self, family: Family) -> u32 {
-        let side = self.sides.iter().find(|side| side.set.family() == family);
-        side.map_or(0, |side| side.enforced)
+        self.sides.get(family as usize).map_or(0, |side| side.enforced)
     }
 
     fn dropped(&self, family: Family) -> u64 {
-        let side = self.sides.iter().find(|side| side.set.family() == family);
-        side.map_or(0, |side| side.rules.matched())
+        self.sides.get(family as usize).map_or(0, |side| side.rules.matched())
     }
 
     fn dropped_from(&mut self, network: IpNet) -> Result<u64, FirewallError> {
