@@ -31,6 +31,7 @@ pub struct Suppression {
 
 impl RateLimit {
     /// Allows at most `limit` events per second.
+    #[must_use]
     pub fn per_second(limit: u32) -> Self {
         let start = Moment::default();
         Self { limit, began: start, allowed: 0, suppressed: 0, suppressed_since: start }
@@ -95,8 +96,8 @@ mod tests {
         Moment::from_nanos(millis * 1_000_000)
     }
 
-    fn suppression(count: u64, millis: u64) -> Option<Suppression> {
-        Some(Suppression { count, span: Duration::from_millis(millis) })
+    fn suppression(count: u64, millis: u64) -> Suppression {
+        Suppression { count, span: Duration::from_millis(millis) }
     }
 
     #[test]
@@ -105,7 +106,7 @@ mod tests {
         let allowed = [5_000, 5_000, 5_100, 5_900].map(|millis| limit.allow(at(millis)));
         assert_eq!(allowed, [true, true, false, false]);
         assert_eq!(limit.take_suppressed(at(5_999)), None, "the second is not over");
-        assert_eq!(limit.take_suppressed(at(6_100)), suppression(2, 1_100));
+        assert_eq!(limit.take_suppressed(at(6_100)), Some(suppression(2, 1_100)));
         assert!(limit.allow(at(6_200)), "a new second began");
         assert_eq!(limit.take_suppressed(at(7_200)), None, "nothing was suppressed");
     }
@@ -117,7 +118,7 @@ mod tests {
         assert!(!limit.allow(at(5_500)));
         assert!(limit.allow(at(6_500)), "a new second began");
         assert!(!limit.allow(at(6_600)));
-        assert_eq!(limit.take_suppressed(at(6_700)), suppression(2, 1_700));
+        assert_eq!(limit.take_suppressed(at(6_700)), Some(suppression(2, 1_700)));
         assert_eq!(limit.take_suppressed(at(9_000)), None);
     }
 
@@ -128,7 +129,7 @@ mod tests {
         limit.suppress(0);
         limit.suppress(7);
         assert_eq!(limit.take_suppressed(at(5_500)), None);
-        assert_eq!(limit.take_suppressed(at(6_000)), suppression(7, 1_000));
+        assert_eq!(limit.take_suppressed(at(6_000)), Some(suppression(7, 1_000)));
     }
 
     #[test]
@@ -136,7 +137,7 @@ mod tests {
         let mut limit = RateLimit::per_second(1);
         assert!(limit.allow(at(5_000)));
         assert!(!limit.allow(at(5_100)));
-        assert_eq!(limit.finish(at(5_300)), suppression(1, 300));
+        assert_eq!(limit.finish(at(5_300)), Some(suppression(1, 300)));
         assert_eq!(limit.finish(at(5_400)), None);
         assert!(limit.allow(at(5_450)));
     }
