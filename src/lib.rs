@@ -26,10 +26,10 @@ pub mod internals {
     pub use crate::config::{
         DetectionConfig, Effective, Established, FirewallConfig, Flags, Origin, Preset, Sources,
     };
-    pub use crate::detect::classic::{ClassicDetector, SEEK_AT_ONCE};
-    pub use crate::detect::{Detector, Scratch};
+    pub use crate::detect::{Detector, Observer, new as new_detector};
     pub use crate::system::capture::frame::{LinkLayer, probe_in, segment_in};
     pub use crate::types::clock::Moment;
     pub use crate::types::host::Host;
+    pub use crate::types::scan::Scan;
     pub use crate::types::segment::{Port, Segment, SegmentKind};
 }

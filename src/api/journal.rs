@@ -11,15 +11,16 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rustix::fs::fstat;
 use rustix::process::geteuid;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, trace, warn};
 use tracing_journald::{Priority, PriorityMappings};
-use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::api::log_filter::{LogFilter, QUEUED};
 use crate::api::users;
-use crate::config::LogFormat;
+use crate::config::{LogConfig, LogFormat};
 use crate::types::block::{BlockCause, SkipReason, UnblockCause};
 use crate::types::clock::HumanDuration;
 use crate::types::event::{BackendNote, Event, Refusal, ReloadNote, Request, Suppressed, Warning};
@@ -64,37 +65,33 @@ mod id {
     pub const STALE_BLOCKS_REMOVED: &str = "362c05049c764788a2d13acd0f94464b";
     pub const RESTORE_INCOMPLETE: &str = "17658869a60b4ca3b905027073de8783";
     pub const DATABASE_QUARANTINED: &str = "0dc3b16d69a240b9912134d4288343f5";
+    pub const CAPTURE_REOPENED: &str = "d3ec234454a0463b8115989eebaab8bd";
     pub const RELOAD_FAILED: &str = "129f0dac28884d64a3ded7c35f7ba3fb";
 }
 
-/// Logs to journald if the service manager has connected stderr to it. Otherwise logs to stderr, as text
-/// or as one JSON object per line.
-pub fn init(format: LogFormat) {
-    // An administrator has no use for what libraries log below a warning.
-    let ours = Targets::new()
-        .with_default(LevelFilter::WARN)
-        .with_target(env!("CARGO_CRATE_NAME"), LevelFilter::INFO);
-    let registry = tracing_subscriber::registry().with(ours);
+/// Sends the log to journald if the service manager has connected stderr to it, and to stderr otherwise,
+/// as text or as one JSON object per line.
+pub fn init(config: &LogConfig) -> LogFilter {
+    let (log_filter, filter, debug_queue) = LogFilter::new(config.level);
+    let direct = debug_queue.excluded();
+    let registry = tracing_subscriber::registry().with(filter).with(debug_queue);
     if stderr_is_the_journal()
         && let Ok(journald) = tracing_journald::layer()
     {
         let priorities =
             PriorityMappings { info: Priority::Informational, ..PriorityMappings::new() };
-        registry
-            .with(
-                journald
-                    // With a prefix, journald would not recognise MESSAGE_ID.
-                    .with_field_prefix(None)
-                    .with_syslog_identifier("tcptracker".to_owned())
-                    .with_priority_mappings(priorities),
-            )
-            .init();
-        return;
+        let journald = journald
+            // With a prefix MESSAGE_ID would not be one.
+            .with_field_prefix(None)
+            .with_syslog_identifier("tcptracker".to_owned())
+            .with_priority_mappings(priorities);
+        registry.with(journald.with_filter(direct)).init();
+        return log_filter;
     }
     let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
-    if format == LogFormat::Json {
-        registry.with(stderr.json().flatten_event(true)).init();
-        return;
+    if config.format == LogFormat::Json {
+        registry.with(stderr.json().flatten_event(true).with_filter(direct)).init();
+        return log_filter;
     }
     // The fields would repeat the text.
     let text_only =
@@ -104,7 +101,8 @@ pub fn init(format: LogFormat) {
             },
         );
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    registry.with(stderr.with_ansi(colours).fmt_fields(text_only)).init();
+    registry.with(stderr.with_ansi(colours).fmt_fields(text_only).with_filter(direct)).init();
+    log_filter
 }
 
 /// Whether the service manager has connected stderr to the journal. `JOURNAL_STREAM` names the device and
@@ -191,6 +189,14 @@ fn write(interface: &IfName, event: &Event) {
             "repaired firewall: {found}"
         ),
         Event::StateChanged { state, reason } => write_state(interface, *state, reason.as_deref()),
+        Event::CaptureReopened { gap } => info!(
+            MESSAGE_ID = id::CAPTURE_REOPENED,
+            TCPTRACKER_INTERFACE = %interface,
+            "capture reopened after {:.3}s; packets in between were not seen",
+            gap.as_secs_f64(),
+        ),
+        Event::Debug { is_trace: false, text } => debug!(target: QUEUED, "{text}"),
+        Event::Debug { is_trace: true, text } => trace!(target: QUEUED, "{text}"),
         Event::Warning(warning) => write_warning(interface, warning),
     }
 }
@@ -221,7 +227,7 @@ fn evidence_of(scan: &Scan, ports: &[Port]) -> String {
         let (ports, within) = (list_of(ports, ", "), HumanDuration(scan.span));
         return format!("ports {ports}, more than {} within {within}", scan.threshold);
     }
-    let attempts: Vec<String> = scan.attempts.iter().map(Attempt::told).collect();
+    let attempts: Vec<String> = scan.attempts.iter().map(Attempt::describe).collect();
     let what = if attempts.len() == 1 { "port" } else { "ports" };
     format!("{what} {}; {}", attempts.join(", "), scan.rule.sentence(scan.threshold, scan.span))
 }
@@ -289,7 +295,7 @@ fn write_blocked(interface: &IfName, event: &Event) {
     );
 }
 
-fn write_restored(interface: &IfName, blocks: usize, expired: usize) {
+fn write_restored(interface: &IfName, count: usize, expired: usize) {
     let expired = match expired {
         0 => String::new(),
         expired => format!("; {expired} expired while the service was stopped"),
@@ -297,9 +303,13 @@ fn write_restored(interface: &IfName, blocks: usize, expired: usize) {
     info!(
         MESSAGE_ID = id::RESTORED,
         TCPTRACKER_INTERFACE = %interface,
-        "restored {blocks} {}{expired}",
-        if blocks == 1 { "block" } else { "blocks" },
+        "restored {}{expired}",
+        blocks(count, "block"),
     );
+}
+
+fn blocks(count: usize, unit: &str) -> String {
+    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
 }
 
 fn write_unblocked(interface: &IfName, network: &IpNet, cause: UnblockCause, uid: Option<u32>) {
@@ -339,7 +349,8 @@ fn write_refused(interface: &IfName, request: Request, why: &Refusal, uid: u32) 
         Request::Reload => "reload the configuration".to_owned(),
     };
     let why = match why {
-        Refusal::NotAuthorized(text) | Refusal::Kernel(text) => text.clone(),
+        Refusal::NotAuthorized(text) => text.clone(),
+        Refusal::Failed(why) => why.to_string(),
         Refusal::Exempt(why) => format!("exempt: {why}"),
         Refusal::NotBlocked => "not blocked".to_owned(),
     };
@@ -432,16 +443,18 @@ fn write_warning(interface: &IfName, warning: &Warning) {
         }
         Warning::Backend(note) => (id::BACKEND, backend_note(note)),
         Warning::BlocksSuspended { count } => {
-            let text = format!("observe mode: {count} blocks suspended until block.enabled = true");
+            let blocks = blocks(*count, "block");
+            let text = format!("observe mode: {blocks} suspended until block.enabled = true");
             (id::BLOCKS_SUSPENDED, text)
         }
         Warning::StaleBlocksRemoved { count } => {
-            let text =
-                format!("removed {count} stale blocks that another program restored to the kernel");
+            let blocks = blocks(*count, "stale block");
+            let text = format!("removed {blocks} that another program restored to the kernel");
             (id::STALE_BLOCKS_REMOVED, text)
         }
         Warning::RestoreIncomplete { count, error } => {
-            (id::RESTORE_INCOMPLETE, format!("could not restore {count} blocks: {error}"))
+            let blocks = blocks(*count, "block");
+            (id::RESTORE_INCOMPLETE, format!("could not restore {blocks}: {error}"))
         }
         Warning::DatabaseQuarantined { .. } => (id::DATABASE_QUARANTINED, quarantine_text(warning)),
     };

@@ -2,5 +2,6 @@
 
 pub mod dbus;
 pub mod journal;
+pub mod log_filter;
 pub mod metrics;
 mod users;

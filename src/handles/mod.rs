@@ -1,6 +1,7 @@
-//! The ways to running threads: what each can be asked or told.
+//! The ways to running threads: what each can be asked, and where events and health are reported.
 
 pub mod bus;
+pub mod capture;
 pub mod detector;
 pub mod events;
 pub mod firewall;

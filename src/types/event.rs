@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::types::block::{BlockCause, ExemptReason, SkipReason, UnblockCause};
+use crate::types::block::{BlockCause, BlockFailure, ExemptReason, SkipReason, UnblockCause};
 use crate::types::scan::{Scan, Summary};
 use crate::types::segment::{Direction, Port};
 use crate::types::state::State;
@@ -38,14 +38,9 @@ pub enum Event {
     /// The totals of a scan that has ended or has lasted for a minute.
     ScanSummary(Summary),
     /// A scanner was not blocked.
-    NotBlocked {
-        scan: Arc<Scan>,
-        why: SkipReason,
-    },
+    NotBlocked { scan: Arc<Scan>, why: SkipReason },
     /// A scanner is blocked since an earlier scan.
-    AlreadyBlocked {
-        source: IpNet,
-    },
+    AlreadyBlocked { source: IpNet },
     /// The kernel blocks a network from now on.
     Blocked {
         network: IpNet,
@@ -76,11 +71,7 @@ pub enum Event {
         uid: Option<u32>,
     },
     /// A user's request was refused.
-    Refused {
-        request: Request,
-        why: Refusal,
-        uid: u32,
-    },
+    Refused { request: Request, why: Refusal, uid: u32 },
     Reloaded {
         /// The changed keys, each with both values.
         changes: Vec<String>,
@@ -105,6 +96,11 @@ pub enum Event {
         /// Why it is degraded.
         reason: Option<String>,
     },
+    /// No capture was open for this long. It is open now.
+    CaptureReopened { gap: Duration },
+    /// A message for the search for a fault, at `log.level = "debug"` or `"trace"`.
+    Debug { is_trace: bool, text: String },
+    /// Something an operator should know.
     Warning(Warning),
 }
 
@@ -131,8 +127,8 @@ pub enum Refusal {
     NotAuthorized(String),
     Exempt(ExemptReason),
     NotBlocked,
-    /// The kernel's error.
-    Kernel(String),
+    /// The kernel did not accept it.
+    Failed(BlockFailure),
 }
 
 /// A note about a reload.

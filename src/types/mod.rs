@@ -1,4 +1,4 @@
-//! The words all parts share. Pure data: no I/O, no threads.
+//! The vocabulary of all parts. Pure data: no I/O, no threads.
 
 pub mod block;
 pub mod capture;
@@ -13,3 +13,4 @@ pub mod rule;
 pub mod scan;
 pub mod segment;
 pub mod state;
+pub mod text;

@@ -72,7 +72,7 @@ impl From<RequestError> for Error {
         match error {
             RequestError::Exempt { .. } => Self::Exempt(text),
             RequestError::NotBlocked(_) | RequestError::Unknown(_) => Self::NotBlocked(text),
-            RequestError::Kernel(_) => Self::FirewallFailed(text),
+            RequestError::Failed(_) => Self::FirewallFailed(text),
         }
     }
 }

@@ -13,8 +13,8 @@ use std::time::Duration;
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Counter, Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 use crate::handles::events::{CountEvents, Reader};
@@ -60,6 +60,8 @@ pub struct CaptureMetrics {
     packets: IntCounter,
     /// In the kernel, in the interface, and in the queue to the detector.
     lost: [IntCounter; 3],
+    /// Seconds in which no capture was open.
+    gap: Counter,
 }
 
 impl CaptureMetrics {
@@ -72,6 +74,11 @@ impl CaptureMetrics {
         for (counter, lost) in self.lost.iter().zip([by_kernel, by_interface, lost]) {
             counter.inc_by(lost);
         }
+    }
+
+    /// Adds a time in which no capture was open.
+    pub fn add_gap(&self, gap: Duration) {
+        self.gap.inc_by(gap.as_secs_f64());
     }
 }
 
@@ -100,6 +107,7 @@ impl Metrics {
         let latency = HistogramOpts::from(latency).buckets(LATENCY_BUCKETS.to_vec());
         let dropped = named("dropped_packets_total", "Packets of blocked sources dropped.");
         let packets = named("capture_packets_total", "Packets that passed the capture filter.");
+        let gap = named("capture_gap_seconds_total", "Time in which no capture was open.");
         let lost = named("capture_dropped_total", "Packets lost before the detector saw them.");
         Ok(Self {
             new_connections: counter(&r, named("new_connections", "New TCP connections seen."))?,
@@ -121,14 +129,10 @@ impl Metrics {
             capture: CaptureMetrics {
                 packets: counter(&r, packets)?,
                 lost: counters(&r, lost, places)?,
+                gap: register(&r, Counter::with_opts(gap)?)?,
             },
             registry: r,
         })
-    }
-
-    /// Packets that capture has lost.
-    pub fn capture_lost(&self) -> u64 {
-        self.capture.lost.iter().map(IntCounter::get).sum()
     }
 
     /// What the capture thread counts.
@@ -282,6 +286,7 @@ mod tests {
             "tcptracker_sources_evicted_total 0",
             "tcptracker_capture_packets_total 0",
             r#"tcptracker_capture_dropped_total{where="kernel"} 0"#,
+            "tcptracker_capture_gap_seconds_total 0",
             r#"tcptracker_block_latency_seconds_bucket{le="0.001"} 0"#,
             r#"tcptracker_state{state="enforcing"} 1"#,
             r#"tcptracker_state{state="degraded"} 0"#,

@@ -111,6 +111,36 @@ fn reload_reports_that_log_format_needs_a_restart() {
     assert_eq!(service.stop().code(), Some(0));
 }
 
+/// The most detailed messages are for a search for a fault.
+#[test]
+fn log_level_debug_shows_the_evidence_of_each_verdict() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    let evidence = |attacker| {
+        format!(
+            "DEBUG verdict: vertical scan by {attacker} on {VICTIM}: ports 1, 2, 3, 4; more than 3 ports in 60s"
+        )
+    };
+    send_syns(&lab, Tags::None, 1..=4);
+    service.await_line(&format!("WARN blocked {ATTACKER}"));
+    assert_eq!(service.lines_with("DEBUG"), Vec::<String>::new());
+
+    lab.configure("[log]\nlevel = \"debug\"\n");
+    lab.cli("reload").ok();
+    lab.cli(&format!("unblock {ATTACKER}")).ok();
+    send_syns(&lab, Tags::None, 1..=4);
+    service.await_line(&evidence(ATTACKER));
+
+    lab.configure("[log]\nlevel = \"warn\"\n");
+    lab.cli("reload").ok();
+    service.clear_log();
+    send_syns(&lab, Tags::None, [OPEN_PORT]);
+    await_that("the connection is seen", || lab.metric("tcptracker_new_connections") == 9);
+    assert_eq!(service.stop().code(), Some(0));
+    assert_eq!(service.lines_with("INFO"), Vec::<String>::new());
+    lab.assert_untouched();
+}
+
 /// Uses journald's native protocol; the test listens on journald's socket.
 #[test]
 fn journal_entries_have_structured_fields() {

@@ -70,7 +70,7 @@ fn fourth_port_blocks_and_unblock_ends_the_block() {
 
     // During the grace time the next scan is reported and not blocked.
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
-    service.await_line(&format!("did not block {ATTACKER}: unblocked by hand"));
+    service.await_line(&format!("did not block {ATTACKER}: unblocked manually"));
     lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
 
     assert_eq!(service.stop().code(), Some(0));
