@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::handles::events::EventSink;
 use crate::types::event::Event;
 use crate::types::network::Family;
-use crate::types::state::State;
+use crate::types::state::{FamilyFigures, State, Status};
 
 /// A component of the service that can be degraded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,43 +31,6 @@ pub enum Component {
     Store,
     /// A thread does not respond.
     Threads,
-}
-
-/// The figures of one address family.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FamilyFigures {
-    /// Networks to be blocked.
-    pub blocked: u32,
-    /// Networks blocked in the kernel, as of the last check.
-    pub enforced: u32,
-    /// Packets that the kernel dropped since the start, as of the last check.
-    pub dropped_packets: u64,
-}
-
-/// The condition of the service at one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Status {
-    pub state: State,
-    /// Why it is degraded.
-    pub reason: Option<String>,
-    /// The back end that holds the blocks; `none` in observe mode.
-    pub backend: &'static str,
-    /// IPv4 and IPv6, in the order of [`Family::ALL`].
-    pub families: [FamilyFigures; 2],
-}
-
-impl Default for Status {
-    fn default() -> Self {
-        let families = [FamilyFigures::default(); 2];
-        Self { state: State::Enforcing, reason: None, backend: "none", families }
-    }
-}
-
-impl Status {
-    /// Returns how many networks of both families are to be blocked.
-    pub fn blocked(&self) -> u32 {
-        self.families.iter().map(|figures| figures.blocked).sum()
-    }
 }
 
 struct Inner {

@@ -78,6 +78,7 @@ impl Authority {
         let sender = header.sender().ok_or(zbus::Error::MissingField)?;
         let Caller { uid, groups } = Caller::look_up(connection, sender).await?;
         if uid == 0 || groups.contains(&self.group.load(Ordering::Relaxed)) {
+            tracing::debug!("uid {uid}, {request:?}: allowed as root or member of the group");
             return Ok(uid);
         }
         let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
@@ -85,6 +86,7 @@ impl Authority {
             Some(_pending) => ask_polkit(connection, sender, interactive).await,
             None => Err(Denial::TooMany),
         };
+        tracing::debug!("uid {uid}, {request:?}: polkit: {decision:?}");
         let Err(denial) = decision else { return Ok(uid) };
         let now = Moment::now();
         if self.refusals.lock().unwrap_or_else(PoisonError::into_inner).allow(now) {

@@ -13,11 +13,11 @@ use tiny_http::{Header, Method, Request, Response};
 use crate::api::metrics::Metrics;
 use crate::api::metrics::private_server::PrivateServer;
 use crate::api::metrics::relay::Relay;
-use crate::handles::health::{Health, Status};
+use crate::handles::health::Health;
 use crate::handles::stop_flag::StopFlag;
 use crate::types::clock::Moment;
 use crate::types::heartbeat::Heartbeat;
-use crate::types::state::State;
+use crate::types::state::{State, Status};
 
 /// How often tiny_http is started again at most. Each start costs five threads.
 const RESTART_EVERY: Duration = Duration::from_secs(1);
@@ -85,15 +85,12 @@ fn answer(request: &Request, metrics: &Metrics, health: &Health) -> Response<Cur
     }
 }
 
-/// A status, a type and a body.
-type Answer = (u16, &'static str, Vec<u8>);
-
-fn text(code: u16, text: &str) -> Answer {
+fn text(code: u16, text: &str) -> (u16, &'static str, Vec<u8>) {
     (code, "text/plain", text.as_bytes().to_vec())
 }
 
 /// Scripts rely on the names and their order.
-fn health_answer(status: &Status) -> Answer {
+fn health_answer(status: &Status) -> (u16, &'static str, Vec<u8>) {
     let (code, text, message) = match status.state {
         State::Degraded => (503, "Service Unavailable", status.reason.as_deref()),
         State::Enforcing | State::Observing => (200, "OK", Some("healthy")),

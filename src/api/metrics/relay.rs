@@ -101,6 +101,8 @@ pub struct Relay {
     connections: Vec<Connection>,
     /// Keeps the descriptors of an exchange free when clients use up all others.
     reserve: Vec<TcpListener>,
+    /// Whether nothing is accepted until the next tick, because it failed and no connection can be closed.
+    is_paused: bool,
 }
 
 impl Relay {
@@ -116,16 +118,21 @@ impl Relay {
         set_socket_recv_buffer_size(&socket, HEAD_LIMIT)?;
         bind(&socket, &address)?;
         listen(&socket, BACKLOG)?;
-        Ok(Self { listener: socket.into(), connections: Vec::new(), reserve: Vec::new() })
+        let (connections, reserve) = (Vec::new(), Vec::new());
+        Ok(Self { listener: socket.into(), connections, reserve, is_paused: false })
     }
 
     /// Sleeps until a client connects, sends or receives, at most a tick. False once the thread has to stop.
-    pub fn wait(&self, stop: &StopFlag) -> Result<bool, Errno> {
+    pub fn wait(&mut self, stop: &StopFlag) -> Result<bool, Errno> {
         let mut fds = vec![PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN)];
-        fds.push(PollFd::new(&self.listener, PollFlags::IN));
         fds.extend(self.connections.iter().map(Connection::poll_fd));
+        if !self.is_paused {
+            fds.push(PollFd::new(&self.listener, PollFlags::IN));
+        }
         retry_on_intr(|| poll(&mut fds, Some(&TICK)))?;
-        Ok(fds[0].revents().is_empty())
+        let goes_on = fds[0].revents().is_empty();
+        self.is_paused = false;
+        Ok(goes_on)
     }
 
     /// Serves the connections, closes those that are late, and accepts new ones.
@@ -169,8 +176,7 @@ impl Relay {
     fn close_idlest(&mut self) {
         match self.connections.iter().enumerate().min_by_key(|(_, c)| c.since) {
             Some((at, _)) => drop(self.connections.remove(at)),
-            // The waiting client would wake this thread again at once.
-            None => std::thread::sleep(Duration::from_millis(100)),
+            None => self.is_paused = true,
         }
     }
 }
