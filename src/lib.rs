@@ -28,8 +28,8 @@ pub mod internals {
     };
     pub use crate::detect::{Detector, Observer, new as new_detector};
     pub use crate::system::capture::frame::{LinkLayer, probe_in, segment_in};
-    pub use crate::types::clock::Moment;
-    pub use crate::types::host::Host;
-    pub use crate::types::scan::Scan;
-    pub use crate::types::segment::{Port, Segment, SegmentKind};
+    pub use crate::types::Host;
+    pub use crate::types::Moment;
+    pub use crate::types::Scan;
+    pub use crate::types::{Port, Segment, SegmentKind};
 }

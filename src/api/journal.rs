@@ -21,14 +21,11 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::api::log_filter::{LogFilter, QUEUED};
 use crate::api::users;
 use crate::config::{LogConfig, LogFormat};
-use crate::types::block::{BlockCause, SkipReason, UnblockCause};
-use crate::types::clock::HumanDuration;
-use crate::types::event::{BackendNote, Event, Refusal, ReloadNote, Request, Suppressed, Warning};
-use crate::types::ifname::IfName;
-use crate::types::network::show_network;
-use crate::types::scan::{Attempt, DECOYS_NAMED, Scan, ScanKind, Summary};
-use crate::types::segment::Port;
-use crate::types::state::State;
+use crate::types::{
+    Attempt, BackendNote, BlockCause, DECOYS_NAMED, Event, HumanDuration, IfName, Port, Refusal,
+    ReloadNote, Request, Scan, ScanKind, SkipReason, State, Summary, Suppressed, UnblockCause,
+    Warning, show_network,
+};
 
 /// Events that may wait for the journal: those of 20 s at the default `log.rate`.
 pub const QUEUE: usize = 2048;

@@ -14,8 +14,8 @@ use tracing_subscriber::layer::{Context, Filter, Layer};
 use tracing_subscriber::{Registry, reload};
 
 use crate::config::LogLevel;
-use crate::handles::events::EventSink;
-use crate::types::event::Event;
+use crate::handles::EventSink;
+use crate::types::Event;
 
 /// The target of debug messages that the journal thread writes.
 pub const QUEUED: &str = concat!(env!("CARGO_CRATE_NAME"), "::queued");

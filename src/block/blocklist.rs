@@ -19,9 +19,7 @@ use crate::block::store::{Loaded, StorePath};
 use crate::config::values::Established;
 use crate::system::conntrack::Conntrack;
 use crate::system::netlink::NetlinkError;
-use crate::types::block::{Block, BlockFailure, BlockReason, UnblockCause};
-use crate::types::clock::{Moment, WallClock};
-use crate::types::network::Family;
+use crate::types::{Block, BlockFailure, BlockReason, Family, Moment, UnblockCause, WallClock};
 
 /// How many blocks expire in one step: other commands wait as long.
 const EXPIRE_AT_ONCE: usize = 1024;
@@ -541,9 +539,7 @@ fn failure(error: FirewallError, capacity: u32) -> BlockFailure {
 mod tests {
     use super::*;
     use crate::block::backend::fake::FakeKernel;
-    use crate::types::block::Evidence;
-    use crate::types::rule::Rule;
-    use crate::types::scan::ScanKind;
+    use crate::types::{Evidence, Rule, ScanKind};
 
     fn net(text: &str) -> IpNet {
         text.parse().unwrap()

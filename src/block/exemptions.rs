@@ -12,10 +12,7 @@ use ipnet::IpNet;
 
 use crate::config::ExemptConfig;
 use crate::system::netlink::NetlinkError;
-use crate::types::block::ExemptReason;
-use crate::types::clock::Moment;
-use crate::types::host::Host;
-use crate::types::network::{link_local, loopback, overlap};
+use crate::types::{ExemptReason, Host, Moment, link_local, loopback, overlap};
 
 /// Asks the kernel for the peers of connections to these ports.
 pub type AskSessions = Box<dyn FnMut(&[u16]) -> Result<Vec<IpAddr>, NetlinkError> + Send>;
@@ -121,7 +118,7 @@ pub mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
-    use crate::types::host::SshPorts;
+    use crate::types::SshPorts;
 
     fn net(text: &str) -> IpNet {
         text.parse().unwrap()

@@ -11,8 +11,7 @@ use ipnet::IpNet;
 use crate::block::backend::ipset::netlink::Element;
 use crate::block::ledger::Ledger;
 use crate::block::store::Precedence;
-use crate::types::block::{Block, BlockReason};
-use crate::types::clock::Moment;
+use crate::types::{Block, BlockReason, Moment};
 
 /// What becomes of each network.
 #[derive(Debug, Default)]

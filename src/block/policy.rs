@@ -13,9 +13,7 @@ use crate::block::exemptions::{Exemptions, Sessions};
 use crate::block::ledger::Ledger;
 use crate::block::rate_limit::BlockRateLimit;
 use crate::config::{BlockConfig, ExemptConfig};
-use crate::types::block::SkipReason;
-use crate::types::clock::Moment;
-use crate::types::scan::Scan;
+use crate::types::{Moment, Scan, SkipReason};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -134,8 +132,7 @@ impl Policy {
 mod tests {
     use super::*;
     use crate::block::exemptions::tests::exemptions;
-    use crate::types::rule::Rule;
-    use crate::types::scan::ScanKind;
+    use crate::types::{Rule, ScanKind};
 
     #[test]
     fn durations_escalate_and_the_last_repeats() {

@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::types::clock::Moment;
+use crate::types::Moment;
 
 const MINUTE: Duration = Duration::from_secs(60);
 

@@ -14,8 +14,7 @@ use ipnet::IpNet;
 use crate::block::backend::{Backend, FirewallError};
 use crate::block::ledger::Ledger;
 use crate::config::values::Hook;
-use crate::types::clock::Moment;
-use crate::types::network::Family;
+use crate::types::{Family, Moment};
 
 /// Repairs within a minute that are made without a pause: an administrator may reload a firewall as often.
 const AT_ONCE: usize = 5;

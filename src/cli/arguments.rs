@@ -11,8 +11,7 @@ use ipnet::IpNet;
 
 use crate::cli::interfaces::default_interface;
 use crate::config::{BlockDuration, Per, PrefixLength, Preset, Span, Threshold, WindowSpan};
-use crate::types::ifname::IfName;
-use crate::types::network::{InvalidAddress, parse_network};
+use crate::types::{IfName, InvalidAddress, parse_network};
 
 /// Detects TCP port scans and blocks the scanner in the kernel.
 #[derive(Parser)]

@@ -21,8 +21,7 @@ use zbus::{Connection, DBusError, DynamicType, OwnedVariant, Proxy};
 use crate::api::dbus::names::{INTERFACE, bus_name, interface_of, object_path};
 use crate::cli::interfaces::{is_present, listed, present, start_command};
 use crate::cli::units;
-use crate::types::ifname::IfName;
-use crate::types::network::show_network;
+use crate::types::{IfName, show_network};
 
 /// How long an instance may take to answer. It takes milliseconds on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(10);

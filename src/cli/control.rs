@@ -11,9 +11,7 @@ use crate::cli::arguments::{Block, Reload, Unblock};
 use crate::cli::client::{Answers, ClientError, Instance, Purpose, ask_each, instances};
 use crate::cli::output::print;
 use crate::system::progress::Progress;
-use crate::types::clock::HumanDuration;
-use crate::types::ifname::IfName;
-use crate::types::network::{overlap, parse_network, show_network};
+use crate::types::{HumanDuration, IfName, overlap, parse_network, show_network};
 
 /// Commands on fewer addresses than this take no time.
 const SHOW_PROGRESS_AFTER: Duration = Duration::from_millis(500);

@@ -2,7 +2,7 @@
 //!
 //! Reads /proc only, which shows the network namespace of this process.
 
-use crate::types::ifname::IfName;
+use crate::types::IfName;
 
 /// Flags of a route (linux/route.h, linux/ipv6_route.h).
 const RTF_UP: u32 = 0x1;

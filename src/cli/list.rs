@@ -8,7 +8,7 @@ use crate::cli::client::{Block, Purpose, ask_each, instances};
 use crate::cli::output::{on_terminal, print, print_json, width};
 use crate::cli::table::Table;
 use crate::cli::time::{absolute, ago, ahead, now};
-use crate::types::ifname::IfName;
+use crate::types::IfName;
 
 /// A block in the JSON output. Its keys are stable.
 #[derive(Serialize)]

@@ -31,7 +31,7 @@ use crate::service;
 use crate::service::DaemonError;
 use crate::system::capture::saved::SavedError;
 use crate::system::service_manager;
-use crate::types::ifname::IfName;
+use crate::types::IfName;
 
 const FAILED: u8 = 1;
 /// clap exits with the same code.

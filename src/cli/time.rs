@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::cli::output::on_terminal;
-use crate::types::clock::{HumanDuration, WallClock};
+use crate::types::{HumanDuration, WallClock};
 
 /// The end of the year 9999, the last that RFC 3339 can represent.
 const LAST: u64 = 253_402_300_799;

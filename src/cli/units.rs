@@ -4,7 +4,7 @@
 
 use zbus::{Connection, OwnedObjectPath, OwnedVariant};
 
-use crate::types::ifname::IfName;
+use crate::types::IfName;
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 const NAMES: &str = "tcptracker@*.service";

@@ -20,7 +20,7 @@ use crate::cli::output::{
     Style, on_terminal, print, print_error, print_json_line, safe, styled, width, wrapped,
 };
 use crate::cli::time::{now, on_its_day, time_of_day};
-use crate::types::ifname::IfName;
+use crate::types::IfName;
 
 /// An event in the JSON output, one object per line. Its keys are stable.
 #[derive(Serialize)]

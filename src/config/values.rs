@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::types::clock::HumanDuration;
+use crate::types::HumanDuration;
 
 /// A whole number within bounds, with its default.
 macro_rules! bounded_number {
@@ -345,7 +345,7 @@ pub fn at_least_one<'de, D: Deserializer<'de>, T: DeserializeOwned>(
 /// Reads and writes addresses and networks; a single address has no prefix length.
 pub mod networks {
     use super::{Deserialize, Deserializer, Error, IpNet};
-    use crate::types::network::{parse_network, show_network};
+    use crate::types::{parse_network, show_network};
     use serde::{Serialize, Serializer};
 
     pub fn serialize<S: Serializer>(networks: &[IpNet], serializer: S) -> Result<S::Ok, S::Error> {

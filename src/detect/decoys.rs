@@ -10,9 +10,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::types::clock::Moment;
-use crate::types::scan::{Attempt, DECOYS_NAMED};
-use crate::types::segment::Port;
+use crate::types::{Attempt, DECOYS_NAMED, Moment, Port};
 
 /// How close together the probes for one port must be. nmap sends those of all decoys at once.
 const TOGETHER: Duration = Duration::from_secs(2);

@@ -21,10 +21,7 @@ use tracing::debug;
 use crate::config::{DetectionConfig, Preset};
 use crate::detect::balanced::BalancedDetector;
 use crate::detect::classic::ClassicDetector;
-use crate::types::clock::Moment;
-use crate::types::host::{Host, Listening};
-use crate::types::scan::{Attempt, Scan, Summary};
-use crate::types::segment::Segment;
+use crate::types::{Attempt, Host, Listening, Moment, Scan, Segment, Summary};
 
 /// How many segments an engine looks up at once: about as many reads of memory as a processor can wait for
 /// at a time.

@@ -10,10 +10,7 @@ use ipnet::IpNet;
 use lru::LruCache;
 
 use crate::detect::key::Key;
-use crate::types::clock::Moment;
-use crate::types::network::overlap;
-use crate::types::scan::{Attempt, Summary};
-use crate::types::segment::Port;
+use crate::types::{Attempt, Moment, Port, Summary, overlap};
 
 /// How many scans are followed at a time: 4 MiB of ports. If there are more, the scan that has been silent
 /// for the longest time is summed up early.

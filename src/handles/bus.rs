@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::types::event::Event;
+use crate::types::Event;
 
 /// Commands that may wait for the bus thread.
 pub const QUEUE: usize = 1024;

@@ -6,7 +6,7 @@ use std::sync::mpsc::SyncSender;
 use ipnet::IpNet;
 
 use crate::config::{DetectionConfig, LogConfig};
-use crate::types::host::{Host, Listening};
+use crate::types::{Host, Listening};
 
 /// Commands that may wait for the detector.
 pub const QUEUE: usize = 1024;

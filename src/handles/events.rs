@@ -5,8 +5,8 @@
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
-use crate::handles::bus::BusCommand;
-use crate::types::event::Event;
+use crate::handles::BusCommand;
+use crate::types::Event;
 
 /// A reader of events whose queue can be full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,11 +9,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::config::Config;
-use crate::types::block::{BlockFailure, Evidence, ExemptReason};
-use crate::types::event::{BackendNote, Refusal};
-use crate::types::host::Host;
-use crate::types::network::show_network;
-use crate::types::scan::Scan;
+use crate::types::{
+    BackendNote, BlockFailure, Evidence, ExemptReason, Host, Refusal, Scan, show_network,
+};
 
 /// Commands that may wait for the firewall thread.
 pub const QUEUE: usize = 1024;

@@ -6,10 +6,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::handles::events::EventSink;
-use crate::types::event::Event;
-use crate::types::network::Family;
-use crate::types::state::{FamilyFigures, State, Status};
+use crate::handles::EventSink;
+use crate::types::{Event, Family, FamilyFigures, State, Status};
 
 /// A component of the service that can be degraded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

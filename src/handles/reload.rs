@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::Sender;
 
-use crate::handles::notification::{Notification, ReloadError, ReloadRequest};
+use crate::handles::{Notification, ReloadError, ReloadRequest};
 
 /// Asks main for a reload.
 #[derive(Clone, Debug)]

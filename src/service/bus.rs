@@ -6,9 +6,7 @@ use std::sync::mpsc::sync_channel;
 use crate::api::dbus;
 use crate::api::dbus::BusError;
 use crate::api::dbus::tracker::Tracker;
-use crate::handles::bus::BusCommand;
-use crate::handles::firewall::FirewallHandle;
-use crate::handles::reload::Reloader;
+use crate::handles::{BusCommand, FirewallHandle, Reloader};
 use crate::service::supervisor::Supervisor;
 use crate::service::{Context, DaemonError};
 

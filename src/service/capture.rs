@@ -15,20 +15,17 @@ use rustix::io::Errno;
 
 use crate::api::metrics::CaptureMetrics;
 use crate::config::Config;
-use crate::handles::capture::{CaptureCommand, CaptureCommands, CaptureHandle, channel_to_capture};
-use crate::handles::events::EventSink;
-use crate::handles::health::{Component, Health};
+use crate::handles::{
+    CaptureCommand, CaptureCommands, CaptureHandle, Component, EventSink, Health,
+    channel_to_capture,
+};
 use crate::service::supervisor::Supervisor;
 use crate::service::{Context, uses_outcomes};
 use crate::system::capture::CaptureError;
 use crate::system::capture::batch::BatchSender;
 use crate::system::capture::frame;
 use crate::system::capture::live::LiveCapture;
-use crate::types::capture::CaptureCounters;
-use crate::types::clock::{Moment, WallClock};
-use crate::types::event::Event;
-use crate::types::heartbeat::Heartbeat;
-use crate::types::ifname::IfName;
+use crate::types::{CaptureCounters, Event, Heartbeat, IfName, Moment, WallClock};
 
 /// The longest sleep on a quiet interface.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };

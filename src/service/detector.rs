@@ -10,17 +10,13 @@ use std::time::Duration;
 use crate::api::metrics::Metrics;
 use crate::config::{Config, DetectionConfig, LogConfig, Preset};
 use crate::detect::{self, Detector};
-use crate::handles::detector::{DetectorCommand, QUEUE};
-use crate::handles::events::EventSink;
-use crate::handles::firewall::FirewallHandle;
+use crate::handles::detector::QUEUE;
+use crate::handles::{DetectorCommand, EventSink, FirewallHandle};
 use crate::service::Context;
 use crate::service::report::{Findings, Reporter};
 use crate::service::supervisor::Supervisor;
 use crate::system::capture::batch::{Batch, BatchReceiver};
-use crate::types::clock::Moment;
-use crate::types::event::{Event, Warning};
-use crate::types::heartbeat::Heartbeat;
-use crate::types::host::{Host, Listening};
+use crate::types::{Event, Heartbeat, Host, Listening, Moment, Warning};
 
 /// The longest sleep.
 const TICK: Duration = Duration::from_millis(500);

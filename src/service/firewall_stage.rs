@@ -8,16 +8,14 @@ use crate::block::backend::{Backend, select};
 use crate::block::exemptions::AskSessions;
 use crate::block::store::StorePath;
 use crate::config::Config;
-use crate::handles::detector::DetectorCommand;
-use crate::handles::firewall::Command;
+use crate::handles::{Command, DetectorCommand};
 use crate::service::firewall::FirewallThread;
 use crate::service::supervisor::Supervisor;
 use crate::service::{Context, DaemonError};
 use crate::system::host::ssh::Sessions;
 use crate::system::progress::Progress;
 use crate::system::service_manager;
-use crate::types::clock::WallClock;
-use crate::types::host::Host;
+use crate::types::{Host, WallClock};
 
 /// Starts the firewall thread, and waits until its rules and blocks are in the kernel.
 pub fn spawn(

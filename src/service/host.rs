@@ -9,19 +9,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 
 use crate::config::Config;
-use crate::handles::detector::DetectorCommand;
-use crate::handles::events::EventSink;
-use crate::handles::firewall::{Command, FirewallHandle};
-use crate::handles::health::{Component, Health};
-use crate::handles::stop_flag::StopFlag;
+use crate::handles::{
+    Command, Component, DetectorCommand, EventSink, FirewallHandle, Health, StopFlag,
+};
 use crate::service::Context;
 use crate::service::supervisor::Supervisor;
 use crate::system::capture::CaptureError;
 use crate::system::host;
 use crate::system::host::listening::ListeningFollower;
-use crate::types::event::{Event, Warning};
-use crate::types::host::Host;
-use crate::types::ifname::IfName;
+use crate::types::{Event, Host, IfName, Warning};
 
 /// Starts the host thread. While `wants_ports` is true, the detector also learns on which ports the host
 /// listens. Returns what stops the thread.

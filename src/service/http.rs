@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use crate::api::metrics::http::{MetricsServer, is_missing};
 use crate::config::Listen;
-use crate::handles::stop_flag::StopFlag;
+use crate::handles::StopFlag;
 use crate::service::Context;
 use crate::service::supervisor::Supervisor;
-use crate::types::event::{Event, Warning};
+use crate::types::{Event, Warning};
 
 /// Starts the metrics thread if an address is configured and free. A port in use is no reason not to
 /// block scanners, so that it leads to a warning only.

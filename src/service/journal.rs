@@ -5,8 +5,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 
 use crate::api::journal::{QUEUE, run};
 use crate::service::supervisor::Supervisor;
-use crate::types::event::Event;
-use crate::types::ifname::IfName;
+use crate::types::{Event, IfName};
 
 /// Starts the journal thread. It ends when all senders of events are dropped.
 pub fn spawn(

@@ -30,15 +30,12 @@ use crate::api::log_filter::LogFilter;
 use crate::api::metrics::Metrics;
 use crate::block::backend::{Backend, FirewallError, select};
 use crate::config::{Config, ConfigError, Effective, Preset, Sources};
-use crate::handles::bus::{self as bus_handle, BusCommand};
-use crate::handles::capture::CaptureHandle;
-use crate::handles::detector::DetectorCommand;
-use crate::handles::events::EventSink;
-use crate::handles::firewall::{Command, FirewallHandle, QUEUE as FIREWALL_QUEUE};
-use crate::handles::health::{Component, Health};
-use crate::handles::notification::{Notification, ReloadRequest};
-use crate::handles::reload::Reloader;
-use crate::handles::stop_flag::StopFlag;
+use crate::handles::bus as bus_handle;
+use crate::handles::firewall::QUEUE as FIREWALL_QUEUE;
+use crate::handles::{
+    BusCommand, CaptureHandle, Command, Component, DetectorCommand, EventSink, FirewallHandle,
+    Health, Notification, ReloadRequest, Reloader, StopFlag,
+};
 use crate::service::supervisor::Supervisor;
 use crate::system::capture::CaptureError;
 use crate::system::capture::batch;
@@ -46,10 +43,7 @@ use crate::system::capture::live::LiveCapture;
 use crate::system::lock::{Lock, LockError};
 use crate::system::netlink::NetlinkError;
 use crate::system::service_manager;
-use crate::types::clock::Moment;
-use crate::types::event::{BackendNote, Event, Warning};
-use crate::types::host::Host;
-use crate::types::ifname::IfName;
+use crate::types::{BackendNote, Event, Host, IfName, Moment, Warning};
 
 /// How often main checks that every thread makes progress. Each ticks at least once a second.
 const ROUND: Duration = Duration::from_secs(2);

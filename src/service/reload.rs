@@ -6,12 +6,10 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 
 use crate::config::{Config, Effective, Listen};
-use crate::handles::detector::DetectorCommand;
-use crate::handles::firewall::Command;
-use crate::handles::notification::ReloadError;
+use crate::handles::{Command, DetectorCommand, ReloadError};
 use crate::service::{Service, http, uses_outcomes};
 use crate::system::service_manager;
-use crate::types::event::{BackendNote, Event, ReloadNote};
+use crate::types::{BackendNote, Event, ReloadNote};
 
 /// Reads all sources again and applies what has changed. Emits the result.
 pub fn reload(service: &mut Service, uid: Option<u32>) -> Result<(), ReloadError> {

@@ -8,14 +8,10 @@ use std::sync::Arc;
 use crate::api::metrics::Metrics;
 use crate::config::LogConfig;
 use crate::detect::Observer;
-use crate::handles::events::EventSink;
-use crate::handles::firewall::{Command, FirewallHandle};
-use crate::types::clock::Moment;
-use crate::types::event::{Event, Suppressed};
-use crate::types::host::Host;
-use crate::types::rate_limit::{RateLimit, Suppression};
-use crate::types::scan::{Scan, Summary};
-use crate::types::segment::{Direction, Segment};
+use crate::handles::{Command, EventSink, FirewallHandle};
+use crate::types::{
+    Direction, Event, Host, Moment, RateLimit, Scan, Segment, Summary, Suppressed, Suppression,
+};
 
 /// How much is logged one by one.
 struct Limits {

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use crate::block::store::flusher::flusher;
 use crate::block::store::{StorePath, file_of};
 use crate::service::supervisor::Supervisor;
-use crate::types::ifname::IfName;
+use crate::types::IfName;
 
 /// Starts the store thread. It ends when the path is dropped.
 pub fn spawn(threads: &mut Supervisor, interface: &IfName) -> std::io::Result<StorePath> {

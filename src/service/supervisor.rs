@@ -13,8 +13,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
-use crate::handles::notification::Notification;
-use crate::types::heartbeat::Heartbeat;
+use crate::handles::Notification;
+use crate::types::Heartbeat;
 
 struct Thread {
     name: &'static str,

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use rustix::net::netlink::NETFILTER;
 
 use crate::system::netlink::{Attributes, Body, NetlinkError, NetlinkSocket};
-use crate::types::network::Family;
+use crate::types::Family;
 
 const SUBSYSTEM: u16 = 1 << 8;
 const GET: u16 = SUBSYSTEM | 1;

@@ -12,7 +12,7 @@ use rustix::net::{
     socket_with, sockopt,
 };
 
-use crate::types::network::Family;
+use crate::types::Family;
 
 const HEADER: usize = 16;
 /// The most that the kernel puts into one datagram of a dump (af_netlink.c, `netlink_dump`). A refusal

@@ -5,7 +5,7 @@
 use std::io::{IsTerminal, Write, stderr};
 use std::time::Duration;
 
-use crate::types::clock::Moment;
+use crate::types::Moment;
 
 /// The shortest time between two updates: faster ones cannot be read.
 const PACE: Duration = Duration::from_millis(100);

@@ -8,11 +8,7 @@ use ipnet::IpNet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::clock::Moment;
-use crate::types::network::show_network;
-use crate::types::rule::Rule;
-use crate::types::scan::{Attempt, Scan, ScanKind};
-use crate::types::segment::Port;
+use crate::types::{Attempt, Moment, Port, Rule, Scan, ScanKind, show_network};
 
 /// Ports that a reason names; the rest is counted.
 const PORTS_IN_REASON: usize = 8;

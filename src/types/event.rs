@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::types::block::{BlockCause, BlockFailure, ExemptReason, SkipReason, UnblockCause};
-use crate::types::scan::{Scan, Summary};
-use crate::types::segment::{Direction, Port};
-use crate::types::state::State;
+use crate::types::{
+    BlockCause, BlockFailure, Direction, ExemptReason, Port, Scan, SkipReason, State, Summary,
+    UnblockCause,
+};
 
 /// An event, emitted after the fact: a block when the kernel has accepted it. Readers share it as `Arc`, so
 /// that the preallocated slots of their queues stay small.

@@ -4,9 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::types::ifname::IfName;
-use crate::types::network::overlap;
-use crate::types::segment::{Direction, Port, Segment};
+use crate::types::{Direction, IfName, Port, Segment, overlap};
 
 /// What the host is, and depends on, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::types::clock::Moment;
+use crate::types::Moment;
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -8,9 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::types::clock::Moment;
-use crate::types::rule::Rule;
-use crate::types::segment::{Outcome, Port};
+use crate::types::{Moment, Outcome, Port, Rule};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::clock::Moment;
+use crate::types::Moment;
 
 /// A TCP port.
 #[derive(

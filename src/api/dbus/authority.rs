@@ -13,10 +13,8 @@ use zbus::names::UniqueName;
 use zbus::{Connection, OwnedVariant, Variant, fdo};
 
 use crate::api::dbus::error::Error;
-use crate::handles::events::{EventSink, Reader};
-use crate::types::clock::Moment;
-use crate::types::event::{Event, Refusal, Request};
-use crate::types::rate_limit::RateLimit;
+use crate::handles::{EventSink, Reader};
+use crate::types::{Event, Moment, RateLimit, Refusal, Request};
 
 /// The group whose members may make changes.
 const GROUP: &str = "tcptracker";

@@ -7,10 +7,7 @@ use zbus::object_server::Interface;
 
 use crate::api::dbus::tracker::Tracker;
 use crate::api::metrics::Metrics;
-use crate::handles::events::EventSink;
-use crate::handles::firewall::FirewallHandle;
-use crate::handles::health::Health;
-use crate::handles::reload::Reloader;
+use crate::handles::{EventSink, FirewallHandle, Health, Reloader};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/dbus/org.tcptracker.Tracker1.xml");
 

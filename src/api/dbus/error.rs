@@ -4,8 +4,7 @@ use zbus::message::{Header, Message};
 use zbus::names::ErrorName;
 use zbus::{DBusError, fdo};
 
-use crate::handles::firewall::RequestError;
-use crate::handles::notification::ReloadError;
+use crate::handles::{ReloadError, RequestError};
 
 /// Why a call failed, with a text for the caller.
 #[derive(Debug)]

@@ -6,8 +6,8 @@ use std::collections::HashMap;
 
 use zbus::{OwnedVariant, Variant};
 
-use crate::handles::firewall::{BlockExplanation, Explanation};
-use crate::types::network::show_network;
+use crate::handles::{BlockExplanation, Explanation};
+use crate::types::show_network;
 
 /// Keys and values.
 pub type Answer = HashMap<&'static str, OwnedVariant>;

@@ -19,8 +19,8 @@ use crate::api::dbus::names::COMMON_NAME;
 use crate::api::dbus::names::bus_name;
 use crate::api::dbus::names::object_path;
 use crate::api::dbus::tracker::Tracker;
-use crate::handles::bus::BusCommand;
-use crate::handles::events::{CountEvents, Reader};
+use crate::handles::{BusCommand, CountEvents, Reader};
+use crate::types::{Heartbeat, IfName};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
@@ -30,8 +30,6 @@ use zbus::fdo::{RequestNameFlags, RequestNameReply};
 
 use crate::api::dbus::signals::Signals;
 use crate::api::metrics::Metrics;
-use crate::types::heartbeat::Heartbeat;
-use crate::types::ifname::IfName;
 
 /// Why the service is not on the bus.
 #[derive(Debug, thiserror::Error)]

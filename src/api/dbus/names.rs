@@ -1,6 +1,6 @@
 //! Names on the bus, for the service and the command line.
 
-use crate::types::ifname::IfName;
+use crate::types::IfName;
 
 /// The D-Bus interface.
 pub const INTERFACE: &str = "org.tcptracker.Tracker1";

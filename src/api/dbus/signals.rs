@@ -9,11 +9,7 @@ use zbus::object_server::{InterfaceRef, SignalEmitter};
 
 use crate::api::dbus::names::object_path;
 use crate::api::dbus::tracker::Tracker;
-use crate::types::clock::Moment;
-use crate::types::event::Event;
-use crate::types::ifname::IfName;
-use crate::types::network::show_network;
-use crate::types::rate_limit::RateLimit;
+use crate::types::{Event, IfName, Moment, RateLimit, show_network};
 
 /// Signals per second. A flood of scans must not become a flood on the bus, which would disconnect slow
 /// listeners.

@@ -18,13 +18,8 @@ use crate::api::dbus::explanation;
 use crate::api::dbus::explanation::Answer;
 use crate::api::dbus::until_sent::UntilSent;
 use crate::api::metrics::Metrics;
-use crate::handles::events::EventSink;
-use crate::handles::firewall::{Command, FirewallHandle, Listed, Reply};
-use crate::handles::health::Health;
-use crate::handles::reload::Reloader;
-use crate::types::event::Request;
-use crate::types::ifname::IfName;
-use crate::types::network::{parse_network, show_network};
+use crate::handles::{Command, EventSink, FirewallHandle, Health, Listed, Reloader, Reply};
+use crate::types::{IfName, Request, parse_network, show_network};
 
 /// The longest reason, in characters. It is kept as long as the block.
 const LONGEST_REASON: usize = 200;

@@ -13,11 +13,8 @@ use tiny_http::{Header, Method, Request, Response};
 use crate::api::metrics::Metrics;
 use crate::api::metrics::private_server::PrivateServer;
 use crate::api::metrics::relay::Relay;
-use crate::handles::health::Health;
-use crate::handles::stop_flag::StopFlag;
-use crate::types::clock::Moment;
-use crate::types::heartbeat::Heartbeat;
-use crate::types::state::{State, Status};
+use crate::handles::{Health, StopFlag};
+use crate::types::{Heartbeat, Moment, State, Status};
 
 /// How often tiny_http is started again at most. Each start costs five threads.
 const RESTART_EVERY: Duration = Duration::from_secs(1);

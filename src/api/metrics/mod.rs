@@ -17,14 +17,10 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
-use crate::handles::events::{CountEvents, Reader};
-use crate::types::block::{BlockCause, UnblockCause};
-use crate::types::capture::CaptureCounters;
-use crate::types::event::Event;
-use crate::types::network::Family;
-use crate::types::scan::ScanKind;
-use crate::types::segment::Direction;
-use crate::types::state::{State, Status};
+use crate::handles::{CountEvents, Reader};
+use crate::types::{
+    BlockCause, CaptureCounters, Direction, Event, Family, ScanKind, State, Status, UnblockCause,
+};
 
 /// From 50 µs to 1 s: a block takes about a millisecond from the probe.
 const LATENCY_BUCKETS: [f64; 13] = [

@@ -18,7 +18,7 @@ use rustix::net::sockopt::socket_send_buffer_size;
 use rustix::net::{Shutdown, shutdown};
 use tiny_http::{Request, Response, Server};
 
-use crate::types::clock::Moment;
+use crate::types::Moment;
 
 /// The time limit for an exchange. One takes less than a millisecond.
 const PATIENCE: Duration = Duration::from_secs(1);

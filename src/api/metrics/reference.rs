@@ -29,7 +29,7 @@ mod tests {
 
     use super::*;
     use crate::api::metrics::Metrics;
-    use crate::types::state::Status;
+    use crate::types::Status;
 
     #[test]
     fn every_counter_is_explained() {

@@ -16,8 +16,8 @@ use rustix::net::{
 };
 
 use crate::api::metrics::private_server::{DESCRIPTORS, refusal};
-use crate::handles::stop_flag::StopFlag;
-use crate::types::clock::Moment;
+use crate::handles::StopFlag;
+use crate::types::Moment;
 
 /// Connections at a time. A host has one or two scrapers.
 const MOST_CONNECTIONS: usize = 64;

@@ -12,7 +12,7 @@ use crate::block::backend::{Backend, FirewallError};
 use crate::block::reconcile::HookFault;
 use crate::block::reconcile::{DesiredState, Fault};
 use crate::config::values::Hook;
-use crate::types::network::Family;
+use crate::types::Family;
 
 /// The fake kernel, shared with the test that looks at it.
 #[derive(Clone, Default)]

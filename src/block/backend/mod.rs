@@ -24,8 +24,7 @@ use crate::block::backend::ipset::netlink::{Element, IpsetError};
 use crate::block::backend::program::RulesError;
 use crate::block::reconcile::{DesiredState, Fault};
 use crate::system::netlink::NetlinkError;
-use crate::types::block::BlockFailure;
-use crate::types::network::Family;
+use crate::types::{BlockFailure, Family};
 
 /// The reason why the kernel does not enforce a block as requested.
 #[derive(Debug, thiserror::Error)]

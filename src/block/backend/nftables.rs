@@ -9,7 +9,7 @@ use rustix::net::netlink::NETFILTER;
 
 use crate::block::backend::ruleset::CHAIN;
 use crate::system::netlink::{Attributes, Body, NetlinkError, NetlinkSocket};
-use crate::types::network::Family;
+use crate::types::Family;
 
 const NUMBER: u8 = 10;
 const SUBSYSTEM: u16 = (NUMBER as u16) << 8;

@@ -11,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 use iptables::IPTables;
 use iptables::error::IptablesError;
 
-use crate::types::network::Family;
+use crate::types::Family;
 
 const TABLE: &str = "filter";
 

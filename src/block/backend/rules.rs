@@ -19,9 +19,7 @@ use crate::block::backend::ruleset::{CHAIN, Inspection, RuleTemplate, Ruleset, S
 use crate::config::FirewallConfig;
 use crate::config::values::{Established, Hook, Target};
 use crate::system::lock::Lock;
-use crate::types::clock::Moment;
-use crate::types::ifname::IfName;
-use crate::types::network::Family;
+use crate::types::{Family, IfName, Moment};
 
 /// Exists if the kernel supports IPv6. (`/proc/net` is hidden by `ProcSubset=pid`.)
 const IPV6_PRESENT: &str = "/proc/self/net/if_inet6";

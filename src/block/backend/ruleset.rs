@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::block::reconcile::{Fault, HookFault};
 use crate::config::values::Hook;
-use crate::types::network::Family;
+use crate::types::Family;
 
 /// The chain that all instances share.
 pub const CHAIN: &str = "tcptracker";

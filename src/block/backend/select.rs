@@ -8,8 +8,7 @@ use crate::block::backend::iptables::{CAPACITY, IptablesBackend};
 use crate::block::backend::{Backend, FirewallError};
 use crate::config;
 use crate::config::Config;
-use crate::types::event::BackendNote;
-use crate::types::ifname::IfName;
+use crate::types::{BackendNote, IfName};
 
 /// Chooses and connects the back end. Returns with it what an operator should know about the choice.
 /// Changes nothing.

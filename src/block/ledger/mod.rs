@@ -15,9 +15,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lru::LruCache;
 
 use crate::block::store::records::{Offences, Record};
-use crate::types::block::{Block, BlockReason};
-use crate::types::clock::Moment;
-use crate::types::network::Family;
+use crate::types::{Block, BlockReason, Family, Moment};
 
 /// Earlier offences and grace periods, each: as many as sources that the detector remembers by default.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(131_072).unwrap();

@@ -11,8 +11,7 @@ use rusqlite::{Connection, OpenFlags, Row, ToSql, Transaction, TransactionBehavi
 use crate::block::store::records::{Offences, Record, Remembered};
 use crate::block::store::timeline::Timeline;
 use crate::block::store::{StoreError, beside};
-use crate::types::block::{Block, BlockReason, Evidence};
-use crate::types::clock::Moment;
+use crate::types::{Block, BlockReason, Evidence, Moment};
 
 /// "tcpt" in the file's header, by which file(1) and this module recognise it.
 const APPLICATION: i32 = 0x7463_7074;

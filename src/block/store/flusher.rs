@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::block::store::database::Database;
 use crate::block::store::timeline::Timeline;
 use crate::block::store::{StoreError, StorePath, beside, boot};
-use crate::types::clock::{Moment, WallClock};
+use crate::types::{Moment, WallClock};
 
 /// How long a change may wait. A power cut loses changes younger than this and the time of a flush.
 const PACE: Duration = Duration::from_millis(500);

@@ -27,8 +27,7 @@ use crate::block::store::database::Database;
 use crate::block::store::quarantine::quarantine;
 use crate::block::store::records::{Record, Remembered};
 use crate::block::store::timeline::Timeline;
-use crate::types::clock::WallClock;
-use crate::types::ifname::IfName;
+use crate::types::{IfName, WallClock};
 
 /// The file's name within the state directory.
 const FILE: &str = "tcptracker.db";

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::block::ledger::Ledger;
 use crate::block::store::records::Record;
 use crate::block::store::{Loaded, Opened, Quarantined, Store, StoreError, StorePath};
-use crate::types::clock::{Moment, WallClock};
+use crate::types::{Moment, WallClock};
 
 /// The pause after a failure.
 const RETRY: Duration = Duration::from_secs(5);

@@ -2,8 +2,7 @@
 
 use ipnet::IpNet;
 
-use crate::types::block::{Block, BlockReason};
-use crate::types::clock::Moment;
+use crate::types::{Block, BlockReason, Moment};
 
 /// How often a network has been blocked for a scan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,11 +11,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::block::store::flusher::flusher;
 use crate::block::store::records::Offences;
-use crate::types::block::{Block, BlockReason, Evidence};
-use crate::types::clock::Moment;
-use crate::types::rule::Rule;
-use crate::types::scan::{Attempt, ScanKind};
-use crate::types::segment::Port;
+use crate::types::{Attempt, Block, BlockReason, Evidence, Moment, Port, Rule, ScanKind};
 
 fn at(seconds: u64) -> Moment {
     Moment::from_nanos(seconds * 1_000_000_000)

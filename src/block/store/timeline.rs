@@ -5,7 +5,7 @@
 //! link.
 
 use crate::block::store::records::Remembered;
-use crate::types::clock::{Moment, WallClock};
+use crate::types::{Moment, WallClock};
 
 /// The timeline of one boot, compared once with the wall clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,7 +66,7 @@ mod tests {
 
     use super::*;
     use crate::block::store::records::Offences;
-    use crate::types::block::{Block, BlockReason};
+    use crate::types::{Block, BlockReason};
 
     const HOUR: u64 = 3600;
     /// When these boots take place, in Unix seconds and on the timeline.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::cli::doctor::Finding;
 use crate::cli::interfaces::{is_present, listed, present};
 use crate::config::{Config, Effective, Sources};
-use crate::types::ifname::IfName;
+use crate::types::IfName;
 
 const CHECK: &str = "configuration";
 

@@ -12,7 +12,7 @@ use crate::cli::doctor::Finding;
 use crate::cli::interfaces::{listed, start_command};
 use crate::cli::units;
 use crate::config::{Effective, Flags, Listen, Sources};
-use crate::types::ifname::IfName;
+use crate::types::IfName;
 
 const CHECK: &str = "instance";
 const METRICS: &str = "metrics";

@@ -23,7 +23,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use crate::types::clock::Moment;
+use crate::types::Moment;
 
 /// Set in the environment of the process inside.
 const INSIDE: &str = "TCPTRACKER_SELF_TEST";

@@ -12,7 +12,7 @@ use crate::cli::doctor::lab;
 use crate::cli::doctor::lab::{Lab, is_answered, wait_for};
 use crate::cli::doctor::{Finding, Verdict, line};
 use crate::cli::output::{Style, counted, on_terminal, print, print_json, styled};
-use crate::types::clock::Moment;
+use crate::types::Moment;
 
 const SERVICE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const SCANNER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);

@@ -15,9 +15,7 @@ use crate::cli::time::absolute;
 use crate::config::Config;
 use crate::system::capture::CaptureError;
 use crate::system::capture::live::LiveCapture;
-use crate::types::clock::WallClock;
-use crate::types::ifname::IfName;
-use crate::types::network::Family;
+use crate::types::{Family, IfName, WallClock};
 
 /// The capabilities that the service needs, and their numbers (linux/capability.h).
 const CAPABILITIES: [(&str, u32); 2] = [("CAP_NET_ADMIN", 12), ("CAP_NET_RAW", 13)];

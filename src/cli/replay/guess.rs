@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::types::segment::Segment;
+use crate::types::Segment;
 
 /// Returns at most one address per family: it takes part in all connections, and receives more probes than it
 /// sends. A capture of a client or of a router has none.
@@ -34,8 +34,7 @@ fn own_address(segments: &[Segment], ipv4: bool) -> Option<IpNet> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::clock::Moment;
-    use crate::types::segment::{Port, SegmentKind};
+    use crate::types::{Moment, Port, SegmentKind};
 
     fn segment(kind: SegmentKind, source: &str, destination: &str) -> Segment {
         Segment {

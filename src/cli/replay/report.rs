@@ -12,9 +12,7 @@ use crate::cli::replay::trials::{Trial, Trials};
 use crate::cli::table::Table;
 use crate::cli::time::short;
 use crate::config::{DetectionConfig, Preset};
-use crate::types::clock::{HumanDuration, Moment};
-use crate::types::network::show_network;
-use crate::types::scan::{Attempt, Scan};
+use crate::types::{Attempt, HumanDuration, Moment, Scan, show_network};
 
 /// A scan in the JSON output, one object per line. Its keys are stable.
 #[derive(Serialize)]

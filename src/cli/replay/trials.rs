@@ -19,10 +19,7 @@ use crate::detect::{self, Detector, Observer, unit_of};
 use crate::system::capture::frame::{probe_in, segment_in};
 use crate::system::capture::saved::{SavedCapture, SavedError};
 use crate::system::progress::Progress;
-use crate::types::clock::Moment;
-use crate::types::host::Host;
-use crate::types::scan::Scan;
-use crate::types::segment::{Direction, Segment};
+use crate::types::{Direction, Host, Moment, Scan, Segment};
 
 /// Segments per batch, and batches that may wait for the detecting thread.
 const BATCH: usize = 4096;

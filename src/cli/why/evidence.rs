@@ -6,8 +6,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 use zbus::OwnedVariant;
 
-use crate::types::ifname::IfName;
-use crate::types::network::show_network;
+use crate::types::{IfName, show_network};
 
 /// The evidence of one instance. Its keys are stable; times are Unix seconds.
 #[derive(Serialize)]

@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::config::layers::DIRECTORY;
 use crate::config::{Effective, Flags, Origin, Sources};
-use crate::types::ifname::IfName;
+use crate::types::IfName;
 
 const KEY: &str = "exempt.networks";
 

@@ -17,7 +17,7 @@ use crate::cli::output::{
 use crate::cli::table::Table;
 use crate::cli::time::{absolute, ago, ahead, exact, now, short};
 use crate::cli::why::evidence::Evidence;
-use crate::types::network::{parse_network, show_network};
+use crate::types::{parse_network, show_network};
 
 /// The width of the labels.
 const LABEL: usize = 9;

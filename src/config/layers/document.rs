@@ -8,7 +8,7 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue, Error};
 
-use crate::types::text::quotable;
+use crate::types::quotable;
 
 /// What is wrong, and on which line.
 #[derive(Clone, Debug)]

@@ -5,7 +5,7 @@
 use toml::Value;
 
 use crate::config::reference::{KEYS, SECTIONS};
-use crate::types::text::quotable;
+use crate::types::quotable;
 
 /// Says that there is no such key, and names a similar one or the section of its namesake.
 pub fn unknown_key(key: &str) -> String {

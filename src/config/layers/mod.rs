@@ -20,9 +20,7 @@ use toml::{Spanned, Table, Value};
 
 use crate::config::Config;
 use crate::config::reference::{SECTIONS, expected};
-use crate::types::ifname::IfName;
-use crate::types::network::parse_network;
-use crate::types::text::{printable, quotable};
+use crate::types::{IfName, parse_network, printable, quotable};
 use document::{Document, Problem};
 
 /// The directory of the service's files.

@@ -19,9 +19,7 @@ use crate::detect::balanced::thresholds::{
     ANSWERS_ITSELF_WITHIN, ANSWERS_WITHIN, REPEATED_AFTER, SERVICE_PORTS_BELOW, SETTLED_AFTER,
     SYSTEM_PORTS_BELOW,
 };
-use crate::types::clock::Moment;
-use crate::types::host::Host;
-use crate::types::segment::{Port, Segment};
+use crate::types::{Host, Moment, Port, Segment};
 
 /// The end of time.
 const NEVER: Moment = Moment::from_nanos(u64::MAX);
@@ -424,7 +422,7 @@ impl Connections {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::segment::SegmentKind;
+    use crate::types::SegmentKind;
     use proptest::prelude::*;
 
     fn probe(client_port: u16, sequence: u8) -> Segment {

@@ -13,8 +13,7 @@ use crate::detect::balanced::thresholds::{
     CONNECTIONS_KEPT, CONNECTIONS_KEPT_FOR, CONNECTIONS_PER_FAILURE, CREDITS, EXCUSED_PER_HOUR,
     EXCUSED_PER_MINUTE,
 };
-use crate::types::clock::Moment;
-use crate::types::segment::Port;
+use crate::types::{Moment, Port};
 
 const HOUR: u32 = 3600;
 const MINUTE: u32 = 60;

@@ -5,8 +5,7 @@
 //! "very many".
 
 use crate::detect::balanced::thresholds::{MANY_PORTS, MANY_SOURCES, MANY_SOURCES_AT_LEAST};
-use crate::types::clock::Moment;
-use crate::types::segment::Port;
+use crate::types::{Moment, Port};
 
 /// How many sources, or hosts, are followed at a time.
 const PLACES: usize = 512;

@@ -8,8 +8,7 @@
     reason = "hashes are cut to the bits that are needed, and places fit by construction"
 )]
 
-use crate::types::clock::Moment;
-use crate::types::segment::Outcome;
+use crate::types::{Moment, Outcome};
 
 /// Words per place. Zeroed memory costs nothing until it is used, and words are zeroed by the allocator.
 const WORDS: usize = 3;

@@ -11,8 +11,7 @@ use crate::detect::balanced::hash::Hashes;
 use crate::detect::balanced::rules::Rules;
 use crate::detect::balanced::thresholds::{FOLLOWED, SYSTEM_PORTS_BELOW};
 use crate::detect::balanced::visibility::Visibility;
-use crate::types::clock::Moment;
-use crate::types::segment::{Outcome, Segment, SegmentKind};
+use crate::types::{Moment, Outcome, Segment, SegmentKind};
 
 /// The handshakes of all connections.
 pub struct Handshakes {

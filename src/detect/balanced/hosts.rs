@@ -13,7 +13,7 @@ use crate::detect::balanced::thresholds::{
     CONNECTIONS_PER_EXTRA_HOST, CONNECTIONS_PER_HOST, HOSTS_EXCUSED, Limit, SLOW_SWEEP, SWEEP,
     SWEEP_FAILED,
 };
-use crate::types::clock::Moment;
+use crate::types::Moment;
 
 const KEPT: usize = SWEEP.more_than + 1;
 

@@ -28,10 +28,7 @@ use crate::config::{DetectionConfig, Preset};
 use crate::detect::balanced::handshake::Handshakes;
 use crate::detect::balanced::rules::Rules;
 use crate::detect::{BATCH, Detector, Observer, report};
-use crate::types::clock::Moment;
-use crate::types::host::{Host, Listening};
-use crate::types::scan::{Scan, Summary};
-use crate::types::segment::{Segment, SegmentKind};
+use crate::types::{Host, Listening, Moment, Scan, Segment, SegmentKind, Summary};
 
 /// The present moment, and the host as it is now.
 #[derive(Clone, Copy)]

@@ -6,9 +6,7 @@
 use std::sync::Arc;
 
 use crate::detect::balanced::thresholds::{KNOWN_OPEN_FOR, LISTENED_WITHIN, OPEN_PORTS};
-use crate::types::clock::Moment;
-use crate::types::host::Listening;
-use crate::types::segment::Port;
+use crate::types::{Listening, Moment, Port};
 
 /// Hashes that were seen within the last hour, such as those of ports that have replied. Each hash has one
 /// place, and a later hash with the same place overwrites it.

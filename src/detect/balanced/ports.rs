@@ -8,10 +8,7 @@ use std::time::Duration;
 use crate::detect::balanced::thresholds::{
     A_DAY, A_MINUTE, AN_HOUR, CONNECT_SCAN, Limit, PORTS_KEPT,
 };
-use crate::types::clock::Moment;
-use crate::types::rule::Rule;
-use crate::types::scan::Attempt;
-use crate::types::segment::{Outcome, Port};
+use crate::types::{Attempt, Moment, Outcome, Port, Rule};
 
 /// A rule that was exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -33,12 +33,10 @@ use crate::detect::key::Key;
 use crate::detect::ongoing::OngoingScans;
 use crate::detect::table::Table;
 use crate::detect::{Detector, unit_of};
-use crate::types::clock::Moment;
-use crate::types::host::Listening;
-use crate::types::network::overlap;
-use crate::types::rule::Rule;
-use crate::types::scan::{Attempt, Scan, ScanKind, Summary};
-use crate::types::segment::{Outcome, Port, Segment, SegmentKind};
+use crate::types::{
+    Attempt, Listening, Moment, Outcome, Port, Rule, Scan, ScanKind, Segment, SegmentKind, Summary,
+    overlap,
+};
 
 /// Connections within this time are one health check, even if the service has several connections.
 const ONE_CHECK: Duration = Duration::from_secs(1);

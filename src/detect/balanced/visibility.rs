@@ -7,7 +7,7 @@
 use crate::detect::balanced::thresholds::{
     CUT_OFF_SOURCES, UNANSWERED_IN_A_ROW, UNANSWERED_SOURCES, UNSEEN_FOR, UNSEEN_SOURCES,
 };
-use crate::types::clock::Moment;
+use crate::types::Moment;
 
 /// What the capture shows of replies.
 pub struct Visibility {

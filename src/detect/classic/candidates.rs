@@ -8,8 +8,7 @@
 use std::time::Duration;
 
 use crate::detect::index::Tag;
-use crate::types::clock::Moment;
-use crate::types::segment::Port;
+use crate::types::{Moment, Port};
 
 /// A source that has tried one port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,8 +9,7 @@ use crate::detect::classic::window::{Packed, Window};
 use crate::detect::index::Tag;
 use crate::detect::key::Key;
 use crate::detect::slots::Slots;
-use crate::types::clock::Moment;
-use crate::types::scan::Attempt;
+use crate::types::{Attempt, Moment};
 
 /// How often, per window, a source moves to the front of the LRU order at most. Each move touches its
 /// neighbours in the list, which costs as much as the rest of a probe. The order is therefore exact to a
@@ -205,7 +204,7 @@ impl MultiPortSources {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::segment::Port;
+    use crate::types::Port;
     use lru::LruCache;
     use proptest::prelude::*;
     use std::num::NonZeroUsize;

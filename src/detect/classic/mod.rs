@@ -21,11 +21,7 @@ use crate::detect::decoys::Decoys;
 use crate::detect::key::Key;
 use crate::detect::ongoing::OngoingScans;
 use crate::detect::{BATCH, Detector, Observer, report, unit_of};
-use crate::types::clock::Moment;
-use crate::types::host::Host;
-use crate::types::rule::Rule;
-use crate::types::scan::{Attempt, Scan, ScanKind, Summary};
-use crate::types::segment::{Segment, SegmentKind};
+use crate::types::{Attempt, Host, Moment, Rule, Scan, ScanKind, Segment, SegmentKind, Summary};
 
 /// The detector of the preset `classic`.
 pub struct ClassicDetector {

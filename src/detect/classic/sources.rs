@@ -15,10 +15,7 @@ use crate::detect::classic::candidates::{Candidate, Candidates};
 use crate::detect::classic::lru::{Memory, MultiPortSources};
 use crate::detect::index::{Index, Tag};
 use crate::detect::key::Key;
-use crate::types::clock::Moment;
-use crate::types::network::overlap;
-use crate::types::scan::Attempt;
-use crate::types::segment::Segment;
+use crate::types::{Attempt, Moment, Segment, overlap};
 
 /// Candidates per source of the second stage. At the default of 131,072 sources, the candidates cover two
 /// seconds of a flood of 200,000 forged sources a second. A scanner that sends one probe a second is then
@@ -289,7 +286,7 @@ fn bits(address: IpAddr) -> (u128, u8) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::segment::{Port, SegmentKind};
+    use crate::types::{Port, SegmentKind};
 
     const SPAN: Duration = Duration::from_secs(60);
 

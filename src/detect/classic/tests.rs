@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::{Span, Threshold};
-use crate::types::segment::Port;
+use crate::types::Port;
 use proptest::prelude::*;
 
 const SECOND: u64 = 1_000_000_000;

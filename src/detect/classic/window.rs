@@ -6,9 +6,7 @@
 
 use std::time::Duration;
 
-use crate::types::clock::Moment;
-use crate::types::scan::Attempt;
-use crate::types::segment::Port;
+use crate::types::{Attempt, Moment, Port};
 
 /// What a probe has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,13 +3,10 @@
 use std::time::Duration;
 
 use crate::block::backend::fake::Inner;
-use crate::handles::firewall::RequestError;
+use crate::handles::RequestError;
 use crate::service::firewall::TICK;
 use crate::service::firewall::test_bench::{Bench, HOUR, bench, clock};
-use crate::types::block::{BlockFailure, SkipReason, UnblockCause};
-use crate::types::clock::Moment;
-use crate::types::event::Event;
-use crate::types::state::State;
+use crate::types::{BlockFailure, Event, Moment, SkipReason, State, UnblockCause};
 
 const SCANNER: &str = "198.51.100.1/32";
 

@@ -31,18 +31,14 @@ use crate::block::reconcile::{Checked, Repaired, Trouble, list_of};
 use crate::block::store::persister::StoreNews;
 use crate::block::store::{Quarantined, StorePath};
 use crate::config::Config;
-use crate::handles::detector::DetectorCommand;
-use crate::handles::events::EventSink;
-use crate::handles::firewall::{BlockExplanation, Command, Explanation, Listed, RequestError};
-use crate::handles::health::{Component, Health};
-use crate::types::block::{
-    Block, BlockFailure, BlockReason, Evidence, ExemptReason, SkipReason, UnblockCause,
+use crate::handles::{
+    BlockExplanation, Command, Component, DetectorCommand, EventSink, Explanation, Health, Listed,
+    RequestError,
 };
-use crate::types::clock::{Moment, WallClock};
-use crate::types::event::{BackendNote, Event, Request, Warning};
-use crate::types::host::Host;
-use crate::types::network::Family;
-use crate::types::scan::Scan;
+use crate::types::{
+    BackendNote, Block, BlockFailure, BlockReason, Event, Evidence, ExemptReason, Family, Host,
+    Moment, Request, Scan, SkipReason, UnblockCause, WallClock, Warning,
+};
 
 /// The longest time between two rounds of maintenance. It is short enough to repair the firewall within a
 /// second.

@@ -9,12 +9,9 @@ use tempfile::TempDir;
 use crate::block::backend::fake::FakeKernel;
 use crate::block::store::flusher::flusher;
 use crate::config::{BlockDuration, Config};
-use crate::handles::firewall::Command;
+use crate::handles::Command;
 use crate::service::firewall::test_bench::{Bench, EPOCH, HOUR, bench_on, clock};
-use crate::types::block::{BlockCause, SkipReason, UnblockCause};
-use crate::types::event::{Event, Warning};
-use crate::types::segment::Port;
-use crate::types::state::State;
+use crate::types::{BlockCause, Event, Port, SkipReason, State, UnblockCause, Warning};
 
 const SCANNER: &str = "198.51.100.1/32";
 

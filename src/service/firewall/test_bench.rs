@@ -10,20 +10,12 @@ use crate::block::backend::Backend;
 use crate::block::backend::fake::FakeKernel;
 use crate::block::store::StorePath;
 use crate::config::Config;
-use crate::handles::detector::DetectorCommand;
-use crate::handles::events::EventSink;
-use crate::handles::firewall::{Command, Listed, Reply, RequestError};
-use crate::handles::health::Health;
+use crate::handles::{Command, DetectorCommand, EventSink, Health, Listed, Reply, RequestError};
 use crate::service::firewall::{FirewallThread, OpenBackend};
 use crate::system::netlink::NetlinkError;
-use crate::types::block::SkipReason;
-use crate::types::clock::{Moment, WallClock};
-use crate::types::event::Event;
-use crate::types::host::Host;
-use crate::types::rule::Rule;
-use crate::types::scan::{Attempt, Scan, ScanKind};
-use crate::types::segment::Port;
-use crate::types::state::State;
+use crate::types::{
+    Attempt, Event, Host, Moment, Port, Rule, Scan, ScanKind, SkipReason, State, WallClock,
+};
 
 pub const HOUR: u64 = 3600;
 /// Unix time at moment zero.
@@ -128,14 +120,14 @@ impl Bench {
     }
 
     pub fn block(&mut self, address: &str, length: u64, seconds: u64) -> Result<(), RequestError> {
-        let network = crate::types::network::parse_network(address).unwrap();
+        let network = crate::types::parse_network(address).unwrap();
         let duration = (length > 0).then(|| Duration::from_secs(length));
         let reason = "test".to_owned();
         self.ask(seconds, |reply| Command::Block { network, duration, reason, uid: 1000, reply })
     }
 
     pub fn unblock(&mut self, address: &str, seconds: u64) -> Result<(), RequestError> {
-        let network = crate::types::network::parse_network(address).unwrap();
+        let network = crate::types::parse_network(address).unwrap();
         self.ask(seconds, |reply| Command::Unblock { network, uid: 1000, reply })
     }
 

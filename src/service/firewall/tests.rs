@@ -11,14 +11,12 @@ use tempfile::TempDir;
 use crate::block::backend::fake::FakeKernel;
 use crate::block::store::flusher::flusher;
 use crate::config::{Config, ExemptConfig};
-use crate::handles::detector::DetectorCommand;
-use crate::handles::firewall::{Command, Listed, RequestError};
+use crate::handles::{Command, DetectorCommand, Listed, RequestError};
 use crate::service::firewall::test_bench::{EPOCH, HOUR, bench, bench_on, clock};
-use crate::types::block::{BlockCause, BlockFailure, ExemptReason, SkipReason, UnblockCause};
-use crate::types::clock::{Moment, WallClock};
-use crate::types::event::Event;
-use crate::types::host::Host;
-use crate::types::state::State;
+use crate::types::{
+    BlockCause, BlockFailure, Event, ExemptReason, Host, Moment, SkipReason, State, UnblockCause,
+    WallClock,
+};
 
 #[test]
 fn scanner_is_blocked_in_the_kernel_listed_and_reported() {

@@ -7,7 +7,7 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
-use crate::types::segment::Segment;
+use crate::types::Segment;
 
 /// Segments in a full batch.
 const BATCH: usize = 4096;
@@ -168,8 +168,7 @@ impl BatchReceiver {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::clock::Moment;
-    use crate::types::segment::{Port, SegmentKind};
+    use crate::types::{Moment, Port, SegmentKind};
 
     fn probe(number: u64) -> Segment {
         Segment {

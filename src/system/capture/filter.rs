@@ -127,7 +127,7 @@ fn extensions(next_header: &str) -> String {
 mod tests {
     use super::*;
     use crate::system::capture::frame::{probe_in, segment_in, tests as frames};
-    use crate::types::clock::Moment;
+    use crate::types::Moment;
     use pcap::{BpfProgram, Capture, Linktype};
 
     fn program(linktype: i32) -> BpfProgram {

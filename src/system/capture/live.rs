@@ -10,8 +10,7 @@ use pcap::{Active, Capture, Device, Precision};
 use crate::system::capture::CaptureError;
 use crate::system::capture::filter;
 use crate::system::capture::frame::LinkLayer;
-use crate::types::capture::CaptureCounters;
-use crate::types::ifname::IfName;
+use crate::types::{CaptureCounters, IfName};
 
 /// Bytes captured of each packet: Ethernet, three VLAN tags, the longest IPv4 header or a few IPv6
 /// extension headers, and the first 14 bytes of TCP.

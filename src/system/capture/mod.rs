@@ -11,7 +11,7 @@ pub mod saved;
 
 use rustix::io::Errno;
 
-use crate::types::ifname::IfName;
+use crate::types::IfName;
 
 /// Why nothing can be captured.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustix::net::netlink::SOCK_DIAG;
 
 use crate::system::netlink::{Body, NetlinkError, NetlinkSocket};
-use crate::types::host::Listening;
+use crate::types::Listening;
 
 /// Asks for sockets of both families at once.
 const TCPDIAG_GETSOCK: u16 = 18;
@@ -69,7 +69,7 @@ fn port_in(socket: &[u8]) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::segment::Port;
+    use crate::types::Port;
     use std::net::TcpListener;
 
     #[test]

@@ -18,8 +18,7 @@ use rustix::io::Errno;
 
 use crate::system::host::files::FileWatcher;
 use crate::system::netlink::{NetlinkError, NetlinkSocket};
-use crate::types::clock::Moment;
-use crate::types::host::Host;
+use crate::types::{Host, Moment};
 
 /// The longest sleep.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };

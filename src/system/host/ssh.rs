@@ -11,7 +11,7 @@ use rustix::net::netlink::SOCK_DIAG;
 
 use crate::system::host::files::FileWatcher;
 use crate::system::netlink::{Body, NetlinkError, NetlinkSocket};
-use crate::types::host::SshPorts;
+use crate::types::SshPorts;
 
 const DEFAULT_PORT: u16 = 22;
 

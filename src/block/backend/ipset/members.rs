@@ -15,7 +15,7 @@ use tracing::debug;
 
 use crate::block::backend::ipset::netlink::{AT_ONCE, Element, IpsetError, KernelSet};
 use crate::block::reconcile::{DesiredState, Fault};
-use crate::types::clock::Moment;
+use crate::types::Moment;
 
 /// The members that each check asks for, in turn.
 const SAMPLE: usize = 4;
@@ -178,8 +178,7 @@ pub fn repair(set: &mut KernelSet, desired: &DesiredState<'_>) -> Result<(), Ips
 mod tests {
     use super::*;
     use crate::block::ledger::Ledger;
-    use crate::types::block::{Block, BlockReason};
-    use crate::types::network::Family;
+    use crate::types::{Block, BlockReason, Family};
 
     const NETWORK: &str = "198.51.100.1/32";
     const BEGUN: u64 = 100;

@@ -20,8 +20,7 @@ use crate::block::backend::{Backend, FirewallError};
 use crate::block::reconcile::{DesiredState, Fault};
 use crate::config::FirewallConfig;
 use crate::config::values::Established;
-use crate::types::ifname::IfName;
-use crate::types::network::Family;
+use crate::types::{Family, IfName};
 
 /// The sets and rules of an instance.
 pub struct IpsetBackend {

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::net::netlink::NETFILTER;
 
 use crate::system::netlink::{Attributes, Body, CREATE, EXCL, NetlinkError, NetlinkSocket};
-use crate::types::network::Family;
+use crate::types::Family;
 
 const SUBSYSTEM: u16 = 6 << 8;
 const PROTOCOL: u8 = 7;

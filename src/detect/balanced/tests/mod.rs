@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::detect::balanced::thresholds::CONNECT_SCAN_CHECKS;
-use crate::types::rule::Rule;
-use crate::types::scan::ScanKind;
-use crate::types::segment::{Outcome, Port};
+use crate::types::{Outcome, Port, Rule, ScanKind};
 
 const SERVER: &str = "198.51.100.1";
 

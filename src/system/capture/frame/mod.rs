@@ -11,8 +11,7 @@ use std::net::IpAddr;
 
 use etherparse::{Ethernet2HeaderSlice, Ipv4HeaderSlice, Ipv6HeaderSlice, SingleVlanHeaderSlice};
 
-use crate::types::clock::Moment;
-use crate::types::segment::{Port, Segment, SegmentKind};
+use crate::types::{Moment, Port, Segment, SegmentKind};
 
 const TCP: u8 = 6;
 const ICMP: u8 = 1;
