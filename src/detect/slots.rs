@@ -41,13 +41,14 @@ impl<T> Slots<T> {
         self.places.len() - self.free.len()
     }
 
+    /// The entry of a slot that is used. A free slot returns its last entry.
     pub fn get(&self, at: u32) -> Option<&T> {
-        self.places.get(at as usize).filter(|slot| slot.newer != FREE).map(|slot| &slot.value)
+        self.places.get(at as usize).map(|slot| &slot.value)
     }
 
+    /// The entry of a slot that is used. A free slot returns its last entry.
     pub fn get_mut(&mut self, at: u32) -> Option<&mut T> {
-        let slot = self.places.get_mut(at as usize).filter(|slot| slot.newer != FREE);
-        slot.map(|slot| &mut slot.value)
+        self.places.get_mut(at as usize).map(|slot| &mut slot.value)
     }
 
     /// Adds an entry as the newest. If all slots are used, the oldest entry is evicted and returned.

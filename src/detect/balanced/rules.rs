@@ -262,7 +262,7 @@ impl Rules {
         self.idle_connect(probe, context);
     }
 
-    /// A port has replied and was not used, or is a system port, of which no client uses many.
+    /// A port has replied and was not used, or is a system port. No client uses many of either.
     pub fn idle_connect(&mut self, probe: &Probe, context: Context<'_>) {
         let (now, flow) = (context.now, &probe.flow);
         if self.report_only.answered(probe.pair, flow.port, now) {
@@ -711,6 +711,6 @@ fn log_failure(probe: &Probe, outcome: Outcome, decision: &'static str) {
         port = probe.flow.port.0,
         outcome = outcome.as_str(),
         crafted = probe.crafted,
-        decision
+        "{decision}"
     );
 }

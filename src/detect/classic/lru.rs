@@ -142,7 +142,7 @@ impl MultiPortSources {
         record ^ of(first) ^ of(first + self.room - 1)
     }
 
-    /// Whether a slot belongs to the source with this tag.
+    /// Whether a slot that is used belongs to the source with this tag.
     pub fn is_at(&self, at: u32, tag: Tag) -> bool {
         self.records.get(at).is_some_and(|record| record.tag == tag)
     }
@@ -154,7 +154,8 @@ impl MultiPortSources {
             self.tick = self.tick.wrapping_add(1);
         }
         let record = self.records.get_mut(at)?;
-        if std::mem::replace(&mut record.tick, self.tick) != self.tick {
+        if record.tick != self.tick {
+            record.tick = self.tick;
             self.records.promote(at);
         }
         self.get(at)
