@@ -24,7 +24,7 @@ pub mod internals {
     pub use crate::block::backend::ipset::IpsetBackend;
     pub use crate::config::reference::{KEYS, Key, SECTIONS};
     pub use crate::config::{
-        DetectionConfig, Effective, Established, FirewallConfig, Flags, Origin, Preset, Sources,
+        DetectionConfig, Effective, Established, Flags, Origin, Preset, Sources,
     };
     pub use crate::detect::{Detector, Observer, new as new_detector};
     pub use crate::system::capture::frame::{LinkLayer, probe_in, segment_in};

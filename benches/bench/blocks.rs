@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use etherparse::PacketBuilder;
 use ipnet::IpNet;
 use tcptracker::internals::{Backend, IpsetBackend};
-use tcptracker::internals::{Established, FirewallConfig};
+use tcptracker::internals::{Effective, Established};
 
 use crate::lab::Lab;
 use crate::{load, median, row};
@@ -34,8 +34,12 @@ fn network(number: u32) -> IpNet {
 
 fn connect() -> IpsetBackend {
     let interface = "eth0".parse().unwrap();
-    let mut sets =
-        IpsetBackend::connect(&interface, &FirewallConfig::default(), Established::Keep).unwrap();
+    let mut sets = IpsetBackend::connect(
+        &interface,
+        &Effective::default().config().firewall,
+        Established::Keep,
+    )
+    .unwrap();
     sets.install().unwrap();
     sets
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use tcptracker::internals::Host;
 use tcptracker::internals::Moment;
-use tcptracker::internals::{DetectionConfig, Preset};
+use tcptracker::internals::{DetectionConfig, Effective, Preset};
 use tcptracker::internals::{Detector, Observer, Scan, new_detector};
 use tcptracker::internals::{Port, Segment, SegmentKind};
 
@@ -30,7 +30,7 @@ impl Observer for Scans {
 }
 
 fn detector(preset: Preset) -> Box<dyn Detector> {
-    new_detector(DetectionConfig { preset, ..DetectionConfig::default() })
+    new_detector(DetectionConfig { preset, ..Effective::default().into_config().detection })
 }
 
 /// Probes of pseudo-random sources and ports.

@@ -36,7 +36,7 @@ pub struct Policy {
 
 impl Policy {
     pub fn new(config: BlockConfig, exemptions: Exemptions) -> Self {
-        let rate_limit = BlockRateLimit::new(config.max_per_minute.0);
+        let rate_limit = BlockRateLimit::new(config.max_per_minute.get());
         Self { config, exemptions, rate_limit }
     }
 
@@ -50,7 +50,7 @@ impl Policy {
         config: BlockConfig,
         exempt: ExemptConfig,
     ) -> (BlockConfig, ExemptConfig) {
-        self.rate_limit.set_limit(config.max_per_minute.0);
+        self.rate_limit.set_limit(config.max_per_minute.get());
         let exempt = self.exemptions.configure(exempt);
         (std::mem::replace(&mut self.config, config), exempt)
     }
@@ -157,7 +157,8 @@ mod tests {
             if count > 0 {
                 ledger.add_offence(scan.source, now, count);
             }
-            let mut policy = Policy::new(BlockConfig::default(), exemptions(&[], true));
+            let mut policy =
+                Policy::new(crate::config::Config::default().block, exemptions(&[], true));
             match policy.verdict(&scan, &ledger, now) {
                 Verdict::Block { duration, offence } => {
                     assert_eq!(offence, count + 1);

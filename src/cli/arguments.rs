@@ -5,13 +5,15 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueHint};
 use ipnet::IpNet;
+use serde::de::{DeserializeOwned, IntoDeserializer, value};
 
 use crate::cli::interfaces::default_interface;
-use crate::config::{BlockDuration, Per, PrefixLength, Preset, Span, Threshold, WindowSpan};
-use crate::types::{IfName, InvalidAddress, parse_network};
+use crate::config::{BlockDuration, Per, PrefixLength, Preset, Threshold, WindowSpan};
+use crate::types::{IfName, parse_network};
 
 /// Detects TCP port scans and blocks the scanner in the kernel.
 #[derive(Parser)]
@@ -107,7 +109,7 @@ pub struct Select {
 #[derive(Args)]
 pub struct Why {
     /// An address, or a network such as 192.0.2.0/24
-    #[arg(value_parser = address, value_hint = ValueHint::Other)]
+    #[arg(value_parser = parse_network, value_hint = ValueHint::Other)]
     pub address: IpNet,
     #[command(flatten)]
     pub select: Select,
@@ -116,11 +118,11 @@ pub struct Why {
 #[derive(Args)]
 pub struct Block {
     /// Addresses, or networks such as 192.0.2.0/24
-    #[arg(value_name = "ADDRESS", required = true, value_parser = address, value_hint = ValueHint::Other)]
+    #[arg(value_name = "ADDRESS", required = true, value_parser = parse_network, value_hint = ValueHint::Other)]
     pub addresses: Vec<IpNet>,
     /// How long, such as 30m, 1h or 7d, or forever (the default): until unblocked
     #[arg(long = "for", value_name = "TIME", default_value = "forever", hide_default_value = true,
-        value_parser = block_duration,
+        value_parser = duration::<BlockDuration>,
         value_hint = ValueHint::Other)]
     pub duration: BlockDuration,
     /// The reason, which is shown wherever the block is shown
@@ -135,7 +137,7 @@ pub struct Block {
 #[command(group(ArgGroup::new("target").args(["addresses", "all"]).required(true)))]
 pub struct Unblock {
     /// Addresses, or networks such as 192.0.2.0/24
-    #[arg(value_name = "ADDRESS", value_parser = address, value_hint = ValueHint::Other)]
+    #[arg(value_name = "ADDRESS", value_parser = parse_network, value_hint = ValueHint::Other)]
     pub addresses: Vec<IpNet>,
     /// All blocked addresses
     #[arg(long)]
@@ -158,26 +160,26 @@ pub struct Replay {
     #[arg(required_unless_present = "compare", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub files: Vec<PathBuf>,
     /// Use the rules of this preset (detection.preset)
-    #[arg(long, value_enum)]
-    pub preset: Option<PresetArgument>,
+    #[arg(long, value_parser = one_of::<Preset>(&["classic", "balanced"]))]
+    pub preset: Option<Preset>,
     /// Compare thresholds of the classic rule; without a list, compare the presets
     #[arg(long, value_name = "PORTS,...", num_args = 0..=1, default_missing_value = "",
         hide_default_value = true, value_parser = compared)]
     pub compare: Option<Compared>,
     /// Report a scan at more than this many distinct ports (detection.ports)
-    #[arg(long, value_parser = threshold, conflicts_with = "compare", value_hint = ValueHint::Other)]
+    #[arg(long, value_parser = number::<Threshold>, conflicts_with = "compare", value_hint = ValueHint::Other)]
     pub ports: Option<Threshold>,
     /// Count the ports within this time (detection.window)
-    #[arg(long, value_name = "TIME", value_parser = window, value_hint = ValueHint::Other)]
+    #[arg(long, value_name = "TIME", value_parser = duration::<WindowSpan>, value_hint = ValueHint::Other)]
     pub window: Option<WindowSpan>,
     /// Count per source, or per source and destination (detection.per)
-    #[arg(long, value_enum)]
-    pub per: Option<PerArgument>,
+    #[arg(long, value_parser = one_of::<Per>(&["source", "pair"]))]
+    pub per: Option<Per>,
     /// Count IPv6 sources as networks of this length (detection.ipv6_prefix)
-    #[arg(long, value_name = "LENGTH", value_parser = prefix_length, value_hint = ValueHint::Other)]
+    #[arg(long, value_name = "LENGTH", value_parser = number::<PrefixLength>, value_hint = ValueHint::Other)]
     pub ipv6_prefix: Option<PrefixLength>,
     /// An address or network of the captured host, whose probes are outbound (repeatable)
-    #[arg(long, value_name = "NET", value_parser = address, value_hint = ValueHint::Other)]
+    #[arg(long, value_name = "NET", value_parser = parse_network, value_hint = ValueHint::Other)]
     pub local: Vec<IpNet>,
     /// Read this file instead of the files in /etc/tcptracker
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -194,36 +196,6 @@ pub enum Compared {
     Thresholds(Vec<Threshold>),
     /// `--compare` has no value, and the next word is the first capture file.
     File(PathBuf),
-}
-
-#[derive(Clone, Copy, clap::ValueEnum)]
-pub enum PresetArgument {
-    Classic,
-    Balanced,
-}
-
-impl From<PresetArgument> for Preset {
-    fn from(argument: PresetArgument) -> Self {
-        match argument {
-            PresetArgument::Classic => Self::Classic,
-            PresetArgument::Balanced => Self::Balanced,
-        }
-    }
-}
-
-#[derive(Clone, Copy, clap::ValueEnum)]
-pub enum PerArgument {
-    Source,
-    Pair,
-}
-
-impl From<PerArgument> for Per {
-    fn from(argument: PerArgument) -> Self {
-        match argument {
-            PerArgument::Source => Self::Source,
-            PerArgument::Pair => Self::Pair,
-        }
-    }
 }
 
 #[derive(Args)]
@@ -255,8 +227,12 @@ pub struct Doctor {
     pub json: bool,
 }
 
-fn address(text: &str) -> Result<IpNet, InvalidAddress> {
-    parse_network(text)
+/// Reads a word as the configuration does.
+fn one_of<T: DeserializeOwned + Clone + Send + Sync + 'static>(
+    words: &'static [&'static str],
+) -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(words)
+        .try_map(|word| T::deserialize(IntoDeserializer::<value::Error>::into_deserializer(word)))
 }
 
 fn compared(text: &str) -> Result<Compared, String> {
@@ -267,44 +243,18 @@ fn compared(text: &str) -> Result<Compared, String> {
     if !is_list {
         return Ok(Compared::File(text.into()));
     }
-    text.split(',').map(threshold).collect::<Result<_, _>>().map(Compared::Thresholds)
-}
-
-fn threshold(text: &str) -> Result<Threshold, String> {
-    number(text)
-}
-
-fn prefix_length(text: &str) -> Result<PrefixLength, String> {
-    number(text)
+    text.split(',').map(number).collect::<Result<_, _>>().map(Compared::Thresholds)
 }
 
 fn number<T: TryFrom<u64, Error = &'static str>>(text: &str) -> Result<T, String> {
-    let expected = |what: &str| format!("expected {what}");
-    T::try_from(text.parse().unwrap_or(u64::MAX)).map_err(expected)
+    T::try_from(text.parse().unwrap_or(u64::MAX)).map_err(|what| format!("expected {what}"))
 }
 
-fn window(text: &str) -> Result<WindowSpan, String> {
-    if let Some(hint) = missing_unit(text) {
-        return Err(hint);
+fn duration<T: TryFrom<String, Error = &'static str>>(text: &str) -> Result<T, String> {
+    if text.parse::<u64>().is_ok() {
+        return Err(format!("the unit is missing: write {text}s, {text}m, {text}h or {text}d"));
     }
-    let expected = "expected a length of time from 1s to 1d, such as 60s";
-    Span::try_from(text.to_owned())
-        .ok()
-        .and_then(|span| WindowSpan::try_from(span).ok())
-        .ok_or_else(|| expected.to_owned())
-}
-
-fn block_duration(text: &str) -> Result<BlockDuration, String> {
-    if let Some(hint) = missing_unit(text) {
-        return Err(hint);
-    }
-    let expected = "expected forever or a length of time of at least 1s, such as 30m, 1h or 7d";
-    BlockDuration::try_from(text.to_owned()).map_err(|_| expected.to_owned())
-}
-
-fn missing_unit(text: &str) -> Option<String> {
-    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    is_number.then(|| format!("the unit is missing: write {text}s, {text}m, {text}h or {text}d"))
+    T::try_from(text.to_owned()).map_err(|what| format!("expected {what}"))
 }
 
 /// Parses the command line.

@@ -3,8 +3,9 @@
 use serde::Serialize;
 
 use crate::cli::CliError;
-use crate::cli::output::{Style, print, print_json, safe, styled};
+use crate::cli::output::{Style, print, print_json, styled};
 use crate::config::{Effective, Origin, Sources};
+use crate::types::printable;
 
 /// A key in the JSON output. Its names are stable.
 #[derive(Serialize)]
@@ -36,7 +37,7 @@ pub fn run(sources: &Sources, json: bool) -> Result<(), CliError> {
     // On a terminal, defaults are dim, so that values that were set stand out.
     let text: String = lines
         .map(|(line, setting)| {
-            let line = safe(&format!("{line:<width$}  # {}", setting.origin)).into_owned();
+            let line = printable(&format!("{line:<width$}  # {}", setting.origin)).into_owned();
             (if setting.is_default { styled(Style::Dim, &line) } else { line }) + "\n"
         })
         .collect();

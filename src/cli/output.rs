@@ -1,15 +1,14 @@
 //! Printing: text, colours, JSON, and errors.
 //!
-//! Owns the escaping of text from outside. Must be the only place that writes to the terminal, apart
-//! from the progress line.
+//! Must be the only place that writes to the terminal, apart from the progress line.
 
-use std::borrow::Cow;
 use std::fmt::Display;
 use std::io::{IsTerminal, Write, stderr, stdout};
 
 use serde::Serialize;
 
 use crate::cli::CliError;
+use crate::types::{is_unprintable, printable};
 
 /// The width of a terminal that does not report one.
 const USUAL_WIDTH: usize = 80;
@@ -25,14 +24,14 @@ pub fn width() -> usize {
     reported.filter(|columns| *columns > 0).unwrap_or(USUAL_WIDTH)
 }
 
-/// A text style (ECMA-48, SGR).
+/// A text style, with its code (ECMA-48, SGR).
 #[derive(Clone, Copy)]
 pub enum Style {
-    Bold,
-    Dim,
-    Red,
-    Green,
-    Yellow,
+    Bold = 1,
+    Dim = 2,
+    Red = 31,
+    Green = 32,
+    Yellow = 33,
 }
 
 /// Styles text on a terminal, unless the terminal is dumb or `NO_COLOR` is set (no-color.org).
@@ -40,14 +39,7 @@ pub fn styled(style: Style, text: &str) -> String {
     if !on_terminal() || !colours_wanted() || text.is_empty() {
         return text.to_owned();
     }
-    let code = match style {
-        Style::Bold => 1,
-        Style::Dim => 2,
-        Style::Red => 31,
-        Style::Green => 32,
-        Style::Yellow => 33,
-    };
-    format!("\x1b[{code}m{text}\x1b[0m")
+    format!("\x1b[{}m{text}\x1b[0m", style as u8)
 }
 
 fn colours_wanted() -> bool {
@@ -81,33 +73,8 @@ pub fn print(text: &str) -> Result<(), CliError> {
 pub fn print_error(message: &dyn Display) {
     for line in message.to_string().lines() {
         // If standard error is closed, there is nowhere to report it.
-        let _ = writeln!(stderr(), "tcptracker: {}", safe(line));
+        let _ = writeln!(stderr(), "tcptracker: {}", printable(line));
     }
-}
-
-/// Replaces the characters that a terminal interprets or hides: file names, reasons and keys may come from
-/// other users. The others, spaces included, stay.
-pub fn safe(text: &str) -> Cow<'_, str> {
-    if !text.contains(is_unsafe) {
-        return Cow::Borrowed(text);
-    }
-    let escaped = |c: char| -> String {
-        if is_unsafe(c) { c.escape_default().collect() } else { c.to_string() }
-    };
-    Cow::Owned(text.chars().map(escaped).collect())
-}
-
-/// Tells whether a character is a control character (category Cc), a line or paragraph separator (Zl,
-/// Zp) or a format character (Cf), according to UnicodeData 16.0.
-fn is_unsafe(c: char) -> bool {
-    c.is_control()
-        || matches!(c,
-            '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}'
-            | '\u{890}'..='\u{891}' | '\u{8e2}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
-            | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
-            | '\u{fff9}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}'
-            | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0001}'
-            | '\u{e0020}'..='\u{e007f}')
 }
 
 /// Prints a value as JSON on one line.
@@ -125,15 +92,17 @@ fn print_json_text(text: serde_json::Result<String>) -> Result<(), CliError> {
     print(&(json_safe(&text) + "\n"))
 }
 
-/// Escapes the same characters as [`safe`], as JSON does it. Only strings can contain them.
+/// Escapes the characters that [`printable`] escapes, as JSON does it. Only strings can contain them.
 fn json_safe(text: &str) -> String {
-    let escaped = |c: char| match c {
-        c if c != '\n' && is_unsafe(c) => {
-            c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect()
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c == '\n' || !is_unprintable(c) {
+            escaped.push(c);
+        } else {
+            escaped.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
         }
-        c => c.to_string(),
-    };
-    text.chars().map(escaped).collect()
+    }
+    escaped
 }
 
 /// Returns a number and its noun: "1 packet", "2 packets".
@@ -152,27 +121,10 @@ mod tests {
         assert_eq!(wrapped("", 5), [""]);
     }
     #[test]
-    fn control_and_format_characters_are_escaped() {
-        for (text, expected) in [
-            ("ports 22, 80: naïve 猫", "ports 22, 80: naïve 猫"),
-            ("a\x1b[31mb", "a\\u{1b}[31mb"),
-            ("a\tb\nc\u{9b}d", "a\\tb\\nc\\u{9b}d"),
-            // Line separator, right-to-left override, zero-width space, tag character, soft hyphen.
-            (
-                "\u{2028}\u{202e}\u{200b}\u{e0041}\u{ad}",
-                "\\u{2028}\\u{202e}\\u{200b}\\u{e0041}\\u{ad}",
-            ),
-            ("", ""),
-        ] {
-            assert_eq!(safe(text), expected);
-        }
-    }
-
-    #[test]
     fn escaped_json_has_the_same_meaning() {
         let values = ["naïve\u{202e}", "\u{9b}31m", "\u{e0041}"];
         let text = json_safe(&serde_json::to_string_pretty(&values).unwrap());
-        assert!(!text.contains(|c: char| c != '\n' && is_unsafe(c)), "{text:?}");
+        assert!(!text.contains(|c: char| c != '\n' && is_unprintable(c)), "{text:?}");
         assert_eq!(serde_json::from_str::<Vec<String>>(&text).unwrap(), values);
     }
 }

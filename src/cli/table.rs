@@ -3,7 +3,8 @@
 //! Owns the layout. Escapes every cell, because cells may hold text from outside.
 
 use crate::cli::CliError;
-use crate::cli::output::{Style, on_terminal, print, safe, styled, width, wrapped};
+use crate::cli::output::{Style, on_terminal, print, styled, width, wrapped};
+use crate::types::printable;
 
 /// The space between two columns.
 const GAP: usize = 2;
@@ -33,7 +34,7 @@ impl Table {
     }
 
     pub fn row(&mut self, row: Vec<String>) {
-        self.rows.push(row.into_iter().map(|cell| safe(&cell).into_owned()).collect());
+        self.rows.push(row.into_iter().map(|cell| printable(&cell).into_owned()).collect());
     }
 
     pub fn print(&self) -> Result<(), CliError> {

@@ -17,10 +17,10 @@ use crate::cli::CliError;
 use crate::cli::arguments::Select;
 use crate::cli::client::{ClientError, connect, not_running};
 use crate::cli::output::{
-    Style, on_terminal, print, print_error, print_json_line, safe, styled, width, wrapped,
+    Style, on_terminal, print, print_error, print_json_line, styled, width, wrapped,
 };
 use crate::cli::time::{now, on_its_day, time_of_day};
-use crate::types::IfName;
+use crate::types::{IfName, printable};
 
 /// An event in the JSON output, one object per line. Its keys are stable.
 #[derive(Serialize)]
@@ -169,7 +169,7 @@ impl Watch<'_> {
             return print_json_line(line);
         }
         let (what, text, style) = line.event.described(line.time);
-        let text = safe(&text);
+        let text = printable(&text);
         let time = time_of_day(line.time);
         if !on_terminal() {
             return print(&format!("{time}\t{}\t{what}\t{text}\n", line.interface));

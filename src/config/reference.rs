@@ -1,13 +1,15 @@
-//! What each key takes and means, in words.
+//! The default of each key, and in words what it takes and means.
 //!
 //! Error messages, tcptracker.toml(5), the shipped configuration and README.md are made from this
-//! table. A test compares it with [`super::Config`].
+//! table. [`super::Config`] has the same keys: it takes its defaults from here.
 
 /// A key of the configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
     /// The section and the name: `detection.ports`.
     pub name: &'static str,
+    /// The value, as in a file.
+    pub default: &'static str,
     /// Completes "expected ..." and "Takes ...".
     pub expected: &'static str,
     /// Sentences, with values and keys between backticks.
@@ -29,121 +31,146 @@ pub const SECTIONS: [(&str, &str); 7] = [
 pub const KEYS: [Key; 24] = [
     Key {
         name: "detection.preset",
+        default: r#""classic""#,
         expected: r#""classic" or "balanced""#,
         meaning: r#"`"classic"` counts all distinct ports, by the next three keys. `"balanced"` counts only connections that failed, with fixed thresholds."#,
     },
     Key {
         name: "detection.ports",
+        default: "3",
         expected: "a whole number from 1 to 64",
         meaning: "A source that tries more than this many distinct ports within `window` is a scanner.",
     },
     Key {
         name: "detection.window",
+        default: r#""60s""#,
         expected: r#"a length of time from "1s" to "1d", such as "60s""#,
         meaning: "The sliding window for `ports`. A probe that is exactly this old no longer counts.",
     },
     Key {
         name: "detection.per",
+        default: r#""source""#,
         expected: r#""source" or "pair""#,
         meaning: r#"`"source"` counts all ports that a source tries. `"pair"` counts the ports of each destination separately."#,
     },
     Key {
         name: "detection.stealth",
+        default: "true",
         expected: "true or false",
         meaning: "`true` also counts FIN, NULL, XMAS and tiny-fragment probes. `false` counts SYN only.",
     },
     Key {
         name: "detection.max_sources",
+        default: "131072",
         expected: "a whole number from 1024 to 16777216",
         meaning: "The number of tracked sources with several ports. Three times as many with one port are tracked too. The oldest is evicted first.",
     },
     Key {
         name: "detection.ipv6_prefix",
+        default: "64",
         expected: "a whole number from 16 to 128",
         meaning: "IPv6 sources are counted and blocked as networks of this prefix length.",
     },
     Key {
         name: "exempt.networks",
+        default: "[]",
         expected: r#"a list of addresses and networks, such as ["192.0.2.7", "10.0.0.0/8"]"#,
         meaning: "Addresses and networks that are never blocked. Host names are not supported.",
     },
     Key {
         name: "exempt.automatic",
+        default: "true",
         expected: "true or false",
         meaning: "Also exempt loopback, link-local, gateways, name servers (including systemd-resolved upstreams) and peers of live SSH sessions. Updated automatically. This host's own addresses are always exempt.",
     },
     Key {
         name: "block.enabled",
+        default: "true",
         expected: "true or false",
         meaning: "`false` is observe mode: scans are reported, and nothing is blocked.",
     },
     Key {
         name: "block.durations",
+        default: r#"["1h", "4h", "1d", "1w"]"#,
         expected: r#"a list of lengths of time of at least "1s", or "forever", such as ["1h", "1d", "forever"]"#,
         meaning: r#"The length of a block for the first, second, ... offence. The last one repeats. `"forever"` lasts until you unblock the source."#,
     },
     Key {
         name: "block.forget_after",
+        default: r#""30d""#,
         expected: r#"a length of time, such as "30d""#,
         meaning: "An offence older than this no longer counts.",
     },
     Key {
         name: "block.grace_after_unblock",
+        default: r#""1h""#,
         expected: r#"a length of time, such as "1h""#,
         meaning: "An address that you unblock is exempt from automatic blocking for this long.",
     },
     Key {
         name: "block.max_per_minute",
+        default: "600",
         expected: "a whole number from 1 to 100000",
         meaning: "At most this many scanners are blocked per minute. Further ones are only reported, and the state is `degraded`.",
     },
     Key {
         name: "block.established",
+        default: r#""keep""#,
         expected: r#""keep" or "cut""#,
         meaning: r#"`"keep"` drops only new TCP connections of a blocked source. `"cut"` drops every packet from it, and removes its connections from the connection tracking table."#,
     },
     Key {
         name: "firewall.backend",
+        default: r#""auto""#,
         expected: r#""auto", "ipset" or "iptables""#,
         meaning: r#"`"ipset"` uses one rule and one kernel set per address family. `"iptables"` uses one rule per address, at most 1,000 per family. `"auto"` uses sets if the kernel supports them."#,
     },
     Key {
         name: "firewall.hooks",
+        default: r#"["INPUT", "FORWARD"]"#,
         expected: r#"a list of "INPUT" and "FORWARD""#,
         meaning: "The built-in chains that jump to chain `tcptracker`. `FORWARD` protects containers and routed networks.",
     },
     Key {
         name: "firewall.target",
+        default: r#""DROP""#,
         expected: r#""DROP" or "REJECT""#,
         meaning: r#"`"DROP"`, or `"REJECT"` to answer with a TCP reset (ICMP port-unreachable if `block.established = "cut"`)."#,
     },
     Key {
         name: "log.connections",
+        default: "true",
         expected: "true or false",
         meaning: "Write an entry for each new connection.",
     },
     Key {
         name: "log.rate",
+        default: "100",
         expected: "a whole number from 1 to 100000",
         meaning: "At most this many entries for connections, and as many for scans, are written per second. The rest are counted and summarized.",
     },
     Key {
         name: "log.format",
+        default: r#""text""#,
         expected: r#""text" or "json""#,
         meaning: r#"The format of entries on stderr, if the service does not log to the journal: `"text"`, or `"json"` with one object per line that has the fields of the journal."#,
     },
     Key {
         name: "log.level",
+        default: r#""info""#,
         expected: r#""warn", "info", "debug" or "trace""#,
         meaning: r#"The least important entries to write. `"debug"` adds the evidence of each verdict, and `"trace"` each step that leads to it."#,
     },
     Key {
         name: "metrics.listen",
+        // Loopback, because there is no authentication.
+        default: r#""127.0.0.1:8081""#,
         expected: r#""off", or an address and port, such as "127.0.0.1:8081""#,
         meaning: r#"Address and port, or `"off"`. If the port is in use, the service runs without metrics. If the address does not exist yet, the service waits for it."#,
     },
     Key {
         name: "bus.enabled",
+        default: "true",
         expected: "true or false",
         meaning: "Set this to `false` if there is no system bus. Then `list`, `stats`, `block`, `unblock` and all other commands that contact the service do not work.",
     },

@@ -74,8 +74,8 @@ pub enum DaemonError {
 /// Runs the service until it is told to stop.
 pub fn run(interface: &IfName, sources: &Sources) -> Result<(), DaemonError> {
     let effective = Effective::load(sources)?;
-    let log_filter = log::init(&effective.config.log);
-    let opened = Opened::open(interface, &effective.config)?;
+    let log_filter = log::init(&effective.config().log);
+    let opened = Opened::open(interface, effective.config())?;
     let settings = Settings { sources: sources.clone(), effective, log_filter };
     let mut service = Service::start(interface, settings, opened)?;
 
@@ -178,7 +178,7 @@ pub struct Service {
 impl Service {
     fn start(interface: &IfName, settings: Settings, opened: Opened) -> Result<Self, DaemonError> {
         let Opened { capture, host, backend, note } = opened;
-        let config = settings.effective.config.clone();
+        let config = settings.effective.config().clone();
         let metrics = Arc::new(Metrics::new()?);
         let (notifications_in, notifications) = channel();
         let reloader = Reloader::new(notifications_in.clone());

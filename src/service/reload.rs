@@ -24,7 +24,7 @@ pub fn reload(service: &mut Service, uid: Option<u32>) -> Result<(), ReloadError
 
 fn load_and_apply(service: &mut Service, uid: Option<u32>) -> Result<(), ReloadError> {
     let effective = Effective::load(&service.settings.sources)?;
-    let (new, old) = (effective.config.clone(), service.settings.effective.config.clone());
+    let (new, old) = (effective.config().clone(), service.settings.effective.config().clone());
     let mut notes = Vec::new();
 
     if (&new.block, &new.exempt, &new.firewall) != (&old.block, &old.exempt, &old.firewall) {

@@ -23,7 +23,7 @@ struct Limits {
 
 impl Limits {
     fn new(log: &LogConfig) -> Self {
-        let limit = RateLimit::per_second(log.rate.0);
+        let limit = RateLimit::per_second(log.rate.get());
         Self {
             connections: log.connections.then(|| limit.clone()),
             scans: limit.clone(),

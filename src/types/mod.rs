@@ -23,12 +23,10 @@ pub use event::{BackendNote, Event, Refusal, ReloadNote, Request, Suppressed, Wa
 pub use heartbeat::Heartbeat;
 pub use host::{Host, Listening, SshPorts};
 pub use ifname::IfName;
-pub use network::{
-    Family, InvalidAddress, link_local, loopback, overlap, parse_network, show_network,
-};
+pub use network::{Family, link_local, loopback, overlap, parse_network, show_network};
 pub use rate_limit::{RateLimit, Suppression};
 pub use rule::Rule;
 pub use scan::{Attempt, DECOYS_NAMED, Scan, ScanKind, Summary};
 pub use segment::{Direction, Outcome, Port, Segment, SegmentKind};
 pub use state::{FamilyFigures, State, Status};
-pub use text::{printable, quotable};
+pub use text::{is_unprintable, printable, quotable};

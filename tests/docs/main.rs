@@ -88,7 +88,7 @@ fn shipped_configuration_matches_the_defaults() {
         std::fs::write(&file, text).unwrap();
         let sources = Sources::new(None, Some(&file), [], Flags::default());
         let read = Effective::load(&sources).unwrap();
-        assert_eq!(read.config, defaults.config);
+        assert_eq!(read.config(), defaults.config());
         for (key, _, origin) in read.settings() {
             assert_eq!(matches!(origin, Origin::File(..)), sets_every_key, "{key}");
         }

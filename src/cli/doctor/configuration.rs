@@ -18,13 +18,13 @@ pub fn examine(sources: &Sources) -> (Vec<Finding>, Config) {
     };
     let effective = match Effective::load(sources) {
         Ok(effective) => effective,
-        Err(error) => return (vec![failed(error.0)], Config::default()),
+        Err(error) => return (vec![failed(error.problems().to_vec())], Config::default()),
     };
     let beside = sources.beside();
     let problems: Vec<String> = beside
         .iter()
         .filter_map(|(_, sources)| Effective::load(sources).err())
-        .flat_map(|error| error.0)
+        .flat_map(|error| error.problems().to_vec())
         .collect();
     let is_valid = problems.is_empty();
     let mut findings = vec![if is_valid { Finding::ok(CHECK, "valid") } else { failed(problems) }];
@@ -37,7 +37,7 @@ pub fn examine(sources: &Sources) -> (Vec<Finding>, Config) {
     if let Some(service) = Reader::service() {
         findings.extend(sources.usual_files().iter().filter_map(|file| service.is_kept_from(file)));
     }
-    (findings, effective.config)
+    (findings, effective.into_config())
 }
 
 /// Tells whether a file has the name of an interface of this host.

@@ -69,7 +69,7 @@ fn metrics(running: &[IfName], file: Option<&Path>) -> Vec<Finding> {
         let sources = Sources::new(Some(interface), file, [], Flags::default());
         // An invalid file has a finding of its own.
         let Ok(effective) = Effective::load(&sources) else { continue };
-        if let Listen::At(address) = effective.config.metrics.listen {
+        if let Listen::At(address) = effective.config().metrics.listen {
             by_address.entry(address).or_default().push(interface.clone());
         }
     }

@@ -13,10 +13,9 @@ use serde::Serialize;
 
 use crate::cli::CliError;
 use crate::cli::arguments::Doctor;
-use crate::cli::output::{
-    Style, counted, on_terminal, print, print_json, safe, styled, width, wrapped,
-};
+use crate::cli::output::{Style, counted, on_terminal, print, print_json, styled, width, wrapped};
 use crate::config::Sources;
+use crate::types::printable;
 
 /// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -103,9 +102,9 @@ fn line(finding: &Finding) -> String {
         Verdict::Unknown => ("unknown", Style::Dim),
     };
     if !on_terminal() {
-        let remedy = safe(finding.remedy.as_deref().unwrap_or_default());
+        let remedy = printable(finding.remedy.as_deref().unwrap_or_default());
         let found = finding.found.replace('\n', "; ");
-        return format!("{word}\t{}\t{}\t{remedy}\n", finding.check, safe(&found));
+        return format!("{word}\t{}\t{}\t{remedy}\n", finding.check, printable(&found));
     }
     let indent = CHECK_WIDTH + RESULT_WIDTH;
     let room = width().saturating_sub(indent).max(20);
@@ -115,12 +114,12 @@ fn line(finding: &Finding) -> String {
         styled(style, &format!("{word:<RESULT_WIDTH$}")),
         finding.check
     );
-    let found = finding.found.lines().flat_map(|line| wrapped(&safe(line), room));
+    let found = finding.found.lines().flat_map(|line| wrapped(&printable(line), room));
     for (at, part) in found.enumerate() {
         let before = if at == 0 { head.clone() } else { " ".repeat(indent) };
         text.push_str(&format!("{before}{part}\n"));
     }
-    let remedy = safe(finding.remedy.as_deref().unwrap_or_default());
+    let remedy = printable(finding.remedy.as_deref().unwrap_or_default());
     for (at, part) in wrapped(&remedy, room.saturating_sub(3)).iter().enumerate() {
         if !part.is_empty() {
             let arrow = if at == 0 { "-> " } else { "   " };

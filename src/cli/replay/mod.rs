@@ -11,19 +11,20 @@ use std::path::{Path, PathBuf};
 
 use crate::cli::CliError;
 use crate::cli::arguments::{Compared, Replay};
-use crate::cli::output::{on_terminal, print, print_error, safe};
+use crate::cli::output::{on_terminal, print, print_error};
 use crate::cli::replay::report::{comparison, listing, print_lines, summary_line};
 use crate::cli::replay::trials::Trials;
-use crate::config::{DetectionConfig, Effective, Per, Preset, Sources, Threshold};
+use crate::config::{DetectionConfig, Effective, Preset, Sources, Threshold};
 use crate::service::unpack;
 use crate::system::capture::saved::{SavedCapture, name_of};
+use crate::types::printable;
 
 pub fn run(arguments: &Replay, sources: &Sources) -> Result<(), CliError> {
-    let mut rule = Effective::load(sources)?.config.detection;
-    rule.preset = arguments.preset.map_or(rule.preset, Preset::from);
+    let mut rule = Effective::load(sources)?.into_config().detection;
+    rule.preset = arguments.preset.unwrap_or(rule.preset);
     rule.ports = arguments.ports.unwrap_or(rule.ports);
     rule.window = arguments.window.unwrap_or(rule.window);
-    rule.per = arguments.per.map_or(rule.per, Per::from);
+    rule.per = arguments.per.unwrap_or(rule.per);
     rule.ipv6_prefix = arguments.ipv6_prefix.unwrap_or(rule.ipv6_prefix);
     let first = match &arguments.compare {
         Some(Compared::File(file)) => Some(file),
@@ -77,7 +78,7 @@ fn replay(
         let summary = summary_line(&name_of(file), rule, &trials);
         // Piped output contains only rows. With several files, each row names its file.
         if on_terminal() {
-            print(&(safe(&summary) + "\n"))?;
+            print(&(printable(&summary) + "\n"))?;
         } else {
             print_error(&summary);
         }

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::cli::output::safe;
 use crate::cli::replay::guess::own_addresses;
 use crate::config::{DetectionConfig, Per, Preset};
 use crate::detect::balanced::thresholds::LONGEST_DELAY;
@@ -19,7 +18,7 @@ use crate::detect::{self, Detector, Observer, unit_of};
 use crate::system::capture::frame::{probe_in, segment_in};
 use crate::system::capture::saved::{SavedCapture, SavedError};
 use crate::system::progress::Progress;
-use crate::types::{Direction, Host, Moment, Scan, Segment};
+use crate::types::{Direction, Host, Moment, Scan, Segment, printable};
 
 /// Segments per batch, and batches that may wait for the detecting thread.
 const BATCH: usize = 4096;
@@ -245,7 +244,7 @@ fn read_probes(
 }
 
 fn progress_text(name: &str, packets: u64, capture: &SavedCapture) -> String {
-    let name = safe(name);
+    let name = printable(name);
     match capture.share_read() {
         Some(share) => format!("{name}: {:.0}% read, {packets} packets", share * 100.0),
         None => format!("{name}: {packets} packets read"),

@@ -11,13 +11,11 @@ use ipnet::IpNet;
 use crate::cli::CliError;
 use crate::cli::arguments::Why;
 use crate::cli::client::{ClientError, Purpose, ask_each, instances};
-use crate::cli::output::{
-    Style, counted, on_terminal, print, print_json, safe, styled, width, wrapped,
-};
+use crate::cli::output::{Style, counted, on_terminal, print, print_json, styled, width, wrapped};
 use crate::cli::table::Table;
 use crate::cli::time::{absolute, ago, ahead, exact, now, short};
 use crate::cli::why::evidence::Evidence;
-use crate::types::{parse_network, show_network};
+use crate::types::{parse_network, printable, show_network};
 
 /// The width of the labels.
 const LABEL: usize = 9;
@@ -72,10 +70,10 @@ fn summary(evidence: &Evidence, network: IpNet) -> String {
     };
     let style = if evidence.blocked { Style::Red } else { Style::Green };
     let headline = format!("{address} is {state} on {interface}");
-    let mut text = styled(style, &safe(&headline)) + "\n\n";
+    let mut text = styled(style, &printable(&headline)) + "\n\n";
     let room = width().min(WIDEST).saturating_sub(LABEL + 2).max(20);
     for (label, fact) in facts(evidence) {
-        for (at, line) in wrapped(&safe(&fact), room).into_iter().enumerate() {
+        for (at, line) in wrapped(&printable(&fact), room).into_iter().enumerate() {
             let label = if at == 0 { label } else { "" };
             let label = styled(Style::Dim, &format!("{label:<LABEL$}"));
             let _ = writeln!(text, "  {label}{line}");

@@ -19,7 +19,7 @@ use toml::de::{DeValue, ValueDeserializer};
 use toml::{Spanned, Table, Value};
 
 use crate::config::Config;
-use crate::config::reference::{SECTIONS, expected};
+use crate::config::reference::{KEYS, Key, SECTIONS, expected};
 use crate::types::{IfName, parse_network, printable, quotable};
 use document::{Document, Problem};
 
@@ -53,7 +53,13 @@ impl fmt::Display for Origin {
 
 /// Everything that is wrong with the configuration, a line each, in the order of sources and lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigError(pub Vec<String>);
+pub struct ConfigError(Vec<String>);
+
+impl ConfigError {
+    pub fn problems(&self) -> &[String] {
+        &self.0
+    }
+}
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -136,7 +142,7 @@ impl Sources {
 /// A configuration and where each of its values came from.
 #[derive(Clone, Debug)]
 pub struct Effective {
-    pub config: Config,
+    config: Config,
     settings: Settings,
 }
 
@@ -165,7 +171,15 @@ impl Effective {
         if problems.is_empty() { Ok(effective) } else { Err(ConfigError(problems)) }
     }
 
-    /// Every key with its value, as one would write it into a file, and its origin.
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub fn into_config(self) -> Config {
+        self.config
+    }
+
+    /// Returns every key with its value, as in a file, and its origin.
     pub fn settings(&self) -> impl Iterator<Item = (&str, &Value, &Origin)> {
         self.settings.iter().map(|(key, (value, origin))| (key.as_str(), value, origin))
     }
@@ -270,17 +284,13 @@ impl Effective {
             )];
         };
         let key = format!("{section}.{key}").to_ascii_lowercase();
-        let written = format!("value = {text}")
-            .parse::<Table>()
-            .ok()
-            .and_then(|mut table| table.remove("value"));
-        let value = match (self.settings.get(&key), written) {
-            (_, Some(value)) => value,
-            (Some((Value::Array(_), _)), None) => {
+        let value = match (value_of(text), self.settings.get(&key)) {
+            // A list needs neither brackets nor quotes.
+            (Value::String(_), Some((Value::Array(_), _))) if !text.starts_with(['"', '\'']) => {
                 let items = text.split(',').map(|item| Value::String(item.trim().to_owned()));
                 Value::Array(items.collect())
             }
-            (_, None) => Value::String(text.to_owned()),
+            (value, _) => value,
         };
         self.set(&key, &value, &origin)
     }
@@ -361,20 +371,18 @@ fn list_of(item: &Value) -> Value {
 }
 
 impl Default for Effective {
+    #[expect(clippy::expect_used, reason = "only for defaults, which a test constructs")]
     fn default() -> Self {
-        let config = Config::default();
-        let mut settings = BTreeMap::new();
-        // A configuration is made of sections of plain values: it always serialises.
-        if let Ok(Value::Table(sections)) = Value::try_from(&config) {
-            for (section, keys) in sections {
-                for (key, value) in keys.as_table().into_iter().flatten() {
-                    let name = format!("{section}.{key}");
-                    settings.insert(name, (value.clone(), Origin::Default));
-                }
-            }
-        }
+        let default = |key: &Key| (key.name.to_owned(), (value_of(key.default), Origin::Default));
+        let settings: Settings = KEYS.iter().map(default).collect();
+        let config = Config::deserialize(table_of(&settings)).expect("all defaults are valid");
         Self { config, settings }
     }
+}
+
+/// A value as TOML writes it, or else a string without quotes.
+fn value_of(text: &str) -> Value {
+    text.parse().unwrap_or_else(|_| Value::String(text.to_owned()))
 }
 
 fn table_of(settings: &Settings) -> Table {

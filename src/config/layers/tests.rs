@@ -74,7 +74,7 @@ fn later_layer_wins_and_each_value_keeps_its_origin() {
         true,
     )
     .unwrap();
-    let config = &effective.config;
+    let config = effective.config();
     assert_eq!(config.detection.ports.get(), 7);
     assert_eq!(config.detection.window.get(), Duration::from_secs(120));
     assert!(!config.block.enabled);

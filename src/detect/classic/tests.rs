@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::config::{Span, Threshold};
+use crate::config::{Config, Threshold, WindowSpan};
 use crate::types::Port;
 use proptest::prelude::*;
 
@@ -25,7 +25,7 @@ fn probe(source: &str, port: u16, seconds: u64) -> Segment {
 }
 
 fn rule(edit: impl FnOnce(&mut DetectionConfig)) -> DetectionConfig {
-    let mut rule = DetectionConfig::default();
+    let mut rule = Config::default().detection;
     edit(&mut rule);
     rule
 }
@@ -211,10 +211,10 @@ proptest! {
                 Segment { moment: Moment::from_nanos(now), source, ..probe("192.0.2.1", port, 0) }
             })
             .collect();
-        let window = Span::try_from(format!("{seconds}s")).unwrap();
+        let window: WindowSpan = format!("{seconds}s").try_into().unwrap();
         let mut detector = ClassicDetector::new(rule(|rule| {
             rule.ports = threshold.try_into().unwrap();
-            rule.window = window.try_into().unwrap();
+            rule.window = window;
         }));
         let mut found: Vec<(IpAddr, u64)> = Vec::new();
         for scan in scan(&mut detector, probes.iter().copied()) {
@@ -251,7 +251,7 @@ fn another_threshold_keeps_the_sources() {
     // Another window applies to earlier probes, too.
     let mut detector = ClassicDetector::new(rule(|_| {}));
     assert_eq!(scan(&mut detector, (1..=3).map(|port| probe("192.0.2.1", port, 1))), []);
-    let shorter = rule(|rule| rule.window = Span::constant("10s").try_into().unwrap());
+    let shorter = rule(|rule| rule.window = "10s".to_owned().try_into().unwrap());
     assert!(detector.reconfigure(shorter));
     assert_eq!(scan(&mut detector, (4..=6).map(|port| probe("192.0.2.1", port, 12))), []);
 }

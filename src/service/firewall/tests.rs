@@ -239,7 +239,7 @@ fn exemptions_of_a_refused_configuration_do_not_count() {
 
 #[test]
 fn flood_of_scans_causes_no_more_blocks_than_the_rate_limit() {
-    let mut bench = bench(|c| c.block.max_per_minute = crate::config::Rate(3));
+    let mut bench = bench(|c| c.block.max_per_minute = 3.try_into().unwrap());
     for last in 1..=10 {
         bench.scan(&format!("198.51.100.{last}/32"), 0);
     }
@@ -256,7 +256,7 @@ fn flood_of_scans_causes_no_more_blocks_than_the_rate_limit() {
 
 #[test]
 fn throttled_source_is_blocked_when_the_rate_limit_permits() {
-    let mut bench = bench(|c| c.block.max_per_minute = crate::config::Rate(1));
+    let mut bench = bench(|c| c.block.max_per_minute = 1.try_into().unwrap());
     for source in ["198.51.100.1/32", "198.51.100.2/32"] {
         bench.scan(source, 0);
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde_json::json;
 use tcptracker::internals::{Backend, IpsetBackend};
-use tcptracker::internals::{Established, FirewallConfig};
+use tcptracker::internals::{Effective, Established};
 
 use crate::kernel::Rules;
 use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
@@ -345,7 +345,7 @@ fn full_set_is_reported_as_full() {
     lab.victim.inside(|| {
         let interface = "eth0".parse().unwrap();
         let mut sets =
-            IpsetBackend::connect(&interface, &FirewallConfig::default(), Established::Keep)
+            IpsetBackend::connect(&interface, &Effective::default().config().firewall, Established::Keep)
                 .unwrap();
         sets.install().unwrap();
         let network = |number: u32| IpNet::from(IpAddr::from(Ipv4Addr::from(0x0b00_0000 + number)));

@@ -41,7 +41,7 @@ struct Wire {
 impl Wire {
     fn new() -> Self {
         Self {
-            detector: BalancedDetector::new(DetectionConfig::default()),
+            detector: BalancedDetector::new(crate::config::Config::default().detection),
             found: Vec::new(),
             host: Host::default(),
             now: Moment::from_nanos(1_000_000_000_000),
