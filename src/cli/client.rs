@@ -256,34 +256,20 @@ pub async fn connect_to(builder: Builder<'_>) -> Result<Connection, ClientError>
 
 /// Returns the running instances, or the one on an interface: at least one.
 pub async fn instances(
-    only: Option<&IfName>,
-    purpose: Purpose,
-) -> Result<Vec<Instance>, ClientError> {
-    let connection = connect().await?;
-    instances_on(&connection, only, purpose).await
-}
-
-/// Returns the same as [`instances`], over an existing connection.
-pub async fn instances_on(
     connection: &Connection,
     only: Option<&IfName>,
     purpose: Purpose,
 ) -> Result<Vec<Instance>, ClientError> {
-    let running = running(connection).await.map_err(ClientError::NoBus)?;
-    let chosen: Vec<&IfName> =
-        running.iter().filter(|interface| only.is_none_or(|only| only == *interface)).collect();
-    if chosen.is_empty() {
+    let mut running = running(connection).await.map_err(ClientError::NoBus)?;
+    if !running.iter().any(|interface| only.is_none_or(|only| only == interface)) {
         return Err(not_running(connection, only, &running).await);
     }
+    running.retain(|interface| only.is_none_or(|only| only == interface));
     // polkit asks neither root nor a user without a terminal.
     let person = !rustix::process::geteuid().is_root() && std::io::stdin().is_terminal();
     let interactive = purpose == Purpose::Change && person;
-    let instance = |interface: &IfName| Instance {
-        interface: interface.clone(),
-        connection: connection.clone(),
-        interactive,
-    };
-    Ok(chosen.into_iter().map(instance).collect())
+    let instance = |interface| Instance { interface, connection: connection.clone(), interactive };
+    Ok(running.into_iter().map(instance).collect())
 }
 
 /// Returns the interfaces of the instances on the bus.
@@ -303,8 +289,7 @@ pub async fn not_running(
 ) -> ClientError {
     let units = units::not_running(connection).await;
     let units = units.iter().filter(|unit| only.is_none_or(|only| only == unit.interface()));
-    let problems: Vec<String> =
-        units.map(|unit| format!("{}; {}", unit.problem(), unit.remedy())).collect();
+    let problems: Vec<String> = units.map(|unit| unit.explain().join("; ")).collect();
     if !problems.is_empty() {
         return ClientError::NotRunning(problems.join("\n"));
     }
@@ -329,6 +314,18 @@ pub struct Answers<T> {
     pub asked: usize,
     pub answered: Vec<(IfName, T)>,
     pub failures: Vec<ClientError>,
+}
+
+/// Connects to the bus, and asks all instances or the one on an interface.
+pub fn ask<T>(
+    only: Option<&IfName>,
+    purpose: Purpose,
+    ask: impl AsyncFn(&Instance) -> Result<T, ClientError>,
+) -> Result<Answers<T>, ClientError> {
+    zbus::block_on(async {
+        let instances = instances(&connect().await?, only, purpose).await?;
+        Ok(ask_each(&instances, ask).await)
+    })
 }
 
 /// Asks all instances at once.

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use crate::cli::CliError;
 use crate::cli::arguments::{Block, Reload, Unblock};
-use crate::cli::client::{Answers, ClientError, Instance, Purpose, ask_each, instances};
+use crate::cli::client::{Answers, ClientError, Instance, Purpose, ask};
 use crate::cli::output::print;
 use crate::system::progress::Progress;
 use crate::types::{HumanDuration, IfName, overlap, parse_network, show_network};
@@ -42,7 +42,7 @@ pub fn block(arguments: &Block) -> Result<(), CliError> {
         None => "until unblocked".to_owned(),
         Some(duration) => format!("for {}", HumanDuration(duration)),
     };
-    let answers = change(arguments.interface.as_ref(), async |instance| {
+    let answers = ask(arguments.interface.as_ref(), Purpose::Change, async |instance| {
         let mut changes = Changes::default();
         for network in &arguments.addresses {
             match instance.block(*network, seconds, &arguments.reason).await {
@@ -63,7 +63,7 @@ pub fn block(arguments: &Block) -> Result<(), CliError> {
 
 pub fn unblock(arguments: &Unblock) -> Result<(), CliError> {
     let wanted = &arguments.addresses;
-    let answers = change(arguments.interface.as_ref(), async |instance| {
+    let answers = ask(arguments.interface.as_ref(), Purpose::Change, async |instance| {
         if arguments.all {
             unblock_all(instance).await
         } else {
@@ -148,7 +148,7 @@ async fn blocked_by(instance: &Instance) -> Result<Vec<IpNet>, ClientError> {
 }
 
 pub fn reload(arguments: &Reload) -> Result<(), CliError> {
-    let answers = change(arguments.interface.as_ref(), async |instance| {
+    let answers = ask(arguments.interface.as_ref(), Purpose::Change, async |instance| {
         instance.reload().await?;
         let line = format!("reloaded the configuration of {}\n", instance.interface());
         Ok(Changes { lines: vec![line], ..Changes::default() })
@@ -156,16 +156,6 @@ pub fn reload(arguments: &Reload) -> Result<(), CliError> {
     let asked = answers.asked;
     let (_, failures) = print_changes(answers)?;
     CliError::of_all(failures, asked)
-}
-
-fn change(
-    only: Option<&IfName>,
-    ask: impl AsyncFn(&Instance) -> Result<Changes, ClientError>,
-) -> Result<Answers<Changes>, CliError> {
-    zbus::block_on(async {
-        let instances = instances(only, Purpose::Change).await?;
-        Ok(ask_each(&instances, ask).await)
-    })
 }
 
 /// Prints what was done. Returns the addresses that were found, and all failures.

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::cli::CliError;
 use crate::cli::arguments::Select;
-use crate::cli::client::{Block, Purpose, ask_each, instances};
+use crate::cli::client::{Block, Instance, Purpose, ask};
 use crate::cli::output::{on_terminal, print, print_json, width};
 use crate::cli::table::Table;
 use crate::cli::time::{absolute, ago, ahead, now};
@@ -25,10 +25,7 @@ struct Row {
 }
 
 pub fn run(select: &Select) -> Result<(), CliError> {
-    let answers = zbus::block_on(async {
-        let instances = instances(select.interface.as_ref(), Purpose::Look).await?;
-        Ok::<_, CliError>(ask_each(&instances, async |instance| instance.list().await).await)
-    })?;
+    let answers = ask(select.interface.as_ref(), Purpose::Look, Instance::list)?;
     let rows: Vec<Row> = answers
         .answered
         .into_iter()
@@ -54,46 +51,33 @@ fn row_of(interface: &IfName, block: Block) -> Row {
 
 /// On a terminal, times are relative, with the absolute times added if the terminal is wide enough.
 fn table(rows: &[Row], several: bool) -> Table {
-    let now = now();
-    let both = |time: u64, relative: String| format!("{} ({relative})", absolute(time));
     if !on_terminal() {
-        return table_with(rows, several, absolute, absolute);
+        return table_with(rows, several, |time, _| absolute(time));
     }
-    let wide = table_with(
-        rows,
-        several,
-        |since| both(since, ago(since, now)),
-        |until| both(until, ahead(until, now)),
-    );
+    let wide =
+        table_with(rows, several, |time, relative| format!("{} ({relative})", absolute(time)));
     if wide.natural_width() <= width() {
         return wide;
     }
-    table_with(rows, several, |since| ago(since, now), |until| ahead(until, now))
+    table_with(rows, several, |_, relative| relative)
 }
 
-fn table_with(
-    rows: &[Row],
-    several: bool,
-    show_since: impl Fn(u64) -> String,
-    show_until: impl Fn(u64) -> String,
-) -> Table {
-    let mut heading = vec!["ADDRESS", "SINCE", "UNTIL", "OFFENCE", "REASON"];
-    if several {
-        heading.insert(0, "INTERFACE");
-    }
-    let mut table = Table::new(heading);
+fn table_with(rows: &[Row], several: bool, show: impl Fn(u64, String) -> String) -> Table {
+    let now = now();
+    let interface = several.then_some("INTERFACE");
+    let mut table =
+        Table::new(interface.into_iter().chain(["ADDRESS", "SINCE", "UNTIL", "OFFENCE", "REASON"]));
     for row in rows {
         let offence = match row.offences {
             0 => "-".to_owned(),
             count => count.to_string(),
         };
-        let until = row.until.map_or_else(|| "unblocked".to_owned(), &show_until);
-        let mut cells =
-            vec![row.address.clone(), show_since(row.since), until, offence, row.reason.clone()];
-        if several {
-            cells.insert(0, row.interface.clone());
-        }
-        table.row(cells);
+        let since = show(row.since, ago(row.since, now));
+        let until = row.until.map(|until| show(until, ahead(until, now)));
+        let until = until.unwrap_or_else(|| "unblocked".to_owned());
+        let cells = [row.address.clone(), since, until, offence, row.reason.clone()];
+        let interface = several.then(|| row.interface.clone());
+        table.row(interface.into_iter().chain(cells).collect());
     }
     table
 }

@@ -4,17 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cli::CliError;
 use crate::cli::arguments::Select;
-use crate::cli::client::{Purpose, ask_each, instances};
+use crate::cli::client::{Instance, Purpose, ask};
 use crate::cli::output::{on_terminal, print, print_json, width};
 use crate::cli::table::Table;
 
 type Counters = BTreeMap<String, u64>;
 
 pub fn run(select: &Select) -> Result<(), CliError> {
-    let answers = zbus::block_on(async {
-        let instances = instances(select.interface.as_ref(), Purpose::Look).await?;
-        Ok::<_, CliError>(ask_each(&instances, async |instance| instance.stats().await).await)
-    })?;
+    let answers = ask(select.interface.as_ref(), Purpose::Look, Instance::stats)?;
     let counted: BTreeMap<String, Counters> = answers
         .answered
         .into_iter()

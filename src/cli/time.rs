@@ -45,6 +45,11 @@ pub fn exact(unix_seconds: f64) -> String {
         let millis = since_epoch.subsec_millis();
         return format!("{}.{millis:03}", local(since_epoch.as_secs(), "%H:%M:%S"));
     }
+    utc_micros(since_epoch)
+}
+
+/// Returns a time in UTC in microseconds, and at most [`LAST`].
+pub fn utc_micros(since_epoch: Duration) -> String {
     let time = SystemTime::UNIX_EPOCH.checked_add(since_epoch.min(Duration::from_secs(LAST)));
     time.map_or_else(String::new, |time| humantime::format_rfc3339_micros(time).to_string())
 }

@@ -32,26 +32,22 @@ impl Unit {
         &self.interface
     }
 
-    /// Returns what is wrong with the unit.
-    pub fn problem(&self) -> String {
-        let instance = format!("the instance on {}", self.interface);
+    /// Returns what is wrong with the unit, and what to do about it.
+    pub fn explain(&self) -> [String; 2] {
+        let (instance, unit) =
+            (format!("the instance on {}", self.interface), self.interface.unit());
+        let log = format!("see: journalctl -u {unit}");
         match &self.state {
-            State::Stopped => format!("{instance} is enabled but not running"),
-            State::Starting => format!("{instance} is starting"),
-            State::Restarting(cause) => format!("{instance} does not start: {cause}"),
-            State::Failed(cause) => format!("{instance} has failed: {cause}"),
-        }
-    }
-
-    /// Returns what to do about it.
-    pub fn remedy(&self) -> String {
-        let unit = self.interface.unit();
-        match &self.state {
-            State::Stopped => format!("start it: systemctl start {unit}"),
-            State::Starting | State::Restarting(_) => format!("see: journalctl -u {unit}"),
-            State::Failed(_) => {
-                format!("see: journalctl -u {unit}; then: systemctl restart {unit}")
-            }
+            State::Stopped => [
+                format!("{instance} is enabled but not running"),
+                format!("start it: systemctl start {unit}"),
+            ],
+            State::Starting => [format!("{instance} is starting"), log],
+            State::Restarting(cause) => [format!("{instance} does not start: {cause}"), log],
+            State::Failed(cause) => [
+                format!("{instance} has failed: {cause}"),
+                format!("{log}; then: systemctl restart {unit}"),
+            ],
         }
     }
 }
@@ -61,8 +57,11 @@ pub async fn not_running(connection: &Connection) -> Vec<Unit> {
     let Ok(loaded) = loaded(connection).await else { return Vec::new() };
     let is_loaded = |interface: &IfName| loaded.iter().any(|unit| unit.interface == *interface);
     let enabled = enabled();
-    let unloaded = enabled.iter().filter(|interface| !is_loaded(interface)).cloned();
-    let unloaded: Vec<Loaded> = unloaded.map(Loaded::inactive).collect();
+    let unloaded = enabled.iter().filter(|interface| !is_loaded(interface)).map(|interface| {
+        let (interface, active) = (interface.clone(), "inactive".to_owned());
+        Loaded { interface, active, is_restarting: false, path: None }
+    });
+    let unloaded: Vec<Loaded> = unloaded.collect();
     let mut units = Vec::new();
     for unit in loaded.into_iter().chain(unloaded) {
         let state = match (unit.active.as_str(), unit.is_restarting) {
@@ -83,12 +82,6 @@ struct Loaded {
     active: String,
     is_restarting: bool,
     path: Option<OwnedObjectPath>,
-}
-
-impl Loaded {
-    fn inactive(interface: IfName) -> Self {
-        Self { interface, active: "inactive".to_owned(), is_restarting: false, path: None }
-    }
 }
 
 /// An element of the reply of `ListUnitsByPatterns` (org.freedesktop.systemd1(5)).

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use zbus::Connection;
 
-use crate::cli::client::{Purpose, ask_each, instances_on};
+use crate::cli::client::{Instance, Purpose, ask_each, instances};
 use crate::cli::doctor::Finding;
 use crate::cli::interfaces::{listed, start_command};
 use crate::cli::units;
@@ -25,15 +25,18 @@ pub async fn examine(connection: &Connection, file: Option<&Path>) -> Vec<Findin
     let mut findings: Vec<Finding> = units::not_running(connection)
         .await
         .iter()
-        .map(|unit| Finding::failed(CHECK, unit.problem(), unit.remedy()))
+        .map(|unit| {
+            let [problem, remedy] = unit.explain();
+            Finding::failed(CHECK, problem, remedy)
+        })
         .collect();
     // An error here means that no instance is running.
-    let instances = instances_on(connection, None, Purpose::Look).await.unwrap_or_default();
-    let running: Vec<IfName> = instances.iter().map(|one| one.interface().clone()).collect();
+    let asked = instances(connection, None, Purpose::Look).await.unwrap_or_default();
+    let running: Vec<IfName> = asked.iter().map(|one| one.interface().clone()).collect();
     if running.is_empty() && findings.is_empty() {
         return vec![Finding::warning(CHECK, "none is running", start_command(None))];
     }
-    let answers = ask_each(&instances, async |instance| instance.state().await).await;
+    let answers = ask_each(&asked, Instance::state).await;
     let answered = answers.answered.iter().map(|(interface, (state, version))| {
         let found = format!("{interface}: {state}");
         if state == "degraded" {

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use zbus::connection::Builder;
 
 use crate::cli::CliError;
-use crate::cli::client::{Instance, Purpose, connect_to, instances_on};
+use crate::cli::client::{Instance, Purpose, connect_to, instances};
 use crate::cli::doctor::lab;
 use crate::cli::doctor::lab::{Lab, is_answered, wait_for};
 use crate::cli::doctor::{Finding, Verdict, line};
@@ -121,7 +121,7 @@ async fn instance() -> Result<Instance, String> {
     let explain = |error: crate::cli::client::ClientError| error.to_string();
     let builder = Builder::address(lab::BUS);
     let connection = connect_to(builder).await.map_err(explain)?;
-    let mut instances = instances_on(&connection, None, Purpose::Look).await.map_err(explain)?;
+    let mut instances = instances(&connection, None, Purpose::Look).await.map_err(explain)?;
     instances.pop().ok_or_else(|| "the service is not on the bus".to_owned())
 }
 

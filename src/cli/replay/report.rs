@@ -1,7 +1,7 @@
 //! The output of a replay: summary, tables and JSON.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -10,7 +10,7 @@ use crate::cli::CliError;
 use crate::cli::output::{counted, print_json_line};
 use crate::cli::replay::trials::{Trial, Trials};
 use crate::cli::table::Table;
-use crate::cli::time::short;
+use crate::cli::time::{short, utc_micros};
 use crate::config::{DetectionConfig, Preset};
 use crate::types::{Attempt, HumanDuration, Moment, Scan, show_network};
 
@@ -203,14 +203,6 @@ pub fn comparison(trials: &[Trial], presets: bool, of_file: Option<&str>) -> Tab
     table
 }
 
-/// Returns a time in UTC (RFC 3339) in microseconds.
 fn absolute(moment: Moment) -> String {
-    /// 9999-12-31T23:59:59Z, the last second that RFC 3339 can represent.
-    const LAST: Duration = Duration::from_secs(253_402_300_799);
-    let since_epoch = Duration::from_nanos(moment.as_nanos()).min(LAST);
-    let time = SystemTime::UNIX_EPOCH.checked_add(since_epoch);
-    time.map_or_else(
-        || moment.as_nanos().to_string(),
-        |time| humantime::format_rfc3339_micros(time).to_string(),
-    )
+    utc_micros(Duration::from_nanos(moment.as_nanos()))
 }

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::cli::CliError;
 use crate::cli::arguments::Why;
-use crate::cli::client::{ClientError, Purpose, ask_each, instances};
+use crate::cli::client::{ClientError, Purpose, ask};
 use crate::cli::output::{Style, counted, on_terminal, print, print_json, styled, width, wrapped};
 use crate::cli::table::Table;
 use crate::cli::time::{absolute, ago, ahead, exact, now, short};
@@ -25,10 +25,8 @@ const WIDEST: usize = 100;
 
 pub fn run(arguments: &Why) -> Result<(), CliError> {
     let (network, select) = (arguments.address, &arguments.select);
-    let answers = zbus::block_on(async {
-        let instances = instances(select.interface.as_ref(), Purpose::Look).await?;
-        Ok::<_, CliError>(ask_each(&instances, async |instance| instance.why(network).await).await)
-    })?;
+    let only = select.interface.as_ref();
+    let answers = ask(only, Purpose::Look, async |instance| instance.why(network).await)?;
     let known: Vec<Evidence> = answers
         .answered
         .into_iter()
@@ -176,19 +174,15 @@ fn lines(evidence: &Evidence) -> String {
     };
     let mut text = String::new();
     for (name, value) in &facts {
-        match value {
-            serde_json::Value::Null | serde_json::Value::Array(_) => {}
-            serde_json::Value::String(value) => {
-                let _ = writeln!(text, "{name}\t{value}");
+        let value = match (name.as_str(), value) {
+            (_, serde_json::Value::Null | serde_json::Value::Array(_)) => continue,
+            (_, serde_json::Value::String(value)) => value.clone(),
+            ("since" | "until" | "grace_until", value) => {
+                value.as_u64().map(absolute).unwrap_or_default()
             }
-            value if matches!(name.as_str(), "since" | "until" | "grace_until") => {
-                let time = value.as_u64().map(absolute).unwrap_or_default();
-                let _ = writeln!(text, "{name}\t{time}");
-            }
-            value => {
-                let _ = writeln!(text, "{name}\t{value}");
-            }
-        }
+            (_, value) => value.to_string(),
+        };
+        let _ = writeln!(text, "{name}\t{value}");
     }
     for probe in &evidence.probes {
         let outcome = probe.outcome.as_deref().unwrap_or("unknown");
