@@ -23,9 +23,7 @@ pub mod internals {
     pub use crate::block::backend::Backend;
     pub use crate::block::backend::ipset::IpsetBackend;
     pub use crate::config::reference::{KEYS, Key, SECTIONS};
-    pub use crate::config::{
-        DetectionConfig, Effective, Established, Flags, Origin, Preset, Sources,
-    };
+    pub use crate::config::{DetectionConfig, Effective, Established, Origin, Preset, Sources};
     pub use crate::detect::{Detector, Observer, new as new_detector};
     pub use crate::system::capture::frame::{LinkLayer, probe_in, segment_in};
     pub use crate::types::Host;

@@ -20,13 +20,14 @@ pub mod watch;
 pub mod why;
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::CommandFactory;
 
 use crate::cli::arguments::{Arguments, Command};
 use crate::cli::client::ClientError;
-use crate::config::{ConfigError, Flags, Sources};
+use crate::config::{ConfigError, Sources};
 use crate::service;
 use crate::service::DaemonError;
 use crate::system::capture::saved::SavedError;
@@ -130,9 +131,8 @@ pub fn main() -> ExitCode {
 fn handle(command: Command) -> Result<(), CliError> {
     match command {
         Command::Run(run) => {
-            let flags = Flags { observe: run.observe };
-            let sources = sources(Some(&run.interface), run.config.as_deref(), flags);
-            Ok(service::run(&run.interface, &sources)?)
+            let sources = sources(Some(&run.interface), run.config.as_deref());
+            Ok(service::run(&run.interface, &sources.with_observe(run.observe))?)
         }
         Command::List(select) => list::run(&select),
         Command::Stats(select) => stats::run(&select),
@@ -141,25 +141,18 @@ fn handle(command: Command) -> Result<(), CliError> {
         Command::Block(block) => control::block(&block),
         Command::Unblock(unblock) => control::unblock(&unblock),
         Command::Reload(reload) => control::reload(&reload),
-        Command::Doctor(doctor) => {
-            let sources = sources(None, doctor.config.as_deref(), Flags::default());
-            doctor::run(&doctor, &sources)
-        }
-        Command::Replay(replay) => {
-            let sources = sources(None, replay.config.as_deref(), Flags::default());
-            replay::run(&replay, &sources)
-        }
+        Command::Doctor(doctor) => doctor::run(&doctor, &sources(None, doctor.config.as_deref())),
+        Command::Replay(replay) => replay::run(&replay, &sources(None, replay.config.as_deref())),
         Command::Config(show) => {
-            let flags = Flags { observe: show.observe };
-            let sources = sources(show.interface.as_ref(), show.config.as_deref(), flags);
-            config::run(&sources, show.json)
+            let sources = sources(show.interface.as_ref(), show.config.as_deref());
+            config::run(&sources.with_observe(show.observe), show.json)
         }
     }
 }
 
-fn sources(interface: Option<&IfName>, file: Option<&std::path::Path>, flags: Flags) -> Sources {
+fn sources(interface: Option<&IfName>, file: Option<&Path>) -> Sources {
     // A variable that is not UTF-8 cannot be one of tcptracker's.
     let environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    Sources::new(interface, file, environment, flags)
+    Sources::new(interface, file).with_environment(environment)
 }

@@ -236,11 +236,10 @@ impl Event {
                 let style = if state == "degraded" { Style::Red } else { Style::Bold };
                 ("state", state.clone(), style)
             }
-            Self::Gone => (
-                "gone",
-                "the service has stopped; waiting until it runs again".to_owned(),
-                Style::Red,
-            ),
+            Self::Gone => {
+                let text = "the service has stopped; waiting until it runs again";
+                ("gone", text.to_owned(), Style::Red)
+            }
             Self::Running => ("running", "the service has started".to_owned(), Style::Green),
         }
     }

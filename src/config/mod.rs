@@ -10,7 +10,7 @@ pub mod values;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-pub use layers::{ConfigError, Effective, Flags, Origin, Sources};
+pub use layers::{ConfigError, Effective, Origin, Sources};
 pub use values::{
     Backend, BlockDuration, Established, Hook, Listen, LogFormat, LogLevel, MaxSources, Per,
     PrefixLength, Preset, Rate, Span, Target, Threshold, WindowSpan,

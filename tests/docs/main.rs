@@ -20,7 +20,7 @@ mod shells;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use tcptracker::internals::{Effective, Flags, Origin, Sources};
+use tcptracker::internals::{Effective, Origin, Sources};
 
 /// Compares a file of the repository with its generated text, or writes it.
 #[track_caller]
@@ -86,7 +86,7 @@ fn shipped_configuration_matches_the_defaults() {
     let defaults = Effective::default();
     for (text, sets_every_key) in [(&shipped, false), (&uncommented, true)] {
         std::fs::write(&file, text).unwrap();
-        let sources = Sources::new(None, Some(&file), [], Flags::default());
+        let sources = Sources::new(None, Some(&file));
         let read = Effective::load(&sources).unwrap();
         assert_eq!(read.config(), defaults.config());
         for (key, _, origin) in read.settings() {

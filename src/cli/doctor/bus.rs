@@ -26,13 +26,13 @@ pub fn examine(config: &Config, file: Option<&Path>) -> Vec<Finding> {
             Err(error) => {
                 let remedy =
                     "systemctl start dbus; on a host without a bus, set bus.enabled = false";
-                return vec![Finding::bad("bus", severity, error.to_string(), remedy)];
+                return vec![Finding::bad(severity, error.to_string(), remedy).of("bus")];
             }
         };
         let mut findings = vec![
-            Finding::ok("bus", "reachable"),
-            policy(&connection, severity).await,
-            polkit(&connection).await,
+            Finding::ok("reachable").of("bus"),
+            policy(&connection, severity).await.of("bus policy"),
+            polkit(&connection).await.of("polkit"),
         ];
         findings.extend(instances::examine(&connection, file).await);
         findings
@@ -42,22 +42,21 @@ pub fn examine(config: &Config, file: Option<&Path>) -> Vec<Finding> {
 /// Checks whether the service may own its bus names. Asks the bus if possible, which may not have read the
 /// installed policy yet.
 async fn policy(connection: &Connection, severity: Verdict) -> Finding {
-    const CHECK: &str = "bus policy";
     let file = first_of(&POLICY_DIRECTORIES, POLICY);
     // The policy never allows other users than root.
     let is_root = rustix::process::geteuid().is_root();
     let allowed = if is_root { may_own_our_names(connection).await } else { file.is_some() };
     match (allowed, file) {
-        (true, Some(file)) => Finding::ok(CHECK, file.display().to_string()),
-        (true, None) => Finding::ok(CHECK, "the service may own its bus names"),
+        (true, Some(file)) => Finding::ok(file.display().to_string()),
+        (true, None) => Finding::ok("the service may own its bus names"),
         (false, Some(file)) => {
             let found = format!("{} is installed, but the bus has not read it", file.display());
-            Finding::bad(CHECK, severity, found, "systemctl reload dbus")
+            Finding::bad(severity, found, "systemctl reload dbus")
         }
         (false, None) => {
             let remedy =
                 format!("copy it to {}, then: systemctl reload dbus", POLICY_DIRECTORIES[0]);
-            Finding::bad(CHECK, severity, format!("{POLICY} is not installed"), remedy)
+            Finding::bad(severity, format!("{POLICY} is not installed"), remedy)
         }
     }
 }
@@ -69,7 +68,6 @@ async fn may_own_our_names(connection: &Connection) -> bool {
 }
 
 async fn polkit(connection: &Connection) -> Finding {
-    const CHECK: &str = "polkit";
     let is_there = async {
         let bus = DBusProxy::new(connection).await?;
         let (running, startable) = (bus.list_names().await?, bus.list_activatable_names().await?);
@@ -79,16 +77,16 @@ async fn polkit(connection: &Connection) -> Finding {
     match (is_there, is_known) {
         (true, true) => {
             let found = "installed; action org.tcptracker.Tracker1.manage is registered";
-            Finding::ok(CHECK, found)
+            Finding::ok(found)
         }
         (true, false) => {
             let found = "installed, but without tcptracker's action: only root and group tcptracker may \
                          block and unblock";
-            Finding::warning(CHECK, found, format!("to authorize other users, install {ACTIONS}"))
+            Finding::warning(found, format!("to authorize other users, install {ACTIONS}"))
         }
         (false, _) => {
             let found = "not installed: only root and group tcptracker may block and unblock";
-            Finding::ok(CHECK, found)
+            Finding::ok(found)
         }
     }
 }

@@ -8,13 +8,11 @@ use crate::cli::interfaces::{is_present, listed, present};
 use crate::config::{Config, Effective, Sources};
 use crate::types::IfName;
 
-const CHECK: &str = "configuration";
-
 /// Returns the findings, and the configuration for all interfaces.
 pub fn examine(sources: &Sources) -> (Vec<Finding>, Config) {
     let failed = |problems: Vec<String>| {
         let remedy = "correct the file; `tcptracker config` checks it again";
-        Finding::failed(CHECK, problems.join("\n"), remedy)
+        Finding::failed(problems.join("\n"), remedy)
     };
     let effective = match Effective::load(sources) {
         Ok(effective) => effective,
@@ -27,11 +25,11 @@ pub fn examine(sources: &Sources) -> (Vec<Finding>, Config) {
         .flat_map(|error| error.problems().to_vec())
         .collect();
     let is_valid = problems.is_empty();
-    let mut findings = vec![if is_valid { Finding::ok(CHECK, "valid") } else { failed(problems) }];
+    let mut findings = vec![if is_valid { Finding::ok("valid") } else { failed(problems) }];
     let unread = beside.iter().filter(|(file, _)| !is_read_here(file)).map(|(file, _)| {
         let found = format!("{}: this host has no such interface", file.display());
         let remedy = format!("rename the file; the interfaces are: {}", listed(&present()));
-        Finding::warning(CHECK, found, remedy)
+        Finding::warning(found, remedy)
     });
     findings.extend(unread);
     if let Some(service) = Reader::service() {
@@ -71,7 +69,7 @@ impl Reader {
             .find(|(path, needed, _)| !self.may(path, *needed))?;
         let (path, _, letters) = wrong;
         let found = format!("the service (user tcptracker) cannot read {}", path.display());
-        Some(Finding::failed(CHECK, found, format!("chmod a+{letters} {}", path.display())))
+        Some(Finding::failed(found, format!("chmod a+{letters} {}", path.display())))
     }
 
     fn may(&self, path: &Path, needed: u32) -> bool {
@@ -96,14 +94,13 @@ mod tests {
 
     use super::*;
     use crate::cli::doctor::Verdict;
-    use crate::config::Flags;
 
     fn findings(files: &[(&str, &str)]) -> Vec<(Verdict, String)> {
         let directory = tempfile::tempdir().unwrap();
         for (name, text) in files {
             std::fs::write(directory.path().join(name), text).unwrap();
         }
-        let sources = Sources::within(directory.path(), None, None, [], Flags::default());
+        let sources = Sources::within(directory.path(), None);
         let found = examine(&sources).0.into_iter();
         found.map(|finding| (finding.result, finding.found)).collect()
     }

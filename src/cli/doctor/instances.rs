@@ -11,11 +11,8 @@ use crate::cli::client::{Instance, Purpose, ask_each, instances};
 use crate::cli::doctor::Finding;
 use crate::cli::interfaces::{listed, start_command};
 use crate::cli::units;
-use crate::config::{Effective, Flags, Listen, Sources};
+use crate::config::{Effective, Listen, Sources};
 use crate::types::IfName;
-
-const CHECK: &str = "instance";
-const METRICS: &str = "metrics";
 
 /// How long a connection to the metrics port may take. On this host, it takes less than a millisecond.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -27,56 +24,55 @@ pub async fn examine(connection: &Connection, file: Option<&Path>) -> Vec<Findin
         .iter()
         .map(|unit| {
             let [problem, remedy] = unit.explain();
-            Finding::failed(CHECK, problem, remedy)
+            Finding::failed(problem, remedy)
         })
         .collect();
     // An error here means that no instance is running.
     let asked = instances(connection, None, Purpose::Look).await.unwrap_or_default();
     let running: Vec<IfName> = asked.iter().map(|one| one.interface().clone()).collect();
     if running.is_empty() && findings.is_empty() {
-        return vec![Finding::warning(CHECK, "none is running", start_command(None))];
+        return vec![Finding::warning("none is running", start_command(None)).of("instance")];
     }
     let answers = ask_each(&asked, Instance::state).await;
     let answered = answers.answered.iter().map(|(interface, (state, version))| {
         let found = format!("{interface}: {state}");
         if state == "degraded" {
             let remedy = "`journalctl -t tcptracker -p warning` and /health show the cause";
-            return Finding::failed(CHECK, found, remedy);
+            return Finding::failed(found, remedy);
         }
         if version != env!("CARGO_PKG_VERSION") {
             let found = format!(
                 "{found}; it runs version {version}, but {} is installed",
                 env!("CARGO_PKG_VERSION")
             );
-            return Finding::warning(
-                CHECK,
-                found,
-                format!("systemctl restart {}", interface.unit()),
-            );
+            return Finding::warning(found, format!("systemctl restart {}", interface.unit()));
         }
-        Finding::ok(CHECK, found)
+        Finding::ok(found)
     });
     findings.extend(answered);
     findings.extend(answers.failures.iter().map(|error| {
         let remedy = "if it stays that way: systemctl restart 'tcptracker@*'";
-        Finding::failed(CHECK, error.to_string(), remedy)
+        Finding::failed(error.to_string(), remedy)
     }));
-    findings.extend(metrics(&running, file));
-    findings
+    let findings = findings.into_iter().map(|finding| finding.of("instance"));
+    findings.chain(metrics(&running, file)).collect()
 }
 
 /// Checks the metrics addresses of the running instances, as configured in the files.
 fn metrics(running: &[IfName], file: Option<&Path>) -> Vec<Finding> {
     let mut by_address: BTreeMap<SocketAddr, Vec<IfName>> = BTreeMap::new();
     for interface in running {
-        let sources = Sources::new(Some(interface), file, [], Flags::default());
+        let sources = Sources::new(Some(interface), file);
         // An invalid file has a finding of its own.
         let Ok(effective) = Effective::load(&sources) else { continue };
         if let Listen::At(address) = effective.config().metrics.listen {
             by_address.entry(address).or_default().push(interface.clone());
         }
     }
-    by_address.into_iter().map(|(address, interfaces)| metrics_at(address, &interfaces)).collect()
+    by_address
+        .into_iter()
+        .map(|(address, interfaces)| metrics_at(address, &interfaces).of("metrics"))
+        .collect()
 }
 
 fn metrics_at(address: SocketAddr, interfaces: &[IfName]) -> Finding {
@@ -89,15 +85,15 @@ fn metrics_at(address: SocketAddr, interfaces: &[IfName]) -> Finding {
             "set another metrics.listen in /etc/tcptracker/{second}.toml, then: systemctl restart {}",
             second.unit()
         );
-        return Finding::warning(METRICS, found, remedy);
+        return Finding::warning(found, remedy);
     }
     let names = listed(interfaces);
     if TcpStream::connect_timeout(&reachable(address), PATIENCE).is_ok() {
-        return Finding::ok(METRICS, format!("{names}: served on {address}"));
+        return Finding::ok(format!("{names}: served on {address}"));
     }
     let found = format!("{names}: not served on {address}, as configured in the files");
     let remedy = "`journalctl -t tcptracker -g metrics` shows the cause";
-    Finding::warning(METRICS, found, remedy)
+    Finding::warning(found, remedy)
 }
 
 /// Replaces a wildcard address, to which nothing can connect, by loopback.

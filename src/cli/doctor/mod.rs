@@ -41,34 +41,33 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn ok(check: &'static str, found: impl Into<String>) -> Self {
-        Self { check, result: Verdict::Ok, found: found.into(), remedy: None }
+    fn ok(found: impl Into<String>) -> Self {
+        Self { check: "", result: Verdict::Ok, found: found.into(), remedy: None }
     }
 
-    fn bad(
-        check: &'static str,
-        result: Verdict,
-        found: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
-        Self { check, result, found: found.into(), remedy: Some(remedy.into()) }
+    fn bad(result: Verdict, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { check: "", result, found: found.into(), remedy: Some(remedy.into()) }
     }
 
-    fn failed(check: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self::bad(check, Verdict::Failed, found, remedy)
+    fn failed(found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::bad(Verdict::Failed, found, remedy)
     }
 
-    fn warning(check: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self::bad(check, Verdict::Warning, found, remedy)
+    fn warning(found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::bad(Verdict::Warning, found, remedy)
     }
 
-    fn unknown(check: &'static str) -> Self {
+    fn unknown() -> Self {
         let (found, remedy) = if rustix::process::geteuid().is_root() {
             ("cannot be checked without these capabilities", "add them, and check again")
         } else {
             ("only root can check this", "sudo tcptracker doctor")
         };
-        Self::bad(check, Verdict::Unknown, found, remedy)
+        Self::bad(Verdict::Unknown, found, remedy)
+    }
+
+    fn of(self, check: &'static str) -> Self {
+        Self { check, ..self }
     }
 }
 
@@ -76,7 +75,9 @@ pub fn run(arguments: &Doctor, sources: &Sources) -> Result<(), CliError> {
     if arguments.self_test {
         return self_test::run(arguments.json);
     }
-    let (mut findings, config) = configuration::examine(sources);
+    let (findings, config) = configuration::examine(sources);
+    let findings = findings.into_iter().map(|finding| finding.of("configuration"));
+    let mut findings: Vec<Finding> = findings.collect();
     findings.extend(system::examine(&config));
     findings.extend(bus::examine(&config, arguments.config.as_deref()));
     if arguments.json {
@@ -108,27 +109,18 @@ fn line(finding: &Finding) -> String {
     }
     let indent = CHECK_WIDTH + RESULT_WIDTH;
     let room = width().saturating_sub(indent).max(20);
+    let head = format!("{word:<RESULT_WIDTH$}");
+    let mut head = format!("{}{:<CHECK_WIDTH$}", styled(style, &head), finding.check);
     let mut text = String::new();
-    let head = format!(
-        "{}{:<CHECK_WIDTH$}",
-        styled(style, &format!("{word:<RESULT_WIDTH$}")),
-        finding.check
-    );
-    let found = finding.found.lines().flat_map(|line| wrapped(&printable(line), room));
-    for (at, part) in found.enumerate() {
-        let before = if at == 0 { head.clone() } else { " ".repeat(indent) };
-        text.push_str(&format!("{before}{part}\n"));
+    for part in finding.found.lines().flat_map(|line| wrapped(&printable(line), room)) {
+        text += &format!("{head}{part}\n");
+        head = " ".repeat(indent);
     }
-    let remedy = printable(finding.remedy.as_deref().unwrap_or_default());
-    for (at, part) in wrapped(&remedy, room.saturating_sub(3)).iter().enumerate() {
-        if !part.is_empty() {
-            let arrow = if at == 0 { "-> " } else { "   " };
-            text.push_str(&format!(
-                "{}{}\n",
-                " ".repeat(indent),
-                styled(Style::Bold, &format!("{arrow}{part}"))
-            ));
-        }
+    let remedy = wrapped(&printable(finding.remedy.as_deref().unwrap_or_default()), room - 3);
+    let mut arrow = "-> ";
+    for part in remedy.iter().filter(|part| !part.is_empty()) {
+        text += &format!("{head}{}\n", styled(Style::Bold, &format!("{arrow}{part}")));
+        arrow = "   ";
     }
     text
 }

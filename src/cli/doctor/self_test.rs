@@ -64,10 +64,10 @@ struct Report {
 impl Report {
     fn step(&mut self, check: &'static str, outcome: Outcome) -> Result<(), CliError> {
         let finding = match outcome {
-            Ok(found) => Finding::ok(check, found),
+            Ok(found) => Finding::ok(found).of(check),
             Err(found) => {
                 let remedy = "`tcptracker doctor` checks the requirements";
-                Finding::failed(check, found, remedy)
+                Finding::failed(found, remedy).of(check)
             }
         };
         if !self.json {
@@ -85,10 +85,8 @@ async fn steps(report: &mut Report) -> Result<(), CliError> {
         Ok(lab) => lab,
         Err(error) => return report.step("namespaces", Err(error)),
     };
-    report.step(
-        "namespaces",
-        Ok(format!("created for a service and a scanner in {}", since(begun))),
-    )?;
+    let made = format!("created for a service and a scanner in {}", since(begun));
+    report.step("namespaces", Ok(made))?;
     let begun = Moment::now();
     let service = match lab.start_service() {
         Ok(service) => service,
@@ -109,12 +107,9 @@ async fn steps(report: &mut Report) -> Result<(), CliError> {
     report.step("expiry", expiry(&instance).await)?;
     let begun = Moment::now();
     let stopped = lab::stop(service).and_then(|()| nothing_left());
-    report.step(
-        "stop",
-        stopped
-            .map(|()| format!("stopped in {}; no rule and no chain is left", since(begun)))
-            .map_err(|error| format!("{error}; {}", lab.last_log_line())),
-    )
+    let stopped = stopped.map_err(|error| format!("{error}; {}", lab.last_log_line()));
+    let found = |()| format!("stopped in {}; no rule and no chain is left", since(begun));
+    report.step("stop", stopped.map(found))
 }
 
 async fn instance() -> Result<Instance, String> {

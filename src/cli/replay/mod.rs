@@ -14,7 +14,7 @@ use crate::cli::arguments::{Compared, Replay};
 use crate::cli::output::{on_terminal, print, print_error};
 use crate::cli::replay::report::{comparison, listing, print_lines, summary_line};
 use crate::cli::replay::trials::Trials;
-use crate::config::{DetectionConfig, Effective, Preset, Sources, Threshold};
+use crate::config::{DetectionConfig, Effective, Preset, Sources};
 use crate::service::unpack;
 use crate::system::capture::saved::{SavedCapture, name_of};
 use crate::types::printable;
@@ -58,10 +58,10 @@ fn replay(
 ) -> Result<(), CliError> {
     let capture = SavedCapture::open(file, unpack::spawn)?;
     let rule_of = |preset, ports| DetectionConfig { preset, ports, ..rule.clone() };
-    let thresholds =
-        |list: &[Threshold]| list.iter().map(|ports| rule_of(Preset::Classic, *ports)).collect();
     let (rules, presets): (Vec<_>, bool) = match &arguments.compare {
-        Some(Compared::Thresholds(list)) => (thresholds(list), false),
+        Some(Compared::Thresholds(list)) => {
+            (list.iter().map(|ports| rule_of(Preset::Classic, *ports)).collect(), false)
+        }
         Some(_) => {
             ([Preset::Classic, Preset::Balanced].map(|p| rule_of(p, rule.ports)).to_vec(), true)
         }

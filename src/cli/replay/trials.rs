@@ -145,12 +145,7 @@ impl Trials {
 
     fn consider(&mut self, segments: &[Segment]) {
         self.until = self.until.max(segments.iter().map(|segment| segment.moment).max());
-        for trial in &mut self.each {
-            let Trial { detector, found, probes_of, .. } = trial;
-            let mut tally = Tally { host: &self.host, rule: &self.rule, probes_of, found };
-            detector.observe(segments, &self.host, &mut tally);
-            self.summary.one_sided |= detector.was_one_sided();
-        }
+        self.detect(|detector, host, tally| detector.observe(segments, host, tally));
         for probe in segments.iter().filter(|segment| segment.kind.is_probe()) {
             let summary = &mut self.summary;
             summary.probes += 1;
@@ -166,10 +161,15 @@ impl Trials {
     /// Lets time pass after the end of the file, so that pending decisions are made.
     fn finish(&mut self) {
         let Some(until) = self.until else { return };
+        let late = until + LONGEST_DELAY;
+        self.detect(|detector, host, tally| detector.pass_time(late, host, tally));
+    }
+
+    fn detect(&mut self, step: impl Fn(&mut dyn Detector, &Host, &mut Tally<'_>)) {
         for trial in &mut self.each {
             let Trial { detector, found, probes_of, .. } = trial;
             let mut tally = Tally { host: &self.host, rule: &self.rule, probes_of, found };
-            detector.pass_time(until + LONGEST_DELAY, &self.host, &mut tally);
+            step(detector.as_mut(), &self.host, &mut tally);
             self.summary.one_sided |= detector.was_one_sided();
         }
     }

@@ -8,7 +8,7 @@ use toml::Value;
 use toml::de::{DeTable, DeValue};
 
 use crate::config::layers::DIRECTORY;
-use crate::config::{Effective, Flags, Origin, Sources};
+use crate::config::{Effective, Origin, Sources};
 use crate::types::IfName;
 
 const KEY: &str = "exempt.networks";
@@ -35,7 +35,7 @@ pub fn instructions(interface: &IfName, network: &str) -> String {
 
 fn instructions_within(directory: &Path, interface: &IfName, network: &str) -> String {
     let reload = format!("sudo systemctl reload {}", interface.unit());
-    let sources = Sources::within(directory, Some(interface), None, [], Flags::default());
+    let sources = Sources::within(directory, Some(interface));
     let Ok(effective) = Effective::load(&sources) else {
         return format!(
             "\nNever block it: first correct the configuration, which is invalid:\n  \

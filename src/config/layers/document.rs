@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use toml::Spanned;
-use toml::de::{DeString, DeTable, DeValue, Error};
+use toml::de::{DeTable, DeValue, Error};
 
 use crate::types::quotable;
 
@@ -17,9 +17,6 @@ pub struct Problem {
     pub what: String,
 }
 
-/// A name, and what stands for it.
-pub type Entry<'a, 'b> = (&'b Spanned<DeString<'a>>, &'b Spanned<DeValue<'a>>);
-
 /// A parsed file. The parser goes on after an error, so that all errors can be reported at once.
 pub struct Document<'a> {
     text: &'a str,
@@ -28,7 +25,7 @@ pub struct Document<'a> {
 }
 
 /// What a syntax error means for the reader of the message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 enum Kind {
     Duplicate,
     /// A word that is not a value, such as a string without quotes.
@@ -38,6 +35,7 @@ enum Kind {
     MissingComma,
     ExtraComma,
     TextAfterEnd,
+    /// From this one on, the parser's view of the lines below is not the author's.
     UnclosedSection,
     UnclosedList,
     UnclosedTable,
@@ -68,38 +66,24 @@ impl Kind {
         let found = BEGINNINGS.iter().find(|(beginning, _)| message.starts_with(beginning));
         found.map_or(Self::Value, |(_, kind)| *kind)
     }
-
-    /// Whether the parser's view of the lines below is not the author's.
-    const fn hides_the_rest(self) -> bool {
-        matches!(
-            self,
-            Self::UnclosedSection
-                | Self::UnclosedList
-                | Self::UnclosedTable
-                | Self::MissingEquals
-                | Self::Other
-        )
-    }
 }
 
 impl<'a> Document<'a> {
     pub fn parse(text: &'a str) -> Self {
         let (table, errors) = DeTable::parse_recoverable(text);
-        let errors = errors.into_iter().map(|error| (Kind::of(error.message()), error)).collect();
-        let mut document = Self { text, table, errors };
-        for index in 0..document.errors.len() {
-            let (kind, error) = &document.errors[index];
+        let mut document = Self { text, table, errors: Vec::new() };
+        let kind_of = |error: &Error| match Kind::of(error.message()) {
             // An error of a value outside of all values is one of the grammar.
-            if *kind == Kind::Value && document.scalar_at(start_of(error)).is_none() {
-                document.errors[index].0 = Kind::Other;
-            }
-        }
+            Kind::Value if document.scalar_at(start_of(error)).is_none() => Kind::Other,
+            kind => kind,
+        };
+        document.errors = errors.into_iter().map(|error| (kind_of(&error), error)).collect();
         document
     }
 
     /// The entries of the top level: sections, and keys that are outside of all sections.
-    pub fn entries(&self) -> impl Iterator<Item = Entry<'a, '_>> {
-        self.table.get_ref().iter()
+    pub fn entries(&self) -> &DeTable<'a> {
+        self.table.get_ref()
     }
 
     pub fn line_at(&self, offset: usize) -> usize {
@@ -113,8 +97,8 @@ impl<'a> Document<'a> {
 
     /// The line on which a section has its one place: in brackets or braces, not before a dot.
     pub fn line_of_section(&self, name: &str) -> Option<usize> {
-        let (key, value) = self.entries().find(|(key, _)| key.get_ref() == name)?;
-        let is_header = self.before(key.span().start).trim_end().ends_with('[');
+        let (key, value) = self.entries().iter().find(|(key, _)| key.get_ref() == name)?;
+        let is_header = self.written(0..key.span().start).trim_end().ends_with('[');
         let is_inline = self.written(value.span()).starts_with('{');
         (is_header || is_inline).then(|| self.line_at(key.span().start))
     }
@@ -140,7 +124,7 @@ impl<'a> Document<'a> {
 
     /// The last line that the parser has read as its author meant it; none: all of them.
     pub fn last_reliable_line(&self) -> Option<usize> {
-        let hiding = self.errors.iter().filter(|(kind, _)| kind.hides_the_rest());
+        let hiding = self.errors.iter().filter(|(kind, _)| *kind >= Kind::UnclosedSection);
         hiding.map(|(kind, error)| self.explain(*kind, error).line).min()
     }
 
@@ -196,21 +180,20 @@ impl<'a> Document<'a> {
         let (_, before, _) = self.split_line(at);
         let name = self.written(error.span().unwrap_or_default());
         if before.trim_start().starts_with('[') {
-            let first = self.line_before(at, |line| {
-                let line = line.trim_start();
-                let header = line.trim_start_matches('[').trim_start();
+            let first = self.text.lines().take(self.line_at(at) - 1).position(|line| {
+                let header = line.trim_start_matches(['[', ' ', '\t']);
                 let after = header.strip_prefix(name).map(str::trim_start);
                 after.is_some_and(|rest| rest.starts_with([']', '.', '=']))
             });
             let name = quotable(name);
-            return match first {
+            return match first.map(|index| index + 1) {
                 Some(line) => format!("[{name}] is on line {line} already; write its keys there"),
                 None => format!("[{name}] is there twice; write its keys in one place"),
             };
         }
         // The same key of the same section: dotted, or the nearest one above.
         let dotted = before.trim_end().strip_suffix('.').map(str::trim);
-        let above = self.entries().filter_map(|(section, content)| {
+        let above = self.entries().iter().filter_map(|(section, content)| {
             let section = section.get_ref().as_ref();
             let keys = content.get_ref().as_table()?;
             let start = keys.keys().find(|key| key.get_ref() == name)?.span().start;
@@ -227,15 +210,6 @@ impl<'a> Document<'a> {
         }
     }
 
-    fn before(&self, offset: usize) -> &'a str {
-        self.text.get(..offset).unwrap_or(self.text)
-    }
-
-    fn line_before(&self, offset: usize, is_it: impl Fn(&str) -> bool) -> Option<usize> {
-        let end = self.line_at(offset) - 1;
-        self.text.lines().take(end).position(is_it).map(|index| index + 1)
-    }
-
     /// The number of the line, and what stands on it before and after an offset.
     fn split_line(&self, offset: usize) -> (usize, &'a str, &'a str) {
         let (before, after) = self.text.split_at_checked(offset).unwrap_or((self.text, ""));
@@ -245,7 +219,7 @@ impl<'a> Document<'a> {
 
     /// The full name of the key whose value is at an offset, and where the key begins.
     fn entry_at(&self, offset: usize) -> Option<(String, usize)> {
-        self.entries().find_map(|(section, content)| {
+        self.entries().iter().find_map(|(section, content)| {
             let (key, _) = content
                 .get_ref()
                 .as_table()?
@@ -257,7 +231,7 @@ impl<'a> Document<'a> {
     }
 
     fn scalar_at(&self, offset: usize) -> Option<&Spanned<DeValue<'a>>> {
-        self.entries().find_map(|(_, value)| scalar_in(value, offset))
+        self.entries().iter().find_map(|(_, value)| scalar_in(value, offset))
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Owns the advice in messages about unknown names and wrong values. Never decides what is valid.
 
+use strsim::levenshtein;
 use toml::Value;
 
 use crate::config::reference::{KEYS, SECTIONS};
@@ -10,22 +11,21 @@ use crate::types::quotable;
 /// Says that there is no such key, and names a similar one or the section of its namesake.
 pub fn unknown_key(key: &str) -> String {
     let (section, name) = key.split_once('.').unwrap_or(("", key));
-    let hint = if let Some(similar) = similar_key(section, name) {
-        format!("; did you mean {similar}?")
-    } else if let [owner, ..] = sections_with(name)[..] {
-        format!("; {name} belongs to [{owner}]")
-    } else {
-        String::new()
+    let hint = match (similar_key(section, name), sections_with(name).first()) {
+        (Some(similar), _) => format!("; did you mean {similar}?"),
+        (None, Some(owner)) => format!("; {name} belongs to [{owner}]"),
+        (None, None) => String::new(),
     };
     format!("unknown key {}{hint} (`tcptracker config` lists all keys)", quotable(key))
 }
 
 /// Says that there is no such section, and names a similar one or all.
 pub fn unknown_section(name: &str) -> String {
-    let names = SECTIONS.map(|(section, _)| section);
-    let hint = match closest(name, names) {
+    let hint = match similar_section(name) {
         Some(similar) => format!("did you mean [{similar}]?"),
-        None => format!("the sections are {}", bracketed(&names).join(", ")),
+        None => {
+            format!("the sections are {}", bracketed(&SECTIONS.map(|(name, _)| name)).join(", "))
+        }
     };
     format!("unknown section [{}]; {hint}", quotable(name))
 }
@@ -71,20 +71,14 @@ pub fn likely_values(written: &str) -> Vec<Value> {
 
 /// A key of the section that is spelt like this one, or any key if there is no such section.
 fn similar_key(section: &str, name: &str) -> Option<&'static str> {
-    let within = match section {
-        "" => None,
-        _ => Some(closest(section, SECTIONS.map(|(section, _)| section))?),
-    };
-    let candidates = KEYS.iter().filter_map(|key| {
-        let (section, found) = key.name.split_once('.')?;
-        within.is_none_or(|within| within == section).then_some((
-            distance(name, found),
-            found.len() / 2,
-            key.name,
-        ))
-    });
-    let (distance, most, key) = candidates.min()?;
-    (distance <= most).then_some(key)
+    let within = if section.is_empty() { None } else { Some(similar_section(section)?) };
+    let keys = KEYS.iter().filter_map(|key| Some((key.name.split_once('.')?, key.name)));
+    let keys = keys.filter(|((section, _), _)| within.is_none_or(|within| within == *section));
+    closest(name, keys.map(|((_, spelling), key)| (spelling, key)))
+}
+
+fn similar_section(name: &str) -> Option<&'static str> {
+    closest(name, SECTIONS.iter().map(|(section, _)| (*section, *section)))
 }
 
 fn sections_with(name: &str) -> Vec<&'static str> {
@@ -96,23 +90,11 @@ fn bracketed(sections: &[&str]) -> Vec<String> {
     sections.iter().map(|section| format!("[{section}]")).collect()
 }
 
-/// The name with the fewest letters to change, if they are at most half of it.
-fn closest<'a>(text: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let distances = names.into_iter().map(|name| (distance(text, name), name));
-    let (distance, name) = distances.min()?;
-    (distance <= name.len() / 2).then_some(name)
-}
-
-/// Levenshtein's distance.
-fn distance(one: &str, other: &str) -> usize {
-    let mut row: Vec<usize> = (0..=other.chars().count()).collect();
-    for (i, a) in one.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, b) in other.chars().enumerate() {
-            let substituted = diagonal + usize::from(a != b);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row.last().copied().unwrap_or(0)
+/// The name whose spelling has the fewest letters to change, if they are at most half of it.
+fn closest(
+    text: &str,
+    names: impl Iterator<Item = (&'static str, &'static str)>,
+) -> Option<&'static str> {
+    let changes = names.map(|(spelling, name)| (levenshtein(text, spelling), spelling.len(), name));
+    changes.min().filter(|(changed, length, _)| *changed <= length / 2).map(|(.., name)| name)
 }

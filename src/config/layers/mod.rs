@@ -70,47 +70,46 @@ impl fmt::Display for ConfigError {
 impl std::error::Error for ConfigError {}
 
 /// The sources of a configuration.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Sources {
     /// Files, and whether each must exist. The later wins.
     files: Vec<(PathBuf, bool)>,
     environment: Vec<(String, String)>,
-    flags: Flags,
-}
-
-/// The settings of the command line.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Flags {
-    pub observe: bool,
+    observe: bool,
 }
 
 impl Sources {
-    /// Returns the usual sources for an interface, or those that all interfaces share. An explicit file
+    /// Returns the usual files for an interface, or those that all interfaces share. An explicit file
     /// replaces both usual files.
-    pub fn new(
-        interface: Option<&IfName>,
-        explicit: Option<&Path>,
-        environment: impl IntoIterator<Item = (String, String)>,
-        flags: Flags,
-    ) -> Self {
-        Self::within(Path::new(DIRECTORY), interface, explicit, environment, flags)
+    pub fn new(interface: Option<&IfName>, explicit: Option<&Path>) -> Self {
+        match explicit {
+            Some(file) => Self { files: vec![(file.to_owned(), true)], ..Self::default() },
+            None => Self::within(Path::new(DIRECTORY), interface),
+        }
     }
 
-    pub fn within(
-        directory: &Path,
-        interface: Option<&IfName>,
-        explicit: Option<&Path>,
+    /// Returns the usual files for an interface, in a directory.
+    pub fn within(directory: &Path, interface: Option<&IfName>) -> Self {
+        let names = interface.map(|name| format!("{name}.toml"));
+        let names = std::iter::once(COMMON_FILE.to_owned()).chain(names);
+        let files = names.map(|name| (directory.join(name), false)).collect();
+        Self { files, ..Self::default() }
+    }
+
+    #[must_use]
+    pub fn with_environment(
+        mut self,
         environment: impl IntoIterator<Item = (String, String)>,
-        flags: Flags,
     ) -> Self {
-        let files = match explicit {
-            Some(file) => vec![(file.to_owned(), true)],
-            None => std::iter::once(directory.join(COMMON_FILE))
-                .chain(interface.map(|name| directory.join(format!("{name}.toml"))))
-                .map(|file| (file, false))
-                .collect(),
-        };
-        Self { files, environment: environment.into_iter().collect(), flags }
+        self.environment.extend(environment);
+        self
+    }
+
+    /// Adds the flag `--observe`, if it is set.
+    #[must_use]
+    pub fn with_observe(mut self, is_set: bool) -> Self {
+        self.observe = is_set;
+        self
     }
 
     /// Returns all existing files in the usual directory; none if an explicit file replaces them.
@@ -164,7 +163,7 @@ impl Effective {
         for (name, text) in &sources.environment {
             problems.extend(effective.read_variable(name, text));
         }
-        if sources.flags.observe {
+        if sources.observe {
             let origin = Origin::Flag("--observe");
             problems.extend(effective.set("block.enabled", &Value::Boolean(false), &origin));
         }

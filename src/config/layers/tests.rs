@@ -20,8 +20,11 @@ fn load(
     let environment =
         environment.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
     let interface = "eth0".parse().unwrap();
-    let flags = Flags { observe };
-    Effective::load(&Sources::within(directory.path(), Some(&interface), None, environment, flags))
+    Effective::load(
+        &Sources::within(directory.path(), Some(&interface))
+            .with_environment(environment)
+            .with_observe(observe),
+    )
 }
 
 /// The problems of a file, without its name.
@@ -363,7 +366,7 @@ fn every_problem_of_every_layer_is_reported() {
 #[test]
 fn explicit_file_must_exist() {
     let missing = Path::new("/nonexistent/tcptracker.toml");
-    let sources = Sources::new(None, Some(missing), [], Flags::default());
+    let sources = Sources::new(None, Some(missing));
     let error = Effective::load(&sources).unwrap_err().to_string();
     assert!(error.contains("cannot read /nonexistent/tcptracker.toml"), "{error}");
 }
