@@ -53,32 +53,34 @@ fn read(file: &str) -> String {
     std::fs::read_to_string(file).unwrap_or_default()
 }
 
-/// Finds the default route with the lowest metric in /proc/net/route.
+/// Finds the default route in /proc/net/route.
 fn routed_ipv4(table: &str) -> Option<&str> {
-    let routes = table.lines().skip(1).filter_map(|line| {
-        let columns: Vec<&str> = line.split_whitespace().collect();
-        let [interface, destination, _, flags, _, _, metric, mask, ..] = columns[..] else {
-            return None;
-        };
-        let flags = u32::from_str_radix(flags, 16).ok()?;
-        let is_default = destination == "00000000" && mask == "00000000";
-        let is_usable = flags & RTF_UP != 0 && flags & RTF_REJECT == 0;
-        (is_default && is_usable).then_some((metric.parse::<u32>().ok()?, interface))
-    });
-    routes.min_by_key(|(metric, _)| *metric).map(|(_, interface)| interface)
+    default_route(table, [1, 7], 3, (6, 10), 0)
 }
 
-/// Finds the default route with the lowest metric in /proc/net/ipv6_route.
+/// Finds the default route in /proc/net/ipv6_route.
 fn routed_ipv6(table: &str) -> Option<&str> {
+    default_route(table, [0, 1], 8, (5, 16), 9)
+}
+
+/// Finds the default route with the lowest metric. Takes the columns of the destination and its length, the
+/// flags, the metric with its base, and the interface.
+fn default_route(
+    table: &str,
+    destination: [usize; 2],
+    flags: usize,
+    (metric, base): (usize, u32),
+    interface: usize,
+) -> Option<&str> {
     let routes = table.lines().filter_map(|line| {
         let columns: Vec<&str> = line.split_whitespace().collect();
-        let [destination, length, _, _, _, metric, _, _, flags, interface] = columns[..] else {
-            return None;
-        };
-        let flags = u32::from_str_radix(flags, 16).ok()?;
-        let is_default = length == "00" && destination.bytes().all(|digit| digit == b'0');
-        let is_usable = flags & RTF_UP != 0 && flags & RTF_REJECT == 0 && interface != "lo";
-        (is_default && is_usable).then_some((u32::from_str_radix(metric, 16).ok()?, interface))
+        let number = |at: usize, base| u32::from_str_radix(columns.get(at)?, base).ok();
+        let is_default = destination
+            .iter()
+            .all(|at| columns.get(*at).is_some_and(|hex| hex.bytes().all(|digit| digit == b'0')));
+        let is_usable = number(flags, 16)? & (RTF_UP | RTF_REJECT) == RTF_UP;
+        let interface = *columns.get(interface)?;
+        (is_default && is_usable && interface != "lo").then_some((number(metric, base)?, interface))
     });
     routes.min_by_key(|(metric, _)| *metric).map(|(_, interface)| interface)
 }

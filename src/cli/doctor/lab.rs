@@ -13,7 +13,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -76,81 +76,75 @@ pub fn enter(json: bool) -> String {
     format!("cannot run unshare ({error}); install the package util-linux")
 }
 
-pub struct Lab {
-    bus: Child,
+/// Makes the namespaces and their network. Returns the bus, which runs until this process ends.
+pub fn make() -> Result<Child, String> {
+    // The kernel ignores signals without a handler to the first process of a namespace.
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        let always = Arc::new(AtomicBool::new(true));
+        signal_hook::flag::register_conditional_shutdown(signal, 130, always)
+            .map_err(|error| format!("cannot handle signals: {error}"))?;
+    }
+    run("mount -t tmpfs -o mode=755 tmpfs /run")?;
+    std::fs::create_dir(DIRECTORY).map_err(|error| format!("{DIRECTORY}: {error}"))?;
+    for words in [
+        "ip link set lo up",
+        "ip netns add scanner",
+        "ip link add eth0 type veth peer name eth0 netns scanner",
+        "ip addr add 192.0.2.1/24 dev eth0",
+        "ip link set eth0 up",
+        "ip -n scanner addr add 192.0.2.2/24 dev eth0",
+        "ip -n scanner link set eth0 up",
+    ] {
+        run(words)?;
+    }
+    start_bus()
 }
 
-impl Lab {
-    pub fn make() -> Result<Self, String> {
-        // The kernel ignores signals without a handler to the first process of a namespace.
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            let always = Arc::new(AtomicBool::new(true));
-            signal_hook::flag::register_conditional_shutdown(signal, 130, always)
-                .map_err(|error| format!("cannot handle signals: {error}"))?;
-        }
-        run("mount -t tmpfs -o mode=755 tmpfs /run")?;
-        std::fs::create_dir(DIRECTORY).map_err(|error| format!("{DIRECTORY}: {error}"))?;
-        for words in [
-            "ip link set lo up",
-            "ip netns add scanner",
-            "ip link add eth0 type veth peer name eth0 netns scanner",
-            "ip addr add 192.0.2.1/24 dev eth0",
-            "ip link set eth0 up",
-            "ip -n scanner addr add 192.0.2.2/24 dev eth0",
-            "ip -n scanner link set eth0 up",
-        ] {
-            run(words)?;
-        }
-        Ok(Self { bus: start_bus()? })
+/// Starts the service and waits until it is ready.
+pub fn start_service() -> Result<Child, String> {
+    let place = |name: &str| Path::new(DIRECTORY).join(name);
+    let configuration = place("tcptracker.toml");
+    std::fs::write(&configuration, "[metrics]\nlisten = \"off\"\n")
+        .map_err(failed("cannot write the configuration"))?;
+    let socket = UnixDatagram::bind(place("notify"))
+        .and_then(|socket| socket.set_read_timeout(Some(POLL_INTERVAL)).map(|()| socket))
+        .map_err(failed("cannot create the notification socket"))?;
+    let log = File::create(place("log")).map_err(failed("cannot create the log"))?;
+    let program = std::env::current_exe().map_err(failed("cannot find this program"))?;
+    let mut service = Command::new(program)
+        .args(["run", "-i", "eth0", "--config"])
+        .arg(configuration)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("STATE_DIRECTORY", place("state/eth0"))
+        .env("NOTIFY_SOCKET", place("notify"))
+        .env("DBUS_SYSTEM_BUS_ADDRESS", BUS)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .map_err(failed("cannot start the service"))?;
+    let mut ended = false;
+    let ready = wait_for(|| {
+        let mut buffer = [0; 1024];
+        let length = socket.recv(&mut buffer).unwrap_or(0);
+        ended = service.try_wait().is_ok_and(|status| status.is_some());
+        ended || String::from_utf8_lossy(&buffer[..length]).contains("READY=1")
+    });
+    if ready.is_none() || ended {
+        return Err(format!("the service did not start: {}", last_log_line()));
     }
+    Ok(service)
+}
 
-    /// Starts the service and waits until it is ready.
-    pub fn start_service(&self) -> Result<Child, String> {
-        let place = |name: &str| Path::new(DIRECTORY).join(name);
-        let explain = |what: &str, error: std::io::Error| format!("{what}: {error}");
-        let configuration = place("tcptracker.toml");
-        std::fs::write(&configuration, "[metrics]\nlisten = \"off\"\n")
-            .map_err(|error| explain("cannot write the configuration", error))?;
-        let socket = UnixDatagram::bind(place("notify"))
-            .and_then(|socket| socket.set_read_timeout(Some(POLL_INTERVAL)).map(|()| socket))
-            .map_err(|error| explain("cannot create the notification socket", error))?;
-        let log =
-            File::create(place("log")).map_err(|error| explain("cannot create the log", error))?;
-        let program =
-            std::env::current_exe().map_err(|error| explain("cannot find this program", error))?;
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let mut service = Command::new(program)
-            .args(["run", "-i", "eth0", "--config"])
-            .arg(configuration)
-            .env_clear()
-            .env("PATH", path)
-            .env("STATE_DIRECTORY", place("state/eth0"))
-            .env("NOTIFY_SOCKET", place("notify"))
-            .env("DBUS_SYSTEM_BUS_ADDRESS", BUS)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .map_err(|error| explain("cannot start the service", error))?;
-        let mut ended = false;
-        let ready = wait_for(|| {
-            let mut buffer = [0; 1024];
-            let length = socket.recv(&mut buffer).unwrap_or(0);
-            ended = service.try_wait().is_ok_and(|status| status.is_some());
-            ended || String::from_utf8_lossy(&buffer[..length]).contains("READY=1")
-        });
-        if ready.is_none() || ended {
-            return Err(format!("the service did not start: {}", self.last_log_line()));
-        }
-        Ok(service)
-    }
+fn failed(what: &'static str) -> impl Fn(std::io::Error) -> String {
+    move |error| format!("{what}: {error}")
+}
 
-    /// Returns the last line of the service's log.
-    pub fn last_log_line(&self) -> String {
-        let _ = &self.bus;
-        let log = std::fs::read_to_string(PathBuf::from(DIRECTORY).join("log")).unwrap_or_default();
-        log.lines().last().unwrap_or("its log is empty").to_owned()
-    }
+/// Returns the last line of the service's log.
+pub fn last_log_line() -> String {
+    let log = std::fs::read_to_string(Path::new(DIRECTORY).join("log")).unwrap_or_default();
+    log.lines().last().unwrap_or("its log is empty").to_owned()
 }
 
 /// Stops the service and waits until it has ended.

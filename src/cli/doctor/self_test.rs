@@ -9,7 +9,7 @@ use zbus::connection::Builder;
 use crate::cli::CliError;
 use crate::cli::client::{Instance, Purpose, connect_to, instances};
 use crate::cli::doctor::lab;
-use crate::cli::doctor::lab::{Lab, is_answered, wait_for};
+use crate::cli::doctor::lab::{is_answered, wait_for};
 use crate::cli::doctor::{Finding, Verdict, line};
 use crate::cli::output::{Style, counted, on_terminal, print, print_json, styled};
 use crate::types::Moment;
@@ -81,14 +81,14 @@ impl Report {
 
 async fn steps(report: &mut Report) -> Result<(), CliError> {
     let begun = Moment::now();
-    let lab = match Lab::make() {
-        Ok(lab) => lab,
+    let _bus = match lab::make() {
+        Ok(bus) => bus,
         Err(error) => return report.step("namespaces", Err(error)),
     };
     let made = format!("created for a service and a scanner in {}", since(begun));
     report.step("namespaces", Ok(made))?;
     let begun = Moment::now();
-    let service = match lab.start_service() {
+    let service = match lab::start_service() {
         Ok(service) => service,
         Err(error) => return report.step("start", Err(error)),
     };
@@ -107,7 +107,7 @@ async fn steps(report: &mut Report) -> Result<(), CliError> {
     report.step("expiry", expiry(&instance).await)?;
     let begun = Moment::now();
     let stopped = lab::stop(service).and_then(|()| nothing_left());
-    let stopped = stopped.map_err(|error| format!("{error}; {}", lab.last_log_line()));
+    let stopped = stopped.map_err(|error| format!("{error}; {}", lab::last_log_line()));
     let found = |()| format!("stopped in {}; no rule and no chain is left", since(begun));
     report.step("stop", stopped.map(found))
 }

@@ -2,10 +2,10 @@
 //!
 //! Reads the files as the service on an interface does. Must not change them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use toml::Value;
-use toml::de::{DeTable, DeValue};
+use toml::de::DeTable;
 
 use crate::config::layers::DIRECTORY;
 use crate::config::{Effective, Origin, Sources};
@@ -54,7 +54,10 @@ fn instructions_within(directory: &Path, interface: &IfName, network: &str) -> S
         return format!("\nNever block it: {} lists it already, so:\n  {reload}\n", file.display());
     }
     networks.push(new);
-    let edit = edit_of(&read(&file), &Value::Array(networks).to_string());
+    let edit = edit_of(
+        &std::fs::read_to_string(&file).unwrap_or_default(),
+        &Value::Array(networks).to_string(),
+    );
     let (is_there, file) = (file.exists(), file.display());
     let place = match edit.place {
         Place::Replace(first, last) if first == last => {
@@ -69,46 +72,41 @@ fn instructions_within(directory: &Path, interface: &IfName, network: &str) -> S
     format!("\nNever block it: {place}\n{text}and then:\n  {reload}\n")
 }
 
-fn read(file: &PathBuf) -> String {
-    std::fs::read_to_string(file).unwrap_or_default()
-}
-
 /// Returns the edit of a valid file that sets the key to a value.
 fn edit_of(file: &str, value: &str) -> Edit {
     let at_the_end = || Edit { place: Place::End, text: format!("[exempt]\nnetworks = {value}") };
-    let Ok(tables) = DeTable::parse(file) else { return at_the_end() };
-    let sections = tables.get_ref();
-    let Some((section, content)) = sections.iter().find(|(name, _)| name.get_ref() == "exempt")
-    else {
-        return at_the_end();
-    };
-    let DeValue::Table(keys) = content.get_ref() else { return at_the_end() };
+    edit_of_section(file, value).unwrap_or_else(at_the_end)
+}
+
+/// Returns the edit of a file that has the section already.
+fn edit_of_section(file: &str, value: &str) -> Option<Edit> {
+    let sections = DeTable::parse(file).ok()?.into_inner();
+    let (section, content) = sections.iter().find(|(name, _)| name.get_ref() == "exempt")?;
+    let keys = content.get_ref().as_table()?;
+    // Dotted keys and inline tables have text in front of the key; lines may end in a comment.
+    let start = |offset: usize| file[..offset].rfind('\n').map_or(0, |end| end + 1);
+    let rest = |offset: usize| file[offset..].lines().next().unwrap_or_default();
     if let Some((key, old)) = keys.iter().find(|(name, _)| name.get_ref() == "networks") {
-        // Dotted keys and inline tables have text in front of the key; lines may end in a comment.
-        let (first, last) = (line_of(file, key.span().start), line_of(file, old.span().end));
-        let before = &file[start_of_line(file, key.span().start)..old.span().start];
-        let after = file[old.span().end..].lines().next().unwrap_or_default();
-        return Edit {
-            place: Place::Replace(first, last),
-            text: format!("{before}{value}{after}"),
-        };
+        let (key, old) = (key.span().start, old.span());
+        let text = format!("{}{value}{}", &file[start(key)..old.start], rest(old.end));
+        return Some(Edit {
+            place: Place::Replace(line_of(file, key), line_of(file, old.end)),
+            text,
+        });
     }
-    let (line, start) =
-        (line_of(file, section.span().start), start_of_line(file, section.span().start));
-    if file[start..].trim_start().starts_with('[') {
-        return in_section(file, line, value);
+    let begin = section.span().start;
+    let line = line_of(file, begin);
+    if file[start(begin)..].trim_start().starts_with('[') {
+        return Some(in_section(file, line, value));
     }
-    let span = content.span();
-    if file[span.start..].starts_with('{') {
+    let brace = content.span().start;
+    if file[brace..].starts_with('{') {
         let separator = if keys.is_empty() { " " } else { "," };
-        let (before, after) = (&file[start..=span.start], &file[span.start + 1..]);
-        let after = after.lines().next().unwrap_or_default();
-        return Edit {
-            place: Place::Replace(line, line),
-            text: format!("{before} networks = {value}{separator}{after}"),
-        };
+        let (before, after) = (&file[start(begin)..=brace], rest(brace + 1));
+        let text = format!("{before} networks = {value}{separator}{after}");
+        return Some(Edit { place: Place::Replace(line, line), text });
     }
-    Edit { place: Place::Below(line), text: format!("exempt.networks = {value}") }
+    Some(Edit { place: Place::Below(line), text: format!("exempt.networks = {value}") })
 }
 
 /// The section has a header in this line, and no such key. The shipped file has it in a comment.
@@ -130,10 +128,6 @@ fn in_section(file: &str, header: usize, value: &str) -> Edit {
 
 fn line_of(text: &str, offset: usize) -> usize {
     text[..offset].matches('\n').count() + 1
-}
-
-fn start_of_line(text: &str, offset: usize) -> usize {
-    text[..offset].rfind('\n').map_or(0, |end| end + 1)
 }
 
 #[cfg(test)]
