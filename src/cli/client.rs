@@ -4,12 +4,12 @@
 //! Must not wait for an instance longer than [`PATIENCE`].
 
 use std::collections::HashMap;
-use std::future::{Future, poll_fn};
+use std::future::{Future, ready};
 use std::io::IsTerminal;
 use std::pin::Pin;
-use std::task::Poll;
 use std::time::Duration;
 
+use futures_lite::future::zip;
 use ipnet::IpNet;
 use serde::Serialize;
 use zbus::connection::Builder;
@@ -333,7 +333,7 @@ pub async fn ask_each<T>(
     instances: &[Instance],
     ask: impl AsyncFn(&Instance) -> Result<T, ClientError>,
 ) -> Answers<T> {
-    let asked = instances.iter().map(|instance| Box::pin(ask(instance))).collect();
+    let asked = instances.iter().map(|instance| Box::pin(ask(instance)));
     let mut answers =
         Answers { asked: instances.len(), answered: Vec::new(), failures: Vec::new() };
     for (instance, answer) in instances.iter().zip(all_of(asked).await) {
@@ -345,19 +345,15 @@ pub async fn ask_each<T>(
     answers
 }
 
-/// Polls all futures until each is ready.
-async fn all_of<F: Future>(mut waiting: Vec<Pin<Box<F>>>) -> Vec<F::Output> {
-    let mut done: Vec<Option<F::Output>> = waiting.iter().map(|_| None).collect();
-    poll_fn(|context| {
-        for (future, output) in waiting.iter_mut().zip(&mut done) {
-            if output.is_none()
-                && let Poll::Ready(value) = future.as_mut().poll(context)
-            {
-                *output = Some(value);
-            }
-        }
-        if done.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
-    done.into_iter().flatten().collect()
+/// Runs all futures at once until each is ready.
+async fn all_of<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut all: Pin<Box<dyn Future<Output = Vec<F::Output>> + '_>> = Box::pin(ready(Vec::new()));
+    for future in futures {
+        all = Box::pin(async move {
+            let (mut done, output) = zip(all, future).await;
+            done.push(output);
+            done
+        });
+    }
+    all.await
 }

@@ -30,15 +30,16 @@ enum Kind {
     Duplicate,
     /// A word that is not a value, such as a string without quotes.
     Value,
-    UnclosedString,
+    /// With the quotes that are missing.
+    UnclosedString(&'static str),
     Escape,
     MissingComma,
     ExtraComma,
     TextAfterEnd,
     /// From this one on, the parser's view of the lines below is not the author's.
     UnclosedSection,
-    UnclosedList,
-    UnclosedTable,
+    /// A list or a table, with the bracket that is missing.
+    Unclosed(&'static str, char),
     MissingEquals,
     Other,
 }
@@ -47,21 +48,22 @@ impl Kind {
     /// The parser has no codes for its errors. A message that a later version words differently
     /// becomes `Other`, which is shown as it is; the tests notice.
     fn of(message: &str) -> Self {
-        const BEGINNINGS: [(&str, Kind); 14] = [
+        const BEGINNINGS: [(&str, Kind); 15] = [
             ("duplicate key", Kind::Duplicate),
             ("unclosed table", Kind::UnclosedSection),
             ("unclosed array table", Kind::UnclosedSection),
-            ("unclosed array", Kind::UnclosedList),
-            ("unexpected `=` in array", Kind::UnclosedList),
-            ("unclosed inline table", Kind::UnclosedTable),
+            ("unclosed array", Kind::Unclosed("list", ']')),
+            ("unexpected `=` in array", Kind::Unclosed("list", ']')),
+            ("unclosed inline table", Kind::Unclosed("table", '}')),
             ("missing comma between array", Kind::MissingComma),
             ("extra comma in array", Kind::ExtraComma),
             ("unexpected key or value", Kind::TextAfterEnd),
             ("key with no value", Kind::MissingEquals),
             ("missing escaped value", Kind::Escape),
-            ("invalid basic string", Kind::UnclosedString),
-            ("invalid literal string", Kind::UnclosedString),
-            ("invalid multi-line", Kind::UnclosedString),
+            ("invalid basic string", Kind::UnclosedString("\"")),
+            ("invalid literal string", Kind::UnclosedString("'")),
+            ("invalid multi-line basic string", Kind::UnclosedString(r#"""""#)),
+            ("invalid multi-line literal string", Kind::UnclosedString("'''")),
         ];
         let found = BEGINNINGS.iter().find(|(beginning, _)| message.starts_with(beginning));
         found.map_or(Self::Value, |(_, kind)| *kind)
@@ -136,10 +138,8 @@ impl<'a> Document<'a> {
         let key = found.as_ref().map(|(name, _)| format!("{name}: ")).unwrap_or_default();
         let what = match kind {
             Kind::Duplicate => self.explain_duplicate(error),
-            Kind::UnclosedString => {
-                let quote = if error.message().contains("literal") { "'" } else { "\"" };
-                let length = if error.message().contains("multi-line") { 3 } else { 1 };
-                format!("{key}the string has no end; write {} after it", quote.repeat(length))
+            Kind::UnclosedString(end) => {
+                format!("{key}the string has no end; write {end} after it")
             }
             Kind::Escape => {
                 format!(r"{key}a backslash begins an escape; write \\ for a backslash itself")
@@ -161,10 +161,8 @@ impl<'a> Document<'a> {
                 let name = before.trim().trim_start_matches('[').trim();
                 format!("expected ] after [{0}; write [{0}]", quotable(name))
             }
-            Kind::UnclosedList | Kind::UnclosedTable => {
+            Kind::Unclosed(what, end) => {
                 line = found.map_or(line, |(_, start)| self.line_at(start));
-                let (what, end) =
-                    if kind == Kind::UnclosedList { ("list", ']') } else { ("table", '}') };
                 format!("{key}the {what} has no end; write {end} after its last item")
             }
             Kind::MissingEquals => explain_missing_equals(whole.trim()),

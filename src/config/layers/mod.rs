@@ -404,10 +404,13 @@ fn unreadable(file: &Path, error: &std::io::Error) -> String {
         (ErrorKind::InvalidData, _) => format!("{failed}; save it as UTF-8"),
         // If not even its metadata can be read, the directory is the obstacle.
         (ErrorKind::PermissionDenied, Some(directory)) if file.metadata().is_err() => {
-            format!("{failed}; let everybody in: chmod a+x {}", directory.display())
+            format!(
+                "{failed}; allow all users to enter the directory: chmod a+x {}",
+                directory.display()
+            )
         }
         (ErrorKind::PermissionDenied, _) => {
-            format!("{failed}; let everybody read it: chmod a+r {}", file.display())
+            format!("{failed}; allow all users to read it: chmod a+r {}", file.display())
         }
         _ => failed,
     }

@@ -35,7 +35,7 @@ pub fn reload_refuses_an_invalid_configuration(site: &mut Site) {
     site.machine.write(CONFIGURATION, "");
     site.machine.sh(&format!("chmod 600 {CONFIGURATION}"));
     site.machine.run("systemctl reload tcptracker@eth0");
-    let mend = format!("let everybody read it: chmod a+r {CONFIGURATION}");
+    let mend = format!("allow all users to read it: chmod a+r {CONFIGURATION}");
     site.machine.journal().await_words(UNIT, &mend);
     let doctor = site.machine.run("tcptracker doctor");
     assert_eq!(doctor.code, Some(1), "{doctor:?}");
