@@ -229,7 +229,7 @@ fn unprivileged_users_get_a_permission_error() {
     let _service = lab.start();
     run(&mut lab.client_as_nobody("list")).ok();
     run(&mut lab.client_as_nobody("stats")).ok();
-    let sentence = "permission denied: only root and members of group tcptracker may do this, as \
+    let sentence = "permission denied: only root and members of group tcptracker may do this; \
                     polkit is not running; use sudo, or add yourself to group tcptracker and log in \
                     again: sudo gpasswd -a $USER tcptracker";
     for change in ["block 192.0.2.1", "unblock 192.0.2.1", "reload"] {
