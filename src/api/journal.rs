@@ -11,20 +11,19 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rustix::fs::fstat;
 use rustix::process::geteuid;
-use tracing::{debug, error, info, trace, warn};
+use tracing::{error, info, warn};
 use tracing_journald::{Priority, PriorityMappings};
-use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::api::log_filter::{LogFilter, QUEUED};
+use crate::api::log_filter::LogFilter;
 use crate::api::users;
 use crate::config::{LogConfig, LogFormat};
 use crate::types::{
-    Attempt, BackendNote, BlockCause, DECOYS_NAMED, Event, HumanDuration, IfName, Port, Refusal,
-    ReloadNote, Request, Scan, ScanKind, SkipReason, State, Summary, Suppressed, UnblockCause,
-    Warning, show_network,
+    BackendNote, BlockCause, DECOYS_NAMED, Event, HumanDuration, IfName, Port, Refusal, ReloadNote,
+    Request, Scan, ScanKind, SkipReason, State, Summary, Suppressed, UnblockCause, Warning,
+    show_network,
 };
 
 /// Events that may wait for the journal: those of 20 s at the default `log.rate`.
@@ -69,9 +68,8 @@ mod id {
 /// Sends the log to journald if the service manager has connected stderr to it, and to stderr otherwise,
 /// as text or as one JSON object per line.
 pub fn init(config: &LogConfig) -> LogFilter {
-    let (log_filter, filter, debug_queue) = LogFilter::new(config.level);
-    let direct = debug_queue.excluded();
-    let registry = tracing_subscriber::registry().with(filter).with(debug_queue);
+    let (log_filter, filter) = LogFilter::new(config.level);
+    let registry = tracing_subscriber::registry().with(filter);
     if stderr_is_the_journal()
         && let Ok(journald) = tracing_journald::layer()
     {
@@ -82,23 +80,22 @@ pub fn init(config: &LogConfig) -> LogFilter {
             .with_field_prefix(None)
             .with_syslog_identifier("tcptracker".to_owned())
             .with_priority_mappings(priorities);
-        registry.with(journald.with_filter(direct)).init();
+        registry.with(journald).init();
         return log_filter;
     }
     let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
     if config.format == LogFormat::Json {
-        registry.with(stderr.json().flatten_event(true).with_filter(direct)).init();
+        registry.with(stderr.json().flatten_event(true)).init();
         return log_filter;
     }
-    // The fields would repeat the text.
-    let text_only =
-        debug_fn(
-            |writer, field, value| {
-                if field.name() == "message" { write!(writer, "{value:?}") } else { Ok(()) }
-            },
-        );
+    // The fields of an event would repeat the text.
+    let text_only = debug_fn(|writer, field, value| match field.name() {
+        "message" => write!(writer, "{value:?}"),
+        name if name.starts_with(char::is_uppercase) => Ok(()),
+        name => write!(writer, " {name}={value:?}"),
+    });
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    registry.with(stderr.with_ansi(colours).fmt_fields(text_only).with_filter(direct)).init();
+    registry.with(stderr.with_ansi(colours).fmt_fields(text_only)).init();
     log_filter
 }
 
@@ -192,8 +189,6 @@ fn write(interface: &IfName, event: &Event) {
             "capture reopened after {:.3}s; packets in between were not seen",
             gap.as_secs_f64(),
         ),
-        Event::Debug { is_trace: false, text } => debug!(target: QUEUED, "{text}"),
-        Event::Debug { is_trace: true, text } => trace!(target: QUEUED, "{text}"),
         Event::Warning(warning) => write_warning(interface, warning),
     }
 }
@@ -224,9 +219,7 @@ fn evidence_of(scan: &Scan, ports: &[Port]) -> String {
         let (ports, within) = (list_of(ports, ", "), HumanDuration(scan.span));
         return format!("ports {ports}, more than {} within {within}", scan.threshold);
     }
-    let attempts: Vec<String> = scan.attempts.iter().map(Attempt::describe).collect();
-    let what = if attempts.len() == 1 { "port" } else { "ports" };
-    format!("{what} {}; {}", attempts.join(", "), scan.rule.sentence(scan.threshold, scan.span))
+    scan.evidence()
 }
 
 fn decoys_of(scan: &Scan) -> String {

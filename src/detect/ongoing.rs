@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use lru::LruCache;
 
 use crate::detect::key::Key;
-use crate::types::{Attempt, Moment, Port, Summary, overlap};
+use crate::types::{Attempt, Moment, Port, PortSet, Summary, overlap};
 
 /// How many scans are followed at a time: 4 MiB of ports. If there are more, the scan that has been silent
 /// for the longest time is summed up early.
@@ -22,19 +22,6 @@ const SILENCE: Duration = Duration::from_secs(10);
 
 /// After this long a scan is summed up although it continues.
 const LONGEST: Duration = Duration::from_secs(60);
-
-/// A set of ports.
-struct PortSet(Box<[u64; 1024]>);
-
-impl PortSet {
-    fn insert(&mut self, port: Port) {
-        self.0[usize::from(port.0 >> 6)] |= 1 << (port.0 & 63);
-    }
-
-    fn len(&self) -> u32 {
-        self.0.iter().map(|word| word.count_ones()).sum()
-    }
-}
 
 struct Ongoing {
     first: Moment,
@@ -75,7 +62,7 @@ impl OngoingScans {
         let full = self.ongoing.len() == AT_ONCE.get() && !self.ongoing.contains(&key);
         let oldest = full.then(|| self.ongoing.pop_lru()).flatten();
         let mut ports = match oldest {
-            None => PortSet(Box::new([0; 1024])),
+            None => PortSet::default(),
             Some((old, scan)) => {
                 if self.evicted.len() < AT_ONCE.get() {
                     let goes_on = now.since(scan.last) < SILENCE;
@@ -84,7 +71,7 @@ impl OngoingScans {
                     self.dropped += 1;
                 }
                 let mut ports = scan.ports;
-                ports.0.fill(0);
+                ports.clear();
                 ports
             }
         };

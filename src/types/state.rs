@@ -4,25 +4,15 @@
 
 use std::fmt;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    Enforcing,
-    /// Scanners are only reported, as configured.
-    Observing,
-    /// Something does not work.
-    Degraded,
-}
+use crate::types::words::words;
 
-impl State {
-    /// All states, in the order of their discriminants.
-    pub const ALL: [Self; 3] = [Self::Enforcing, Self::Observing, Self::Degraded];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Enforcing => "enforcing",
-            Self::Observing => "observing",
-            Self::Degraded => "degraded",
-        }
+words! {
+    State {
+        Enforcing = "enforcing",
+        /// Scanners are only reported, as configured.
+        Observing = "observing",
+        /// Something does not work.
+        Degraded = "degraded",
     }
 }
 

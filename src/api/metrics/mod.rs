@@ -82,8 +82,7 @@ impl Metrics {
     /// All counters at zero.
     pub fn new() -> Made<Self> {
         let r = Registry::new();
-        let begun = [BlockCause::Scan, BlockCause::Manual, BlockCause::Found];
-        let begun = ("cause", begun.map(BlockCause::as_str));
+        let begun = ("cause", BlockCause::ALL.map(BlockCause::as_str));
         let ended = ("cause", UnblockCause::ALL.map(UnblockCause::as_str));
         let families = ("family", Family::ALL.map(Family::as_str));
         let kinds = ("kind", ScanKind::ALL.map(ScanKind::as_str));

@@ -13,9 +13,6 @@ use crate::types::{Moment, Outcome};
 /// Words per place. Zeroed memory costs nothing until it is used, and words are zeroed by the allocator.
 const WORDS: usize = 3;
 
-const OUTCOMES: [Outcome; 5] =
-    [Outcome::Unknown, Outcome::Answered, Outcome::Refused, Outcome::Unanswered, Outcome::HalfOpen];
-
 /// A failure at a port of a host, or at a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -62,12 +59,12 @@ impl FirstFailures {
             *known_tag = 0;
             return Some(Failure {
                 at: *what as u32,
-                outcome: OUTCOMES[(*what >> 32) as usize & 7],
+                outcome: Outcome::ALL[(*what >> 32) as usize & 7],
                 crafted: *what >> 40 & 1 == 1,
                 moment: Moment::from_nanos(*moment),
             });
         }
-        let outcome = OUTCOMES.iter().position(|o| *o == failure.outcome).unwrap_or(0) as u64;
+        let outcome = failure.outcome as u64;
         *known_tag = tag;
         *what = u64::from(failure.at) | outcome << 32 | u64::from(failure.crafted) << 40;
         *moment = failure.moment.as_nanos();

@@ -34,7 +34,7 @@ use crate::detect::ongoing::OngoingScans;
 use crate::detect::table::Table;
 use crate::detect::{Detector, unit_of};
 use crate::types::{
-    Attempt, Listening, Moment, Outcome, Port, Rule, Scan, ScanKind, Segment, SegmentKind, Summary,
+    Attempt, Moment, Outcome, Port, PortSet, Rule, Scan, ScanKind, Segment, SegmentKind, Summary,
     overlap,
 };
 
@@ -599,7 +599,7 @@ impl Rules {
         self.open.knows(hash, context.now)
     }
 
-    pub fn set_listening(&mut self, ports: Arc<Listening>, now: Moment) {
+    pub fn set_listening(&mut self, ports: Arc<PortSet>, now: Moment) {
         self.own.set_listening(ports, now);
     }
 
