@@ -15,12 +15,6 @@ pub mod until_sent;
 #[cfg(test)]
 mod description_tests;
 
-use crate::api::dbus::names::COMMON_NAME;
-use crate::api::dbus::names::bus_name;
-use crate::api::dbus::names::object_path;
-use crate::api::dbus::tracker::Tracker;
-use crate::handles::{BusCommand, CountEvents, Reader};
-use crate::types::{Heartbeat, IfName};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
@@ -28,8 +22,12 @@ use zbus::Connection;
 use zbus::connection::Builder;
 use zbus::fdo::{RequestNameFlags, RequestNameReply};
 
+use crate::api::dbus::names::{COMMON_NAME, bus_name, object_path};
 use crate::api::dbus::signals::Signals;
+use crate::api::dbus::tracker::Tracker;
 use crate::api::metrics::Metrics;
+use crate::handles::{BusCommand, CountEvents, Reader};
+use crate::types::{Heartbeat, IfName};
 
 /// Why the service is not on the bus.
 #[derive(Debug, thiserror::Error)]
