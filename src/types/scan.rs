@@ -77,7 +77,7 @@ impl Scan {
 }
 
 /// The last attempt at a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     pub port: Port,
     pub moment: Moment,

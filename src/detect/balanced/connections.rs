@@ -199,9 +199,11 @@ impl Connection {
         segment.sequence == self.sequence.wrapping_add(1)
     }
 
-    /// Whether a segment of the client shows that it has received nothing but the SYN-ACK.
-    pub fn has_received_nothing(&self, segment: &Segment) -> bool {
-        segment.acknowledged == self.reply_sequence.wrapping_add(1)
+    /// Whether a segment of the client shows that it has sent nothing but its SYN and has received nothing but
+    /// the SYN-ACK.
+    pub fn is_idle(&self, segment: &Segment) -> bool {
+        self.has_sent_nothing(segment)
+            && segment.acknowledged == self.reply_sequence.wrapping_add(1)
     }
 
     /// Whether a message that quotes a segment quotes the SYN of this connection. A forged message has to

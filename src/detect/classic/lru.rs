@@ -17,7 +17,7 @@ use crate::types::{Attempt, Moment};
 const PROMOTIONS_PER_SPAN: u32 = 16;
 
 /// What every probe of a source needs: half a cache line together with the links of its slot.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Record {
     tag: Tag,
     /// When the source was last seen.
@@ -170,15 +170,7 @@ impl MultiPortSources {
 
     /// Adds a source with its first port. If there is no room, the least recently seen source is evicted.
     pub fn add(&mut self, tag: Tag, key: Key, first: Attempt) -> (u32, Option<Evicted>) {
-        let (at, evicted) = self.records.add(Record {
-            tag,
-            latest: Moment::default(),
-            probes: 0,
-            tick: self.tick,
-            taken: 0,
-            stealthy: false,
-            reported: false,
-        });
+        let (at, evicted) = self.records.add(Record { tag, tick: self.tick, ..Record::default() });
         if let Some(rest) = self.rest.get_mut(at as usize) {
             rest.key = key;
         } else {

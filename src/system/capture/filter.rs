@@ -43,20 +43,13 @@ fn filter(link: LinkLayer, wanted: &str, also: Option<&str>) -> String {
         None => plain(wanted),
         Some(also) => format!("({} or {also})", plain(wanted)),
     };
-    match link {
-        // Each `vlan` moves the offsets of everything after it by one tag, so that it comes last.
-        LinkLayer::Ethernet => {
-            let tunnelled = format!("{} or {}", pppoe(wanted), mpls(wanted));
-            format!("{plain} or {tunnelled} or (vlan and ({plain} or (vlan and {plain})))")
-        }
-        // `vlan` does not compile for the others.
-        LinkLayer::LinuxSll
-        | LinkLayer::LinuxSll2
-        | LinkLayer::RawIp
-        | LinkLayer::Loopback
-        | LinkLayer::Ppp
-        | LinkLayer::CiscoHdlc => plain,
+    if link != LinkLayer::Ethernet {
+        // `vlan` does not compile.
+        return plain;
     }
+    let (pppoe, mpls) = (pppoe(wanted), mpls(wanted));
+    // Each `vlan` moves the offsets of everything after it by one tag, so that it comes last.
+    format!("{plain} or {pppoe} or {mpls} or (vlan and ({plain} or (vlan and {plain})))")
 }
 
 /// Segments in IP directly after the header of the link layer.

@@ -119,7 +119,7 @@ impl SavedCapture {
         start: impl FnOnce(Unpacker) -> io::Result<UnpackThread>,
     ) -> Result<Self, SavedError> {
         let unreadable = |error| SavedError::Unreadable { file: file.to_owned(), error };
-        let Opened { feed, size, around } = open_input(file, start).map_err(unreadable)?;
+        let (feed, size, around) = open_input(file, start).map_err(unreadable)?;
         let path = match &feed {
             Some(feed) => PathBuf::from(format!("/proc/self/fd/{}", feed.pipe.as_raw_fd())),
             None => file.to_owned(),
@@ -170,17 +170,12 @@ impl SavedCapture {
     }
 }
 
-/// What the beginning of a file shows.
-struct Opened {
-    feed: Option<Feed>,
-    size: Option<u64>,
-    around: u64,
-}
-
+/// Opens a file. Returns the feed of libpcap if it needs one, the size of the file if it has one, and the
+/// bytes around a packet in it.
 fn open_input(
     file: &Path,
     start: impl FnOnce(Unpacker) -> io::Result<UnpackThread>,
-) -> io::Result<Opened> {
+) -> io::Result<(Option<Feed>, Option<u64>, u64)> {
     // Only a regular file can be opened a second time, by libpcap.
     let mut size = None;
     let input: Box<dyn Read + Send> = if file.as_os_str() == STDIN {
@@ -197,7 +192,7 @@ fn open_input(
     let is_packed = head == GZIP;
     let around = if head == PCAPNG { AROUND_IN_PCAPNG } else { AROUND_IN_PCAP };
     if !is_packed && size.is_some() {
-        return Ok(Opened { feed: None, size, around });
+        return Ok((None, size, around));
     }
     let (reader, writer) = io::pipe()?;
     let mut bytes: Box<dyn Read + Send> = Box::new(Cursor::new(head).chain(input));
@@ -205,7 +200,7 @@ fn open_input(
         bytes = Box::new(MultiGzDecoder::new(bytes));
     }
     let thread = start(Unpacker { input: bytes, pipe: writer })?;
-    Ok(Opened { feed: Some(Feed { pipe: reader, thread, consumed }), size, around })
+    Ok((Some(Feed { pipe: reader, thread, consumed }), size, around))
 }
 
 #[cfg(test)]
