@@ -1,6 +1,6 @@
 //! The way to the capture thread.
 //!
-//! The thread sleeps in `poll`, so that each command also wakes it.
+//! The thread sleeps in `poll`, so each command also wakes it.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;

@@ -53,7 +53,7 @@ pub enum BusError {
 pub fn run(
     tracker: Tracker,
     interface: &IfName,
-    tasks: &async_channel::Receiver<BusCommand>,
+    commands: &async_channel::Receiver<BusCommand>,
     metrics: &Arc<Metrics>,
     ready: &SyncSender<Result<(), BusError>>,
     heartbeat: &Heartbeat,
@@ -71,9 +71,9 @@ pub fn run(
         let _ = ready.send(Ok(()));
         let lost = |_| BusError::Lost;
         let mut signals = Signals::new(&connection, interface).await.map_err(lost)?;
-        while let Ok(task) = tasks.recv().await {
+        while let Ok(command) = commands.recv().await {
             heartbeat.tick();
-            match task {
+            match command {
                 BusCommand::Emit(event) => {
                     if !signals.emit(&event).await.map_err(lost)? {
                         metrics.count_lost(Reader::Bus);

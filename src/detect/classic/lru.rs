@@ -74,13 +74,6 @@ impl Memory<'_> {
     }
 }
 
-/// A source that was evicted.
-pub struct Evicted {
-    pub tag: Tag,
-    /// When it was last seen.
-    pub latest: Moment,
-}
-
 /// The sources.
 pub struct MultiPortSources {
     records: Slots<Record>,
@@ -169,7 +162,8 @@ impl MultiPortSources {
     }
 
     /// Adds a source with its first port. If there is no room, the least recently seen source is evicted.
-    pub fn add(&mut self, tag: Tag, key: Key, first: Attempt) -> (u32, Option<Evicted>) {
+    /// Returns the tag of that source, and when it was last seen.
+    pub fn add(&mut self, tag: Tag, key: Key, first: Attempt) -> (u32, Option<(Tag, Moment)>) {
         let (at, evicted) = self.records.add(Record { tag, tick: self.tick, ..Record::default() });
         if let Some(rest) = self.rest.get_mut(at as usize) {
             rest.key = key;
@@ -180,7 +174,7 @@ impl MultiPortSources {
         if let Some(mut memory) = self.get(at) {
             memory.window().record(first.port, first.moment, Duration::MAX);
         }
-        (at, evicted.map(|Record { tag, latest, .. }| Evicted { tag, latest }))
+        (at, evicted.map(|evicted| (evicted.tag, evicted.latest)))
     }
 
     /// Forgets the source of a slot that is used.
@@ -243,7 +237,7 @@ mod tests {
                         let first = Attempt::at(Port(80), now);
                         // The tick of a source is that of the last visit to any source.
                         let (place, evicted) = sources.add(tag, key, first);
-                        prop_assert_eq!(evicted.map(|old| old.tag), oldest.map(|(tag, _)| tag));
+                        prop_assert_eq!(evicted.map(|old| old.0), oldest.map(|(tag, _)| tag));
                         prop_assert!(sources.visit(place, now).is_some());
                         model.push(tag, place);
                     }
