@@ -21,7 +21,7 @@ use crate::api::log_filter::LogFilter;
 use crate::api::users;
 use crate::config::{LogConfig, LogFormat};
 use crate::types::{
-    BackendNote, BlockCause, DECOYS_NAMED, Event, HumanDuration, IfName, Port, Refusal, ReloadNote,
+    BackendNote, BlockCause, DECOYS_NAMED, Event, HumanDuration, IfName, Refusal, ReloadNote,
     Request, Scan, ScanKind, Summary, Suppressed, UnblockCause, Warning, show_network,
 };
 
@@ -198,7 +198,7 @@ fn write(interface: &IfName, event: &Event) {
             entry!(info, STATE, interface, "{state}: no problems");
         }
         Event::StateChanged { state, reason: Some(reason) } => {
-            entry!(warn, STATE, interface, TCPTRACKER_REASON = reason, "{state}: {reason}")
+            entry!(warn, STATE, interface, TCPTRACKER_REASON = reason, "{state}: {reason}");
         }
         Event::CaptureReopened { gap } => entry!(
             info,
@@ -213,25 +213,21 @@ fn write(interface: &IfName, event: &Event) {
 
 fn write_scan(interface: &IfName, scan: &Scan) {
     let (ports, kind, source) = (scan.ports(), scan.kind.as_str(), show_network(&scan.source));
+    let evidence = if scan.rule.looks_at_outcomes() {
+        scan.evidence()
+    } else {
+        let (ports, within) = (list_of(&ports, ", "), HumanDuration(scan.span));
+        format!("ports {ports}, more than {} within {within}", scan.threshold)
+    };
     entry!(warn, SCAN, interface,
         TCPTRACKER_SOURCE = %source, TCPTRACKER_DESTINATION = %scan.destination,
         TCPTRACKER_PORTS = list_of(&ports, ","), TCPTRACKER_KIND = kind,
         TCPTRACKER_DECOYS = scan.may_be_decoy().then(|| list_of(&scan.others, ",")),
-        "{kind} port scan by {source} on {}{}: {}{}",
+        "{kind} port scan by {source} on {}{}: {evidence}{}",
         scan.destination,
         if scan.kind == ScanKind::Sweep { " and others" } else { "" },
-        evidence_of(scan, &ports),
         decoys_of(scan),
     );
-}
-
-/// The ports of the scan, the outcome of each if the rule counts outcomes, and the rule.
-fn evidence_of(scan: &Scan, ports: &[Port]) -> String {
-    if !scan.rule.looks_at_outcomes() {
-        let (ports, within) = (list_of(ports, ", "), HumanDuration(scan.span));
-        return format!("ports {ports}, more than {} within {within}", scan.threshold);
-    }
-    scan.evidence()
 }
 
 fn decoys_of(scan: &Scan) -> String {

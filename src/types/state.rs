@@ -7,7 +7,9 @@ use std::fmt;
 use crate::types::words::words;
 
 words! {
+    #[derive(Default)]
     State {
+        #[default]
         Enforcing = "enforcing",
         /// Scanners are only reported, as configured.
         Observing = "observing",
@@ -34,7 +36,7 @@ pub struct FamilyFigures {
 }
 
 /// The condition of the service at one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
     pub state: State,
     /// Why it is degraded.
@@ -43,13 +45,6 @@ pub struct Status {
     pub backend: &'static str,
     /// IPv4 and IPv6, in the order of `Family::ALL`.
     pub families: [FamilyFigures; 2],
-}
-
-impl Default for Status {
-    fn default() -> Self {
-        let families = [FamilyFigures::default(); 2];
-        Self { state: State::Enforcing, reason: None, backend: "none", families }
-    }
 }
 
 impl Status {

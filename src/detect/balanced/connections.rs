@@ -71,8 +71,8 @@ impl Flow {
     }
 }
 
-/// A probe that has an outcome.
-#[derive(Clone, Copy)]
+/// A probe that has, or waits for, an outcome.
+#[derive(Clone, Copy, Debug)]
 pub struct Probe {
     pub flow: Flow,
     /// The hash of source and host.
@@ -110,10 +110,7 @@ pub enum Reply {
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
 pub struct Connection {
-    flow: Flow,
-    began: Moment,
-    /// The hash of source and host.
-    pair: u64,
+    probe: Probe,
     /// When the server replied, in milliseconds after the beginning.
     answered_after: u16,
     stage: Stage,
@@ -121,7 +118,6 @@ pub struct Connection {
     sequence: u8,
     /// The lowest byte of the server's sequence number.
     reply_sequence: u8,
-    crafted: bool,
     /// No service listens on the port, as far as known.
     closed: bool,
     /// The client has repeated its SYN.
@@ -130,25 +126,27 @@ pub struct Connection {
 
 impl Connection {
     const NONE: Self = Self {
-        flow: Flow {
-            client: UNSPECIFIED,
-            server: UNSPECIFIED,
-            client_port: Port(0),
-            port: Port(0),
+        probe: Probe {
+            flow: Flow {
+                client: UNSPECIFIED,
+                server: UNSPECIFIED,
+                client_port: Port(0),
+                port: Port(0),
+            },
+            pair: 0,
+            moment: Moment::from_nanos(0),
+            crafted: false,
         },
-        began: Moment::from_nanos(0),
-        pair: 0,
         answered_after: 0,
         stage: Stage::Over,
         sequence: 0,
         reply_sequence: 0,
-        crafted: false,
         closed: false,
         repeated: false,
     };
 
     pub fn probe(&self) -> Probe {
-        Probe { flow: self.flow, pair: self.pair, moment: self.began, crafted: self.crafted }
+        self.probe
     }
 
     pub fn stage(&self) -> Stage {
@@ -172,7 +170,7 @@ impl Connection {
 
     /// Takes note of a SYN-ACK.
     pub fn on_reply(&mut self, segment: &Segment, now: Moment) -> Reply {
-        let after = now.since(self.began);
+        let after = now.since(self.probe.moment);
         match self.stage {
             Stage::Opening | Stage::TimedOut => {
                 let timed_out = self.stage == Stage::TimedOut;
@@ -298,7 +296,7 @@ impl Connections {
         if let Some(known) = self.find(hash, &flow)
             && (known.stage != Stage::Over || known.sequence == syn.sequence)
         {
-            known.repeated |= now.is_past(known.began, REPEATED_AFTER);
+            known.repeated |= now.is_past(known.probe.moment, REPEATED_AFTER);
             return;
         }
         if self.end - self.first == self.ring.len() as u64 {
@@ -308,12 +306,9 @@ impl Connections {
         }
         let (slot, home) = (self.slot(self.end), self.home(hash));
         self.ring[slot] = Connection {
-            flow,
-            began: now,
-            pair,
+            probe: Probe { flow, pair, moment: now, crafted: syn.crafted },
             stage: Stage::Opening,
             sequence: syn.sequence,
-            crafted: syn.crafted,
             closed,
             ..Connection::NONE
         };
@@ -330,7 +325,7 @@ impl Connections {
                 return None;
             }
             let slot = self.slot(self.end - age);
-            if link.may_match(hash) && self.ring[slot].flow == *flow {
+            if link.may_match(hash) && self.ring[slot].probe.flow == *flow {
                 return Some(&mut self.ring[slot]);
             }
             (link, younger) = (self.previous[slot], age);
@@ -376,14 +371,14 @@ impl Connections {
 
     /// The pairs of the next `count` connections to time out.
     pub fn next_pairs(&self, count: usize) -> impl Iterator<Item = u64> {
-        (self.own_check..self.end).take(count).map(|number| self.ring[self.slot(number)].pair)
+        (self.own_check..self.end).take(count).map(|number| self.ring[self.slot(number)].probe.pair)
     }
 
     /// The flows without a reply, oldest first.
     pub fn unanswered(&self) -> impl Iterator<Item = Flow> {
         let all = (self.first..self.end).map(|number| &self.ring[self.slot(number)]);
         all.filter(|connection| matches!(connection.stage, Stage::Opening | Stage::TimedOut))
-            .map(|connection| connection.flow)
+            .map(|connection| connection.probe.flow)
     }
 
     /// Whether a connection waits for a timeout.
@@ -403,7 +398,7 @@ impl Connections {
 
     /// When a connection reaches this age. Never for the next connection.
     fn time_of(&self, number: u64, age: Duration) -> Moment {
-        if number < self.end { self.ring[self.slot(number)].began + age } else { NEVER }
+        if number < self.end { self.ring[self.slot(number)].probe.moment + age } else { NEVER }
     }
 
     fn drop_first(&mut self) {
@@ -444,6 +439,11 @@ mod tests {
     /// Some flows share a chain, and some of them also the hash bits of a link.
     fn hash(client_port: u16) -> u64 {
         u64::from(client_port % 2) << 56 | u64::from(client_port % 3)
+    }
+
+    #[test]
+    fn connection_takes_a_cache_line() {
+        assert_eq!(size_of::<Connection>(), 64);
     }
 
     proptest! {

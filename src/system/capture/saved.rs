@@ -15,7 +15,7 @@ use flate2::read::MultiGzDecoder;
 use pcap::{Capture, Offline, Precision};
 
 use crate::system::capture::frame::LinkLayer;
-use crate::system::capture::live::{Frame, frame_of, text_of};
+use crate::system::capture::live::{Frame, frame_of, link_of, text_of};
 
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
@@ -127,12 +127,8 @@ impl SavedCapture {
         let handle = Capture::from_file_with_precision(path, Precision::Nano).map_err(|error| {
             SavedError::NotACapture { file: file.to_owned(), text: text_of(&error) }
         })?;
-        let linktype = handle.get_datalink();
-        let link =
-            LinkLayer::of_linktype(linktype.0).ok_or_else(|| SavedError::UnknownLinkLayer {
-                file: file.to_owned(),
-                name: linktype.get_name().unwrap_or_else(|_| linktype.0.to_string()),
-            })?;
+        let link = link_of(&handle)
+            .map_err(|name| SavedError::UnknownLinkLayer { file: file.to_owned(), name })?;
         Ok(Self { file: file.to_owned(), handle, link, feed, size, read: 0, around })
     }
 
