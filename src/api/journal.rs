@@ -66,7 +66,7 @@ mod id {
 
 /// Writes an entry with its message ID and the interface of this instance.
 macro_rules! entry {
-    ($level:ident, $id:ident, $interface:expr, $($rest:tt)+) => {
+    ($level:ident $id:ident, $interface:expr, $($rest:tt)+) => {
         $level!(MESSAGE_ID = id::$id, TCPTRACKER_INTERFACE = %$interface, $($rest)+)
     };
 }
@@ -115,22 +115,18 @@ fn stderr_is_the_journal() -> bool {
 
 /// Logs that the service has started.
 pub fn started(interface: &IfName, text: &str) {
-    entry!(info, STARTED, interface, "{text}");
+    entry!(info STARTED, interface, "{text}");
 }
 
 /// Logs which signal has stopped the service.
 pub fn stopped(interface: &IfName, signal: &str) {
-    entry!(info, STOPPED, interface, "stopped by {signal}");
+    entry!(info STOPPED, interface, "stopped by {signal}");
 }
 
 /// Logs why the service has failed.
 pub fn failed(interface: &IfName, error: &dyn std::error::Error) {
-    entry!(
-        error,
-        STOPPED,
-        interface,
-        "failed: {error}; existing blocks stay in the kernel until they expire or the service restarts"
-    );
+    entry!(error STOPPED, interface,
+        "failed: {error}; existing blocks stay in the kernel until they expire or the service restarts");
 }
 
 /// Writes events until every sender has ended.
@@ -151,30 +147,26 @@ fn write(interface: &IfName, event: &Event) {
             let direction = direction.as_str();
             let from = SocketAddr::new(*source, source_port.0);
             let to = SocketAddr::new(*destination, port.0);
-            entry!(info, CONNECTION, interface,
+            entry!(info CONNECTION, interface,
                 TCPTRACKER_SOURCE = %source, TCPTRACKER_DESTINATION = %destination,
                 TCPTRACKER_PORTS = %port, "new {direction} connection: {from} -> {to}");
         }
         Event::Suppressed { what, count, span } => {
             let (what, seconds) = (suppressed(*what), span.as_secs_f64());
-            entry!(
-                info,
-                SUPPRESSED,
-                interface,
-                "suppressed {count} {what} in {seconds:.1}s (log.rate)"
-            );
+            entry!(info SUPPRESSED, interface,
+                "suppressed {count} {what} in {seconds:.1}s (log.rate)");
         }
         Event::Scan(scan) => write_scan(interface, scan),
         Event::ScanSummary(summary) => write_summary(interface, summary),
         Event::NotBlocked { scan, why } => {
             let source = show_network(&scan.source);
-            entry!(warn, NOT_BLOCKED, interface, TCPTRACKER_SOURCE = %source,
+            entry!(warn NOT_BLOCKED, interface, TCPTRACKER_SOURCE = %source,
                 TCPTRACKER_KIND = scan.kind.as_str(), TCPTRACKER_REASON = %why,
                 "did not block {source}: {why}");
         }
         Event::AlreadyBlocked { source } => {
             let source = show_network(source);
-            entry!(info, ALREADY_BLOCKED, interface, TCPTRACKER_SOURCE = %source,
+            entry!(info ALREADY_BLOCKED, interface, TCPTRACKER_SOURCE = %source,
                 "{source} is blocked already");
         }
         Event::Blocked { .. } => write_blocked(interface, event),
@@ -184,7 +176,7 @@ fn write(interface: &IfName, event: &Event) {
                 0 => String::new(),
                 expired => format!("; {expired} expired while the service was stopped"),
             };
-            entry!(info, RESTORED, interface, "restored {restored}{expired}");
+            entry!(info RESTORED, interface, "restored {restored}{expired}");
         }
         Event::Unblocked { network, cause, uid } => {
             write_unblocked(interface, network, *cause, *uid);
@@ -192,21 +184,16 @@ fn write(interface: &IfName, event: &Event) {
         Event::Refused { request, why, uid } => write_refused(interface, *request, why, *uid),
         Event::Reloaded { changes, notes, uid } => write_reloaded(interface, changes, notes, *uid),
         Event::ReloadFailed { error, uid } => write_reload_failed(interface, error, *uid),
-        Event::Repaired { found } => entry!(warn, REPAIRED, interface,
+        Event::Repaired { found } => entry!(warn REPAIRED, interface,
             TCPTRACKER_REASON = %found, "repaired firewall: {found}"),
         Event::StateChanged { state, reason: None } => {
-            entry!(info, STATE, interface, "{state}: no problems");
+            entry!(info STATE, interface, "{state}: no problems");
         }
         Event::StateChanged { state, reason: Some(reason) } => {
-            entry!(warn, STATE, interface, TCPTRACKER_REASON = reason, "{state}: {reason}");
+            entry!(warn STATE, interface, TCPTRACKER_REASON = reason, "{state}: {reason}");
         }
-        Event::CaptureReopened { gap } => entry!(
-            info,
-            CAPTURE_REOPENED,
-            interface,
-            "capture reopened after {:.3}s; packets in between were not seen",
-            gap.as_secs_f64()
-        ),
+        Event::CaptureReopened { gap } => entry!(info CAPTURE_REOPENED, interface,
+            "capture reopened after {:.3}s; packets in between were not seen", gap.as_secs_f64()),
         Event::Warning(warning) => write_warning(interface, warning),
     }
 }
@@ -219,15 +206,12 @@ fn write_scan(interface: &IfName, scan: &Scan) {
         let (ports, within) = (list_of(&ports, ", "), HumanDuration(scan.span));
         format!("ports {ports}, more than {} within {within}", scan.threshold)
     };
-    entry!(warn, SCAN, interface,
+    entry!(warn SCAN, interface,
         TCPTRACKER_SOURCE = %source, TCPTRACKER_DESTINATION = %scan.destination,
         TCPTRACKER_PORTS = list_of(&ports, ","), TCPTRACKER_KIND = kind,
         TCPTRACKER_DECOYS = scan.may_be_decoy().then(|| list_of(&scan.others, ",")),
         "{kind} port scan by {source} on {}{}: {evidence}{}",
-        scan.destination,
-        if scan.kind == ScanKind::Sweep { " and others" } else { "" },
-        decoys_of(scan),
-    );
+        scan.destination, if scan.kind == ScanKind::Sweep { " and others" } else { "" }, decoys_of(scan));
 }
 
 fn decoys_of(scan: &Scan) -> String {
@@ -243,7 +227,7 @@ fn write_summary(interface: &IfName, summary: &Summary) {
     let Summary { source, ports, probes, length, goes_on } = summary;
     let (source, seconds) = (show_network(source), length.as_secs_f64());
     let what = if *goes_on { "continues" } else { "ended" };
-    entry!(info, SCAN_SUMMARY, interface, TCPTRACKER_SOURCE = %source,
+    entry!(info SCAN_SUMMARY, interface, TCPTRACKER_SOURCE = %source,
         "port scan by {source} {what}: {ports} ports, {probes} probes in {seconds:.1}s");
 }
 
@@ -263,7 +247,7 @@ fn write_blocked(interface: &IfName, event: &Event) {
         BlockCause::Found => format!("{span} (adopted)"),
         BlockCause::Manual => format!("{} {span}", by(uid)),
     };
-    entry!(warn, BLOCKED, interface, TCPTRACKER_SOURCE = %source,
+    entry!(warn BLOCKED, interface, TCPTRACKER_SOURCE = %source,
         TCPTRACKER_PORTS = (!ports.is_empty()).then(|| list_of(ports, ",")),
         TCPTRACKER_UNTIL = until, TCPTRACKER_REASON = %reason,
         TCPTRACKER_UID = uid.map(tracing::field::display), "blocked {source} {how}: {reason}");
@@ -281,7 +265,7 @@ fn write_unblocked(interface: &IfName, network: &IpNet, cause: UnblockCause, uid
         UnblockCause::Evicted => "evicted to make room for a newer block".to_owned(),
     };
     let source = show_network(network);
-    entry!(info, UNBLOCKED, interface, TCPTRACKER_SOURCE = %source,
+    entry!(info UNBLOCKED, interface, TCPTRACKER_SOURCE = %source,
         TCPTRACKER_REASON = cause.as_str(), TCPTRACKER_UID = uid.map(tracing::field::display),
         "unblocked {source}: {why}");
 }
@@ -291,13 +275,8 @@ fn write_refused(interface: &IfName, request: Request, why: &Refusal, uid: u32) 
     if let (Request::Unblock(network), Refusal::NotBlocked) = (request, why) {
         // A mistake of the user, which needs no attention.
         let network = show_network(&network);
-        return entry!(
-            info,
-            NOTHING_TO_UNBLOCK,
-            interface,
-            TCPTRACKER_UID = uid,
-            "nothing to unblock for {user}: {network} is not blocked"
-        );
+        return entry!(info NOTHING_TO_UNBLOCK, interface, TCPTRACKER_UID = uid,
+            "nothing to unblock for {user}: {network} is not blocked");
     }
     let request = match request {
         Request::Block(network) => format!("block {}", show_network(&network)),
@@ -310,25 +289,19 @@ fn write_refused(interface: &IfName, request: Request, why: &Refusal, uid: u32) 
         Refusal::Exempt(why) => format!("exempt: {why}"),
         Refusal::NotBlocked => "not blocked".to_owned(),
     };
-    entry!(warn, REFUSED, interface, TCPTRACKER_REASON = %why, TCPTRACKER_UID = uid,
+    entry!(warn REFUSED, interface, TCPTRACKER_REASON = %why, TCPTRACKER_UID = uid,
         "refused to {request} for {user}: {why}");
 }
 
 fn write_reloaded(interface: &IfName, changes: &[String], notes: &[ReloadNote], uid: Option<u32>) {
     let changes = if changes.is_empty() { "no changes".to_owned() } else { changes.join(", ") };
     let notes: String = notes.iter().map(|note| format!("; {}", note_text(note))).collect();
-    entry!(
-        info,
-        RELOADED,
-        interface,
-        TCPTRACKER_UID = uid.map(tracing::field::display),
-        "configuration reloaded by {}: {changes}{notes}",
-        origin_of_reload(uid)
-    );
+    entry!(info RELOADED, interface, TCPTRACKER_UID = uid.map(tracing::field::display),
+        "configuration reloaded by {}: {changes}{notes}", origin_of_reload(uid));
 }
 
 fn write_reload_failed(interface: &IfName, error: &str, uid: Option<u32>) {
-    entry!(warn, RELOAD_FAILED, interface, TCPTRACKER_REASON = %error,
+    entry!(warn RELOAD_FAILED, interface, TCPTRACKER_REASON = %error,
         TCPTRACKER_UID = uid.map(tracing::field::display),
         "configuration reload by {} failed: {}; the previous configuration stays in force; check the \
          files with: tcptracker config -i {interface}",

@@ -58,28 +58,19 @@ impl OngoingScans {
 
     /// Adds a scan that was reported with these attempts.
     pub fn begin(&mut self, key: Key, attempts: &[Attempt], probes: u64, now: Moment) {
-        // The new scan reuses the memory of the evicted one.
-        let full = self.ongoing.len() == AT_ONCE.get() && !self.ongoing.contains(&key);
-        let oldest = full.then(|| self.ongoing.pop_lru()).flatten();
-        let mut ports = match oldest {
-            None => PortSet::default(),
-            Some((old, scan)) => {
-                if self.evicted.len() < AT_ONCE.get() {
-                    let goes_on = now.since(scan.last) < SILENCE;
-                    self.evicted.push(scan.summary(&old, goes_on));
-                } else {
-                    self.dropped += 1;
-                }
-                let mut ports = scan.ports;
-                ports.clear();
-                ports
-            }
-        };
+        let mut ports = PortSet::default();
         for attempt in attempts {
             ports.insert(attempt.port);
         }
         let first = attempts.first().map_or(now, |attempt| attempt.moment);
-        self.ongoing.put(key, Ongoing { first, last: now, probes, ports });
+        // If there is no room, the cache returns the oldest scan.
+        match self.ongoing.push(key, Ongoing { first, last: now, probes, ports }) {
+            Some((old, scan)) if old != key && self.evicted.len() < AT_ONCE.get() => {
+                self.evicted.push(scan.summary(&old, now.since(scan.last) < SILENCE));
+            }
+            Some((old, _)) if old != key => self.dropped += 1,
+            _ => {}
+        }
     }
 
     /// Drops the scans of a network that was unblocked.

@@ -133,11 +133,6 @@ impl PortSet {
         self.0[usize::from(port.0 >> 6)] |= 1 << (port.0 & 63);
     }
 
-    /// Removes all ports.
-    pub fn clear(&mut self) {
-        self.0.fill(0);
-    }
-
     /// The number of ports.
     pub fn len(&self) -> u32 {
         self.0.iter().map(|word| word.count_ones()).sum()

@@ -24,7 +24,8 @@ use crate::types::{Host, Moment, Port, Segment};
 /// The end of time.
 const NEVER: Moment = Moment::from_nanos(u64::MAX);
 
-const UNSPECIFIED: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+/// Stands for this host.
+pub const UNSPECIFIED: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// The two ends of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

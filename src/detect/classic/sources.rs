@@ -211,18 +211,13 @@ impl Sources {
     /// Forgets all sources that overlap a network.
     pub fn forget(&mut self, network: IpNet) {
         let tag = self.tag(&Key { source: network, destination: None });
-        match self.find(tag) {
-            Some(place @ Place::MultiPort(at)) => {
-                self.several_ports.forget(at);
-                self.index.remove(tag, place.number());
-                return;
-            }
-            // A single port is no evidence worth a search, except that of the network itself.
-            Some(place @ Place::Candidate(at)) => {
-                self.one_port.remove(at);
-                self.index.remove(tag, place.number());
-            }
-            None => {}
+        let known = self.find(tag);
+        if let Some(place) = known {
+            self.remove(place, tag);
+        }
+        // A single port is no evidence worth a search, except that of the network itself.
+        if matches!(known, Some(Place::MultiPort(_))) {
+            return;
         }
         let sources = self.several_ports.iter();
         let known: Vec<(u32, Tag)> = sources
@@ -230,9 +225,16 @@ impl Sources {
             .map(|(at, tag, _)| (at, tag))
             .collect();
         for (at, tag) in known {
-            self.several_ports.forget(at);
-            self.index.remove(tag, Place::MultiPort(at).number());
+            self.remove(Place::MultiPort(at), tag);
         }
+    }
+
+    fn remove(&mut self, place: Place, tag: Tag) {
+        match place {
+            Place::Candidate(at) => self.one_port.remove(at),
+            Place::MultiPort(at) => self.several_ports.forget(at),
+        }
+        self.index.remove(tag, place.number());
     }
 
     /// How many sources are remembered.
