@@ -103,8 +103,7 @@ impl Tracker {
         let network = parse_network(address)?;
         let reason = checked_reason(reason)?;
         let duration = checked_duration(seconds)?;
-        let request = Request::Block(network);
-        let uid = self.authority.authorize(connection, &header, request).await?;
+        let uid = self.authority.authorize(connection, &header, Request::Block(network)).await?;
         let command = |reply| Command::Block { network, duration, reason, uid, reply };
         Ok(self.ask(command).await??)
     }
@@ -119,8 +118,7 @@ impl Tracker {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<(), Error> {
         let network = parse_network(address)?;
-        let request = Request::Unblock(network);
-        let uid = self.authority.authorize(connection, &header, request).await?;
+        let uid = self.authority.authorize(connection, &header, Request::Unblock(network)).await?;
         Ok(self.ask(|reply| Command::Unblock { network, uid, reply }).await??)
     }
 
