@@ -26,8 +26,5 @@ pub mod internals {
     pub use crate::config::{DetectionConfig, Effective, Established, Origin, Preset, Sources};
     pub use crate::detect::{Detector, Observer, new as new_detector};
     pub use crate::system::capture::frame::{LinkLayer, probe_in, segment_in};
-    pub use crate::types::Host;
-    pub use crate::types::Moment;
-    pub use crate::types::Scan;
-    pub use crate::types::{Port, Segment, SegmentKind};
+    pub use crate::types::{Host, Moment, Port, Scan, Segment, SegmentKind};
 }

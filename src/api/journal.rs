@@ -11,20 +11,18 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rustix::fs::fstat;
 use rustix::process::geteuid;
-use tracing::{debug, error, info, trace, warn};
+use tracing::{error, info, warn};
 use tracing_journald::{Priority, PriorityMappings};
-use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::api::log_filter::{LogFilter, QUEUED};
+use crate::api::log_filter::LogFilter;
 use crate::api::users;
 use crate::config::{LogConfig, LogFormat};
 use crate::types::{
-    Attempt, BackendNote, BlockCause, DECOYS_NAMED, Event, HumanDuration, IfName, Port, Refusal,
-    ReloadNote, Request, Scan, ScanKind, SkipReason, State, Summary, Suppressed, UnblockCause,
-    Warning, show_network,
+    BackendNote, BlockCause, DECOYS_NAMED, Event, HumanDuration, IfName, Refusal, ReloadNote,
+    Request, Scan, ScanKind, Summary, Suppressed, UnblockCause, Warning, show_network,
 };
 
 /// Events that may wait for the journal: those of 20 s at the default `log.rate`.
@@ -66,12 +64,18 @@ mod id {
     pub const RELOAD_FAILED: &str = "129f0dac28884d64a3ded7c35f7ba3fb";
 }
 
+/// Writes an entry with its message ID and the interface of this instance.
+macro_rules! entry {
+    ($level:ident $id:ident, $interface:expr, $($rest:tt)+) => {
+        $level!(MESSAGE_ID = id::$id, TCPTRACKER_INTERFACE = %$interface, $($rest)+)
+    };
+}
+
 /// Sends the log to journald if the service manager has connected stderr to it, and to stderr otherwise,
 /// as text or as one JSON object per line.
 pub fn init(config: &LogConfig) -> LogFilter {
-    let (log_filter, filter, debug_queue) = LogFilter::new(config.level);
-    let direct = debug_queue.excluded();
-    let registry = tracing_subscriber::registry().with(filter).with(debug_queue);
+    let (log_filter, filter) = LogFilter::new(config.level);
+    let registry = tracing_subscriber::registry().with(filter);
     if stderr_is_the_journal()
         && let Ok(journald) = tracing_journald::layer()
     {
@@ -82,23 +86,22 @@ pub fn init(config: &LogConfig) -> LogFilter {
             .with_field_prefix(None)
             .with_syslog_identifier("tcptracker".to_owned())
             .with_priority_mappings(priorities);
-        registry.with(journald.with_filter(direct)).init();
+        registry.with(journald).init();
         return log_filter;
     }
     let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
     if config.format == LogFormat::Json {
-        registry.with(stderr.json().flatten_event(true).with_filter(direct)).init();
+        registry.with(stderr.json().flatten_event(true)).init();
         return log_filter;
     }
-    // The fields would repeat the text.
-    let text_only =
-        debug_fn(
-            |writer, field, value| {
-                if field.name() == "message" { write!(writer, "{value:?}") } else { Ok(()) }
-            },
-        );
+    // The fields of an event would repeat the text.
+    let text_only = debug_fn(|writer, field, value| match field.name() {
+        "message" => write!(writer, "{value:?}"),
+        name if name.starts_with(char::is_uppercase) => Ok(()),
+        name => write!(writer, " {name}={value:?}"),
+    });
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    registry.with(stderr.with_ansi(colours).fmt_fields(text_only).with_filter(direct)).init();
+    registry.with(stderr.with_ansi(colours).fmt_fields(text_only)).init();
     log_filter
 }
 
@@ -112,21 +115,18 @@ fn stderr_is_the_journal() -> bool {
 
 /// Logs that the service has started.
 pub fn started(interface: &IfName, text: &str) {
-    info!(MESSAGE_ID = id::STARTED, TCPTRACKER_INTERFACE = %interface, "{text}");
+    entry!(info STARTED, interface, "{text}");
 }
 
 /// Logs which signal has stopped the service.
 pub fn stopped(interface: &IfName, signal: &str) {
-    info!(MESSAGE_ID = id::STOPPED, TCPTRACKER_INTERFACE = %interface, "stopped by {signal}");
+    entry!(info STOPPED, interface, "stopped by {signal}");
 }
 
 /// Logs why the service has failed.
 pub fn failed(interface: &IfName, error: &dyn std::error::Error) {
-    error!(
-        MESSAGE_ID = id::STOPPED,
-        TCPTRACKER_INTERFACE = %interface,
-        "failed: {error}; existing blocks stay in the kernel until they expire or the service restarts"
-    );
+    entry!(error STOPPED, interface,
+        "failed: {error}; existing blocks stay in the kernel until they expire or the service restarts");
 }
 
 /// Writes events until every sender has ended.
@@ -143,90 +143,75 @@ pub fn run(interface: &IfName, events: &Receiver<Arc<Event>>, beat: impl Fn()) {
 
 fn write(interface: &IfName, event: &Event) {
     match event {
-        Event::Connection { direction, source, source_port, destination, port } => info!(
-            MESSAGE_ID = id::CONNECTION,
-            TCPTRACKER_INTERFACE = %interface,
-            TCPTRACKER_SOURCE = %source,
-            TCPTRACKER_DESTINATION = %destination,
-            TCPTRACKER_PORTS = %port,
-            "new {} connection: {} -> {}",
-            direction.as_str(),
-            SocketAddr::new(*source, source_port.0),
-            SocketAddr::new(*destination, port.0),
-        ),
-        Event::Suppressed { what, count, span } => info!(
-            MESSAGE_ID = id::SUPPRESSED,
-            TCPTRACKER_INTERFACE = %interface,
-            "suppressed {count} {} in {:.1}s (log.rate)",
-            suppressed(*what),
-            span.as_secs_f64(),
-        ),
+        Event::Connection { direction, source, source_port, destination, port } => {
+            let direction = direction.as_str();
+            let from = SocketAddr::new(*source, source_port.0);
+            let to = SocketAddr::new(*destination, port.0);
+            entry!(info CONNECTION, interface,
+                TCPTRACKER_SOURCE = %source, TCPTRACKER_DESTINATION = %destination,
+                TCPTRACKER_PORTS = %port, "new {direction} connection: {from} -> {to}");
+        }
+        Event::Suppressed { what, count, span } => {
+            let (what, seconds) = (suppressed(*what), span.as_secs_f64());
+            entry!(info SUPPRESSED, interface,
+                "suppressed {count} {what} in {seconds:.1}s (log.rate)");
+        }
         Event::Scan(scan) => write_scan(interface, scan),
         Event::ScanSummary(summary) => write_summary(interface, summary),
-        Event::NotBlocked { scan, why } => write_not_blocked(interface, scan, why),
-        Event::AlreadyBlocked { source } => info!(
-            MESSAGE_ID = id::ALREADY_BLOCKED,
-            TCPTRACKER_INTERFACE = %interface,
-            TCPTRACKER_SOURCE = %show_network(source),
-            "{} is blocked already",
-            show_network(source),
-        ),
+        Event::NotBlocked { scan, why } => {
+            let source = show_network(&scan.source);
+            entry!(warn NOT_BLOCKED, interface, TCPTRACKER_SOURCE = %source,
+                TCPTRACKER_KIND = scan.kind.as_str(), TCPTRACKER_REASON = %why,
+                "did not block {source}: {why}");
+        }
+        Event::AlreadyBlocked { source } => {
+            let source = show_network(source);
+            entry!(info ALREADY_BLOCKED, interface, TCPTRACKER_SOURCE = %source,
+                "{source} is blocked already");
+        }
         Event::Blocked { .. } => write_blocked(interface, event),
-        Event::Restored { blocks, expired } => write_restored(interface, *blocks, *expired),
+        Event::Restored { blocks: count, expired } => {
+            let restored = blocks(*count, "block");
+            let expired = match expired {
+                0 => String::new(),
+                expired => format!("; {expired} expired while the service was stopped"),
+            };
+            entry!(info RESTORED, interface, "restored {restored}{expired}");
+        }
         Event::Unblocked { network, cause, uid } => {
             write_unblocked(interface, network, *cause, *uid);
         }
         Event::Refused { request, why, uid } => write_refused(interface, *request, why, *uid),
         Event::Reloaded { changes, notes, uid } => write_reloaded(interface, changes, notes, *uid),
         Event::ReloadFailed { error, uid } => write_reload_failed(interface, error, *uid),
-        Event::Repaired { found } => warn!(
-            MESSAGE_ID = id::REPAIRED,
-            TCPTRACKER_INTERFACE = %interface,
-            TCPTRACKER_REASON = %found,
-            "repaired firewall: {found}"
-        ),
-        Event::StateChanged { state, reason } => write_state(interface, *state, reason.as_deref()),
-        Event::CaptureReopened { gap } => info!(
-            MESSAGE_ID = id::CAPTURE_REOPENED,
-            TCPTRACKER_INTERFACE = %interface,
-            "capture reopened after {:.3}s; packets in between were not seen",
-            gap.as_secs_f64(),
-        ),
-        Event::Debug { is_trace: false, text } => debug!(target: QUEUED, "{text}"),
-        Event::Debug { is_trace: true, text } => trace!(target: QUEUED, "{text}"),
+        Event::Repaired { found } => entry!(warn REPAIRED, interface,
+            TCPTRACKER_REASON = %found, "repaired firewall: {found}"),
+        Event::StateChanged { state, reason: None } => {
+            entry!(info STATE, interface, "{state}: no problems");
+        }
+        Event::StateChanged { state, reason: Some(reason) } => {
+            entry!(warn STATE, interface, TCPTRACKER_REASON = reason, "{state}: {reason}");
+        }
+        Event::CaptureReopened { gap } => entry!(info CAPTURE_REOPENED, interface,
+            "capture reopened after {:.3}s; packets in between were not seen", gap.as_secs_f64()),
         Event::Warning(warning) => write_warning(interface, warning),
     }
 }
 
 fn write_scan(interface: &IfName, scan: &Scan) {
-    let ports = scan.ports();
-    warn!(
-        MESSAGE_ID = id::SCAN,
-        TCPTRACKER_INTERFACE = %interface,
-        TCPTRACKER_SOURCE = %show_network(&scan.source),
-        TCPTRACKER_DESTINATION = %scan.destination,
-        TCPTRACKER_PORTS = list_of(&ports, ","),
-        TCPTRACKER_KIND = scan.kind.as_str(),
+    let (ports, kind, source) = (scan.ports(), scan.kind.as_str(), show_network(&scan.source));
+    let evidence = if scan.rule.looks_at_outcomes() {
+        scan.evidence()
+    } else {
+        let (ports, within) = (list_of(&ports, ", "), HumanDuration(scan.span));
+        format!("ports {ports}, more than {} within {within}", scan.threshold)
+    };
+    entry!(warn SCAN, interface,
+        TCPTRACKER_SOURCE = %source, TCPTRACKER_DESTINATION = %scan.destination,
+        TCPTRACKER_PORTS = list_of(&ports, ","), TCPTRACKER_KIND = kind,
         TCPTRACKER_DECOYS = scan.may_be_decoy().then(|| list_of(&scan.others, ",")),
-        "{} port scan by {} on {}{}: {}{}",
-        scan.kind.as_str(),
-        show_network(&scan.source),
-        scan.destination,
-        if scan.kind == ScanKind::Sweep { " and others" } else { "" },
-        evidence_of(scan, &ports),
-        decoys_of(scan),
-    );
-}
-
-/// The ports of the scan, the outcome of each if the rule counts outcomes, and the rule.
-fn evidence_of(scan: &Scan, ports: &[Port]) -> String {
-    if !scan.rule.looks_at_outcomes() {
-        let (ports, within) = (list_of(ports, ", "), HumanDuration(scan.span));
-        return format!("ports {ports}, more than {} within {within}", scan.threshold);
-    }
-    let attempts: Vec<String> = scan.attempts.iter().map(Attempt::describe).collect();
-    let what = if attempts.len() == 1 { "port" } else { "ports" };
-    format!("{what} {}; {}", attempts.join(", "), scan.rule.sentence(scan.threshold, scan.span))
+        "{kind} port scan by {source} on {}{}: {evidence}{}",
+        scan.destination, if scan.kind == ScanKind::Sweep { " and others" } else { "" }, decoys_of(scan));
 }
 
 fn decoys_of(scan: &Scan) -> String {
@@ -239,29 +224,11 @@ fn decoys_of(scan: &Scan) -> String {
 }
 
 fn write_summary(interface: &IfName, summary: &Summary) {
-    info!(
-        MESSAGE_ID = id::SCAN_SUMMARY,
-        TCPTRACKER_INTERFACE = %interface,
-        TCPTRACKER_SOURCE = %show_network(&summary.source),
-        "port scan by {} {}: {} ports, {} probes in {:.1}s",
-        show_network(&summary.source),
-        if summary.goes_on { "continues" } else { "ended" },
-        summary.ports,
-        summary.probes,
-        summary.length.as_secs_f64(),
-    );
-}
-
-fn write_not_blocked(interface: &IfName, scan: &Scan, why: &SkipReason) {
-    warn!(
-        MESSAGE_ID = id::NOT_BLOCKED,
-        TCPTRACKER_INTERFACE = %interface,
-        TCPTRACKER_SOURCE = %show_network(&scan.source),
-        TCPTRACKER_KIND = scan.kind.as_str(),
-        TCPTRACKER_REASON = %why,
-        "did not block {}: {why}",
-        show_network(&scan.source),
-    );
+    let Summary { source, ports, probes, length, goes_on } = summary;
+    let (source, seconds) = (show_network(source), length.as_secs_f64());
+    let what = if *goes_on { "continues" } else { "ended" };
+    entry!(info SCAN_SUMMARY, interface, TCPTRACKER_SOURCE = %source,
+        "port scan by {source} {what}: {ports} ports, {probes} probes in {seconds:.1}s");
 }
 
 /// A warning like the scan, so that a reader who filters for warnings sees both.
@@ -270,6 +237,7 @@ fn write_blocked(interface: &IfName, event: &Event) {
     else {
         return;
     };
+    let (source, uid) = (show_network(network), *uid);
     let span = duration.map_or_else(
         || "until unblocked".to_owned(),
         |duration| format!("for {}", HumanDuration(duration)),
@@ -277,32 +245,12 @@ fn write_blocked(interface: &IfName, event: &Event) {
     let how = match cause {
         BlockCause::Scan => format!("{span} (offence {offences})"),
         BlockCause::Found => format!("{span} (adopted)"),
-        BlockCause::Manual => format!("{} {span}", by(*uid)),
+        BlockCause::Manual => format!("{} {span}", by(uid)),
     };
-    warn!(
-        MESSAGE_ID = id::BLOCKED,
-        TCPTRACKER_INTERFACE = %interface,
-        TCPTRACKER_SOURCE = %show_network(network),
+    entry!(warn BLOCKED, interface, TCPTRACKER_SOURCE = %source,
         TCPTRACKER_PORTS = (!ports.is_empty()).then(|| list_of(ports, ",")),
-        TCPTRACKER_UNTIL = until,
-        TCPTRACKER_REASON = %reason,
-        TCPTRACKER_UID = uid.map(tracing::field::display),
-        "blocked {} {how}: {reason}",
-        show_network(network),
-    );
-}
-
-fn write_restored(interface: &IfName, count: usize, expired: usize) {
-    let expired = match expired {
-        0 => String::new(),
-        expired => format!("; {expired} expired while the service was stopped"),
-    };
-    info!(
-        MESSAGE_ID = id::RESTORED,
-        TCPTRACKER_INTERFACE = %interface,
-        "restored {}{expired}",
-        blocks(count, "block"),
-    );
+        TCPTRACKER_UNTIL = until, TCPTRACKER_REASON = %reason,
+        TCPTRACKER_UID = uid.map(tracing::field::display), "blocked {source} {how}: {reason}");
 }
 
 fn blocks(count: usize, unit: &str) -> String {
@@ -316,29 +264,19 @@ fn write_unblocked(interface: &IfName, network: &IpNet, cause: UnblockCause, uid
         UnblockCause::Exempt => "now exempt".to_owned(),
         UnblockCause::Evicted => "evicted to make room for a newer block".to_owned(),
     };
-    info!(
-        MESSAGE_ID = id::UNBLOCKED,
-        TCPTRACKER_INTERFACE = %interface,
-        TCPTRACKER_SOURCE = %show_network(network),
-        TCPTRACKER_REASON = cause.as_str(),
-        TCPTRACKER_UID = uid.map(tracing::field::display),
-        "unblocked {}: {why}",
-        show_network(network),
-    );
+    let source = show_network(network);
+    entry!(info UNBLOCKED, interface, TCPTRACKER_SOURCE = %source,
+        TCPTRACKER_REASON = cause.as_str(), TCPTRACKER_UID = uid.map(tracing::field::display),
+        "unblocked {source}: {why}");
 }
 
 fn write_refused(interface: &IfName, request: Request, why: &Refusal, uid: u32) {
+    let user = user(uid);
     if let (Request::Unblock(network), Refusal::NotBlocked) = (request, why) {
         // A mistake of the user, which needs no attention.
-        info!(
-            MESSAGE_ID = id::NOTHING_TO_UNBLOCK,
-            TCPTRACKER_INTERFACE = %interface,
-            TCPTRACKER_UID = uid,
-            "nothing to unblock for {}: {} is not blocked",
-            user(uid),
-            show_network(&network),
-        );
-        return;
+        let network = show_network(&network);
+        return entry!(info NOTHING_TO_UNBLOCK, interface, TCPTRACKER_UID = uid,
+            "nothing to unblock for {user}: {network} is not blocked");
     }
     let request = match request {
         Request::Block(network) => format!("block {}", show_network(&network)),
@@ -351,52 +289,23 @@ fn write_refused(interface: &IfName, request: Request, why: &Refusal, uid: u32) 
         Refusal::Exempt(why) => format!("exempt: {why}"),
         Refusal::NotBlocked => "not blocked".to_owned(),
     };
-    warn!(
-        MESSAGE_ID = id::REFUSED,
-        TCPTRACKER_INTERFACE = %interface,
-        TCPTRACKER_REASON = %why,
-        TCPTRACKER_UID = uid,
-        "refused to {request} for {}: {why}",
-        user(uid),
-    );
+    entry!(warn REFUSED, interface, TCPTRACKER_REASON = %why, TCPTRACKER_UID = uid,
+        "refused to {request} for {user}: {why}");
 }
 
 fn write_reloaded(interface: &IfName, changes: &[String], notes: &[ReloadNote], uid: Option<u32>) {
-    info!(
-        MESSAGE_ID = id::RELOADED,
-        TCPTRACKER_INTERFACE = %interface,
-        TCPTRACKER_UID = uid.map(tracing::field::display),
-        "configuration reloaded by {}: {}{}",
-        origin_of_reload(uid),
-        if changes.is_empty() { "no changes".to_owned() } else { changes.join(", ") },
-        notes.iter().map(|note| format!("; {}", note_text(note))).collect::<String>(),
-    );
+    let changes = if changes.is_empty() { "no changes".to_owned() } else { changes.join(", ") };
+    let notes: String = notes.iter().map(|note| format!("; {}", note_text(note))).collect();
+    entry!(info RELOADED, interface, TCPTRACKER_UID = uid.map(tracing::field::display),
+        "configuration reloaded by {}: {changes}{notes}", origin_of_reload(uid));
 }
 
 fn write_reload_failed(interface: &IfName, error: &str, uid: Option<u32>) {
-    warn!(
-        MESSAGE_ID = id::RELOAD_FAILED,
-        TCPTRACKER_INTERFACE = %interface,
-        TCPTRACKER_REASON = %error,
+    entry!(warn RELOAD_FAILED, interface, TCPTRACKER_REASON = %error,
         TCPTRACKER_UID = uid.map(tracing::field::display),
         "configuration reload by {} failed: {}; the previous configuration stays in force; check the \
          files with: tcptracker config -i {interface}",
-        origin_of_reload(uid),
-        error.replace('\n', "; "),
-    );
-}
-
-fn write_state(interface: &IfName, state: State, reason: Option<&str>) {
-    if let Some(reason) = reason {
-        warn!(
-            MESSAGE_ID = id::STATE,
-            TCPTRACKER_INTERFACE = %interface,
-            TCPTRACKER_REASON = reason,
-            "{state}: {reason}"
-        );
-    } else {
-        info!(MESSAGE_ID = id::STATE, TCPTRACKER_INTERFACE = %interface, "{state}: no problems");
-    }
+        origin_of_reload(uid), error.replace('\n', "; "));
 }
 
 fn write_warning(interface: &IfName, warning: &Warning) {
@@ -453,21 +362,18 @@ fn write_warning(interface: &IfName, warning: &Warning) {
             let blocks = blocks(*count, "block");
             (id::RESTORE_INCOMPLETE, format!("could not restore {blocks}: {error}"))
         }
-        Warning::DatabaseQuarantined { .. } => (id::DATABASE_QUARANTINED, quarantine_text(warning)),
+        Warning::DatabaseQuarantined { file, kept, error, at_start } => {
+            let next = if *at_start {
+                "starting with the blocks in the kernel"
+            } else {
+                "a new database replaces it"
+            };
+            let (file, kept) = (file.display(), kept.display());
+            let text = format!("cannot use {file} ({error}); moved it to {kept}; {next}");
+            (id::DATABASE_QUARANTINED, text)
+        }
     };
     warn!(MESSAGE_ID = id, TCPTRACKER_INTERFACE = %interface, "{text}");
-}
-
-fn quarantine_text(warning: &Warning) -> String {
-    let Warning::DatabaseQuarantined { file, kept, error, at_start } = warning else {
-        return String::new();
-    };
-    let next = if *at_start {
-        "starting with the blocks in the kernel"
-    } else {
-        "a new database replaces it"
-    };
-    format!("cannot use {} ({error}); moved it to {}; {next}", file.display(), kept.display())
 }
 
 fn backend_note(note: &BackendNote) -> String {

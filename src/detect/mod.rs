@@ -21,7 +21,7 @@ use tracing::debug;
 use crate::config::{DetectionConfig, Preset};
 use crate::detect::balanced::BalancedDetector;
 use crate::detect::classic::ClassicDetector;
-use crate::types::{Attempt, Host, Listening, Moment, Scan, Segment, Summary};
+use crate::types::{Host, Moment, PortSet, Scan, Segment, Summary, show_network};
 
 /// How many segments an engine looks up at once: about as many reads of memory as a processor can wait for
 /// at a time.
@@ -82,7 +82,7 @@ pub trait Detector: Send {
     }
 
     /// Takes note of the ports on which this host listens.
-    fn set_listening(&mut self, _ports: &Arc<Listening>) {}
+    fn set_listening(&mut self, _ports: &Arc<PortSet>) {}
 
     /// Takes note that the capture has lost packets, perhaps replies: no pending probe counts as unanswered.
     fn packets_lost(&mut self) {}
@@ -127,27 +127,15 @@ fn network_of(rule: &DetectionConfig, address: IpAddr, host: &Host) -> IpNet {
 /// Logs a verdict with its evidence and passes it on.
 fn report(detector: &mut impl Detector, scan: Scan, observer: &mut dyn Observer) {
     debug!(
-        source = %scan.source,
-        address = %scan.address,
-        destination = %scan.destination,
-        kind = scan.kind.as_str(),
-        rule = scan.rule.sentence(scan.threshold, scan.span),
-        evidence = evidence(&scan),
-        probes = scan.probes,
-        continued = scan.continued,
-        decoys = scan.others.len(),
-        "scan reported"
+        "verdict: {} scan by {} on {}: {}; {} probes",
+        scan.kind.as_str(),
+        show_network(&scan.source),
+        scan.destination,
+        scan.evidence(),
+        scan.probes
     );
     let scan = Arc::new(scan);
     if !observer.scan(Arc::clone(&scan)) {
         detector.not_delivered(&scan);
     }
-}
-
-/// The ports of a scan, each with its outcome and its age in seconds.
-fn evidence(scan: &Scan) -> String {
-    let age = |attempt: &Attempt| scan.moment.since(attempt.moment).as_secs_f64();
-    let ports =
-        scan.attempts.iter().map(|attempt| format!("{} -{:.3}s", attempt.describe(), age(attempt)));
-    ports.collect::<Vec<_>>().join(", ")
 }

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use lru::LruCache;
 
 use crate::detect::key::Key;
-use crate::types::{Attempt, Moment, Port, Summary, overlap};
+use crate::types::{Attempt, Moment, Port, PortSet, Summary, overlap};
 
 /// How many scans are followed at a time: 4 MiB of ports. If there are more, the scan that has been silent
 /// for the longest time is summed up early.
@@ -22,19 +22,6 @@ const SILENCE: Duration = Duration::from_secs(10);
 
 /// After this long a scan is summed up although it continues.
 const LONGEST: Duration = Duration::from_secs(60);
-
-/// A set of ports.
-struct PortSet(Box<[u64; 1024]>);
-
-impl PortSet {
-    fn insert(&mut self, port: Port) {
-        self.0[usize::from(port.0 >> 6)] |= 1 << (port.0 & 63);
-    }
-
-    fn len(&self) -> u32 {
-        self.0.iter().map(|word| word.count_ones()).sum()
-    }
-}
 
 struct Ongoing {
     first: Moment,
@@ -71,28 +58,19 @@ impl OngoingScans {
 
     /// Adds a scan that was reported with these attempts.
     pub fn begin(&mut self, key: Key, attempts: &[Attempt], probes: u64, now: Moment) {
-        // The new scan reuses the memory of the evicted one.
-        let full = self.ongoing.len() == AT_ONCE.get() && !self.ongoing.contains(&key);
-        let oldest = full.then(|| self.ongoing.pop_lru()).flatten();
-        let mut ports = match oldest {
-            None => PortSet(Box::new([0; 1024])),
-            Some((old, scan)) => {
-                if self.evicted.len() < AT_ONCE.get() {
-                    let goes_on = now.since(scan.last) < SILENCE;
-                    self.evicted.push(scan.summary(&old, goes_on));
-                } else {
-                    self.dropped += 1;
-                }
-                let mut ports = scan.ports;
-                ports.0.fill(0);
-                ports
-            }
-        };
+        let mut ports = PortSet::default();
         for attempt in attempts {
             ports.insert(attempt.port);
         }
         let first = attempts.first().map_or(now, |attempt| attempt.moment);
-        self.ongoing.put(key, Ongoing { first, last: now, probes, ports });
+        // If there is no room, the cache returns the oldest scan.
+        match self.ongoing.push(key, Ongoing { first, last: now, probes, ports }) {
+            Some((old, scan)) if old != key && self.evicted.len() < AT_ONCE.get() => {
+                self.evicted.push(scan.summary(&old, now.since(scan.last) < SILENCE));
+            }
+            Some((old, _)) if old != key => self.dropped += 1,
+            _ => {}
+        }
     }
 
     /// Drops the scans of a network that was unblocked.

@@ -1,14 +1,14 @@
 //! The way to the capture thread.
 //!
-//! The thread sleeps in `poll`, so that each command also wakes it.
+//! The thread sleeps in `poll`, so each command also wakes it.
 
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::{read, write};
+use rustix::io::Errno;
+
+use crate::handles::StopFlag;
 
 /// What the capture thread is asked to do.
 #[derive(Debug)]
@@ -24,19 +24,19 @@ pub enum CaptureCommand {
 #[derive(Clone, Debug)]
 pub struct CaptureHandle {
     commands: Sender<CaptureCommand>,
-    wakeup: Arc<OwnedFd>,
+    wakeup: Arc<StopFlag>,
 }
 
 /// The capture thread's end. Its file descriptor is readable while commands wait.
 #[derive(Debug)]
 pub struct CaptureCommands {
     commands: Receiver<CaptureCommand>,
-    wakeup: Arc<OwnedFd>,
+    wakeup: Arc<StopFlag>,
 }
 
 /// Makes both ends.
-pub fn channel_to_capture() -> io::Result<(CaptureHandle, CaptureCommands)> {
-    let wakeup = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+pub fn channel_to_capture() -> Result<(CaptureHandle, CaptureCommands), Errno> {
+    let wakeup = Arc::new(StopFlag::new()?);
     let (commands_in, commands) = channel();
     let handle = CaptureHandle { commands: commands_in, wakeup: Arc::clone(&wakeup) };
     Ok((handle, CaptureCommands { commands, wakeup }))
@@ -59,8 +59,7 @@ impl CaptureHandle {
     fn send(&self, command: CaptureCommand) {
         // If the thread has ended, the process is about to.
         let _ = self.commands.send(command);
-        // Fails only if the counter is full, and then the thread is awake.
-        let _ = write(&self.wakeup, &1u64.to_ne_bytes());
+        self.wakeup.raise();
     }
 }
 
@@ -68,7 +67,7 @@ impl CaptureCommands {
     /// Returns the next command if there is one.
     pub fn next(&self) -> Option<CaptureCommand> {
         // Before the look into the queue, so that a command that comes between wakes the thread again.
-        let _ = read(&self.wakeup, &mut [0; 8]);
+        self.wakeup.lower();
         self.commands.try_recv().ok()
     }
 }

@@ -6,7 +6,7 @@ use std::sync::mpsc::SyncSender;
 use ipnet::IpNet;
 
 use crate::config::{DetectionConfig, LogConfig};
-use crate::types::{Host, Listening};
+use crate::types::{Host, PortSet};
 
 /// Commands that may wait for the detector.
 pub const QUEUE: usize = 1024;
@@ -19,7 +19,7 @@ pub enum DetectorCommand {
     /// Forget the past of these networks: they were unblocked.
     Forget(Vec<IpNet>),
     /// Use another set of ports on which the host listens.
-    Listening(Arc<Listening>),
+    Listening(Arc<PortSet>),
     /// Apply another configuration. The answer is whether the tracked sources were kept.
     Reconfigure(DetectionConfig, LogConfig, SyncSender<bool>),
 }

@@ -3,7 +3,7 @@
 //! Holds values only; the thread decides.
 
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -113,10 +113,7 @@ impl FirewallHandle {
     /// Sends a command and never waits. False: there is no room for it.
     #[must_use]
     pub fn try_send(&self, command: Command) -> bool {
-        match self.0.try_send(command) {
-            Ok(()) => true,
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
-        }
+        self.0.try_send(command).is_ok()
     }
 
     /// Sends a command and waits for room.

@@ -1,6 +1,7 @@
-//! What main waits for.
+//! What main waits for, and the way to it for a reload: only main can change what all threads work with.
 
 use std::error::Error;
+use std::sync::mpsc::Sender;
 
 use crate::config::ConfigError;
 
@@ -33,4 +34,22 @@ pub struct ReloadRequest {
     pub uid: u32,
     /// Where the answer goes.
     pub reply: async_channel::Sender<Result<(), ReloadError>>,
+}
+
+/// Asks main for a reload.
+#[derive(Clone, Debug)]
+pub struct Reloader(Sender<Notification>);
+
+impl Reloader {
+    /// Makes a way to the reader of these notifications.
+    pub fn new(notifications: Sender<Notification>) -> Self {
+        Self(notifications)
+    }
+
+    /// Asks for a reload and waits for its result. Returns nothing if main has ended.
+    pub async fn reload(&self, uid: u32) -> Option<Result<(), ReloadError>> {
+        let (reply, answer) = async_channel::bounded(1);
+        self.0.send(Notification::Reload(ReloadRequest { uid, reply })).ok()?;
+        answer.recv().await.ok()
+    }
 }

@@ -1,11 +1,11 @@
-//! A flag that asks a thread to stop.
+//! A flag that asks a thread to stop, or to look for commands.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::{Errno, write};
+use rustix::io::{Errno, read, write};
 
-/// Asks a thread that sleeps in `poll` to stop. Once raised it stays so.
+/// Wakes a thread that sleeps in `poll`. Once raised it stays raised until it is lowered.
 #[derive(Debug)]
 pub struct StopFlag(OwnedFd);
 
@@ -19,6 +19,12 @@ impl StopFlag {
     pub fn raise(&self) {
         // Fails only if the counter is full, and then the flag is already raised.
         let _ = write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Lowers the flag, for a thread that only has to wake up.
+    pub fn lower(&self) {
+        // Fails only if the flag is not raised.
+        let _ = read(&self.0, &mut [0; 8]);
     }
 }
 

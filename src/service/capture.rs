@@ -162,12 +162,13 @@ impl CaptureThread {
     /// Publishes the kernel's counters, and tells the detector of losses. Returns the counters.
     fn publish(&mut self, capture: &mut LiveCapture, before: CaptureCounters) -> CaptureCounters {
         let Some(counters) = capture.counters() else { return before };
-        let lost = counters.lost_since(&before);
+        let new = counters.since(before);
+        let lost = new.lost();
         if lost > 0 {
             tracing::debug!("{lost} packets lost before capture: {counters:?}, before: {before:?}");
         }
         self.out.note_lost(lost);
-        self.metrics.publish(&before, &counters, self.out.take_dropped());
+        self.metrics.publish(new, self.out.take_dropped());
         counters
     }
 

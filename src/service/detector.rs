@@ -16,7 +16,7 @@ use crate::service::Context;
 use crate::service::report::{Findings, Reporter};
 use crate::service::supervisor::Supervisor;
 use crate::system::capture::batch::{Batch, BatchReceiver};
-use crate::types::{Event, Heartbeat, Host, Listening, Moment, Warning};
+use crate::types::{Event, Heartbeat, Host, Moment, PortSet, Warning};
 
 /// The longest sleep.
 const TICK: Duration = Duration::from_millis(500);
@@ -72,7 +72,7 @@ struct DetectorThread {
     detector: Box<dyn Detector>,
     host: Arc<Host>,
     /// The ports on which the host listens, once they are known.
-    listening: Option<Arc<Listening>>,
+    listening: Option<Arc<PortSet>>,
     log: LogConfig,
     commands: Receiver<DetectorCommand>,
     reporter: Reporter,

@@ -125,7 +125,6 @@ impl NetlinkSocket {
                 .to_ne_bytes();
             let (kind, flags) = (kind.to_ne_bytes(), flags.to_ne_bytes());
             let sequence = self.sequence.to_ne_bytes();
-            bytes.reserve(HEADER + body.len());
             for part in [&length[..], &kind, &flags, &sequence, &[0; 4], body] {
                 bytes.extend(part);
             }

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::types::words::words;
 use crate::types::{Attempt, Moment, Port, Rule, Scan, ScanKind, show_network};
 
 /// Ports that a reason names; the rest is counted.
@@ -128,46 +129,24 @@ impl fmt::Display for Evidence {
     }
 }
 
-/// Why a block began.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BlockCause {
-    Scan,
-    Manual,
-    Found,
-}
-
-impl BlockCause {
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Scan => "scan",
-            Self::Manual => "manual",
-            Self::Found => "found",
-        }
+words! {
+    /// Why a block began.
+    BlockCause {
+        Scan = "scan",
+        Manual = "manual",
+        Found = "found",
     }
 }
 
-/// Why a block ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UnblockCause {
-    Expired,
-    Manual,
-    /// The address has become exempt.
-    Exempt,
-    /// A newer block needed the room, and this one would have expired first.
-    Evicted,
-}
-
-impl UnblockCause {
-    /// All causes, in the order of their numbers.
-    pub const ALL: [Self; 4] = [Self::Expired, Self::Manual, Self::Exempt, Self::Evicted];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Expired => "expired",
-            Self::Manual => "manual",
-            Self::Exempt => "exempt",
-            Self::Evicted => "displaced",
-        }
+words! {
+    /// Why a block ended.
+    UnblockCause {
+        Expired = "expired",
+        Manual = "manual",
+        /// The address has become exempt.
+        Exempt = "exempt",
+        /// A newer block needed the room, and this one would have expired first.
+        Evicted = "displaced",
     }
 }
 

@@ -12,11 +12,21 @@ pub struct CaptureCounters {
 }
 
 impl CaptureCounters {
-    /// Returns how many packets were lost since an earlier reading.
-    pub fn lost_since(&self, earlier: &Self) -> u64 {
-        let by_kernel = self.dropped_by_kernel.wrapping_sub(earlier.dropped_by_kernel);
-        let by_interface = self.dropped_by_interface.wrapping_sub(earlier.dropped_by_interface);
-        u64::from(by_kernel) + u64::from(by_interface)
+    /// Returns what was counted since an earlier reading.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Self {
+        Self {
+            received: self.received.wrapping_sub(earlier.received),
+            dropped_by_kernel: self.dropped_by_kernel.wrapping_sub(earlier.dropped_by_kernel),
+            dropped_by_interface: self
+                .dropped_by_interface
+                .wrapping_sub(earlier.dropped_by_interface),
+        }
+    }
+
+    /// Returns how many packets were lost.
+    pub fn lost(self) -> u64 {
+        u64::from(self.dropped_by_kernel) + u64::from(self.dropped_by_interface)
     }
 }
 
@@ -31,6 +41,6 @@ mod tests {
             dropped_by_kernel,
             dropped_by_interface,
         };
-        assert_eq!(counters(3, 9).lost_since(&counters(u32::MAX - 1, 2)), 5 + 7);
+        assert_eq!(counters(3, 9).since(counters(u32::MAX - 1, 2)).lost(), 5 + 7);
     }
 }

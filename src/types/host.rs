@@ -119,23 +119,28 @@ pub struct SshPorts {
 
 /// A set of ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listening(Box<[u64]>);
+pub struct PortSet(Box<[u64; 1024]>);
 
-impl Default for Listening {
+impl Default for PortSet {
     fn default() -> Self {
-        Self(vec![0; 1024].into_boxed_slice())
+        Self(Box::new([0; 1024]))
     }
 }
 
-impl Listening {
+impl PortSet {
     /// Adds a port.
-    pub fn insert(&mut self, port: u16) {
-        self.0[usize::from(port >> 6)] |= 1 << (port & 63);
+    pub fn insert(&mut self, port: Port) {
+        self.0[usize::from(port.0 >> 6)] |= 1 << (port.0 & 63);
+    }
+
+    /// The number of ports.
+    pub fn len(&self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
     }
 
     /// Adds the ports that are in `before` and not in `now`.
     pub fn insert_missing(&mut self, before: &Self, now: &Self) {
-        for (own, (before, now)) in self.0.iter_mut().zip(before.0.iter().zip(&now.0)) {
+        for (own, (before, now)) in self.0.iter_mut().zip(before.0.iter().zip(now.0.iter())) {
             *own |= before & !now;
         }
     }

@@ -14,6 +14,7 @@ mod scan;
 mod segment;
 mod state;
 mod text;
+mod words;
 pub use block::{
     Block, BlockCause, BlockFailure, BlockReason, Evidence, ExemptReason, SkipReason, UnblockCause,
 };
@@ -21,7 +22,7 @@ pub use capture::CaptureCounters;
 pub use clock::{HumanDuration, Moment, WallClock};
 pub use event::{BackendNote, Event, Refusal, ReloadNote, Request, Suppressed, Warning};
 pub use heartbeat::Heartbeat;
-pub use host::{Host, Listening, SshPorts};
+pub use host::{Host, PortSet, SshPorts};
 pub use ifname::IfName;
 pub use network::{Family, link_local, loopback, overlap, parse_network, show_network};
 pub use rate_limit::{RateLimit, Suppression};

@@ -6,33 +6,26 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::types::words::words;
+
 /// Bits before the IPv4 address in an IPv4-mapped IPv6 address (RFC 4291, 2.5.5.2).
 const MAPPED: u8 = 96;
 
-/// An address family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
-    V4,
-    V6,
+words! {
+    /// An address family.
+    #[derive(PartialOrd, Ord, Hash)]
+    Family {
+        V4 = "ipv4",
+        V6 = "ipv6",
+    }
 }
 
 impl Family {
-    /// Both families, in the order of their numbers.
-    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
-
     /// Returns the family of a network.
     pub const fn of(network: IpNet) -> Self {
         match network {
             IpNet::V4(_) => Self::V4,
             IpNet::V6(_) => Self::V6,
-        }
-    }
-
-    /// The name in metrics and messages.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::V4 => "ipv4",
-            Self::V6 => "ipv6",
         }
     }
 

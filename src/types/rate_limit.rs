@@ -10,7 +10,7 @@ use crate::types::Moment;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// At most so many events per second.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct RateLimit {
     limit: u32,
     /// When the current second began.
@@ -33,8 +33,7 @@ impl RateLimit {
     /// Allows at most `limit` events per second.
     #[must_use]
     pub fn per_second(limit: u32) -> Self {
-        let start = Moment::default();
-        Self { limit, began: start, allowed: 0, suppressed: 0, suppressed_since: start }
+        Self { limit, ..Self::default() }
     }
 
     /// Returns whether one more event is allowed, and counts it if not.
@@ -44,16 +43,17 @@ impl RateLimit {
         if is_allowed {
             self.allowed += 1;
         } else {
-            self.suppress_now(1);
+            self.suppress(1);
         }
         is_allowed
     }
 
-    /// Counts events that are suppressed for another reason.
+    /// Counts suppressed events, also those that are suppressed for another reason.
     pub fn suppress(&mut self, count: u64) {
-        if count > 0 {
-            self.suppress_now(count);
+        if self.suppressed == 0 && count > 0 {
+            self.suppressed_since = self.began;
         }
+        self.suppressed = self.suppressed.saturating_add(count);
     }
 
     /// Returns what was suppressed, once the second in which that happened has passed.
@@ -78,13 +78,6 @@ impl RateLimit {
                 self.suppressed_since = now;
             }
         }
-    }
-
-    fn suppress_now(&mut self, count: u64) {
-        if self.suppressed == 0 {
-            self.suppressed_since = self.began;
-        }
-        self.suppressed = self.suppressed.saturating_add(count);
     }
 }
 

@@ -47,35 +47,25 @@ impl Rule {
 
     /// The rule in words, with the threshold that was exceeded within a span.
     pub fn sentence(self, threshold: usize, span: Duration) -> String {
-        let span = HumanDuration(span);
-        match self {
-            Self::Ports => format!("more than {threshold} ports in {span} from one source"),
-            Self::PortsOfHost => {
-                format!("more than {threshold} ports of one host in {span} from one source")
+        let (what, origin) = match self {
+            Self::Ports => ("ports", "one source"),
+            Self::PortsOfHost => ("ports of one host", "one source"),
+            Self::FailedPorts => ("failed ports of one host", "one source"),
+            Self::ConnectScan => {
+                ("ports of one host, failed or connected without data,", "one source")
             }
-            Self::FailedPorts => {
-                format!("more than {threshold} failed ports of one host in {span} from one source")
+            Self::OutOfState => {
+                ("ports of one host", "one source, by segments outside any connection")
             }
-            Self::ConnectScan => format!(
-                "more than {threshold} ports of one host, failed or connected without data, in {span} \
-                 from one source"
-            ),
-            Self::OutOfState => format!(
-                "more than {threshold} ports of one host in {span} from one source, by segments \
-                 outside any connection"
-            ),
-            Self::FailedHosts => {
-                format!("more than {threshold} failed hosts on one port in {span} from one source")
+            Self::FailedHosts => ("failed hosts on one port", "one source"),
+            Self::ManyPorts => {
+                ("ports of one host", "one source, whatever the outcome; only reported")
             }
-            Self::ManyPorts => format!(
-                "more than {threshold} ports of one host in {span} from one source, whatever the \
-                 outcome; only reported"
-            ),
-            Self::ManySources => format!(
-                "more than {threshold} failed ports of one host in {span} from many sources with a \
-                 few ports each; only reported"
-            ),
-        }
+            Self::ManySources => {
+                ("failed ports of one host", "many sources with a few ports each; only reported")
+            }
+        };
+        format!("more than {threshold} {what} in {} from {origin}", HumanDuration(span))
     }
 }
 

@@ -8,32 +8,21 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::types::words::words;
 use crate::types::{Moment, Outcome, Port, Rule};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ScanKind {
-    /// One source tries many ports with ordinary connection attempts.
-    Vertical,
-    /// One source tries many ports, at least one of them with a segment that no honest client sends.
-    Stealth,
-    /// One source tries one port of many hosts (a horizontal scan).
-    Sweep,
-    /// Many sources try many ports, each source a few of them.
-    Distributed,
-}
-
-impl ScanKind {
-    /// All kinds, in the order of the enum.
-    pub const ALL: [Self; 4] = [Self::Vertical, Self::Stealth, Self::Sweep, Self::Distributed];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Vertical => "vertical",
-            Self::Stealth => "stealth",
-            Self::Sweep => "sweep",
-            Self::Distributed => "distributed",
-        }
+words! {
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    ScanKind {
+        /// One source tries many ports with ordinary connection attempts.
+        Vertical = "vertical",
+        /// One source tries many ports, at least one of them with a segment that no honest client sends.
+        Stealth = "stealth",
+        /// One source tries one port of many hosts (a horizontal scan).
+        Sweep = "sweep",
+        /// Many sources try many ports, each source a few of them.
+        Distributed = "distributed",
     }
 }
 
@@ -74,6 +63,13 @@ impl Scan {
         self.attempts.iter().map(|attempt| attempt.port).collect()
     }
 
+    /// The ports, each with its outcome if that is known, and the rule that they exceed.
+    pub fn evidence(&self) -> String {
+        let ports: Vec<String> = self.attempts.iter().map(Attempt::describe).collect();
+        let what = if ports.len() == 1 { "port" } else { "ports" };
+        format!("{what} {}; {}", ports.join(", "), self.rule.sentence(self.threshold, self.span))
+    }
+
     /// Whether the source may be a decoy, forged by another host.
     pub fn may_be_decoy(&self) -> bool {
         !self.others.is_empty()
@@ -81,7 +77,7 @@ impl Scan {
 }
 
 /// The last attempt at a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     pub port: Port,
     pub moment: Moment,

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::types::Moment;
+use crate::types::words::words;
 
 /// A TCP port.
 #[derive(
@@ -21,27 +22,15 @@ impl fmt::Display for Port {
     }
 }
 
-/// The direction of a segment, seen from this host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// To an address of this host.
-    Inbound,
-    /// Through this host, to another host.
-    Forwarded,
-    /// From an address of this host.
-    Outbound,
-}
-
-impl Direction {
-    /// All directions, in the order of the enum.
-    pub const ALL: [Self; 3] = [Self::Inbound, Self::Forwarded, Self::Outbound];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Inbound => "inbound",
-            Self::Forwarded => "forwarded",
-            Self::Outbound => "outbound",
-        }
+words! {
+    /// The direction of a segment, seen from this host.
+    Direction {
+        /// To an address of this host.
+        Inbound = "inbound",
+        /// Through this host, to another host.
+        Forwarded = "forwarded",
+        /// From an address of this host.
+        Outbound = "outbound",
     }
 }
 
@@ -153,34 +142,26 @@ impl SegmentKind {
     }
 }
 
-/// The outcome of a probe.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Outcome {
-    /// Not determined, or not visible.
-    #[default]
-    Unknown,
-    /// The port is open, and the connection was established.
-    Answered,
-    /// The host or a firewall has refused the connection.
-    Refused,
-    /// No reply arrived in time.
-    Unanswered,
-    /// The port is open, and the client did not complete the handshake.
-    HalfOpen,
+words! {
+    /// The outcome of a probe.
+    #[derive(Default, Serialize, Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    Outcome {
+        /// Not determined, or not visible.
+        #[default]
+        Unknown = "unknown",
+        /// The port is open, and the connection was established.
+        Answered = "answered",
+        /// The host or a firewall has refused the connection.
+        Refused = "refused",
+        /// No reply arrived in time.
+        Unanswered = "unanswered",
+        /// The port is open, and the client did not complete the handshake.
+        HalfOpen = "half-open",
+    }
 }
 
 impl Outcome {
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Unknown => "unknown",
-            Self::Answered => "answered",
-            Self::Refused => "refused",
-            Self::Unanswered => "unanswered",
-            Self::HalfOpen => "half-open",
-        }
-    }
-
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
     pub fn is_unknown(&self) -> bool {
         *self == Self::Unknown

@@ -4,25 +4,17 @@
 
 use std::fmt;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    Enforcing,
-    /// Scanners are only reported, as configured.
-    Observing,
-    /// Something does not work.
-    Degraded,
-}
+use crate::types::words::words;
 
-impl State {
-    /// All states, in the order of their discriminants.
-    pub const ALL: [Self; 3] = [Self::Enforcing, Self::Observing, Self::Degraded];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Enforcing => "enforcing",
-            Self::Observing => "observing",
-            Self::Degraded => "degraded",
-        }
+words! {
+    #[derive(Default)]
+    State {
+        #[default]
+        Enforcing = "enforcing",
+        /// Scanners are only reported, as configured.
+        Observing = "observing",
+        /// Something does not work.
+        Degraded = "degraded",
     }
 }
 
@@ -44,7 +36,7 @@ pub struct FamilyFigures {
 }
 
 /// The condition of the service at one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
     pub state: State,
     /// Why it is degraded.
@@ -53,13 +45,6 @@ pub struct Status {
     pub backend: &'static str,
     /// IPv4 and IPv6, in the order of `Family::ALL`.
     pub families: [FamilyFigures; 2],
-}
-
-impl Default for Status {
-    fn default() -> Self {
-        let families = [FamilyFigures::default(); 2];
-        Self { state: State::Enforcing, reason: None, backend: "none", families }
-    }
 }
 
 impl Status {

@@ -4,23 +4,21 @@
 //! delays only their own call.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use async_lock::{Semaphore, SemaphoreGuardArc};
 use zbus::message::{Flags, Header};
 use zbus::names::UniqueName;
 use zbus::{Connection, OwnedVariant, Variant, fdo};
 
 use crate::api::dbus::error::Error;
+use crate::api::users;
 use crate::handles::{EventSink, Reader};
 use crate::types::{Event, Moment, RateLimit, Refusal, Request};
 
-/// The group whose members may make changes.
+/// The group whose members may make changes. sysusers adds it.
 const GROUP: &str = "tcptracker";
-
-/// The local groups (group(5)). sysusers adds ours.
-const GROUPS: &str = "/etc/group";
 
 /// The polkit action.
 const ACTION: &str = "org.tcptracker.Tracker1.manage";
@@ -44,8 +42,8 @@ const PENDING_PER_USER: usize = 8;
 pub struct Authority {
     group: AtomicU32,
     refusals: Mutex<RateLimit>,
-    /// The user of each pending polkit request.
-    pending: Mutex<Vec<u32>>,
+    /// The permits for polkit requests of each user that polkit had to decide about.
+    pending: Mutex<HashMap<u32, Arc<Semaphore>>>,
     events: EventSink,
 }
 
@@ -61,8 +59,7 @@ impl Authority {
 
     /// Looks up the group again. An administrator may have created it meanwhile.
     pub fn look_up_group(&self) {
-        let listed = std::fs::read_to_string(Path::new(GROUPS)).unwrap_or_default();
-        self.group.store(find_gid(GROUP, &listed).unwrap_or(NO_GROUP), Ordering::Relaxed);
+        self.group.store(users::gid_of(GROUP).unwrap_or(NO_GROUP), Ordering::Relaxed);
     }
 
     /// Returns the user that sent a message if the user may make the change. A refusal goes to the caller
@@ -80,8 +77,8 @@ impl Authority {
             return Ok(uid);
         }
         let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
-        let decision = match self.begin_request(uid) {
-            Some(_pending) => ask_polkit(connection, sender, interactive).await,
+        let decision = match self.permit_for(uid) {
+            Some(_permit) => ask_polkit(connection, sender, interactive).await,
             None => Err(Denial::TooMany),
         };
         tracing::debug!("uid {uid}, {request:?}: polkit: {decision:?}");
@@ -96,29 +93,13 @@ impl Authority {
         Err(denial.into())
     }
 
-    /// Counts a polkit request of a user as pending. None if the user has too many.
-    fn begin_request(&self, uid: u32) -> Option<PendingRequest<'_>> {
+    /// Returns a permit for a polkit request of a user, unless the user has too many pending ones. Dropping
+    /// it, also with the task of its caller, makes room for another request.
+    fn permit_for(&self, uid: u32) -> Option<SemaphoreGuardArc> {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        if pending.iter().filter(|user| **user == uid).count() >= PENDING_PER_USER {
-            return None;
-        }
-        pending.push(uid);
-        Some(PendingRequest { pending: &self.pending, uid })
-    }
-}
-
-/// A pending polkit request. Dropping it, also with the task of its caller, makes room for another.
-struct PendingRequest<'a> {
-    pending: &'a Mutex<Vec<u32>>,
-    uid: u32,
-}
-
-impl Drop for PendingRequest<'_> {
-    fn drop(&mut self) {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = pending.iter().position(|user| *user == self.uid) {
-            pending.swap_remove(at);
-        }
+        let permits =
+            pending.entry(uid).or_insert_with(|| Arc::new(Semaphore::new(PENDING_PER_USER)));
+        permits.try_acquire_arc()
     }
 }
 
@@ -235,23 +216,9 @@ fn names_absence(name: &str) -> bool {
         })
 }
 
-/// Finds the gid of a group in the text of group(5): `name:password:gid:members`.
-fn find_gid(group: &str, listed: &str) -> Option<u32> {
-    let fields = listed.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    fields.into_iter().find(|fields| fields.first() == Some(&group))?.get(2)?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn group_is_found_by_its_whole_name() {
-        let listed = "root:x:0:\ntcptrackers:x:7:\n# tcptracker:x:8:\ntcptracker:x:983:ann,ben\n";
-        assert_eq!(find_gid("tcptracker", listed), Some(983));
-        assert_eq!(find_gid("tcp", listed), None);
-        assert_eq!(find_gid("tcptracker", "tcptracker:x:"), None);
-    }
 
     #[test]
     fn error_of_the_bus_shows_that_polkit_is_missing() {

@@ -5,20 +5,31 @@ use zbus::names::ErrorName;
 use zbus::{DBusError, fdo};
 
 use crate::handles::{ReloadError, RequestError};
+use crate::types::InvalidAddress;
+
+/// The argument is not an address or network.
+const INVALID_ADDRESS: &str = "org.tcptracker.Tracker1.Error.InvalidAddress";
+const EXEMPT: &str = "org.tcptracker.Tracker1.Error.Exempt";
+const NOT_BLOCKED: &str = "org.tcptracker.Tracker1.Error.NotBlocked";
+/// The kernel did not accept the change.
+const FIREWALL_FAILED: &str = "org.tcptracker.Tracker1.Error.FirewallFailed";
+/// The text has a mistake per line, with file and line number.
+const INVALID_CONFIGURATION: &str = "org.tcptracker.Tracker1.Error.InvalidConfiguration";
 
 /// Why a call failed, with a text for the caller.
 #[derive(Debug)]
 pub enum Error {
     /// An error that D-Bus defines, such as `AccessDenied`.
     Common(fdo::Error),
-    /// The text is not an address or network.
-    InvalidAddress(String),
-    Exempt(String),
-    NotBlocked(String),
-    /// The kernel did not accept the change.
-    FirewallFailed(String),
-    /// A mistake per line, with file and line number.
-    InvalidConfiguration(String),
+    /// The name and the text of an error of this interface.
+    Own(&'static str, String),
+}
+
+impl Error {
+    /// The service cannot handle the call.
+    pub fn unavailable(text: &str) -> Self {
+        Self::Own(FIREWALL_FAILED, text.to_owned())
+    }
 }
 
 impl DBusError for Error {
@@ -27,24 +38,16 @@ impl DBusError for Error {
     }
 
     fn name(&self) -> ErrorName<'_> {
-        ErrorName::from_static_str_unchecked(match self {
-            Self::Common(error) => return error.name(),
-            Self::InvalidAddress(_) => "org.tcptracker.Tracker1.Error.InvalidAddress",
-            Self::Exempt(_) => "org.tcptracker.Tracker1.Error.Exempt",
-            Self::NotBlocked(_) => "org.tcptracker.Tracker1.Error.NotBlocked",
-            Self::FirewallFailed(_) => "org.tcptracker.Tracker1.Error.FirewallFailed",
-            Self::InvalidConfiguration(_) => "org.tcptracker.Tracker1.Error.InvalidConfiguration",
-        })
+        match self {
+            Self::Common(error) => error.name(),
+            Self::Own(name, _) => ErrorName::from_static_str_unchecked(name),
+        }
     }
 
     fn description(&self) -> Option<&str> {
         match self {
             Self::Common(error) => error.description(),
-            Self::InvalidAddress(text)
-            | Self::Exempt(text)
-            | Self::NotBlocked(text)
-            | Self::FirewallFailed(text)
-            | Self::InvalidConfiguration(text) => Some(text),
+            Self::Own(_, text) => Some(text),
         }
     }
 }
@@ -65,22 +68,29 @@ impl From<zbus::Error> for Error {
     }
 }
 
+impl From<InvalidAddress> for Error {
+    fn from(error: InvalidAddress) -> Self {
+        Self::Own(INVALID_ADDRESS, error.to_string())
+    }
+}
+
 impl From<RequestError> for Error {
     fn from(error: RequestError) -> Self {
-        let text = error.to_string();
-        match error {
-            RequestError::Exempt { .. } => Self::Exempt(text),
-            RequestError::NotBlocked(_) | RequestError::Unknown(_) => Self::NotBlocked(text),
-            RequestError::Failed(_) => Self::FirewallFailed(text),
-        }
+        let name = match error {
+            RequestError::Exempt { .. } => EXEMPT,
+            RequestError::NotBlocked(_) | RequestError::Unknown(_) => NOT_BLOCKED,
+            RequestError::Failed(_) => FIREWALL_FAILED,
+        };
+        Self::Own(name, error.to_string())
     }
 }
 
 impl From<ReloadError> for Error {
     fn from(error: ReloadError) -> Self {
-        match error {
-            ReloadError::Configuration(error) => Self::InvalidConfiguration(error.to_string()),
-            ReloadError::Firewall(text) => Self::FirewallFailed(text),
-        }
+        let name = match error {
+            ReloadError::Configuration(_) => INVALID_CONFIGURATION,
+            ReloadError::Firewall(_) => FIREWALL_FAILED,
+        };
+        Self::Own(name, error.to_string())
     }
 }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use zbus::{OwnedVariant, Variant};
 
 use crate::handles::{BlockExplanation, Explanation};
-use crate::types::show_network;
+use crate::types::{Evidence, show_network};
 
 /// Keys and values.
 pub type Answer = HashMap<&'static str, OwnedVariant>;
@@ -39,23 +39,21 @@ fn put_block(answer: &mut Answer, block: BlockExplanation) {
     if let Some(dropped) = dropped {
         put(answer, "dropped", dropped);
     }
-    if let Some(evidence) = evidence {
-        put(answer, "kind", evidence.kind.as_str());
-        let rule = evidence.rule.sentence(evidence.threshold, evidence.span);
-        put(answer, "rule", rule);
-        put(answer, "threshold", u32::try_from(evidence.threshold).unwrap_or(u32::MAX));
-        put(answer, "window", evidence.span.as_secs());
-        let ports: Vec<u16> = evidence.attempts.iter().map(|attempt| attempt.port.0).collect();
-        put(answer, "ports", ports);
-        put(answer, "times", times);
-        if !evidence.attempts.iter().all(|attempt| attempt.outcome.is_unknown()) {
-            let outcomes: Vec<&str> =
-                evidence.attempts.iter().map(|attempt| attempt.outcome.as_str()).collect();
-            put(answer, "outcomes", outcomes);
-        }
-        if evidence.decoy {
-            put(answer, "decoy", true);
-        }
+    let Some(Evidence { kind, attempts, rule, threshold, span, decoy, .. }) = evidence else {
+        return;
+    };
+    put(answer, "kind", kind.as_str());
+    put(answer, "rule", rule.sentence(threshold, span));
+    put(answer, "threshold", u32::try_from(threshold).unwrap_or(u32::MAX));
+    put(answer, "window", span.as_secs());
+    put(answer, "ports", attempts.iter().map(|attempt| attempt.port.0).collect::<Vec<u16>>());
+    put(answer, "times", times);
+    if !attempts.iter().all(|attempt| attempt.outcome.is_unknown()) {
+        let outcomes = attempts.iter().map(|attempt| attempt.outcome.as_str());
+        put(answer, "outcomes", outcomes.collect::<Vec<&str>>());
+    }
+    if decoy {
+        put(answer, "decoy", true);
     }
 }
 

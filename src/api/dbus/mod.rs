@@ -15,12 +15,6 @@ pub mod until_sent;
 #[cfg(test)]
 mod description_tests;
 
-use crate::api::dbus::names::COMMON_NAME;
-use crate::api::dbus::names::bus_name;
-use crate::api::dbus::names::object_path;
-use crate::api::dbus::tracker::Tracker;
-use crate::handles::{BusCommand, CountEvents, Reader};
-use crate::types::{Heartbeat, IfName};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
@@ -28,8 +22,12 @@ use zbus::Connection;
 use zbus::connection::Builder;
 use zbus::fdo::{RequestNameFlags, RequestNameReply};
 
+use crate::api::dbus::names::{COMMON_NAME, bus_name, object_path};
 use crate::api::dbus::signals::Signals;
+use crate::api::dbus::tracker::Tracker;
 use crate::api::metrics::Metrics;
+use crate::handles::{BusCommand, CountEvents, Reader};
+use crate::types::{Heartbeat, IfName};
 
 /// Why the service is not on the bus.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +53,7 @@ pub enum BusError {
 pub fn run(
     tracker: Tracker,
     interface: &IfName,
-    tasks: &async_channel::Receiver<BusCommand>,
+    commands: &async_channel::Receiver<BusCommand>,
     metrics: &Arc<Metrics>,
     ready: &SyncSender<Result<(), BusError>>,
     heartbeat: &Heartbeat,
@@ -73,9 +71,9 @@ pub fn run(
         let _ = ready.send(Ok(()));
         let lost = |_| BusError::Lost;
         let mut signals = Signals::new(&connection, interface).await.map_err(lost)?;
-        while let Ok(task) = tasks.recv().await {
+        while let Ok(command) = commands.recv().await {
             heartbeat.tick();
-            match task {
+            match command {
                 BusCommand::Emit(event) => {
                     if !signals.emit(&event).await.map_err(lost)? {
                         metrics.count_lost(Reader::Bus);

@@ -14,8 +14,7 @@ use zbus::{Connection, fdo, interface};
 
 use crate::api::dbus::authority::Authority;
 use crate::api::dbus::error::Error;
-use crate::api::dbus::explanation;
-use crate::api::dbus::explanation::Answer;
+use crate::api::dbus::explanation::{Answer, answer};
 use crate::api::dbus::until_sent::UntilSent;
 use crate::api::metrics::Metrics;
 use crate::handles::{Command, EventSink, FirewallHandle, Health, Listed, Reloader, Reply};
@@ -30,6 +29,8 @@ const LONGEST_BLOCK: u64 = 3_155_760_000;
 /// The longest list, in bytes. The bus disconnects the sender of a message above 32 MiB (dbus-daemon(1),
 /// `max_message_size`).
 const LONGEST_LIST: usize = 24 << 20;
+
+const STOPPING: &str = "the service is stopping";
 
 /// One instance of the service, as the bus sees it.
 pub struct Tracker {
@@ -76,10 +77,9 @@ impl Tracker {
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
         let (reply, answer) = async_channel::bounded(1);
         if !self.firewall.try_send(command(reply)) {
-            let text = "too many requests at once; try again in a moment";
-            return Err(Error::FirewallFailed(text.to_owned()));
+            return Err(Error::unavailable("too many requests at once; try again in a moment"));
         }
-        answer.recv().await.map_err(|_| Error::FirewallFailed("the service is stopping".to_owned()))
+        answer.recv().await.map_err(|_| Error::unavailable(STOPPING))
     }
 }
 
@@ -100,11 +100,10 @@ impl Tracker {
         #[zbus(connection)] connection: &Connection,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<(), Error> {
-        let network = parse_network(address).map_err(|e| Error::InvalidAddress(e.to_string()))?;
+        let network = parse_network(address)?;
         let reason = checked_reason(reason)?;
         let duration = checked_duration(seconds)?;
-        let request = Request::Block(network);
-        let uid = self.authority.authorize(connection, &header, request).await?;
+        let uid = self.authority.authorize(connection, &header, Request::Block(network)).await?;
         let command = |reply| Command::Block { network, duration, reason, uid, reply };
         Ok(self.ask(command).await??)
     }
@@ -118,9 +117,8 @@ impl Tracker {
         #[zbus(connection)] connection: &Connection,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<(), Error> {
-        let network = parse_network(address).map_err(|e| Error::InvalidAddress(e.to_string()))?;
-        let request = Request::Unblock(network);
-        let uid = self.authority.authorize(connection, &header, request).await?;
+        let network = parse_network(address)?;
+        let uid = self.authority.authorize(connection, &header, Request::Unblock(network)).await?;
         Ok(self.ask(|reply| Command::Unblock { network, uid, reply }).await??)
     }
 
@@ -167,10 +165,10 @@ impl Tracker {
     /// The error `NotBlocked` means that nothing is known about the address.
     #[zbus(out_args("account"))]
     async fn why(&self, address: &str) -> Result<Answer, Error> {
-        let network = parse_network(address).map_err(|e| Error::InvalidAddress(e.to_string()))?;
+        let network = parse_network(address)?;
         // Reading the kernel's packet counters takes as long as a list.
         let _permit = self.lists.acquire().await;
-        Ok(explanation::answer(self.ask(|reply| Command::Why { network, reply }).await??))
+        Ok(answer(self.ask(|reply| Command::Why { network, reply }).await??))
     }
 
     /// Reloads the configuration. No packet and no block is lost. Returns when the configuration is in
@@ -181,12 +179,10 @@ impl Tracker {
         #[zbus(connection)] connection: &Connection,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<(), Error> {
-        let request = Request::Reload;
-        let uid = self.authority.authorize(connection, &header, request).await?;
+        let uid = self.authority.authorize(connection, &header, Request::Reload).await?;
         self.authority.look_up_group();
         let _permit = self.reloads.acquire().await;
-        let stopping = || Error::FirewallFailed("the service is stopping".to_owned());
-        Ok(self.reloader.reload(uid).await.ok_or_else(stopping)??)
+        Ok(self.reloader.reload(uid).await.ok_or_else(|| Error::unavailable(STOPPING))??)
     }
 
     /// The counters since the start by name, and the current values of `blocked`, `enforced` and `sources`.

@@ -16,7 +16,7 @@ use crate::api::metrics::relay::Relay;
 use crate::handles::{Health, StopFlag};
 use crate::types::{Heartbeat, Moment, State, Status};
 
-/// How often tiny_http is started again at most. Each start costs five threads.
+/// The shortest time between two starts of tiny_http. Each start costs five threads.
 const RESTART_EVERY: Duration = Duration::from_secs(1);
 
 /// The metrics server, which listens.
@@ -53,7 +53,7 @@ impl MetricsServer {
             let now = Moment::now();
             relay.serve(now, |head| {
                 let exchanged = inner.exchange(head, |request| answer(request, metrics, health));
-                // Without descriptors, tiny_http stops to accept connections for good.
+                // Without descriptors, tiny_http stops accepting connections for good.
                 if exchanged.is_err() && now.since(started) >= RESTART_EVERY {
                     (inner, started) = (PrivateServer::start()?, now);
                 }

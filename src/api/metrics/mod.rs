@@ -61,15 +61,13 @@ pub struct CaptureMetrics {
 }
 
 impl CaptureMetrics {
-    /// Adds what came since the kernel's counters were last read. They wrap at 32 bits.
-    pub fn publish(&self, before: &CaptureCounters, after: &CaptureCounters, lost: u64) {
-        let since = |before: u32, after: u32| u64::from(after.wrapping_sub(before));
-        self.packets.inc_by(since(before.received, after.received));
-        let by_kernel = since(before.dropped_by_kernel, after.dropped_by_kernel);
-        let by_interface = since(before.dropped_by_interface, after.dropped_by_interface);
-        for (counter, lost) in self.lost.iter().zip([by_kernel, by_interface, lost]) {
-            counter.inc_by(lost);
-        }
+    /// Adds what the kernel has counted, and what was lost in the queue, since the last call.
+    pub fn publish(&self, new: CaptureCounters, lost: u64) {
+        self.packets.inc_by(new.received.into());
+        let [kernel, interface, queue] = &self.lost;
+        kernel.inc_by(new.dropped_by_kernel.into());
+        interface.inc_by(new.dropped_by_interface.into());
+        queue.inc_by(lost);
     }
 
     /// Adds a time in which no capture was open.
@@ -82,8 +80,7 @@ impl Metrics {
     /// All counters at zero.
     pub fn new() -> Made<Self> {
         let r = Registry::new();
-        let begun = [BlockCause::Scan, BlockCause::Manual, BlockCause::Found];
-        let begun = ("cause", begun.map(BlockCause::as_str));
+        let begun = ("cause", BlockCause::ALL.map(BlockCause::as_str));
         let ended = ("cause", UnblockCause::ALL.map(UnblockCause::as_str));
         let families = ("family", Family::ALL.map(Family::as_str));
         let kinds = ("kind", ScanKind::ALL.map(ScanKind::as_str));
@@ -296,7 +293,7 @@ mod tests {
     fn kernel_counters_may_wrap() {
         let metrics = Metrics::new().unwrap();
         let counters = |received| CaptureCounters { received, ..CaptureCounters::default() };
-        metrics.capture().publish(&counters(u32::MAX - 1), &counters(3), 7);
+        metrics.capture().publish(counters(3).since(counters(u32::MAX - 1)), 7);
         let summary = metrics.summary(&Status::default());
         for expected in [("capture_packets", 5), ("capture_dropped_queue", 7)] {
             assert!(summary.contains(&expected), "{expected:?}");

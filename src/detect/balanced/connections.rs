@@ -24,7 +24,8 @@ use crate::types::{Host, Moment, Port, Segment};
 /// The end of time.
 const NEVER: Moment = Moment::from_nanos(u64::MAX);
 
-const UNSPECIFIED: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+/// Stands for this host.
+pub const UNSPECIFIED: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// The two ends of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,8 +72,8 @@ impl Flow {
     }
 }
 
-/// A probe that has an outcome.
-#[derive(Clone, Copy)]
+/// A probe that has, or waits for, an outcome.
+#[derive(Clone, Copy, Debug)]
 pub struct Probe {
     pub flow: Flow,
     /// The hash of source and host.
@@ -110,10 +111,7 @@ pub enum Reply {
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
 pub struct Connection {
-    flow: Flow,
-    began: Moment,
-    /// The hash of source and host.
-    pair: u64,
+    probe: Probe,
     /// When the server replied, in milliseconds after the beginning.
     answered_after: u16,
     stage: Stage,
@@ -121,7 +119,6 @@ pub struct Connection {
     sequence: u8,
     /// The lowest byte of the server's sequence number.
     reply_sequence: u8,
-    crafted: bool,
     /// No service listens on the port, as far as known.
     closed: bool,
     /// The client has repeated its SYN.
@@ -130,25 +127,27 @@ pub struct Connection {
 
 impl Connection {
     const NONE: Self = Self {
-        flow: Flow {
-            client: UNSPECIFIED,
-            server: UNSPECIFIED,
-            client_port: Port(0),
-            port: Port(0),
+        probe: Probe {
+            flow: Flow {
+                client: UNSPECIFIED,
+                server: UNSPECIFIED,
+                client_port: Port(0),
+                port: Port(0),
+            },
+            pair: 0,
+            moment: Moment::from_nanos(0),
+            crafted: false,
         },
-        began: Moment::from_nanos(0),
-        pair: 0,
         answered_after: 0,
         stage: Stage::Over,
         sequence: 0,
         reply_sequence: 0,
-        crafted: false,
         closed: false,
         repeated: false,
     };
 
     pub fn probe(&self) -> Probe {
-        Probe { flow: self.flow, pair: self.pair, moment: self.began, crafted: self.crafted }
+        self.probe
     }
 
     pub fn stage(&self) -> Stage {
@@ -172,7 +171,7 @@ impl Connection {
 
     /// Takes note of a SYN-ACK.
     pub fn on_reply(&mut self, segment: &Segment, now: Moment) -> Reply {
-        let after = now.since(self.began);
+        let after = now.since(self.probe.moment);
         match self.stage {
             Stage::Opening | Stage::TimedOut => {
                 let timed_out = self.stage == Stage::TimedOut;
@@ -199,9 +198,11 @@ impl Connection {
         segment.sequence == self.sequence.wrapping_add(1)
     }
 
-    /// Whether a segment of the client shows that it has received nothing but the SYN-ACK.
-    pub fn has_received_nothing(&self, segment: &Segment) -> bool {
-        segment.acknowledged == self.reply_sequence.wrapping_add(1)
+    /// Whether a segment of the client shows that it has sent nothing but its SYN and has received nothing but
+    /// the SYN-ACK.
+    pub fn is_idle(&self, segment: &Segment) -> bool {
+        self.has_sent_nothing(segment)
+            && segment.acknowledged == self.reply_sequence.wrapping_add(1)
     }
 
     /// Whether a message that quotes a segment quotes the SYN of this connection. A forged message has to
@@ -296,7 +297,7 @@ impl Connections {
         if let Some(known) = self.find(hash, &flow)
             && (known.stage != Stage::Over || known.sequence == syn.sequence)
         {
-            known.repeated |= now.is_past(known.began, REPEATED_AFTER);
+            known.repeated |= now.is_past(known.probe.moment, REPEATED_AFTER);
             return;
         }
         if self.end - self.first == self.ring.len() as u64 {
@@ -306,12 +307,9 @@ impl Connections {
         }
         let (slot, home) = (self.slot(self.end), self.home(hash));
         self.ring[slot] = Connection {
-            flow,
-            began: now,
-            pair,
+            probe: Probe { flow, pair, moment: now, crafted: syn.crafted },
             stage: Stage::Opening,
             sequence: syn.sequence,
-            crafted: syn.crafted,
             closed,
             ..Connection::NONE
         };
@@ -328,7 +326,7 @@ impl Connections {
                 return None;
             }
             let slot = self.slot(self.end - age);
-            if link.may_match(hash) && self.ring[slot].flow == *flow {
+            if link.may_match(hash) && self.ring[slot].probe.flow == *flow {
                 return Some(&mut self.ring[slot]);
             }
             (link, younger) = (self.previous[slot], age);
@@ -374,14 +372,14 @@ impl Connections {
 
     /// The pairs of the next `count` connections to time out.
     pub fn next_pairs(&self, count: usize) -> impl Iterator<Item = u64> {
-        (self.own_check..self.end).take(count).map(|number| self.ring[self.slot(number)].pair)
+        (self.own_check..self.end).take(count).map(|number| self.ring[self.slot(number)].probe.pair)
     }
 
     /// The flows without a reply, oldest first.
     pub fn unanswered(&self) -> impl Iterator<Item = Flow> {
         let all = (self.first..self.end).map(|number| &self.ring[self.slot(number)]);
         all.filter(|connection| matches!(connection.stage, Stage::Opening | Stage::TimedOut))
-            .map(|connection| connection.flow)
+            .map(|connection| connection.probe.flow)
     }
 
     /// Whether a connection waits for a timeout.
@@ -401,7 +399,7 @@ impl Connections {
 
     /// When a connection reaches this age. Never for the next connection.
     fn time_of(&self, number: u64, age: Duration) -> Moment {
-        if number < self.end { self.ring[self.slot(number)].began + age } else { NEVER }
+        if number < self.end { self.ring[self.slot(number)].probe.moment + age } else { NEVER }
     }
 
     fn drop_first(&mut self) {
@@ -442,6 +440,11 @@ mod tests {
     /// Some flows share a chain, and some of them also the hash bits of a link.
     fn hash(client_port: u16) -> u64 {
         u64::from(client_port % 2) << 56 | u64::from(client_port % 3)
+    }
+
+    #[test]
+    fn connection_takes_a_cache_line() {
+        assert_eq!(size_of::<Connection>(), 64);
     }
 
     proptest! {

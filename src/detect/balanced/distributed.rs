@@ -11,7 +11,7 @@ use crate::types::{Moment, Port};
 const PLACES: usize = 512;
 const BITS: usize = 512;
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Place {
     tag: u64,
     begun: Moment,
@@ -19,14 +19,6 @@ struct Place {
     sources: u64,
     reported: bool,
 }
-
-const EMPTY: Place = Place {
-    tag: 0,
-    begun: Moment::from_nanos(0),
-    ports: [0; BITS / 64],
-    sources: 0,
-    reported: false,
-};
 
 impl Place {
     /// How many distinct ports there are at least.
@@ -49,7 +41,8 @@ pub struct ReportOnly {
 
 impl ReportOnly {
     pub fn new() -> Self {
-        Self { by_pair: vec![EMPTY; PLACES], by_host: vec![EMPTY; PLACES] }
+        let places = vec![Place::default(); PLACES];
+        Self { by_pair: places.clone(), by_host: places }
     }
 
     /// Takes note of a port that has replied, given the hash of source and host. Returns true once, when there
@@ -62,7 +55,7 @@ impl ReportOnly {
             if busy && !now.is_past(place.begun, MANY_PORTS.within) {
                 return false;
             }
-            *place = Place { tag: pair, begun: now, ..EMPTY };
+            *place = Place { tag: pair, begun: now, ..Place::default() };
         }
         place.set(port);
         let many = !place.reported && place.ports() > MANY_PORTS.more_than;
@@ -75,7 +68,7 @@ impl ReportOnly {
     pub fn failed(&mut self, host: u64, source: u64, port: Port, now: Moment) -> bool {
         let place = &mut self.by_host[(host >> 32) as usize % PLACES];
         if place.tag != host || now.is_past(place.begun, MANY_SOURCES.within) {
-            *place = Place { tag: host, begun: now, ..EMPTY };
+            *place = Place { tag: host, begun: now, ..Place::default() };
         }
         place.set(port);
         place.sources |= 1 << (source & 63);

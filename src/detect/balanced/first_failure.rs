@@ -10,12 +10,6 @@
 
 use crate::types::{Moment, Outcome};
 
-/// Words per place. Zeroed memory costs nothing until it is used, and words are zeroed by the allocator.
-const WORDS: usize = 3;
-
-const OUTCOMES: [Outcome; 5] =
-    [Outcome::Unknown, Outcome::Answered, Outcome::Refused, Outcome::Unanswered, Outcome::HalfOpen];
-
 /// A failure at a port of a host, or at a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -27,29 +21,25 @@ pub struct Failure {
     pub moment: Moment,
 }
 
-/// The first failures.
-pub struct FirstFailures {
-    words: Vec<u64>,
-    places: usize,
-}
+/// The first failures, three words each. Zeroed memory costs nothing until it is used, and words are zeroed by
+/// the allocator.
+pub struct FirstFailures(Vec<[u64; 3]>);
 
 impl FirstFailures {
     /// So many places, rounded up to a power of two.
     pub fn new(places: usize) -> Self {
-        let places = places.next_power_of_two();
-        Self { words: vec![0; places * WORDS], places }
+        Self(vec![[0; 3]; places.next_power_of_two()])
     }
 
     /// Where the source with this hash has failed, if it has failed once.
     pub fn known(&self, hash: u64) -> Option<u32> {
-        let (places, _) = self.words.as_chunks::<WORDS>();
-        let [tag, what, _] = places[self.at(hash)];
+        let [tag, what, _] = self.0[self.at(hash)];
         (tag == hash | 1).then_some(what as u32)
     }
 
     /// Reads the place of a hash, so that it is in the cache for a later lookup.
     pub fn touch(&self, hash: u64) -> u64 {
-        self.words[self.at(hash) * WORDS]
+        self.0[self.at(hash)][0]
     }
 
     /// Takes note of a failure of the source with this hash. If there is another one already, returns it and
@@ -62,12 +52,12 @@ impl FirstFailures {
             *known_tag = 0;
             return Some(Failure {
                 at: *what as u32,
-                outcome: OUTCOMES[(*what >> 32) as usize & 7],
+                outcome: Outcome::ALL[(*what >> 32) as usize & 7],
                 crafted: *what >> 40 & 1 == 1,
                 moment: Moment::from_nanos(*moment),
             });
         }
-        let outcome = OUTCOMES.iter().position(|o| *o == failure.outcome).unwrap_or(0) as u64;
+        let outcome = failure.outcome as u64;
         *known_tag = tag;
         *what = u64::from(failure.at) | outcome << 32 | u64::from(failure.crafted) << 40;
         *moment = failure.moment.as_nanos();
@@ -82,13 +72,12 @@ impl FirstFailures {
         }
     }
 
-    fn place(&mut self, hash: u64) -> &mut [u64; WORDS] {
+    fn place(&mut self, hash: u64) -> &mut [u64; 3] {
         let at = self.at(hash);
-        let (places, _) = self.words.as_chunks_mut::<WORDS>();
-        &mut places[at]
+        &mut self.0[at]
     }
 
     fn at(&self, hash: u64) -> usize {
-        (hash >> 20) as usize & (self.places - 1)
+        (hash >> 20) as usize & (self.0.len() - 1)
     }
 }

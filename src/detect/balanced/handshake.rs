@@ -24,7 +24,7 @@ impl Handshakes {
     pub fn new() -> Self {
         Self {
             connections: Connections::new(FOLLOWED),
-            visibility: Visibility::new(),
+            visibility: Visibility::default(),
             hashes: Hashes::new(),
         }
     }
@@ -108,7 +108,7 @@ impl Handshakes {
         if let Some(connection) = self.connections.find(hash, &flow) {
             let probe = connection.probe();
             let sent_nothing = connection.has_sent_nothing(segment);
-            let idle = sent_nothing && connection.has_received_nothing(segment);
+            let idle = connection.is_idle(segment);
             match (connection.finish_if_answered(), segment.kind) {
                 (Stage::Answered, SegmentKind::Reset) if sent_nothing => {
                     rules.abandoned(&probe, Outcome::HalfOpen, context);
@@ -132,7 +132,7 @@ impl Handshakes {
             match connection.finish() {
                 Stage::Opening => {
                     self.visibility.answered(context.now);
-                    rules.failed(&probe, Outcome::Refused, context);
+                    rules.failed(&probe, Outcome::Refused, false, context);
                 }
                 Stage::Answered => rules.succeeded(&probe, context),
                 Stage::TimedOut | Stage::Over => {}
@@ -150,8 +150,7 @@ impl Handshakes {
         let hash = self.hashes.of_flow(&flow);
         if let Some(connection) = self.connections.find(hash, &flow) {
             let probe = connection.probe();
-            let idle =
-                connection.has_sent_nothing(segment) && connection.has_received_nothing(segment);
+            let idle = connection.is_idle(segment);
             match connection.finish_if_answered() {
                 Stage::Answered => {
                     rules.succeeded(&probe, context);
@@ -191,7 +190,7 @@ impl Handshakes {
             connection.finish();
             let probe = connection.probe();
             self.visibility.answered(context.now);
-            rules.failed(&probe, Outcome::Refused, context);
+            rules.failed(&probe, Outcome::Refused, false, context);
         }
     }
 
@@ -215,7 +214,7 @@ impl Handshakes {
         }
         if !self.visibility.is_one_sided() {
             let cut_off = !probe.crafted && self.visibility.is_cut_off(probe.moment);
-            rules.unanswered(&probe, cut_off, context);
+            rules.failed(&probe, Outcome::Unanswered, cut_off, context);
             return;
         }
         if !self.visibility.is_blind() {

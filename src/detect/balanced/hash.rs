@@ -6,14 +6,12 @@
 
 use std::cell::Cell;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::detect::balanced::connections::Flow;
+use crate::detect::balanced::connections::{Flow, UNSPECIFIED};
 use crate::types::Port;
-
-const UNSPECIFIED: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// The kind of a hash.
 const PAIR: u64 = 1 << 32;

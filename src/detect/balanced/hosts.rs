@@ -18,7 +18,7 @@ use crate::types::Moment;
 const KEPT: usize = SWEEP.more_than + 1;
 
 /// The most recent hosts, in the order of their last attempts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct RecentHosts {
     hosts: [u32; KEPT],
     /// The attempts, in milliseconds since `began`.
@@ -45,21 +45,7 @@ pub struct RecentHosts {
 
 impl RecentHosts {
     pub fn new(now: Moment) -> Self {
-        Self {
-            hosts: [0; KEPT],
-            moments: [0; KEPT],
-            began: now,
-            failed: 0,
-            crafted: 0,
-            kept: 0,
-            connections: 0,
-            connected: 0,
-            excused: 0,
-            span: now,
-            in_a_day: 0,
-            day: now,
-            reported: None,
-        }
+        Self { began: now, span: now, day: now, ..Self::default() }
     }
 
     /// When the sweep was last reported.

@@ -28,7 +28,7 @@ use crate::config::{DetectionConfig, Preset};
 use crate::detect::balanced::handshake::Handshakes;
 use crate::detect::balanced::rules::Rules;
 use crate::detect::{BATCH, Detector, Observer, report};
-use crate::types::{Host, Listening, Moment, Scan, Segment, SegmentKind, Summary};
+use crate::types::{Host, Moment, PortSet, Scan, Segment, SegmentKind, Summary};
 
 /// The present moment, and the host as it is now.
 #[derive(Clone, Copy)]
@@ -159,7 +159,7 @@ impl Detector for BalancedDetector {
         self.handshakes.visibility().was_one_sided()
     }
 
-    fn set_listening(&mut self, ports: &Arc<Listening>) {
+    fn set_listening(&mut self, ports: &Arc<PortSet>) {
         self.rules.set_listening(Arc::clone(ports), self.latest);
     }
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::detect::balanced::thresholds::{KNOWN_OPEN_FOR, LISTENED_WITHIN, OPEN_PORTS};
-use crate::types::{Listening, Moment, Port};
+use crate::types::{Moment, Port, PortSet};
 
 /// Hashes that were seen within the last hour, such as those of ports that have replied. Each hash has one
 /// place, and a later hash with the same place overwrites it.
@@ -36,9 +36,9 @@ fn place(hash: u64) -> usize {
 #[derive(Default)]
 pub struct OwnPorts {
     /// Unknown until the kernel has reported them.
-    listening: Option<Arc<Listening>>,
+    listening: Option<Arc<PortSet>>,
     /// Ports on which services have stopped to listen, in the present span and in the one before.
-    stopped: [Listening; 2],
+    stopped: [PortSet; 2],
     /// The beginning of the present span.
     span: Moment,
     /// When another host last replied for this host, later than this host would have.
@@ -47,7 +47,7 @@ pub struct OwnPorts {
 
 impl OwnPorts {
     /// Takes note of the ports on which this host listens now.
-    pub fn set_listening(&mut self, ports: Arc<Listening>, now: Moment) {
+    pub fn set_listening(&mut self, ports: Arc<PortSet>, now: Moment) {
         self.start_span(now);
         if let Some(before) = &self.listening {
             self.stopped[0].insert_missing(before, &ports);
@@ -76,7 +76,7 @@ impl OwnPorts {
         if now.is_past(self.span, LISTENED_WITHIN) {
             let long_ago = now.is_past(self.span, LISTENED_WITHIN * 2);
             let latest = std::mem::take(&mut self.stopped[0]);
-            self.stopped[1] = if long_ago { Listening::default() } else { latest };
+            self.stopped[1] = if long_ago { PortSet::default() } else { latest };
             self.span = now;
         }
     }
@@ -90,10 +90,10 @@ mod tests {
         Moment::from_nanos(seconds * 1_000_000_000)
     }
 
-    fn listening(ports: &[u16]) -> Arc<Listening> {
-        let mut listening = Listening::default();
+    fn listening(ports: &[u16]) -> Arc<PortSet> {
+        let mut listening = PortSet::default();
         for port in ports {
-            listening.insert(*port);
+            listening.insert(Port(*port));
         }
         Arc::new(listening)
     }

@@ -10,33 +10,14 @@ use crate::detect::balanced::thresholds::{
 };
 use crate::types::{Attempt, Moment, Outcome, Port, Rule};
 
-/// A rule that was exceeded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Violation {
-    pub rule: Rule,
-    pub threshold: usize,
-    pub span: Duration,
-}
-
-impl Violation {
-    pub fn new(rule: Rule, limit: Limit) -> Self {
-        Self { rule, threshold: limit.more_than, span: limit.within }
-    }
-}
-
 /// The most recent distinct ports, in the order of their last attempts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct RecentPorts {
     recent: [Attempt; PORTS_KEPT],
     kept: u8,
 }
 
 impl RecentPorts {
-    pub const fn new() -> Self {
-        let none = Attempt::at(Port(0), Moment::from_nanos(0));
-        Self { recent: [none; PORTS_KEPT], kept: 0 }
-    }
-
     pub fn attempts(&self) -> &[Attempt] {
         &self.recent[..usize::from(self.kept)]
     }
@@ -97,24 +78,22 @@ impl RecentPorts {
     }
 
     /// The limit for failed ports that is exceeded, with the shortest span first.
-    pub fn violation(&self, now: Moment) -> Option<Violation> {
+    pub fn exceeded(&self, now: Moment) -> Option<Limit> {
         let failed = |limit: &Limit| self.within(limit.within, now).1 > limit.more_than;
-        let limit = [A_MINUTE, AN_HOUR, A_DAY].into_iter().find(failed)?;
-        Some(Violation::new(Rule::FailedPorts, limit))
+        [A_MINUTE, AN_HOUR, A_DAY].into_iter().find(failed)
     }
 
     /// Whether this is a connect scan: too many ports failed or were connected to without data, and there are
     /// some of each kind.
-    pub fn connect_scan(&self, now: Moment) -> Option<Violation> {
+    pub fn is_connect_scan(&self, now: Moment) -> bool {
         let (all, failed) = self.within(CONNECT_SCAN.within, now);
-        (all > CONNECT_SCAN.more_than && (1..all).contains(&failed))
-            .then(|| Violation::new(Rule::ConnectScan, CONNECT_SCAN))
+        all > CONNECT_SCAN.more_than && (1..all).contains(&failed)
     }
 
-    /// The attempts that exceed a rule.
-    pub fn evidence(&self, violation: &Violation, now: Moment) -> Vec<Attempt> {
-        let only_failed = violation.rule == Rule::FailedPorts;
-        let lie_within = self.attempts().iter().filter(|a| !now.is_past(a.moment, violation.span));
+    /// The attempts that exceed the limit of a rule.
+    pub fn evidence(&self, rule: Rule, limit: Limit, now: Moment) -> Vec<Attempt> {
+        let only_failed = rule == Rule::FailedPorts;
+        let lie_within = self.attempts().iter().filter(|a| !now.is_past(a.moment, limit.within));
         lie_within.filter(|a| !only_failed || a.outcome != Outcome::Answered).copied().collect()
     }
 }
@@ -151,19 +130,19 @@ mod tests {
                 1..60,
             ),
         ) {
-            let (mut ports, mut history, mut now) = (RecentPorts::new(), Vec::new(), 100_000);
+            let (mut ports, mut history, mut now) = (RecentPorts::default(), Vec::new(), 100_000);
             for (port, pause) in steps {
                 now += pause;
                 history.push((port, now));
                 ports.add(refused(port, now));
-                prop_assert_eq!(ports.violation(at(now)).is_some(), naive(&history, now));
+                prop_assert_eq!(ports.exceeded(at(now)).is_some(), naive(&history, now));
             }
         }
     }
 
     #[test]
     fn open_ports_in_between_hide_no_failures() {
-        let mut ports = RecentPorts::new();
+        let mut ports = RecentPorts::default();
         for number in 0..4 {
             for open in 0..20 {
                 let answered = Outcome::Answered;
@@ -174,8 +153,8 @@ mod tests {
             }
             ports.add(refused(number, 100 * u64::from(number) + 1));
         }
-        assert_eq!(ports.violation(at(302)).map(|violation| violation.rule), None);
+        assert_eq!(ports.exceeded(at(302)).map(|limit| limit.within), None);
         ports.add(refused(9, 400));
-        assert_eq!(ports.violation(at(400)).map(|violation| violation.span), Some(AN_HOUR.within));
+        assert_eq!(ports.exceeded(at(400)).map(|limit| limit.within), Some(AN_HOUR.within));
     }
 }

@@ -22,9 +22,9 @@ use crate::detect::balanced::first_failure::{Failure, FirstFailures};
 use crate::detect::balanced::hash::Hashes;
 use crate::detect::balanced::hosts::RecentHosts;
 use crate::detect::balanced::open_ports::{OwnPorts, RecentlySeen};
-use crate::detect::balanced::ports::{RecentPorts, Violation};
+use crate::detect::balanced::ports::RecentPorts;
 use crate::detect::balanced::thresholds::{
-    A_MINUTE, AN_HOUR, CONNECT_SCAN, CONNECT_SCAN_CHECKS, CONNECT_SCAN_DELAY, MANY_PORTS,
+    A_MINUTE, AN_HOUR, CONNECT_SCAN, CONNECT_SCAN_CHECKS, CONNECT_SCAN_DELAY, Limit, MANY_PORTS,
     MANY_SOURCES, OUT_OF_STATE, SWEEP,
 };
 use crate::detect::classic::ClassicDetector;
@@ -34,7 +34,7 @@ use crate::detect::ongoing::OngoingScans;
 use crate::detect::table::Table;
 use crate::detect::{Detector, unit_of};
 use crate::types::{
-    Attempt, Listening, Moment, Outcome, Port, Rule, Scan, ScanKind, Segment, SegmentKind, Summary,
+    Attempt, Moment, Outcome, Port, PortSet, Rule, Scan, ScanKind, Segment, SegmentKind, Summary,
     overlap,
 };
 
@@ -46,6 +46,7 @@ const ONE_CHECK: Duration = Duration::from_secs(1);
 const SHARE_OF_OTHERS: usize = 16;
 
 /// What is remembered of a source that has failed on several ports of a host.
+#[derive(Default)]
 struct Record {
     ports: RecentPorts,
     failures: u64,
@@ -62,16 +63,7 @@ struct Record {
 
 impl Record {
     fn new(now: Moment) -> Self {
-        Self {
-            ports: RecentPorts::new(),
-            failures: 0,
-            stealthy: false,
-            latest: now,
-            reported: None,
-            idle_connect: None,
-            repeated_connect: None,
-            awaits_check: false,
-        }
+        Self { latest: now, ..Self::default() }
     }
 
     /// Adds a failure or a connection without data. Returns whether the port is new.
@@ -210,7 +202,7 @@ impl Rules {
         let flow = Flow::from_client(segment);
         let pair = self.pair_of(&flow, context);
         let probe = Probe { flow, pair, moment: context.now, crafted: true };
-        self.failed(&probe, Outcome::Unknown, context);
+        self.failed(&probe, Outcome::Unknown, false, context);
     }
 
     /// Takes note of a port that has replied.
@@ -253,7 +245,7 @@ impl Rules {
         if !probe.crafted {
             self.credits.undo(probe.pair);
         }
-        self.failed(probe, outcome, context);
+        self.failed(probe, outcome, false, context);
     }
 
     /// The client has closed the connection without data.
@@ -267,29 +259,14 @@ impl Rules {
         let (now, flow) = (context.now, &probe.flow);
         if self.report_only.answered(probe.pair, flow.port, now) {
             let attempt = Attempt { port: flow.port, moment: now, outcome: Outcome::Answered };
-            let violation = Violation::new(Rule::ManyPorts, MANY_PORTS);
-            let scan = self.scan(flow, ScanKind::Vertical, &violation, vec![attempt], context);
-            self.scans.push(scan);
+            let rule = (Rule::ManyPorts, MANY_PORTS);
+            self.scans.push(self.scan(flow, ScanKind::Vertical, rule, vec![attempt], context));
         }
     }
 
-    /// No reply has arrived in time. `cut_off`: no source receives replies any more.
-    pub fn unanswered(&mut self, probe: &Probe, cut_off: bool, context: Context<'_>) {
-        self.count_failure(probe, Outcome::Unanswered, cut_off, context);
-    }
-
-    /// A probe has failed, or has only looked whether a port is open.
-    pub fn failed(&mut self, probe: &Probe, outcome: Outcome, context: Context<'_>) {
-        self.count_failure(probe, outcome, false, context);
-    }
-
-    fn count_failure(
-        &mut self,
-        probe: &Probe,
-        outcome: Outcome,
-        cut_off: bool,
-        context: Context<'_>,
-    ) {
+    /// A probe has failed, or has only looked whether a port is open. `cut_off`: no source receives replies any
+    /// more.
+    pub fn failed(&mut self, probe: &Probe, outcome: Outcome, cut_off: bool, context: Context<'_>) {
         if is_silent(outcome) && self.is_known_open(&probe.flow, context) {
             log_failure(probe, outcome, "failure excused: the port was open recently");
             return;
@@ -374,17 +351,17 @@ impl Rules {
         if reported.is_some_and(|reported| !now.is_past(reported, A_MINUTE.within)) {
             return;
         }
-        if record.ports.violation(now).is_some() {
+        if record.ports.exceeded(now).is_some() {
             // Some of the ports may have replied to another source since.
             let server = flow.server_key(context.host);
             let open = |port| self.open.knows(self.hashes.of_port(server, port), now);
             record.ports.retain(|attempt| !(is_silent(attempt.outcome) && open(attempt.port)));
         }
-        if let Some(violation) = record.ports.violation(now) {
-            self.report_ports(flow, key, &violation, now, context);
+        if let Some(limit) = record.ports.exceeded(now) {
+            self.report_ports(flow, key, (Rule::FailedPorts, limit), now, context);
             return;
         }
-        if record.ports.connect_scan(now).is_some() && !record.awaits_check {
+        if record.ports.is_connect_scan(now) && !record.awaits_check {
             record.awaits_check = true;
             if self.checks.len() < CONNECT_SCAN_CHECKS {
                 self.checks.push_back((now + CONNECT_SCAN_DELAY, *flow));
@@ -433,8 +410,8 @@ impl Rules {
             return;
         }
         let then = now.before(CONNECT_SCAN_DELAY);
-        if let Some(violation) = record.ports.connect_scan(then) {
-            self.report_ports(flow, key, &violation, then, context);
+        if record.ports.is_connect_scan(then) {
+            self.report_ports(flow, key, (Rule::ConnectScan, CONNECT_SCAN), then, context);
         }
     }
 
@@ -443,7 +420,7 @@ impl Rules {
         &mut self,
         flow: &Flow,
         key: Key,
-        violation: &Violation,
+        rule: (Rule, Limit),
         then: Moment,
         context: Context<'_>,
     ) {
@@ -451,7 +428,7 @@ impl Rules {
         let pair = self.pair_of(flow, context);
         let Some(record) = self.records.peek(pair, &key) else { return };
         let continued = record.reported.replace(now).is_some();
-        let attempts = record.ports.evidence(violation, then);
+        let attempts = record.ports.evidence(rule.0, rule.1, then);
         let (probes, stealthy) = (record.failures, record.stealthy);
         let mut others = Vec::new();
         if !continued {
@@ -459,7 +436,7 @@ impl Rules {
             self.ongoing.begin(key, &attempts, probes, now);
         }
         let kind = if stealthy { ScanKind::Stealth } else { ScanKind::Vertical };
-        let scan = self.scan(flow, kind, violation, attempts, context);
+        let scan = self.scan(flow, kind, rule, attempts, context);
         self.scans.push(Scan { probes, continued, others, ..scan });
     }
 
@@ -504,8 +481,8 @@ impl Rules {
         sweep.set_reported(Some(now));
         // The first attempt stands for all of them.
         let first = Attempt { port: flow.port, moment: sweep.first(), outcome };
-        let violation = Violation::new(Rule::FailedHosts, limit);
-        let scan = self.scan(flow, ScanKind::Sweep, &violation, vec![first], context);
+        let rule = (Rule::FailedHosts, limit);
+        let scan = self.scan(flow, ScanKind::Sweep, rule, vec![first], context);
         let probes = limit.more_than as u64 + 1;
         self.scans.push(Scan { probes, continued: reported.is_some(), ..scan });
     }
@@ -530,9 +507,9 @@ impl Rules {
         }
         record.reported = Some(now);
         let probes = record.failures;
-        let violation = Violation::new(Rule::OutOfState, OUT_OF_STATE);
-        let attempts = record.ports.evidence(&violation, now);
-        let scan = self.scan(flow, ScanKind::Stealth, &violation, attempts, context);
+        let attempts = record.ports.evidence(Rule::OutOfState, OUT_OF_STATE, now);
+        let rule = (Rule::OutOfState, OUT_OF_STATE);
+        let scan = self.scan(flow, ScanKind::Stealth, rule, attempts, context);
         self.scans.push(Scan { probes, continued: reported.is_some(), ..scan });
     }
 
@@ -544,9 +521,8 @@ impl Rules {
         let flow = &probe.flow;
         let server = self.hashes.of_host(flow.server);
         if self.report_only.failed(server, probe.pair, flow.port, context.now) {
-            let violation = Violation::new(Rule::ManySources, MANY_SOURCES);
-            let scan = self.scan(flow, ScanKind::Distributed, &violation, vec![attempt], context);
-            self.scans.push(scan);
+            let rule = (Rule::ManySources, MANY_SOURCES);
+            self.scans.push(self.scan(flow, ScanKind::Distributed, rule, vec![attempt], context));
         }
     }
 
@@ -599,7 +575,7 @@ impl Rules {
         self.open.knows(hash, context.now)
     }
 
-    pub fn set_listening(&mut self, ports: Arc<Listening>, now: Moment) {
+    pub fn set_listening(&mut self, ports: Arc<PortSet>, now: Moment) {
         self.own.set_listening(ports, now);
     }
 
@@ -670,7 +646,7 @@ impl Rules {
         &self,
         flow: &Flow,
         kind: ScanKind,
-        violation: &Violation,
+        (rule, limit): (Rule, Limit),
         attempts: Vec<Attempt>,
         context: Context<'_>,
     ) -> Scan {
@@ -682,9 +658,9 @@ impl Rules {
             attempts,
             moment: context.now,
             probes: 1,
-            rule: violation.rule,
-            threshold: violation.threshold,
-            span: violation.span,
+            rule,
+            threshold: limit.more_than,
+            span: limit.within,
             continued: false,
             others: Vec::new(),
         }

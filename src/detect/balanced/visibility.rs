@@ -10,6 +10,7 @@ use crate::detect::balanced::thresholds::{
 use crate::types::Moment;
 
 /// What the capture shows of replies.
+#[derive(Default)]
 pub struct Visibility {
     /// When a reply was last seen.
     answered: Option<Moment>,
@@ -32,20 +33,6 @@ pub struct Visibility {
 }
 
 impl Visibility {
-    pub fn new() -> Self {
-        Self {
-            answered: None,
-            unanswered: 0,
-            sources: 0,
-            ordinary: 0,
-            unseen: 0,
-            since: Moment::default(),
-            blind: false,
-            partly: None,
-            ever: false,
-        }
-    }
-
     /// Whether no reply is visible, so that silence means nothing.
     pub fn is_blind(&self) -> bool {
         self.blind

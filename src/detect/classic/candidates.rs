@@ -5,64 +5,26 @@
 //! [`Tag`] instead of the source. (Two sources of a ring share a tag once in many million years of full
 //! flood.) The ring needs no order of use, so it does without the links of [`crate::detect::slots`].
 
-use std::time::Duration;
-
 use crate::detect::index::Tag;
 use crate::types::{Moment, Port};
 
 /// A source that has tried one port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
-    tag: Tag,
+    pub tag: Tag,
     /// When it last tried the port.
-    latest: Moment,
+    pub latest: Moment,
     /// Stops counting at the maximum.
-    probes: u32,
-    port: Port,
+    pub probes: u32,
+    pub port: Port,
     /// At least one probe was not an ordinary connection attempt.
-    stealthy: bool,
-    /// Cleared when the source leaves. Its place stays occupied until the ring comes round.
-    waits: bool,
-}
-
-impl Candidate {
-    /// A source with its first probe.
-    pub fn new(tag: Tag, port: Port, stealthy: bool, latest: Moment) -> Self {
-        Self { tag, latest, probes: 1, port, stealthy, waits: true }
-    }
-
-    pub fn tag(&self) -> Tag {
-        self.tag
-    }
-
-    pub fn latest(&self) -> Moment {
-        self.latest
-    }
-
-    pub fn probes(&self) -> u32 {
-        self.probes
-    }
-
-    pub fn port(&self) -> Port {
-        self.port
-    }
-
-    pub fn is_stealthy(&self) -> bool {
-        self.stealthy
-    }
-
-    /// Counts another probe of the same port. A source that was silent for a whole span starts over.
-    pub fn count(&mut self, stealthy: bool, now: Moment, span: Duration) {
-        self.stealthy &= !now.is_past(self.latest, span);
-        self.stealthy |= stealthy;
-        self.latest = now;
-        self.probes = self.probes.saturating_add(1);
-    }
+    pub stealthy: bool,
 }
 
 /// The ring.
 pub struct Candidates {
-    ring: Vec<Candidate>,
+    /// None: the source has left. Its place stays occupied until the ring comes round.
+    ring: Vec<Option<Candidate>>,
     capacity: usize,
     /// The place of the next entry once the ring is full, which is the place of the oldest.
     next: usize,
@@ -82,22 +44,22 @@ impl Candidates {
 
     /// Reads a place, so that it is in the cache for a later lookup.
     pub fn touch(&self, at: u32) -> u64 {
-        self.ring.get(at as usize).map_or(0, |candidate| candidate.tag)
+        self.get(at).map_or(0, |candidate| candidate.tag)
     }
 
     /// The sources that the next `new` additions evict.
     pub fn next_to_evict(&self, new: usize) -> impl Iterator<Item = &Candidate> {
         let full = self.ring.len() == self.capacity;
         let next = if full { self.ring.get(self.next..).unwrap_or_default() } else { &[] };
-        next.iter().take(new)
+        next.iter().take(new).flatten()
     }
 
     pub fn get(&self, at: u32) -> Option<&Candidate> {
-        self.ring.get(at as usize).filter(|candidate| candidate.waits)
+        self.ring.get(at as usize)?.as_ref()
     }
 
     pub fn get_mut(&mut self, at: u32) -> Option<&mut Candidate> {
-        self.ring.get_mut(at as usize).filter(|candidate| candidate.waits)
+        self.ring.get_mut(at as usize)?.as_mut()
     }
 
     /// Adds a source and returns its place. In a full ring that is the place of the oldest source, which is
@@ -106,12 +68,12 @@ impl Candidates {
         self.waiting += 1;
         let mut oldest = None;
         let at = if self.ring.len() < self.capacity {
-            self.ring.push(candidate);
+            self.ring.push(Some(candidate));
             self.ring.len() - 1
         } else {
             let at = self.next;
             self.next = if at + 1 == self.capacity { 0 } else { at + 1 };
-            oldest = Some(std::mem::replace(&mut self.ring[at], candidate)).filter(|old| old.waits);
+            oldest = self.ring[at].replace(candidate);
             self.waiting -= usize::from(oldest.is_some());
             at
         };
@@ -121,10 +83,8 @@ impl Candidates {
 
     /// Removes a source that has tried a second port, or that the detector must forget.
     pub fn remove(&mut self, at: u32) {
-        if let Some(candidate) = self.get_mut(at) {
-            candidate.waits = false;
-            self.waiting -= 1;
-        }
+        let place = self.ring.get_mut(at as usize);
+        self.waiting -= usize::from(place.is_some_and(|place| place.take().is_some()));
     }
 }
 
@@ -135,7 +95,12 @@ mod tests {
     use std::collections::VecDeque;
 
     fn candidate(tag: Tag) -> Candidate {
-        Candidate::new(tag, Port(80), false, Moment::default())
+        Candidate { tag, latest: Moment::default(), probes: 1, port: Port(80), stealthy: false }
+    }
+
+    #[test]
+    fn place_takes_24_bytes() {
+        assert_eq!(size_of::<Option<Candidate>>(), 24);
     }
 
     #[test]

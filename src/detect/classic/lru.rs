@@ -17,7 +17,7 @@ use crate::types::{Attempt, Moment};
 const PROMOTIONS_PER_SPAN: u32 = 16;
 
 /// What every probe of a source needs: half a cache line together with the links of its slot.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Record {
     tag: Tag,
     /// When the source was last seen.
@@ -72,13 +72,6 @@ impl Memory<'_> {
             self.rest.reported = moment;
         }
     }
-}
-
-/// A source that was evicted.
-pub struct Evicted {
-    pub tag: Tag,
-    /// When it was last seen.
-    pub latest: Moment,
 }
 
 /// The sources.
@@ -169,16 +162,9 @@ impl MultiPortSources {
     }
 
     /// Adds a source with its first port. If there is no room, the least recently seen source is evicted.
-    pub fn add(&mut self, tag: Tag, key: Key, first: Attempt) -> (u32, Option<Evicted>) {
-        let (at, evicted) = self.records.add(Record {
-            tag,
-            latest: Moment::default(),
-            probes: 0,
-            tick: self.tick,
-            taken: 0,
-            stealthy: false,
-            reported: false,
-        });
+    /// Returns the tag of that source, and when it was last seen.
+    pub fn add(&mut self, tag: Tag, key: Key, first: Attempt) -> (u32, Option<(Tag, Moment)>) {
+        let (at, evicted) = self.records.add(Record { tag, tick: self.tick, ..Record::default() });
         if let Some(rest) = self.rest.get_mut(at as usize) {
             rest.key = key;
         } else {
@@ -188,7 +174,7 @@ impl MultiPortSources {
         if let Some(mut memory) = self.get(at) {
             memory.window().record(first.port, first.moment, Duration::MAX);
         }
-        (at, evicted.map(|Record { tag, latest, .. }| Evicted { tag, latest }))
+        (at, evicted.map(|evicted| (evicted.tag, evicted.latest)))
     }
 
     /// Forgets the source of a slot that is used.
@@ -251,7 +237,7 @@ mod tests {
                         let first = Attempt::at(Port(80), now);
                         // The tick of a source is that of the last visit to any source.
                         let (place, evicted) = sources.add(tag, key, first);
-                        prop_assert_eq!(evicted.map(|old| old.tag), oldest.map(|(tag, _)| tag));
+                        prop_assert_eq!(evicted.map(|old| old.0), oldest.map(|(tag, _)| tag));
                         prop_assert!(sources.visit(place, now).is_some());
                         model.push(tag, place);
                     }

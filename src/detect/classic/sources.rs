@@ -118,7 +118,7 @@ impl Sources {
         // New sources evict the oldest candidates, which the index must find as well.
         let new = all.iter().filter(|lookup| lookup.place.is_none()).count();
         let oldest = self.one_port.next_to_evict(new);
-        black_box(oldest.fold(0, |sum, old| sum ^ self.index.touch(old.tag())));
+        black_box(oldest.fold(0, |sum, old| sum ^ self.index.touch(old.tag)));
     }
 
     /// What the detector remembers of the source of a probe. Returns nothing while the source has tried a
@@ -145,10 +145,16 @@ impl Sources {
 
     fn add_candidate(&mut self, tag: Tag, probe: &Segment, now: Moment) {
         let stealthy = !probe.kind.opens_connection();
-        let (at, oldest) = self.one_port.add(Candidate::new(tag, probe.port, stealthy, now));
+        let (at, oldest) = self.one_port.add(Candidate {
+            tag,
+            latest: now,
+            probes: 1,
+            port: probe.port,
+            stealthy,
+        });
         if let Some(oldest) = oldest {
-            self.index.remove(oldest.tag(), Place::Candidate(at).number());
-            self.count_evicted(oldest.latest(), now);
+            self.index.remove(oldest.tag, Place::Candidate(at).number());
+            self.count_evicted(oldest.latest, now);
         }
         self.index.insert(tag, Place::Candidate(at).number());
     }
@@ -162,25 +168,29 @@ impl Sources {
         now: Moment,
     ) -> Option<u32> {
         let candidate = self.one_port.get_mut(at)?;
-        if candidate.port() == probe.port {
+        if candidate.port == probe.port {
             // The candidate keeps its place in the ring. A source that only ever tries one port needs no
             // better one.
-            candidate.count(!probe.kind.opens_connection(), now, self.span);
+            // A source that was silent for a whole span starts over.
+            candidate.stealthy &= !now.is_past(candidate.latest, self.span);
+            candidate.stealthy |= !probe.kind.opens_connection();
+            candidate.latest = now;
+            candidate.probes = candidate.probes.saturating_add(1);
             return None;
         }
         let candidate = *candidate;
         self.one_port.remove(at);
-        let first = Attempt::at(candidate.port(), candidate.latest());
-        let (to, evicted) = self.several_ports.add(candidate.tag(), key(), first);
-        if let Some(evicted) = evicted {
-            self.index.remove(evicted.tag, Place::MultiPort(to).number());
-            self.count_evicted(evicted.latest, now);
+        let first = Attempt::at(candidate.port, candidate.latest);
+        let (to, evicted) = self.several_ports.add(candidate.tag, key(), first);
+        if let Some((tag, latest)) = evicted {
+            self.index.remove(tag, Place::MultiPort(to).number());
+            self.count_evicted(latest, now);
         }
         let (from, place) = (Place::Candidate(at), Place::MultiPort(to));
-        self.index.replace(candidate.tag(), from.number(), place.number());
+        self.index.replace(candidate.tag, from.number(), place.number());
         let mut memory = self.several_ports.get(to)?;
-        memory.count(candidate.probes());
-        *memory.stealthy() = candidate.is_stealthy();
+        memory.count(candidate.probes);
+        *memory.stealthy() = candidate.stealthy;
         Some(to)
     }
 
@@ -201,18 +211,13 @@ impl Sources {
     /// Forgets all sources that overlap a network.
     pub fn forget(&mut self, network: IpNet) {
         let tag = self.tag(&Key { source: network, destination: None });
-        match self.find(tag) {
-            Some(place @ Place::MultiPort(at)) => {
-                self.several_ports.forget(at);
-                self.index.remove(tag, place.number());
-                return;
-            }
-            // A single port is no evidence worth a search, except that of the network itself.
-            Some(place @ Place::Candidate(at)) => {
-                self.one_port.remove(at);
-                self.index.remove(tag, place.number());
-            }
-            None => {}
+        let known = self.find(tag);
+        if let Some(place) = known {
+            self.remove(place, tag);
+        }
+        // A single port is no evidence worth a search, except that of the network itself.
+        if matches!(known, Some(Place::MultiPort(_))) {
+            return;
         }
         let sources = self.several_ports.iter();
         let known: Vec<(u32, Tag)> = sources
@@ -220,9 +225,16 @@ impl Sources {
             .map(|(at, tag, _)| (at, tag))
             .collect();
         for (at, tag) in known {
-            self.several_ports.forget(at);
-            self.index.remove(tag, Place::MultiPort(at).number());
+            self.remove(Place::MultiPort(at), tag);
         }
+    }
+
+    fn remove(&mut self, place: Place, tag: Tag) {
+        match place {
+            Place::Candidate(at) => self.one_port.remove(at),
+            Place::MultiPort(at) => self.several_ports.forget(at),
+        }
+        self.index.remove(tag, place.number());
     }
 
     /// How many sources are remembered.
@@ -241,7 +253,9 @@ impl Sources {
 
     fn is_at(&self, place: Place, tag: Tag) -> bool {
         match place {
-            Place::Candidate(at) => self.one_port.get(at).is_some_and(|c| c.tag() == tag),
+            Place::Candidate(at) => {
+                self.one_port.get(at).is_some_and(|candidate| candidate.tag == tag)
+            }
             Place::MultiPort(at) => self.several_ports.is_at(at, tag),
         }
     }

@@ -4,7 +4,7 @@
 //! when that is full too, segments are dropped and counted. A batch takes one lock, and nothing is
 //! allocated after the start.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
 use crate::types::Segment;
@@ -15,20 +15,18 @@ const BATCH: usize = 4096;
 /// Batches that may wait for the detector.
 const DEPTH: usize = 16;
 
-/// Segments in the order of their capture, and what was lost before them.
+/// Segments in the order of their capture.
 pub struct Batch {
     segments: Vec<Segment>,
-    lost: u64,
-    /// No capture was open for a while before these.
-    after_gap: bool,
+    /// Packets were lost before these segments, or no capture was open for a while.
+    follows_loss: bool,
     /// The capture filter let through what tells the outcomes of probes.
     outcomes: bool,
 }
 
 impl Batch {
     fn empty() -> Self {
-        let segments = Vec::with_capacity(BATCH);
-        Self { segments, lost: 0, after_gap: false, outcomes: false }
+        Self { segments: Vec::with_capacity(BATCH), follows_loss: false, outcomes: false }
     }
 
     /// The segments.
@@ -43,7 +41,7 @@ impl Batch {
 
     /// Returns whether packets were lost before this batch, after the one before it.
     pub fn follows_loss(&self) -> bool {
-        self.lost > 0 || self.after_gap
+        self.follows_loss
     }
 
     /// Returns whether the capture filter let through what tells the outcomes of probes.
@@ -59,10 +57,10 @@ pub struct BatchSender {
     current: Batch,
     /// What the batches to come are marked with.
     outcomes: bool,
-    /// Segments dropped since the batch in hand is full.
-    dropped: u64,
+    /// Segments were dropped since the batch in hand is full.
+    has_dropped: bool,
     /// Segments dropped since the last call of [`BatchSender::take_dropped`].
-    uncounted: u64,
+    dropped: u64,
 }
 
 /// The detector's end.
@@ -87,8 +85,8 @@ pub fn channel() -> (BatchSender, BatchReceiver) {
             empty: empty_out,
             current: Batch::empty(),
             outcomes: false,
+            has_dropped: false,
             dropped: 0,
-            uncounted: 0,
         },
         BatchReceiver { full: full_out, empty: empty_in },
     )
@@ -103,15 +101,15 @@ impl BatchSender {
         if self.current.segments.len() < BATCH {
             self.current.segments.push(segment);
         } else {
+            self.has_dropped = true;
             self.dropped += 1;
-            self.uncounted += 1;
         }
     }
 
     /// Notes packets that the kernel or the interface lost. They count as lost before the batch in hand,
     /// because the kernel does not say between which packets it lost them.
     pub fn note_lost(&mut self, packets: u64) {
-        self.current.lost += packets;
+        self.current.follows_loss |= packets > 0;
     }
 
     /// Begins the segments of another capture.
@@ -123,31 +121,29 @@ impl BatchSender {
         if self.current.segments.is_empty() {
             self.current.outcomes = outcomes;
         }
-        self.current.after_gap |= after_gap;
+        self.current.follows_loss |= after_gap;
     }
 
     /// Sends the batch in hand if there is room, and keeps it otherwise.
     pub fn flush(&mut self) {
-        if self.current.segments.is_empty() && !self.current.follows_loss() {
+        if self.current.segments.is_empty() && !self.current.follows_loss {
             return;
         }
         // An empty pool means that as many batches wait for the detector as may.
         let Ok(mut next) = self.empty.try_recv() else { return };
-        next.lost = std::mem::take(&mut self.dropped);
+        next.follows_loss = std::mem::take(&mut self.has_dropped);
         next.outcomes = self.outcomes;
         let full = std::mem::replace(&mut self.current, next);
-        match self.full.try_send(full) {
-            Ok(()) => {}
+        let count = full.segments.len() as u64;
+        if self.full.try_send(full).is_err() {
             // The detector has ended, and the process is about to. (There is room for every batch.)
-            Err(TrySendError::Disconnected(batch) | TrySendError::Full(batch)) => {
-                self.uncounted += batch.segments.len() as u64;
-            }
+            self.dropped += count;
         }
     }
 
     /// Returns how many segments were dropped since the last call.
     pub fn take_dropped(&mut self) -> u64 {
-        std::mem::take(&mut self.uncounted)
+        std::mem::take(&mut self.dropped)
     }
 }
 
@@ -161,7 +157,7 @@ impl BatchReceiver {
     pub fn give_back(&self, mut batch: Batch) {
         batch.segments.clear();
         // The pool has room for every batch that there is.
-        let _ = self.empty.try_send(Batch { lost: 0, after_gap: false, ..batch });
+        let _ = self.empty.try_send(Batch { follows_loss: false, ..batch });
     }
 }
 

@@ -28,35 +28,20 @@ const PPPOE_PROTOCOL: usize = 20;
 /// How many MPLS labels may precede the IP header: one for the path, one for the service.
 const MPLS_LABELS: usize = 2;
 
-/// Returns the filter for probes, in the language of pcap-filter(7).
-pub fn probes_on(link: LinkLayer) -> String {
-    filter(link, FLAGS, None)
-}
-
-/// Returns the filter for probes and for what tells their outcomes.
-pub fn segments_on(link: LinkLayer) -> String {
-    filter(link, FLAGS_WITH_OUTCOMES, Some(UNREACHABLE))
-}
-
-fn filter(link: LinkLayer, wanted: &str, also: Option<&str>) -> String {
-    let plain = match also {
-        None => plain(wanted),
-        Some(also) => format!("({} or {also})", plain(wanted)),
-    };
-    match link {
-        // Each `vlan` moves the offsets of everything after it by one tag, so that it comes last.
-        LinkLayer::Ethernet => {
-            let tunnelled = format!("{} or {}", pppoe(wanted), mpls(wanted));
-            format!("{plain} or {tunnelled} or (vlan and ({plain} or (vlan and {plain})))")
-        }
-        // `vlan` does not compile for the others.
-        LinkLayer::LinuxSll
-        | LinkLayer::LinuxSll2
-        | LinkLayer::RawIp
-        | LinkLayer::Loopback
-        | LinkLayer::Ppp
-        | LinkLayer::CiscoHdlc => plain,
+/// Returns the filter for probes, or also for what tells their outcomes, in the language of pcap-filter(7).
+pub fn filter(link: LinkLayer, outcomes: bool) -> String {
+    let wanted = if outcomes { FLAGS_WITH_OUTCOMES } else { FLAGS };
+    let mut plain = plain(wanted);
+    if outcomes {
+        plain = format!("({plain} or {UNREACHABLE})");
     }
+    if link != LinkLayer::Ethernet {
+        // `vlan` does not compile.
+        return plain;
+    }
+    let (pppoe, mpls) = (pppoe(wanted), mpls(wanted));
+    // Each `vlan` moves the offsets of everything after it by one tag, so that it comes last.
+    format!("{plain} or {pppoe} or {mpls} or (vlan and ({plain} or (vlan and {plain})))")
 }
 
 /// Segments in IP directly after the header of the link layer.
@@ -133,7 +118,9 @@ mod tests {
     fn program(linktype: i32) -> BpfProgram {
         let link = LinkLayer::of_linktype(linktype).unwrap();
         let capture = Capture::dead(Linktype(linktype)).unwrap();
-        capture.compile(&probes_on(link), true).unwrap_or_else(|error| panic!("{link:?}: {error}"))
+        capture
+            .compile(&filter(link, false), true)
+            .unwrap_or_else(|error| panic!("{link:?}: {error}"))
     }
 
     #[test]
@@ -182,7 +169,7 @@ mod tests {
         let link = LinkLayer::of_linktype(linktype).unwrap();
         let capture = Capture::dead(Linktype(linktype)).unwrap();
         capture
-            .compile(&segments_on(link), true)
+            .compile(&filter(link, true), true)
             .unwrap_or_else(|error| panic!("{link:?}: {error}"))
     }
 

@@ -5,10 +5,10 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use pcap::{Active, Capture, Device, Precision};
+use pcap::{Activated, Active, Capture, Device, Precision};
 
 use crate::system::capture::CaptureError;
-use crate::system::capture::filter;
+use crate::system::capture::filter::filter;
 use crate::system::capture::frame::LinkLayer;
 use crate::types::{CaptureCounters, IfName};
 
@@ -65,15 +65,12 @@ impl LiveCapture {
             })
             .and_then(Capture::setnonblock)
             .map_err(explain)?;
-        let linktype = handle.get_datalink();
-        let link =
-            LinkLayer::of_linktype(linktype.0).ok_or_else(|| CaptureError::UnknownLinkLayer {
-                interface: interface.clone(),
-                name: linktype.get_name().unwrap_or_else(|_| linktype.0.to_string()),
-            })?;
-        let filter = if outcomes { filter::segments_on(link) } else { filter::probes_on(link) };
+        let link = link_of(&handle).map_err(|name| CaptureError::UnknownLinkLayer {
+            interface: interface.clone(),
+            name,
+        })?;
         let mut capture = Self { handle, link, outcomes };
-        capture.handle.filter(&filter, true).map_err(explain)?;
+        capture.handle.filter(&filter(link, outcomes), true).map_err(explain)?;
         Ok(capture)
     }
 
@@ -111,6 +108,13 @@ impl AsFd for LiveCapture {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.handle.as_fd()
     }
+}
+
+/// Returns the link layer of a capture, or the name of one that is not supported.
+pub fn link_of<T: Activated + ?Sized>(handle: &Capture<T>) -> Result<LinkLayer, String> {
+    let linktype = handle.get_datalink();
+    LinkLayer::of_linktype(linktype.0)
+        .ok_or_else(|| linktype.get_name().unwrap_or_else(|_| linktype.0.to_string()))
 }
 
 /// Converts a packet of libpcap. With nanosecond precision, its field for microseconds holds nanoseconds.

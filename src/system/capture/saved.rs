@@ -15,7 +15,7 @@ use flate2::read::MultiGzDecoder;
 use pcap::{Capture, Offline, Precision};
 
 use crate::system::capture::frame::LinkLayer;
-use crate::system::capture::live::{Frame, frame_of, text_of};
+use crate::system::capture::live::{Frame, frame_of, link_of, text_of};
 
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
@@ -119,7 +119,7 @@ impl SavedCapture {
         start: impl FnOnce(Unpacker) -> io::Result<UnpackThread>,
     ) -> Result<Self, SavedError> {
         let unreadable = |error| SavedError::Unreadable { file: file.to_owned(), error };
-        let Opened { feed, size, around } = open_input(file, start).map_err(unreadable)?;
+        let (feed, size, around) = open_input(file, start).map_err(unreadable)?;
         let path = match &feed {
             Some(feed) => PathBuf::from(format!("/proc/self/fd/{}", feed.pipe.as_raw_fd())),
             None => file.to_owned(),
@@ -127,12 +127,8 @@ impl SavedCapture {
         let handle = Capture::from_file_with_precision(path, Precision::Nano).map_err(|error| {
             SavedError::NotACapture { file: file.to_owned(), text: text_of(&error) }
         })?;
-        let linktype = handle.get_datalink();
-        let link =
-            LinkLayer::of_linktype(linktype.0).ok_or_else(|| SavedError::UnknownLinkLayer {
-                file: file.to_owned(),
-                name: linktype.get_name().unwrap_or_else(|_| linktype.0.to_string()),
-            })?;
+        let link = link_of(&handle)
+            .map_err(|name| SavedError::UnknownLinkLayer { file: file.to_owned(), name })?;
         Ok(Self { file: file.to_owned(), handle, link, feed, size, read: 0, around })
     }
 
@@ -170,17 +166,12 @@ impl SavedCapture {
     }
 }
 
-/// What the beginning of a file shows.
-struct Opened {
-    feed: Option<Feed>,
-    size: Option<u64>,
-    around: u64,
-}
-
+/// Opens a file. Returns the feed of libpcap if it needs one, the size of the file if it has one, and the
+/// bytes around a packet in it.
 fn open_input(
     file: &Path,
     start: impl FnOnce(Unpacker) -> io::Result<UnpackThread>,
-) -> io::Result<Opened> {
+) -> io::Result<(Option<Feed>, Option<u64>, u64)> {
     // Only a regular file can be opened a second time, by libpcap.
     let mut size = None;
     let input: Box<dyn Read + Send> = if file.as_os_str() == STDIN {
@@ -197,7 +188,7 @@ fn open_input(
     let is_packed = head == GZIP;
     let around = if head == PCAPNG { AROUND_IN_PCAPNG } else { AROUND_IN_PCAP };
     if !is_packed && size.is_some() {
-        return Ok(Opened { feed: None, size, around });
+        return Ok((None, size, around));
     }
     let (reader, writer) = io::pipe()?;
     let mut bytes: Box<dyn Read + Send> = Box::new(Cursor::new(head).chain(input));
@@ -205,7 +196,7 @@ fn open_input(
         bytes = Box::new(MultiGzDecoder::new(bytes));
     }
     let thread = start(Unpacker { input: bytes, pipe: writer })?;
-    Ok(Opened { feed: Some(Feed { pipe: reader, thread, consumed }), size, around })
+    Ok((Some(Feed { pipe: reader, thread, consumed }), size, around))
 }
 
 #[cfg(test)]

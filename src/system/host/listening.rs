@@ -1,34 +1,25 @@
 //! The ports on which this host listens.
 //!
-//! Owns how the kernel is asked for them (NETLINK_SOCK_DIAG, linux/inet_diag.h). The kernel does not report
-//! when a program begins to listen. But a request for listening sockets is cheap: the kernel visits only
-//! those.
+//! Polls them, because the kernel does not report when a program begins to listen. A request for listening
+//! sockets is cheap: the kernel visits only those.
 
 use std::sync::Arc;
 
-use rustix::net::netlink::SOCK_DIAG;
-
-use crate::system::netlink::{Body, NetlinkError, NetlinkSocket};
-use crate::types::Listening;
-
-/// Asks for sockets of both families at once.
-const TCPDIAG_GETSOCK: u16 = 18;
-/// The bit of `TCP_LISTEN` (net/tcp_states.h).
-const LISTENING: u32 = 1 << 10;
-/// linux/socket.h
-const AF_INET: u8 = 2;
+use crate::system::host::sockets::{LISTENING, Sockets};
+use crate::system::netlink::NetlinkError;
+use crate::types::{Port, PortSet};
 
 /// Polls the kernel for the set of ports.
 #[derive(Default)]
 pub struct ListeningFollower {
-    socket: Option<NetlinkSocket>,
-    latest: Arc<Listening>,
+    sockets: Sockets,
+    latest: Arc<PortSet>,
 }
 
 impl ListeningFollower {
     /// Returns the set if it has changed. If the kernel cannot be asked, the old set stays: then a probe of
     /// a closed port counts only after its timeout.
-    pub fn look(&mut self) -> Option<Arc<Listening>> {
+    pub fn look(&mut self) -> Option<Arc<PortSet>> {
         let ports = self.ask().ok()?;
         if ports == *self.latest {
             return None;
@@ -37,39 +28,21 @@ impl ListeningFollower {
         Some(Arc::clone(&self.latest))
     }
 
-    fn ask(&mut self) -> Result<Listening, NetlinkError> {
-        let mut socket = match self.socket.take() {
-            Some(socket) => socket,
-            None => NetlinkSocket::open(Some(SOCK_DIAG), 0)?,
-        };
-        let mut ports = Listening::default();
-        socket.dump(TCPDIAG_GETSOCK, &request(), |_, socket| {
-            if let Some(port) = port_in(socket) {
-                ports.insert(port);
+    fn ask(&mut self) -> Result<PortSet, NetlinkError> {
+        let mut ports = PortSet::default();
+        self.sockets.visit(LISTENING, 0, |socket| {
+            // The local port in a `struct inet_diag_msg`.
+            if let Some(&[high, low]) = socket.get(4..6) {
+                ports.insert(Port(u16::from_be_bytes([high, low])));
             }
         })?;
-        self.socket = Some(socket);
         Ok(ports)
     }
-}
-
-/// Returns a `struct inet_diag_req` for listening sockets.
-fn request() -> Body {
-    let mut header = [0; 60];
-    header[0] = AF_INET;
-    header[52..56].copy_from_slice(&LISTENING.to_ne_bytes());
-    Body::with_header(&header)
-}
-
-/// Returns the local port in a `struct inet_diag_msg`.
-fn port_in(socket: &[u8]) -> Option<u16> {
-    Some(u16::from_be_bytes(socket.get(4..6)?.try_into().ok()?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Port;
     use std::net::TcpListener;
 
     #[test]

@@ -7,6 +7,7 @@ pub mod files;
 pub mod listening;
 pub mod resolvers;
 pub mod rtnetlink;
+pub mod sockets;
 pub mod ssh;
 
 use std::os::fd::{AsFd, BorrowedFd};

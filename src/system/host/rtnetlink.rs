@@ -7,13 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::system::netlink::{Attributes, Body, NetlinkError, NetlinkSocket};
 
-const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
-const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
-const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
-const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_GETNEXTHOP: u16 = 106;
 const IFLA_IFNAME: u16 = 3;
 /// linux/if.h
@@ -39,45 +35,46 @@ pub const GROUPS: u32 = 0x1 | 0x10 | 0x100 | 0x40 | 0x400 | 1 << 31;
 /// Returns the names of the interfaces that are down.
 pub fn links_down(socket: &mut NetlinkSocket) -> Result<Vec<String>, NetlinkError> {
     let mut down = Vec::new();
-    socket.dump(RTM_GETLINK, &Body::with_header(&[0; LINK_HEADER]), |kind, body| {
-        if kind == RTM_NEWLINK {
-            down.extend(name_if_down(body));
-        }
-    })?;
+    visit::<LINK_HEADER>(socket, RTM_GETLINK, |link| down.extend(name_if_down(link)))?;
     Ok(down)
 }
 
 /// Returns the addresses of this host.
 pub fn own_addresses(socket: &mut NetlinkSocket) -> Result<Vec<IpAddr>, NetlinkError> {
     let mut own = Vec::new();
-    socket.dump(RTM_GETADDR, &Body::with_header(&[0; ADDRESS_HEADER]), |kind, body| {
-        if kind == RTM_NEWADDR {
-            own.extend(address_in(body));
-        }
-    })?;
+    visit::<ADDRESS_HEADER>(socket, RTM_GETADDR, |address| own.extend(address_in(address)))?;
     Ok(own)
 }
 
 /// Returns the routers of all routes in all tables.
 pub fn gateways(socket: &mut NetlinkSocket) -> Result<Vec<IpAddr>, NetlinkError> {
     let mut gateways = Vec::new();
-    socket.dump(RTM_GETROUTE, &Body::with_header(&[0; ROUTE_HEADER]), |kind, body| {
-        if kind == RTM_NEWROUTE {
-            gateways_in(body.get(ROUTE_HEADER..).unwrap_or_default(), &mut gateways);
-        }
+    visit::<ROUTE_HEADER>(socket, RTM_GETROUTE, |route| {
+        gateways_in(route.get(ROUTE_HEADER..).unwrap_or_default(), &mut gateways);
     })?;
-    let nexthops =
-        socket.dump(RTM_GETNEXTHOP, &Body::with_header(&[0; NEXTHOP_HEADER]), |kind, body| {
-            if kind == RTM_NEWNEXTHOP {
-                let attributes = body.get(NEXTHOP_HEADER..).unwrap_or_default();
-                gateways.extend(Attributes::of(attributes).find(NHA_GATEWAY).and_then(address_of));
-            }
-        });
+    let nexthops = visit::<NEXTHOP_HEADER>(socket, RTM_GETNEXTHOP, |nexthop| {
+        let attributes = Attributes::of(nexthop.get(NEXTHOP_HEADER..).unwrap_or_default());
+        gateways.extend(attributes.find(NHA_GATEWAY).and_then(address_of));
+    });
     match nexthops {
         // Kernels before 5.3 have none.
         Ok(()) | Err(NetlinkError::Refused(_)) => Ok(gateways),
         Err(error) => Err(error),
     }
+}
+
+/// Passes each object that a request returns to `each`. The kernel answers it with the message `RTM_NEW...`,
+/// whose number is 2 less.
+fn visit<const HEADER: usize>(
+    socket: &mut NetlinkSocket,
+    request: u16,
+    mut each: impl FnMut(&[u8]),
+) -> Result<(), NetlinkError> {
+    socket.dump(request, &Body::with_header(&[0; HEADER]), |kind, object| {
+        if kind == request - 2 {
+            each(object);
+        }
+    })
 }
 
 fn name_if_down(body: &[u8]) -> Option<String> {

@@ -1,16 +1,14 @@
 //! SSH: the ports of sshd, and the peers of its sessions.
 //!
-//! Owns reading the ports from the configuration of sshd, and asking the kernel which peers are connected to
-//! them (NETLINK_SOCK_DIAG, linux/inet_diag.h). The sandbox of the service hides the processes of other
+//! Reads the ports from the configuration of sshd, and asks the kernel which peers are connected to them. The sandbox of the service hides the processes of other
 //! users, so that it cannot find sshd itself.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use rustix::net::netlink::SOCK_DIAG;
-
 use crate::system::host::files::FileWatcher;
-use crate::system::netlink::{Body, NetlinkError, NetlinkSocket};
+use crate::system::host::sockets::{AF_INET, ESTABLISHED, Sockets};
+use crate::system::netlink::NetlinkError;
 use crate::types::SshPorts;
 
 const DEFAULT_PORT: u16 = 22;
@@ -30,14 +28,8 @@ const SOCKET_UNITS: [&str; 4] = [
 /// How deep files may include files: the limit of sshd.
 const DEPTH: usize = 16;
 
-/// Asks for sockets of both families at once. For the newer `SOCK_DIAG_BY_FAMILY` the kernel walks its table
-/// of connections, which is the expensive part, once per family.
-const TCPDIAG_GETSOCK: u16 = 18;
 /// linux/socket.h
-const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
-/// The bit of `TCP_ESTABLISHED` (net/tcp_states.h).
-const ESTABLISHED: u32 = 1 << 1;
 
 /// Reads the ports of sshd.
 pub fn read_ports(files: &FileWatcher) -> SshPorts {
@@ -141,36 +133,17 @@ fn listen_stream_in(line: &str) -> Option<u16> {
 
 /// Asks the kernel for the peers of SSH sessions.
 #[derive(Default)]
-pub struct Sessions {
-    socket: Option<NetlinkSocket>,
-}
+pub struct Sessions(Sockets);
 
 impl Sessions {
     /// Returns the peers of all established connections to these local ports.
     pub fn peers(&mut self, ports: &[u16]) -> Result<Vec<IpAddr>, NetlinkError> {
-        // An error drops the socket, and with it answers that arrive late.
-        let mut socket = match self.socket.take() {
-            Some(socket) => socket,
-            None => NetlinkSocket::open(Some(SOCK_DIAG), 0)?,
-        };
         let mut peers = Vec::new();
         for port in ports {
-            socket.dump(TCPDIAG_GETSOCK, &request(*port), |_, socket| {
-                peers.extend(peer_in(socket));
-            })?;
+            self.0.visit(ESTABLISHED, *port, |socket| peers.extend(peer_in(socket)))?;
         }
-        self.socket = Some(socket);
         Ok(peers)
     }
-}
-
-/// Returns a `struct inet_diag_req` for established connections to a local port.
-fn request(port: u16) -> Body {
-    let mut header = [0; 60];
-    header[0] = AF_INET;
-    header[4..6].copy_from_slice(&port.to_be_bytes());
-    header[52..56].copy_from_slice(&ESTABLISHED.to_ne_bytes());
-    Body::with_header(&header)
 }
 
 /// Returns the peer in a `struct inet_diag_msg`. A connection that no program has accepted has no inode, and

@@ -60,9 +60,9 @@ impl Wire {
     }
 
     fn listen(&mut self, ports: &[u16]) {
-        let mut listening = Listening::default();
+        let mut listening = PortSet::default();
         for port in ports {
-            listening.insert(*port);
+            listening.insert(Port(*port));
         }
         self.detector.set_listening(&Arc::new(listening));
     }

@@ -82,11 +82,7 @@ fn tcp_in(
     moment: Moment,
     of_flags: impl Fn(u8) -> Option<SegmentKind>,
 ) -> Option<Segment> {
-    let segment = match packet.first()? >> 4 {
-        4 => ipv4(packet)?,
-        6 => ipv6(packet)?,
-        _ => return None,
-    };
+    let segment = tcp_bytes(packet)?;
     // A fragment may end anywhere after its ports.
     let start = segment.payload.get(..4)?;
     let kind = match segment.payload.get(TCP_TO_FLAGS - 1) {
@@ -135,11 +131,7 @@ fn unreachable_in(packet: &[u8], moment: Moment) -> Option<Segment> {
     if kind != unreachable || (kind, code) == FRAGMENTATION_NEEDED {
         return None;
     }
-    let segment = match quoted.first()? >> 4 {
-        4 => ipv4(quoted)?,
-        6 => ipv6(quoted)?,
-        _ => return None,
-    };
+    let segment = tcp_bytes(quoted)?;
     Some(Segment {
         moment,
         source: segment.destination,
@@ -217,6 +209,15 @@ fn ppp_payload(frame: &[u8]) -> Option<&[u8]> {
         // An odd first byte is a compressed protocol field (RFC 1661, 6.5).
         0x21 | 0x57 => frame.get(1..),
         0x00 if matches!(frame.get(1)?, 0x21 | 0x57) => frame.get(2..),
+        _ => None,
+    }
+}
+
+#[inline]
+fn tcp_bytes(packet: &[u8]) -> Option<TcpBytes<'_>> {
+    match packet.first()? >> 4 {
+        4 => ipv4(packet),
+        6 => ipv6(packet),
         _ => None,
     }
 }
