@@ -24,7 +24,9 @@ pub use event::{BackendNote, Event, Refusal, ReloadNote, Request, Suppressed, Wa
 pub use heartbeat::Heartbeat;
 pub use host::{Host, PortSet, SshPorts};
 pub use ifname::IfName;
-pub use network::{Family, link_local, loopback, overlap, parse_network, show_network};
+pub use network::{
+    Family, InvalidAddress, link_local, loopback, overlap, parse_network, show_network,
+};
 pub use rate_limit::{RateLimit, Suppression};
 pub use rule::Rule;
 pub use scan::{Attempt, DECOYS_NAMED, Scan, ScanKind, Summary};
