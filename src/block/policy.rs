@@ -12,7 +12,7 @@ use tracing::trace;
 use crate::block::exemptions::{Exemptions, Sessions};
 use crate::block::ledger::Ledger;
 use crate::block::rate_limit::BlockRateLimit;
-use crate::config::{BlockConfig, ExemptConfig};
+use crate::config::{BlockConfig, Config};
 use crate::types::{Moment, Scan, SkipReason};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,19 +40,10 @@ impl Policy {
         Self { config, exemptions, rate_limit }
     }
 
-    pub fn config(&self) -> &BlockConfig {
-        &self.config
-    }
-
-    /// Replaces the configuration. Returns the previous one.
-    pub fn configure(
-        &mut self,
-        config: BlockConfig,
-        exempt: ExemptConfig,
-    ) -> (BlockConfig, ExemptConfig) {
-        self.rate_limit.set_limit(config.max_per_minute.0);
-        let exempt = self.exemptions.configure(exempt);
-        (std::mem::replace(&mut self.config, config), exempt)
+    pub fn configure(&mut self, config: &Config) {
+        self.rate_limit.set_limit(config.block.max_per_minute.0);
+        self.exemptions.configure(config.exempt.clone());
+        self.config = config.block.clone();
     }
 
     pub fn exemptions(&mut self) -> &mut Exemptions {

@@ -91,11 +91,11 @@ const EFFECTS: [&str; 4] = [
     "the kernel drops packets of sources that are not blocked",
 ];
 
-/// Returns the effect of the worst of these faults.
-fn effect_of(faults: &[Fault]) -> &'static str {
-    let effects = EFFECTS.into_iter();
-    let mut effects = effects.filter(|effect| faults.iter().any(|fault| fault.effect() == *effect));
-    effects.next().unwrap_or(EFFECTS[0])
+/// Why blocks are not, or may not be, enforced: the worst effect of these faults, and the faults.
+fn reason(faults: &[Fault]) -> String {
+    let has = |effect: &&str| faults.iter().any(|fault| fault.effect() == *effect);
+    let worst = EFFECTS.into_iter().find(has).unwrap_or(EFFECTS[0]);
+    format!("{worst}: {}", list_of(faults))
 }
 
 impl fmt::Display for Fault {
@@ -131,35 +131,6 @@ impl fmt::Display for Fault {
 /// Faults in one line.
 pub fn list_of(faults: &[Fault]) -> String {
     faults.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
-
-/// Why blocks are not, or may not be, enforced: the reason of the state.
-#[derive(Debug)]
-pub enum Trouble {
-    /// A repair is due, or did not help.
-    Broken(Vec<Fault>),
-    /// Another program undoes each repair.
-    Fight(Vec<Fault>),
-    RepairFailed(Vec<Fault>, FirewallError),
-}
-
-impl fmt::Display for Trouble {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Broken(faults) => write!(f, "{}: {}", effect_of(faults), list_of(faults)),
-            // Without a number, which would change with each repair and make a new reason each time.
-            Self::Fight(faults) => write!(
-                f,
-                "another program keeps undoing repairs of the firewall; repairing at increasing \
-                 intervals; now {}: {}",
-                effect_of(faults),
-                list_of(faults)
-            ),
-            Self::RepairFailed(faults, error) => {
-                write!(f, "{}: {}; repair failed: {error}", effect_of(faults), list_of(faults))
-            }
-        }
-    }
 }
 
 /// What the kernel has to hold now: the ledger, as a back end needs it.
@@ -245,39 +216,13 @@ impl Backoff {
     }
 }
 
-/// What a check has found.
-#[derive(Debug)]
-pub enum Checked {
-    Sound,
-    /// Sound for the moment, but a program that undid repairs may only be pausing.
-    Unsettled,
-    /// Not sound; the next repair has to wait. Without a trouble, the last one still stands.
-    Waiting(Option<Trouble>),
-    /// To be repaired now.
-    Broken {
-        faults: Vec<Fault>,
-        /// No trouble stands from an earlier check.
-        is_new: bool,
-    },
-}
-
-/// What a repair has achieved.
-#[derive(Debug)]
-pub enum Repaired {
-    /// Everything is as it should be.
-    Fully {
-        /// And no program seems to undo repairs.
-        is_settled: bool,
-    },
-    Not(Trouble),
-}
-
 /// Compares the kernel with the desired state, and repairs it.
 #[derive(Debug, Default)]
 pub struct Reconciler {
     backoff: Backoff,
-    /// A trouble was returned and still stands.
-    is_troubled: bool,
+    /// Why blocks are not enforced, or were not until a moment ago: another program that undid repairs may
+    /// only be pausing.
+    trouble: Option<String>,
     /// Another program undoes repairs.
     is_fight: bool,
     /// The last repair did not succeed.
@@ -285,50 +230,64 @@ pub struct Reconciler {
 }
 
 impl Reconciler {
-    /// Compares the kernel with the desired state. Fails if the kernel cannot be read.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// Compares the kernel with the desired state. Returns what has to be repaired now. Fails if the kernel
+    /// cannot be read.
     pub fn check(
         &mut self,
         backend: &mut dyn Backend,
         desired: &DesiredState<'_>,
-    ) -> Result<Checked, FirewallError> {
-        let now = desired.now();
-        let next = self.backoff.next(now);
+    ) -> Result<Vec<Fault>, FirewallError> {
+        let next = self.backoff.next(desired.now());
         let faults = backend.check(desired)?;
         if faults.is_empty() {
-            return Ok(if self.is_settled() { Checked::Sound } else { Checked::Unsettled });
+            self.settle();
+        } else if desired.now() >= next {
+            self.trouble.get_or_insert_with(|| reason(&faults));
+            return Ok(faults);
+        } else if !self.has_failed {
+            // A failed repair explains more than the wait for the next one. There is no number here, which
+            // would change with each repair and make a new reason each time.
+            self.is_fight = true;
+            self.trouble = Some(format!(
+                "another program keeps undoing repairs of the firewall; repairing at increasing \
+                 intervals; now {}",
+                reason(&faults)
+            ));
         }
-        if now < next {
-            // A failed repair explains more than the wait for the next one.
-            let trouble = (!self.has_failed).then_some(Trouble::Fight(faults));
-            self.is_fight |= trouble.is_some();
-            self.is_troubled |= trouble.is_some();
-            return Ok(Checked::Waiting(trouble));
-        }
-        let is_new = !std::mem::replace(&mut self.is_troubled, true);
-        Ok(Checked::Broken { faults, is_new })
+        Ok(Vec::new())
     }
 
-    /// Repairs these faults.
+    /// Repairs these faults. Returns whether everything is as it should be.
     pub fn repair(
         &mut self,
         backend: &mut dyn Backend,
         desired: &DesiredState<'_>,
-        faults: Vec<Fault>,
-    ) -> Repaired {
+        faults: &[Fault],
+    ) -> bool {
         self.backoff.count(desired.now());
         let left = backend.repair(desired).and_then(|()| backend.check(desired));
         self.has_failed = left.is_err();
-        match left {
-            Ok(left) if left.is_empty() => Repaired::Fully { is_settled: self.is_settled() },
-            Ok(left) => Repaired::Not(Trouble::Broken(left)),
-            Err(error) => Repaired::Not(Trouble::RepairFailed(faults, error)),
-        }
+        self.trouble = match left {
+            Ok(left) if left.is_empty() => {
+                self.settle();
+                return true;
+            }
+            Ok(left) => Some(reason(&left)),
+            Err(error) => Some(format!("{}; repair failed: {error}", reason(faults))),
+        };
+        false
     }
 
-    fn is_settled(&mut self) -> bool {
+    /// Ends the trouble, unless a program that undid repairs may only be pausing.
+    fn settle(&mut self) {
         self.is_fight &= self.backoff.is_fight();
-        self.is_troubled &= self.is_fight;
-        !self.is_fight
+        if !self.is_fight {
+            self.trouble = None;
+        }
     }
 }
 
@@ -357,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn reason_names_the_effect_of_the_worst_fault() {
+    fn trouble_names_the_effect_of_the_worst_fault() {
         let family = Family::V4;
         let hook = |is| Fault::Hook { family, hook: Hook::Input, is };
         let members = |missing, stray| Fault::Members { family, missing, stray };
@@ -382,7 +341,7 @@ mod tests {
                  unexpected",
             ),
         ] {
-            assert_eq!(Trouble::Broken(faults).to_string(), reason);
+            assert_eq!(super::reason(&faults), reason);
         }
     }
 }

@@ -8,7 +8,6 @@ pub mod bus;
 pub mod capture;
 pub mod detector;
 pub mod firewall;
-pub mod firewall_stage;
 pub mod host;
 pub mod http;
 pub mod journal;
@@ -216,7 +215,7 @@ impl Service {
         let store = store::spawn(&mut threads, &context.interface)?;
         // Last, so that nothing can fail once the kernel is changed.
         let owned = (backend, host, store);
-        firewall_stage::spawn(&mut threads, &context, config, owned, &detector, firewall_commands)?;
+        firewall::spawn(&mut threads, &context, config, owned, &detector, firewall_commands)?;
         Ok(Self {
             settings,
             context,
