@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::block::backend::ipset::netlink::{Element, IpsetError};
-use crate::block::backend::{Backend, FirewallError};
+use crate::block::backend::{Backend, FirewallError, Refused};
 use crate::block::ledger::{Due, Ledger};
 use crate::block::merge::{Merged, merge};
 use crate::block::reconcile::{DesiredState, Fault, Reconciler};
@@ -31,9 +31,6 @@ const RETRY: Duration = Duration::from_millis(400);
 
 /// How many blocks the kernel restores between two reports of the progress.
 const RESTORE_AT_ONCE: usize = 10_000;
-
-/// Networks that the kernel did not block or unblock.
-pub type Refused = Vec<(IpNet, FirewallError)>;
 
 /// Told how many blocks are restored, of how many.
 pub type OnProgress<'a> = &'a mut dyn FnMut(usize, usize);

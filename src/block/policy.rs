@@ -10,8 +10,8 @@ use ipnet::IpNet;
 use tracing::trace;
 
 use crate::block::exemptions::{Exemptions, Sessions};
+use crate::block::last_minute::LastMinute;
 use crate::block::ledger::Ledger;
-use crate::block::rate_limit::BlockRateLimit;
 use crate::config::{BlockConfig, Config};
 use crate::types::{Moment, Scan, SkipReason};
 
@@ -31,17 +31,18 @@ pub enum Verdict {
 pub struct Policy {
     config: BlockConfig,
     exemptions: Exemptions,
-    rate_limit: BlockRateLimit,
+    /// The blocks of the last minute. Their limit (`block.max_per_minute`) is a guard against forged sources:
+    /// a single SYN does not show whether its source is real, so an attacker could fill the kernel's sets
+    /// with any addresses.
+    blocks: LastMinute,
 }
 
 impl Policy {
     pub fn new(config: BlockConfig, exemptions: Exemptions) -> Self {
-        let rate_limit = BlockRateLimit::new(config.max_per_minute.0);
-        Self { config, exemptions, rate_limit }
+        Self { config, exemptions, blocks: LastMinute::default() }
     }
 
     pub fn configure(&mut self, config: &Config) {
-        self.rate_limit.set_limit(config.block.max_per_minute.0);
         self.exemptions.configure(config.exempt.clone());
         self.config = config.block.clone();
     }
@@ -82,7 +83,7 @@ impl Policy {
 
     /// Counts a block that the kernel has accepted.
     pub fn count_block(&mut self, now: Moment) {
-        self.rate_limit.count(now);
+        self.blocks.add(now);
     }
 
     /// The blocks that are exempt by now, without a look at SSH sessions.
@@ -114,8 +115,9 @@ impl Policy {
         if let Some(remaining) = ledger.grace(network, now) {
             return Some(SkipReason::Grace { remaining });
         }
-        let limit = self.rate_limit.limit();
-        (!self.rate_limit.permits(now)).then_some(SkipReason::Throttled { limit })
+        let limit = self.config.max_per_minute.0;
+        let is_reached = self.blocks.count(now) >= limit as usize;
+        is_reached.then_some(SkipReason::Throttled { limit })
     }
 }
 

@@ -4,7 +4,6 @@
 //! Owns the words for what can be wrong and the pause between repairs: another program that undoes each
 //! repair at once must not get an answer as fast forever. Looking and repairing are the back end's.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Bound;
 use std::time::Duration;
@@ -12,14 +11,13 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::block::backend::{Backend, FirewallError};
+use crate::block::last_minute::LastMinute;
 use crate::block::ledger::Ledger;
 use crate::config::values::Hook;
 use crate::types::{Family, Moment};
 
 /// Repairs within a minute that are made without a pause: an administrator may reload a firewall as often.
 const AT_ONCE: usize = 5;
-
-const MINUTE: Duration = Duration::from_secs(60);
 
 /// What is wrong with a hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,41 +183,21 @@ impl<'a> DesiredState<'a> {
     }
 }
 
-/// How soon the next repair may follow.
-#[derive(Debug, Default)]
-struct Backoff {
-    /// The repairs of the last minute.
-    recent: VecDeque<Moment>,
-}
-
-impl Backoff {
-    /// Returns when the next repair may be made. The more repairs within a minute, the longer the pause:
-    /// none for the first few, then 1 s, 2 s, 4 s and so on, which settles at about nine repairs a minute.
-    fn next(&mut self, now: Moment) -> Moment {
-        while self.recent.front().is_some_and(|first| now.since(*first) >= MINUTE) {
-            self.recent.pop_front();
-        }
-        let Some(last) = self.recent.back() else { return now };
-        match self.recent.len().checked_sub(AT_ONCE) {
-            None => *last,
-            Some(more) => *last + Duration::from_secs(1 << more.min(5)),
-        }
-    }
-
-    fn count(&mut self, now: Moment) {
-        self.recent.push_back(now);
-    }
-
-    /// Whether there were so many repairs that another program must be undoing them.
-    fn is_fight(&self) -> bool {
-        self.recent.len() >= AT_ONCE
+/// Returns when the next repair may be made. The more repairs within a minute, the longer the pause: none for
+/// the first few, then 1 s, 2 s, 4 s and so on, which settles at about nine repairs a minute.
+fn next_repair(repairs: &mut LastMinute, now: Moment) -> Moment {
+    let count = repairs.count(now);
+    let Some(latest) = repairs.latest() else { return now };
+    match count.checked_sub(AT_ONCE) {
+        None => latest,
+        Some(more) => latest + Duration::from_secs(1 << more.min(5)),
     }
 }
 
 /// Compares the kernel with the desired state, and repairs it.
 #[derive(Debug, Default)]
 pub struct Reconciler {
-    backoff: Backoff,
+    repairs: LastMinute,
     /// Why blocks are not enforced, or were not until a moment ago: another program that undid repairs may
     /// only be pausing.
     trouble: Option<String>,
@@ -241,11 +219,12 @@ impl Reconciler {
         backend: &mut dyn Backend,
         desired: &DesiredState<'_>,
     ) -> Result<Vec<Fault>, FirewallError> {
-        let next = self.backoff.next(desired.now());
+        let now = desired.now();
+        let next = next_repair(&mut self.repairs, now);
         let faults = backend.check(desired)?;
         if faults.is_empty() {
-            self.settle();
-        } else if desired.now() >= next {
+            self.settle(now);
+        } else if now >= next {
             self.trouble.get_or_insert_with(|| reason(&faults));
             return Ok(faults);
         } else if !self.has_failed {
@@ -268,12 +247,12 @@ impl Reconciler {
         desired: &DesiredState<'_>,
         faults: &[Fault],
     ) -> bool {
-        self.backoff.count(desired.now());
+        self.repairs.add(desired.now());
         let left = backend.repair(desired).and_then(|()| backend.check(desired));
         self.has_failed = left.is_err();
         self.trouble = match left {
             Ok(left) if left.is_empty() => {
-                self.settle();
+                self.settle(desired.now());
                 return true;
             }
             Ok(left) => Some(reason(&left)),
@@ -283,8 +262,8 @@ impl Reconciler {
     }
 
     /// Ends the trouble, unless a program that undid repairs may only be pausing.
-    fn settle(&mut self) {
-        self.is_fight &= self.backoff.is_fight();
+    fn settle(&mut self, now: Moment) {
+        self.is_fight &= self.repairs.count(now) >= AT_ONCE;
         if !self.is_fight {
             self.trouble = None;
         }
@@ -298,12 +277,12 @@ mod tests {
     #[test]
     fn repairs_in_a_fight_get_rarer_and_are_forgotten_after_a_minute() {
         let at = |millis: u64| Moment::from_nanos(millis * 1_000_000);
-        let mut backoff = Backoff::default();
+        let mut minute = LastMinute::default();
         let mut repairs = Vec::new();
         // For ten minutes, each repair is undone at once.
         for millis in (0..600_000).step_by(400) {
-            if backoff.next(at(millis)) <= at(millis) {
-                backoff.count(at(millis));
+            if next_repair(&mut minute, at(millis)) <= at(millis) {
+                minute.add(at(millis));
                 repairs.push(millis);
             }
         }
@@ -312,7 +291,7 @@ mod tests {
         let pauses = repairs.windows(2).map(|pair| pair[1] - pair[0]);
         assert!(pauses.max().unwrap() <= 32_000, "repairs never stop");
         let later = repairs.last().unwrap() + 60_000;
-        assert_eq!(backoff.next(at(later)), at(later));
+        assert_eq!(next_repair(&mut minute, at(later)), at(later));
     }
 
     #[test]

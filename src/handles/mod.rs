@@ -7,7 +7,6 @@ pub mod events;
 pub mod firewall;
 pub mod health;
 pub mod notification;
-pub mod reload;
 pub mod stop_flag;
 pub use bus::BusCommand;
 pub use capture::{CaptureCommand, CaptureCommands, CaptureHandle, channel_to_capture};
@@ -17,6 +16,5 @@ pub use firewall::{
     BlockExplanation, Command, Explanation, FirewallHandle, Listed, Reply, RequestError,
 };
 pub use health::{Component, Health};
-pub use notification::{Notification, ReloadError, ReloadRequest};
-pub use reload::Reloader;
+pub use notification::{Notification, ReloadError, Reloader};
 pub use stop_flag::StopFlag;

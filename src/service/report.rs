@@ -110,7 +110,7 @@ impl Reporter {
         } else if !scan.continued {
             self.metrics.count_scan(scan.kind);
         }
-        if !scan.rule.blocks() || self.firewall.try_send(Command::Scan { scan, listed }) {
+        if !scan.rule.blocks() || self.firewall.try_send(Command::Scan { scan, listed }).is_ok() {
             return true;
         }
         self.metrics.count_lost_scan();

@@ -14,7 +14,7 @@ use crate::block::backend::ipset::netlink::{Element, KernelSet};
 use crate::block::backend::ipset::set_name;
 use crate::block::backend::rules::{Rules, families};
 use crate::block::backend::ruleset::{Inspection, Source};
-use crate::block::backend::{Backend, FirewallError};
+use crate::block::backend::{Backend, FirewallError, Refused, block_each, unblock_each};
 use crate::block::reconcile::{DesiredState, Fault};
 use crate::config::FirewallConfig;
 use crate::config::values::Established;
@@ -130,7 +130,7 @@ impl Backend for IptablesBackend {
         Ok(())
     }
 
-    fn block_all(&mut self, networks: &[(IpNet, Duration)]) -> Vec<(IpNet, FirewallError)> {
+    fn block_all(&mut self, networks: &[(IpNet, Duration)]) -> Refused {
         self.replace_all(|chain| {
             let mut sources = chain.found.sources.clone();
             for (network, _) in networks {
@@ -141,10 +141,7 @@ impl Backend for IptablesBackend {
             }
             sources
         });
-        let block = |(network, time): &(IpNet, Duration)| {
-            self.block(*network, *time).err().map(|error| (*network, error))
-        };
-        networks.iter().filter_map(block).collect()
+        block_each(self, networks)
     }
 
     fn unblock(&mut self, network: IpNet) -> Result<(), FirewallError> {
@@ -161,13 +158,12 @@ impl Backend for IptablesBackend {
         Ok(())
     }
 
-    fn unblock_all(&mut self, networks: &[IpNet]) -> Vec<(IpNet, FirewallError)> {
+    fn unblock_all(&mut self, networks: &[IpNet]) -> Refused {
         if networks.len() > 1 {
             let ended: BTreeSet<Source> = networks.iter().copied().map(Some).collect();
             self.replace_all(|chain| &chain.found.sources - &ended);
         }
-        let unblock = |network: &IpNet| self.unblock(*network).err().map(|error| (*network, error));
-        networks.iter().filter_map(unblock).collect()
+        unblock_each(self, networks)
     }
 
     fn check(&mut self, desired: &DesiredState<'_>) -> Result<Vec<Fault>, FirewallError> {

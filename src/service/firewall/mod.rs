@@ -23,8 +23,8 @@ use ipnet::IpNet;
 use tracing::debug;
 
 use crate::api::metrics::Metrics;
-use crate::block::backend::{Backend, FirewallError, select};
-use crate::block::blocklist::{Blocklist, Change, OnProgress, Refused, WhenFull};
+use crate::block::backend::{Backend, FirewallError, Refused, select};
+use crate::block::blocklist::{Blocklist, Change, OnProgress, WhenFull};
 use crate::block::exemptions::{AskSessions, Exemptions, Sessions};
 use crate::block::policy::{Policy, Verdict};
 use crate::block::reconcile::list_of;
@@ -210,12 +210,10 @@ impl FirewallThread {
         match command {
             Command::Scan { scan, listed } => self.on_scan(&scan, listed, clock),
             Command::Block { network, duration, reason, uid, reply } => {
-                let result = self.block_manually(network, duration, reason, uid, clock);
-                let _ = reply.try_send(result);
+                let _ = reply.try_send(self.block_manually(network, duration, reason, uid, clock));
             }
             Command::Unblock { network, uid, reply } => {
-                let result = self.unblock_manually(network, uid, clock);
-                let _ = reply.try_send(result);
+                let _ = reply.try_send(self.unblock_manually(network, uid, clock));
             }
             Command::List { reply } => {
                 let _ = reply.try_send(self.list(clock));
