@@ -62,9 +62,9 @@ pub struct Restored {
     /// Blocks that another program had restored to the kernel; they were removed.
     pub stale: usize,
     /// Stale blocks that the kernel did not remove.
-    pub stale_failed: Vec<FirewallError>,
+    pub stale_failed: Refused,
     /// Blocks that the kernel did not take.
-    pub failed: Vec<FirewallError>,
+    pub failed: Refused,
 }
 
 pub struct Blocklist {
@@ -344,37 +344,26 @@ impl Blocklist {
             })
             .collect();
         let failed = self.block_all(&again, on_progress);
-        let mut result = Restored {
-            blocks: restored.len(),
-            expired: expired.len(),
-            stale: stale.len(),
-            stale_failed: stale_failed.into_iter().map(|(_, error)| error).collect(),
-            failed: Vec::new(),
-        };
-        let mut records: Vec<_> =
-            expired.iter().map(|network| Record::Block(*network, None)).collect();
-        for (network, block) in restored.into_iter().chain(lingering) {
+        let (blocks, expired_count, stale) = (restored.len(), expired.len(), stale.len());
+        let inserted = restored.into_iter().chain(lingering).chain(found.iter().cloned());
+        for (network, block) in inserted {
             self.ledger.insert(network, now, block);
         }
-        let refused: BTreeSet<IpNet> = failed.iter().map(|(network, _)| *network).collect();
-        for (network, block) in &found {
-            self.ledger.insert(*network, now, block.clone());
-            records.push(Record::Block(*network, Some(block)));
-        }
-        for (network, error) in failed {
-            self.ledger.remove(&network);
-            records.push(Record::Block(network, None));
-            result.failed.push(error);
+        let ended = expired.iter().chain(failed.iter().map(|(network, _)| network));
+        let begun = found.iter().map(|(network, block)| Record::Block(*network, Some(block)));
+        let records = begun.chain(ended.map(|network| Record::Block(*network, None)));
+        for (network, _) in &failed {
+            self.ledger.remove(network);
         }
         if loaded.is_outdated {
             self.persister.save_all(&self.ledger, clock);
         } else {
             self.persister.save(records, now);
         }
-        let found = found.into_iter().filter(|(network, _)| !refused.contains(network));
+        let found = found.into_iter().filter(|(network, _)| self.ledger.get(network).is_some());
         self.changes.extend(found.map(|(network, block)| Change::Blocked { network, block }));
         self.cut_all();
-        result
+        Restored { blocks, expired: expired_count, stale, stale_failed, failed }
     }
 
     fn block_all(&mut self, blocks: &[(IpNet, Duration)], on_progress: OnProgress<'_>) -> Refused {

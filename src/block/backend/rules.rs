@@ -137,11 +137,7 @@ impl Rules {
     /// Adds the rule for a source, in front of rules of other programs.
     pub fn add(&mut self, source: IpNet) -> Result<(), FirewallError> {
         let rule = self.template.rule(Some(source));
-        if self.comes_first {
-            self.program.insert(CHAIN, &rule)?;
-        } else {
-            self.program.append(CHAIN, &rule)?;
-        }
+        self.program.add(CHAIN, &rule, self.comes_first)?;
         self.learn_template()
     }
 

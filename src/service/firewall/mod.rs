@@ -198,10 +198,9 @@ impl FirewallThread {
         self.blocklist.ledger().next_due().map_or(next, |due| due.min(next)).since(now)
     }
 
-    fn stop(self, clock: &WallClock) -> Result<(), FirewallError> {
-        let Self { mut blocklist, events, health, .. } = self;
-        let result = blocklist.finish(clock);
-        report_store(&mut blocklist, &health, &events);
+    fn stop(mut self, clock: &WallClock) -> Result<(), FirewallError> {
+        let result = self.blocklist.finish(clock);
+        self.report();
         result
     }
 
@@ -536,7 +535,7 @@ impl FirewallThread {
         let established = self.config.block.established;
         let restored =
             self.blocklist.restore(backend, established, clock, &mut is_exempt, on_progress)?;
-        for error in restored.stale_failed.iter().chain(&restored.failed) {
+        for (_, error) in restored.stale_failed.iter().chain(&restored.failed) {
             self.kernel_failed(error);
         }
         if restored.stale > 0 {
@@ -548,7 +547,7 @@ impl FirewallThread {
         if blocks + expired > 0 {
             self.events.emit(Event::Restored { blocks, expired });
         }
-        if let Some(error) = restored.failed.first() {
+        if let Some((_, error)) = restored.failed.first() {
             let (count, error) = (restored.failed.len(), error.to_string());
             self.events.emit(Event::Warning(Warning::RestoreIncomplete { count, error }));
         }
@@ -610,22 +609,36 @@ impl FirewallThread {
                 (self.blocklist.enforced(family), self.blocklist.dropped(family));
             self.health.set_enforced(family, enforced, dropped);
         }
-        show(&self.health, Component::Enforcement, self.blocklist.trouble().map(str::to_owned));
+        self.show(Component::Enforcement, self.blocklist.trouble().map(str::to_owned));
     }
 
     /// Passes on to health how many networks are to be blocked, and whether the database and the kernel's
     /// list of sessions are available.
     fn report(&mut self) {
-        report_store(&mut self.blocklist, &self.health, &self.events);
+        for warning in self.blocklist.take_store_warnings() {
+            self.events.emit(Event::Warning(warning));
+        }
+        let store_failure = self.blocklist.store_failure();
+        let store_failure =
+            store_failure.map(|why| format!("new blocks are not being saved: {why}"));
+        self.show(Component::Store, store_failure);
         let sessions_error = self.policy.exemptions().sessions_error().map(|error| {
             format!(
                 "cannot list SSH sessions: {error}; load the kernel module tcp_diag, or set \
                  exempt.automatic = false and add their addresses to exempt.networks"
             )
         });
-        show(&self.health, Component::SshSessions, sessions_error);
+        self.show(Component::SshSessions, sessions_error);
         for family in Family::ALL {
             self.health.set_blocked(family, self.blocklist.ledger().count(family));
+        }
+    }
+
+    /// Shows that a component is degraded for a reason, or works.
+    fn show(&self, component: Component, trouble: Option<String>) {
+        match trouble {
+            Some(reason) => self.health.set_degraded(component, reason),
+            None => self.health.clear(component),
         }
     }
 
@@ -638,23 +651,6 @@ impl FirewallThread {
 
     fn emit_refused(&self, request: Request, error: &RequestError, uid: u32) {
         self.events.emit(Event::Refused { request, why: error.refusal(), uid });
-    }
-}
-
-fn report_store(blocklist: &mut Blocklist, health: &Health, events: &EventSink) {
-    for warning in blocklist.take_store_warnings() {
-        events.emit(Event::Warning(warning));
-    }
-    let failure = blocklist.store_failure();
-    let failure = failure.map(|why| format!("new blocks are not being saved: {why}"));
-    show(health, Component::Store, failure);
-}
-
-/// Shows that a component is degraded for a reason, or works.
-fn show(health: &Health, component: Component, trouble: Option<String>) {
-    match trouble {
-        Some(reason) => health.set_degraded(component, reason),
-        None => health.clear(component),
     }
 }
 
