@@ -147,8 +147,6 @@ pub struct Service {
     stop_metrics: Option<Arc<StopFlag>>,
     /// When the heartbeats were last checked.
     checked: Moment,
-    /// Threads that were asked to end, so that their end is no failure.
-    dismissed: Vec<&'static str>,
     /// Prevents a second instance.
     _lock: Option<Lock>,
 }
@@ -213,7 +211,6 @@ impl Service {
             stop_host,
             stop_metrics,
             checked: Moment::now(),
-            dismissed: Vec::new(),
             _lock: lock,
         })
     }
@@ -243,8 +240,8 @@ impl Service {
                     // The caller may have gone.
                     let _ = reply.try_send(reload::reload(self, Some(uid)));
                 }
-                Ok(Notification::Ended { thread, result: Ok(()) }) if self.is_dismissed(thread) => {
-                }
+                // Only a reload that stops it makes it end without an error.
+                Ok(Notification::Ended { thread: "metrics", result: Ok(()) }) => {}
                 Ok(ended @ Notification::Ended { .. }) => return Err(self.why_ended(ended)),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
@@ -289,12 +286,6 @@ impl Service {
             // If the queue is full, the missing heartbeat shows that.
             let _ = bus.try_send(BusCommand::Heartbeat);
         }
-    }
-
-    /// Returns whether a thread was asked to end. The answer holds for one end.
-    fn is_dismissed(&mut self, thread: &str) -> bool {
-        let at = self.dismissed.iter().position(|dismissed| *dismissed == thread);
-        at.map(|at| self.dismissed.swap_remove(at)).is_some()
     }
 
     /// Returns the error behind the end of a thread. A thread that has ended without an error has lost a
@@ -343,9 +334,7 @@ impl Service {
             Notification::Ended { thread, result: Err(error) } => {
                 Err(DaemonError::ThreadEnded { thread, reason: error.to_string() })
             }
-            Notification::Ended { .. } | Notification::Signal(_) | Notification::Reload { .. } => {
-                Ok(())
-            }
+            _ => Ok(()),
         })
     }
 }

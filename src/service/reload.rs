@@ -81,7 +81,6 @@ fn apply_to_metrics(service: &mut Service, new: &Config, old: &Config) {
     if let Some(stop) = service.stop_metrics.take() {
         stop.raise();
         service.threads.join("metrics");
-        service.dismissed.push("metrics");
     }
     let (new, old) = (new.metrics.listen, old.metrics.listen);
     let mut spawn =

@@ -229,11 +229,7 @@ impl Ledger {
         if until.is_some_and(|until| until <= now) {
             return Some((network, Due::Expired));
         }
-        let next = self.due_time(now, until);
-        self.due.insert((next, network));
-        if let Some(entry) = self.blocks.get_mut(&network) {
-            entry.due = next;
-        }
+        self.defer(network, self.due_time(now, until));
         let remaining = until.map(|until| until.since(now));
         Some((network, Due::Prolong(self.kernel_time(remaining))))
     }
