@@ -105,15 +105,12 @@ impl Blocklist {
         self.backend.as_ref().map_or("none", |backend| backend.name())
     }
 
-    /// How many networks of a family are blocked in fact, as of the last check.
-    pub fn enforced(&self, family: Family) -> u32 {
-        self.backend.as_ref().map_or(0, |backend| backend.enforced(family))
-    }
-
-    /// Packets of a family that the kernel has dropped since the start, as of the last check.
-    pub fn dropped(&self, family: Family) -> u64 {
-        let dropped = self.backend.as_ref().map_or(0, |backend| backend.dropped(family));
-        self.dropped_before[family as usize] + dropped
+    /// How many networks of a family are blocked in fact, and how many of their packets the kernel has dropped
+    /// since the start, as of the last check.
+    pub fn figures(&self, family: Family) -> (u32, u64) {
+        let figures = self.backend.as_ref().map(|backend| backend.figures(family));
+        let (enforced, dropped) = figures.unwrap_or_default();
+        (enforced, self.dropped_before[family as usize] + dropped)
     }
 
     /// Packets of a blocked network that the kernel has dropped; none if it does not tell.
@@ -429,7 +426,7 @@ impl Blocklist {
     }
 
     fn keep_dropped(&mut self) {
-        self.dropped_before = Family::ALL.map(|family| self.dropped(family));
+        self.dropped_before = Family::ALL.map(|family| self.figures(family).1);
     }
 
     /// Saves everything for the next instance, and removes everything from the kernel.

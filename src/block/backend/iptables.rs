@@ -196,14 +196,11 @@ impl Backend for IptablesBackend {
         Ok(())
     }
 
-    fn enforced(&self, family: Family) -> u32 {
-        let chain = self.chains.get(family as usize);
-        let chain = chain.filter(|chain| !chain.found.faults.iter().any(Fault::breaks_all));
-        chain.map_or(0, |chain| u32::try_from(chain.found.sources.len()).unwrap_or(u32::MAX))
-    }
-
-    fn dropped(&self, family: Family) -> u64 {
-        self.chains.get(family as usize).map_or(0, |chain| chain.rules.matched())
+    fn figures(&self, family: Family) -> (u32, u64) {
+        let Some(chain) = self.chains.get(family as usize) else { return (0, 0) };
+        let is_broken = chain.found.faults.iter().any(Fault::breaks_all);
+        let enforced = if is_broken { 0 } else { chain.found.sources.len() };
+        (u32::try_from(enforced).unwrap_or(u32::MAX), chain.rules.matched())
     }
 
     fn dropped_from(&mut self, network: IpNet) -> Result<u64, FirewallError> {

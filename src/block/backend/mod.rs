@@ -101,11 +101,9 @@ pub trait Backend {
     /// Corrects everything that is wrong.
     fn repair(&mut self, desired: &DesiredState<'_>) -> Result<(), FirewallError>;
 
-    /// The networks of a family that are blocked in fact, as of the last check.
-    fn enforced(&self, family: Family) -> u32;
-
-    /// The packets of a family that were dropped since the start, as of the last check.
-    fn dropped(&self, family: Family) -> u64;
+    /// How many networks of a family are blocked in fact, and how many of their packets were dropped since
+    /// the start, as of the last check.
+    fn figures(&self, family: Family) -> (u32, u64);
 
     /// The packets of a blocked network that the kernel has dropped since it holds the block.
     fn dropped_from(&mut self, network: IpNet) -> Result<u64, FirewallError>;

@@ -444,17 +444,18 @@ impl FirewallThread {
         let now = clock.now();
         let exempt = self.exempt_reason(&asked, now);
         self.report();
+        let blocked = self.blocklist.ledger().block_around(&asked).map(|(network, _)| network);
+        let dropped = blocked.and_then(|network| self.blocklist.dropped_from(network));
         let ledger = self.blocklist.ledger();
         let past = ledger.offences_around(&asked, now, self.config.block.forget_after.get());
         let grace = ledger.grace(&asked, now);
-        let found = ledger.block_around(&asked);
-        let blocked = found.map(|(network, _)| network);
-        if blocked.is_none() && exempt.is_none() && grace.is_none() && past.is_none() {
+        let block = blocked.and_then(|network| ledger.get(&network));
+        if block.is_none() && exempt.is_none() && grace.is_none() && past.is_none() {
             return Err(RequestError::Unknown(asked));
         }
         let past_count = past.map_or(0, |(_, past)| past.count);
-        let offences = found.map_or(past_count, |(_, block)| block.offences.max(past_count));
-        let block = found.map(|(_, block)| {
+        let offences = block.map_or(past_count, |block| block.offences.max(past_count));
+        let block = block.map(|block| {
             let evidence = block.reason.evidence();
             let attempts = evidence.iter().flat_map(|evidence| &evidence.attempts);
             BlockExplanation {
@@ -463,13 +464,12 @@ impl FirewallThread {
                 reason: block.reason.to_string(),
                 times: attempts.map(|attempt| clock.unix_time(attempt.moment)).collect(),
                 evidence: evidence.cloned(),
-                dropped: None,
+                dropped,
             }
         });
-        let dropped = blocked.and_then(|network| self.blocklist.dropped_from(network));
         Ok(Explanation {
             network: blocked.or(past.map(|(network, _)| network)).unwrap_or(asked),
-            block: block.map(|block| BlockExplanation { dropped, ..block }),
+            block,
             offences,
             exempt,
             grace_until: grace.map(|remaining| clock.unix_seconds(now + remaining)),
@@ -605,8 +605,7 @@ impl FirewallThread {
 
     fn report_enforcement(&self) {
         for family in Family::ALL {
-            let (enforced, dropped) =
-                (self.blocklist.enforced(family), self.blocklist.dropped(family));
+            let (enforced, dropped) = self.blocklist.figures(family);
             self.health.set_enforced(family, enforced, dropped);
         }
         self.show(Component::Enforcement, self.blocklist.trouble().map(str::to_owned));

@@ -202,12 +202,9 @@ impl Backend for IpsetBackend {
         Ok(())
     }
 
-    fn enforced(&self, family: Family) -> u32 {
-        self.sides.get(family as usize).map_or(0, |side| side.enforced)
-    }
-
-    fn dropped(&self, family: Family) -> u64 {
-        self.sides.get(family as usize).map_or(0, |side| side.rules.matched())
+    fn figures(&self, family: Family) -> (u32, u64) {
+        let side = self.sides.get(family as usize);
+        side.map_or((0, 0), |side| (side.enforced, side.rules.matched()))
     }
 
     fn dropped_from(&mut self, network: IpNet) -> Result<u64, FirewallError> {
@@ -232,10 +229,6 @@ impl Backend for IpsetBackend {
 
     fn remove(&mut self) -> Result<(), FirewallError> {
         // A family that cannot be removed must not keep the other one.
-        let mut outcome = Ok(());
-        for side in &mut self.sides {
-            outcome = outcome.and(side.remove());
-        }
-        outcome
+        self.sides.iter_mut().map(Side::remove).fold(Ok(()), Result::and)
     }
 }
