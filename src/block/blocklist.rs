@@ -84,11 +84,11 @@ pub struct Blocklist {
 
 impl Blocklist {
     /// Returns a list that holds nothing, as while observing.
-    pub fn new(store_path: Option<StorePath>) -> Self {
+    pub fn new(store: Option<StorePath>) -> Self {
         Self {
             backend: None,
             ledger: Ledger::new(Duration::MAX),
-            persister: Persister::new(store_path),
+            persister: Persister::new(store),
             conntrack: Conntrack::default(),
             reconciler: Reconciler::default(),
             established: Established::Keep,
@@ -141,7 +141,7 @@ impl Blocklist {
     }
 
     /// Why changes are not saved.
-    pub fn store_failure(&self) -> Option<&str> {
+    pub fn store_failure(&self) -> Option<String> {
         self.persister.failure()
     }
 

@@ -240,10 +240,10 @@ impl Service {
                     // The caller may have gone.
                     let _ = reply.try_send(reload::reload(self, Some(uid)));
                 }
-                // Only a reload that stops it makes it end without an error.
-                Ok(Notification::Ended { thread: "metrics", result: Ok(()) }) => {}
-                Ok(ended @ Notification::Ended { .. }) => return Err(self.why_ended(ended)),
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+                // The metrics thread ends without an error only if a reload has stopped it.
+                Ok(Notification::Ended { thread: "metrics", result: Ok(()) })
+                | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+                Ok(ended) => return Err(self.why_ended(ended)),
             }
             self.check_watchdog();
             let now = self.status();

@@ -102,9 +102,12 @@ impl Program {
 
     /// Adds a rule at the head or the end of a chain.
     pub fn add(self, chain: &str, rule: &str, at_head: bool) -> Result<(), RulesError> {
-        self.change_rule(rule, |iptables, rule| match at_head {
-            true => iptables.insert(TABLE, chain, rule, 1),
-            false => iptables.append(TABLE, chain, rule),
+        self.change_rule(rule, |iptables, rule| {
+            if at_head {
+                iptables.insert(TABLE, chain, rule, 1)
+            } else {
+                iptables.append(TABLE, chain, rule)
+            }
         })
     }
 

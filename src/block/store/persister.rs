@@ -21,7 +21,7 @@ pub struct Persister {
     /// The service only observes: the database stays as it is.
     is_paused: bool,
     /// Why changes are not saved, and since when.
-    failure: Option<(String, Moment)>,
+    failure: Option<(StoreError, Moment)>,
     /// Files that could not be used and were renamed.
     warnings: Vec<Warning>,
 }
@@ -32,8 +32,9 @@ impl Persister {
     }
 
     /// Why changes are not saved.
-    pub fn failure(&self) -> Option<&str> {
-        self.failure.as_ref().map(|(why, _)| why.as_str())
+    pub fn failure(&self) -> Option<String> {
+        let (path, (error, _)) = self.path.as_ref().zip(self.failure.as_ref())?;
+        Some(format!("{}: {error}", path.file().display()))
     }
 
     /// Returns the warnings since the last call.
@@ -126,8 +127,9 @@ impl Persister {
 
     fn give_up(&mut self, error: StoreError, now: Moment) {
         self.store = None;
-        let Some(path) = &self.path else { return };
-        path.mark_behind(true);
-        self.failure = Some((format!("{}: {error}", path.file().display()), now));
+        self.failure = Some((error, now));
+        if let Some(path) = &self.path {
+            path.mark_behind(true);
+        }
     }
 }

@@ -123,14 +123,14 @@ impl FirewallThread {
         open_backend: OpenBackend,
         config: Config,
         (host, ask_sessions): (Arc<Host>, AskSessions),
-        store_path: Option<StorePath>,
+        store: Option<StorePath>,
         (events, metrics, health): (EventSink, Arc<Metrics>, Arc<Health>),
         detector: SyncSender<DetectorCommand>,
     ) -> Self {
         let exemptions = Exemptions::new(config.exempt.clone(), host, ask_sessions);
         Self {
             policy: Policy::new(config.block.clone(), exemptions),
-            blocklist: Blocklist::new(store_path),
+            blocklist: Blocklist::new(store),
             config,
             open_backend,
             events,
