@@ -105,8 +105,8 @@ impl Blocklist {
         self.backend.as_ref().map_or("none", |backend| backend.name())
     }
 
-    /// How many networks of a family are blocked in fact, and how many of their packets the kernel has dropped
-    /// since the start, as of the last check.
+    /// How many networks of a family are blocked in fact, and how many of their packets the kernel has
+    /// dropped since the start, as of the last check.
     pub fn figures(&self, family: Family) -> (u32, u64) {
         let figures = self.backend.as_ref().map(|backend| backend.figures(family));
         let (enforced, dropped) = figures.unwrap_or_default();
@@ -435,8 +435,8 @@ impl Blocklist {
         self.backend.as_mut().map_or(Ok(()), |backend| backend.remove())
     }
 
-    /// Compares the kernel with the ledger. Returns what has to be repaired now. Fails if the kernel cannot be
-    /// read.
+    /// Compares the kernel with the ledger. Returns what has to be repaired now. Fails if the kernel cannot
+    /// be read.
     pub fn check(&mut self, now: Moment) -> Result<Vec<Fault>, FirewallError> {
         let Some(backend) = &mut self.backend else { return Ok(Vec::new()) };
         self.reconciler.check(&mut **backend, &DesiredState::of(&self.ledger, now))

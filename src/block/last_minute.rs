@@ -1,7 +1,7 @@
 //! The events of the last minute, counted.
 //!
-//! Pure. The limit of the log and the bus (`types/rate_limit.rs`) does not fit blocks and repairs: its windows
-//! are fixed seconds, and it counts with the question.
+//! Pure. The limit of the log and the bus (`types/rate_limit.rs`) does not fit blocks and repairs: its
+//! windows are fixed seconds, and it counts with the question.
 
 use std::collections::VecDeque;
 use std::time::Duration;

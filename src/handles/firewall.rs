@@ -101,8 +101,8 @@ pub struct Listed {
     pub reason: String,
 }
 
-/// The way to the firewall thread. A failure to send means that the thread has ended, and the process is about
-/// to; or, for `try_send`, that there is no room.
+/// The way to the firewall thread. A failure to send means that the thread has ended, and the process is
+/// about to end; or, for `try_send`, that there is no room.
 pub type FirewallHandle = SyncSender<Command>;
 
 /// A block with its evidence and its effect. Times are Unix seconds.
