@@ -9,17 +9,19 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::block::backend::ipset::netlink::{Element, IpsetError};
-use crate::block::backend::{Backend, FirewallError};
+use crate::block::backend::{Backend, FirewallError, Refused};
 use crate::block::ledger::{Due, Ledger};
 use crate::block::merge::{Merged, merge};
-use crate::block::reconcile::{Checked, DesiredState, Fault, Reconciler, Repaired};
-use crate::block::store::persister::{Persister, StoreNews};
+use crate::block::reconcile::{DesiredState, Fault, Reconciler};
+use crate::block::store::persister::Persister;
 use crate::block::store::records::{Record, Remembered};
 use crate::block::store::{Loaded, StorePath};
 use crate::config::values::Established;
 use crate::system::conntrack::Conntrack;
 use crate::system::netlink::NetlinkError;
-use crate::types::{Block, BlockFailure, BlockReason, Family, Moment, UnblockCause, WallClock};
+use crate::types::{
+    Block, BlockFailure, BlockReason, Family, Moment, UnblockCause, WallClock, Warning,
+};
 
 /// How many blocks expire in one step: other commands wait as long.
 const EXPIRE_AT_ONCE: usize = 1024;
@@ -40,15 +42,6 @@ pub enum Change {
     Unblocked { network: IpNet, cause: UnblockCause },
 }
 
-impl Change {
-    fn record(&self) -> Record<'_> {
-        match self {
-            Self::Blocked { network, block } => Record::Block(*network, Some(block)),
-            Self::Unblocked { network, .. } => Record::Block(*network, None),
-        }
-    }
-}
-
 /// What becomes of a block for which there is no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenFull {
@@ -58,40 +51,10 @@ pub enum WhenFull {
     Fail,
 }
 
-/// A block that the kernel has accepted.
-#[derive(Debug)]
-#[must_use]
-pub struct Added {
-    /// The block, after the one that was evicted for it.
-    pub changes: Vec<Change>,
-    /// When the kernel accepted it.
-    pub accepted: Moment,
-}
-
-/// A block that was not added.
-#[derive(Debug)]
-#[must_use]
-pub struct NotAdded {
-    pub why: BlockFailure,
-    /// What was evicted nevertheless.
-    pub changes: Vec<Change>,
-}
-
-/// Blocks that ended, and what the kernel refused.
-#[derive(Debug, Default)]
-#[must_use]
-pub struct Removed {
-    pub changes: Vec<Change>,
-    /// These stay blocked.
-    pub failed: Vec<(IpNet, FirewallError)>,
-}
-
 /// The blocks of the last run.
 #[derive(Debug, Default)]
 #[must_use]
 pub struct Restored {
-    /// Blocks that the kernel held and the database did not.
-    pub changes: Vec<Change>,
     /// Blocks that are not expired.
     pub blocks: usize,
     /// Blocks that expired while the service was stopped.
@@ -99,9 +62,9 @@ pub struct Restored {
     /// Blocks that another program had restored to the kernel; they were removed.
     pub stale: usize,
     /// Stale blocks that the kernel did not remove.
-    pub stale_failed: Vec<FirewallError>,
+    pub stale_failed: Refused,
     /// Blocks that the kernel did not take.
-    pub failed: Vec<FirewallError>,
+    pub failed: Refused,
 }
 
 pub struct Blocklist {
@@ -115,19 +78,22 @@ pub struct Blocklist {
     established: Established,
     /// Packets that earlier back ends have dropped, by family.
     dropped_before: [u64; 2],
+    /// What has happened since the caller last took it.
+    changes: Vec<Change>,
 }
 
 impl Blocklist {
     /// Returns a list that holds nothing, as while observing.
-    pub fn new(store_path: Option<StorePath>) -> Self {
+    pub fn new(store: Option<StorePath>) -> Self {
         Self {
             backend: None,
             ledger: Ledger::new(Duration::MAX),
-            persister: Persister::new(store_path),
+            persister: Persister::new(store),
             conntrack: Conntrack::default(),
             reconciler: Reconciler::default(),
             established: Established::Keep,
             dropped_before: [0; 2],
+            changes: Vec::new(),
         }
     }
 
@@ -139,15 +105,12 @@ impl Blocklist {
         self.backend.as_ref().map_or("none", |backend| backend.name())
     }
 
-    /// How many networks of a family are blocked in fact, as of the last check.
-    pub fn enforced(&self, family: Family) -> u32 {
-        self.backend.as_ref().map_or(0, |backend| backend.enforced(family))
-    }
-
-    /// Packets of a family that the kernel has dropped since the start, as of the last check.
-    pub fn dropped(&self, family: Family) -> u64 {
-        let dropped = self.backend.as_ref().map_or(0, |backend| backend.dropped(family));
-        self.dropped_before[family as usize] + dropped
+    /// How many networks of a family are blocked in fact, and how many of their packets the kernel has
+    /// dropped since the start, as of the last check.
+    pub fn figures(&self, family: Family) -> (u32, u64) {
+        let figures = self.backend.as_ref().map(|backend| backend.figures(family));
+        let (enforced, dropped) = figures.unwrap_or_default();
+        (enforced, self.dropped_before[family as usize] + dropped)
     }
 
     /// Packets of a blocked network that the kernel has dropped; none if it does not tell.
@@ -168,24 +131,35 @@ impl Blocklist {
         self.backend.as_ref().map_or(0, |backend| backend.capacity())
     }
 
-    /// What has happened to the database since the last call.
-    pub fn take_store_news(&mut self) -> Vec<StoreNews> {
-        self.persister.take_news()
+    /// Returns what has happened to blocks since the last call.
+    pub fn take_changes(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.changes)
+    }
+
+    pub fn take_store_warnings(&mut self) -> Vec<Warning> {
+        self.persister.take_warnings()
+    }
+
+    /// Why changes are not saved.
+    pub fn store_failure(&self) -> Option<String> {
+        self.persister.failure()
+    }
+
+    /// Why blocks are not enforced, as of the last check or repair.
+    pub fn trouble(&self) -> Option<&str> {
+        self.reconciler.trouble()
     }
 
     /// Blocks a network, or replaces its block. A scan counts as an offence unless its source may be a
-    /// decoy; a user's block ends the grace period.
+    /// decoy; a user's block ends the grace period. Returns when the kernel accepted the block.
     pub fn add(
         &mut self,
         network: IpNet,
         block: &Block,
         when_full: WhenFull,
         now: Moment,
-    ) -> Result<Added, NotAdded> {
-        let mut changes = Vec::new();
-        if let Err(why) = self.add_to_kernel(network, block, when_full, now, &mut changes) {
-            return Err(NotAdded { why, changes });
-        }
+    ) -> Result<Moment, BlockFailure> {
+        self.add_to_kernel(network, block, when_full, now)?;
         let accepted = Moment::now();
         if self.established == Established::Cut {
             self.conntrack.cut(network);
@@ -198,10 +172,9 @@ impl Blocklist {
             BlockReason::Manual(_) => self.ledger.end_grace(&network),
             BlockReason::Scan(_) | BlockReason::Found => Vec::new(),
         };
-        let change = Change::Blocked { network, block: block.clone() };
-        self.persister.save([change.record()].into_iter().chain(more), now);
-        changes.push(change);
-        Ok(Added { changes, accepted })
+        self.persister.save([Record::Block(network, Some(block))].into_iter().chain(more), now);
+        self.changes.push(Change::Blocked { network, block: block.clone() });
+        Ok(accepted)
     }
 
     fn add_to_kernel(
@@ -210,7 +183,6 @@ impl Blocklist {
         block: &Block,
         when_full: WhenFull,
         now: Moment,
-        changes: &mut Vec<Change>,
     ) -> Result<(), BlockFailure> {
         let (family, capacity) = (Family::of(network), self.capacity());
         let time = self.ledger.kernel_time(block.until.map(|until| until.since(now)));
@@ -218,37 +190,38 @@ impl Blocklist {
         // even one that replaces another.
         let has_room = self.ledger.count(family) < capacity || self.ledger.get(&network).is_some();
         let backend = self.backend.as_mut().ok_or(BlockFailure::Observing)?;
-        let result = if has_room {
+        let mut result = if has_room {
             backend.block(network, time)
         } else {
             Err(FirewallError::Full(capacity))
         };
-        match result {
-            Err(error) if error.is_full() => {
-                if when_full == WhenFull::Fail || !self.evict(family, now, changes) {
-                    return Err(failure(error, capacity));
-                }
-                let backend = self.backend.as_mut().ok_or(BlockFailure::Observing)?;
-                backend.block(network, time).map_err(|error| failure(error, capacity))
-            }
-            result => result.map_err(|error| failure(error, capacity)),
+        if result.as_ref().is_err_and(FirewallError::is_full)
+            && when_full == WhenFull::Evict
+            && self.evict(family, now)
+            && let Some(backend) = &mut self.backend
+        {
+            result = backend.block(network, time);
         }
+        result.map_err(|error| match error {
+            FirewallError::Full(_) | FirewallError::Set(IpsetError::Full(_)) => {
+                BlockFailure::Full(capacity)
+            }
+            FirewallError::NoIpv6 => BlockFailure::NoIpv6,
+            error => BlockFailure::Kernel(error.to_string()),
+        })
     }
 
     /// Ends a block to make room for another. False if there is none that may end, or the kernel refuses.
-    fn evict(&mut self, family: Family, now: Moment, changes: &mut Vec<Change>) -> bool {
-        let Some(network) = self.ledger.next_to_expire(family) else { return false };
-        let Removed { changes: evicted, failed } =
-            self.remove(vec![network], UnblockCause::Evicted, now);
-        changes.extend(evicted);
-        failed.is_empty()
+    fn evict(&mut self, family: Family, now: Moment) -> bool {
+        let next = self.ledger.next_to_expire(family);
+        next.is_some_and(|network| {
+            self.remove(vec![network], UnblockCause::Evicted, now).is_empty()
+        })
     }
 
-    /// Ends these blocks.
-    pub fn remove(&mut self, networks: Vec<IpNet>, cause: UnblockCause, now: Moment) -> Removed {
-        let removed = self.remove_from_kernel(networks, cause);
-        self.persister.save(removed.changes.iter().map(Change::record), now);
-        removed
+    /// Ends these blocks, except those that the kernel refuses to end.
+    pub fn remove(&mut self, networks: Vec<IpNet>, cause: UnblockCause, now: Moment) -> Refused {
+        self.end(networks, cause, None, now)
     }
 
     /// Ends every block that overlaps a network, as a user has asked. These networks, and the one that the
@@ -258,64 +231,62 @@ impl Blocklist {
         named: IpNet,
         grace_until: Moment,
         now: Moment,
-    ) -> Option<Removed> {
+    ) -> Option<Refused> {
         let overlapping = self.ledger.overlapping(&named);
-        if overlapping.is_empty() {
-            return None;
-        }
-        let removed = self.remove_from_kernel(overlapping, UnblockCause::Manual);
-        let mut records: Vec<_> = removed.changes.iter().map(Change::record).collect();
-        let networks = removed.changes.iter().map(|change| match change {
-            Change::Blocked { network, .. } | Change::Unblocked { network, .. } => *network,
-        });
-        // An IPv6 address scans as its network, so both count.
-        for graced in networks.chain(removed.failed.is_empty().then_some(named)) {
-            records.extend(self.ledger.grant_grace(graced, grace_until));
-        }
-        self.persister.save(records, now);
-        Some(removed)
+        let grace = Some((named, grace_until));
+        (!overlapping.is_empty()).then(|| self.end(overlapping, UnblockCause::Manual, grace, now))
     }
 
-    fn remove_from_kernel(&mut self, mut networks: Vec<IpNet>, cause: UnblockCause) -> Removed {
-        let Some(backend) = &mut self.backend else { return Removed::default() };
-        let failed = backend.unblock_all(&networks);
-        let kept: BTreeSet<IpNet> = failed.iter().map(|(network, _)| *network).collect();
+    fn end(
+        &mut self,
+        mut networks: Vec<IpNet>,
+        cause: UnblockCause,
+        grace: Option<(IpNet, Moment)>,
+        now: Moment,
+    ) -> Refused {
+        let Some(backend) = &mut self.backend else { return Vec::new() };
+        let refused = backend.unblock_all(&networks);
+        let kept: BTreeSet<IpNet> = refused.iter().map(|(network, _)| *network).collect();
         networks.retain(|network| !kept.contains(network));
+        let mut records = Vec::new();
         for network in &networks {
             self.ledger.remove(network);
+            records.push(Record::Block(*network, None));
+            self.changes.push(Change::Unblocked { network: *network, cause });
         }
-        let unblocked = |network| Change::Unblocked { network, cause };
-        Removed { changes: networks.into_iter().map(unblocked).collect(), failed }
+        if let Some((named, until)) = grace {
+            // An IPv6 address scans as its network, so both count.
+            for graced in networks.into_iter().chain(refused.is_empty().then_some(named)) {
+                records.extend(self.ledger.grant_grace(graced, until));
+            }
+        }
+        self.persister.save(records, now);
+        refused
     }
 
     /// Ends blocks that have expired, and prolongs those that the kernel cannot hold to their end. What the
     /// kernel refuses is tried again a little later.
-    pub fn expire(&mut self, now: Moment) -> Removed {
+    pub fn expire(&mut self, now: Moment) -> Refused {
         let (mut expired, mut not_prolonged) = (Vec::new(), Vec::new());
         while expired.len() < EXPIRE_AT_ONCE
             && let Some((network, due)) = self.ledger.take_due(now)
         {
-            match due {
+            match (due, &mut self.backend) {
                 // The kernel rounds up to whole seconds and may still hold it.
-                Due::Expired => expired.push(network),
-                Due::Prolong(time) => {
-                    if let Some(Err(error)) =
-                        self.backend.as_mut().map(|backend| backend.block(network, time))
-                    {
-                        not_prolonged.push((network, error));
-                    }
+                (Due::Expired, _) => expired.push(network),
+                (Due::Prolong(time), Some(backend)) => {
+                    let error = backend.block(network, time).err();
+                    not_prolonged.extend(error.map(|error| (network, error)));
                 }
+                (Due::Prolong(_), None) => {}
             }
         }
-        if expired.is_empty() && not_prolonged.is_empty() {
-            return Removed::default();
-        }
-        let mut removed = self.remove(expired, UnblockCause::Expired, now);
-        removed.failed.append(&mut not_prolonged);
-        for (network, _) in &removed.failed {
+        let mut refused = self.remove(expired, UnblockCause::Expired, now);
+        refused.append(&mut not_prolonged);
+        for (network, _) in &refused {
             self.ledger.defer(*network, now + RETRY);
         }
-        removed
+        refused
     }
 
     /// Installs a back end and blocks what the last run had blocked, except for what is exempt by now: that
@@ -358,11 +329,8 @@ impl Blocklist {
         self.ledger.load(offences, graces);
         let merged = merge(blocks, loaded.precedence, elements, now, &self.ledger);
         let Merged { restored, expired, lingering, found, stale } = merged;
-        let stale_failed = if stale.is_empty() {
-            Vec::new()
-        } else {
-            self.backend.as_mut().map(|backend| backend.unblock_all(&stale)).unwrap_or_default()
-        };
+        let backend = self.backend.as_mut();
+        let stale_failed = backend.map(|backend| backend.unblock_all(&stale)).unwrap_or_default();
         let again: Vec<_> = restored
             .iter()
             .chain(&found)
@@ -373,46 +341,29 @@ impl Blocklist {
             })
             .collect();
         let failed = self.block_all(&again, on_progress);
-        let mut result = Restored {
-            changes: Vec::new(),
-            blocks: restored.len(),
-            expired: expired.len(),
-            stale: stale.len(),
-            stale_failed: stale_failed.into_iter().map(|(_, error)| error).collect(),
-            failed: Vec::new(),
-        };
-        let mut records: Vec<_> =
-            expired.iter().map(|network| Record::Block(*network, None)).collect();
-        for (network, block) in restored.into_iter().chain(lingering) {
+        let (blocks, expired_count, stale) = (restored.len(), expired.len(), stale.len());
+        let inserted = restored.into_iter().chain(lingering).chain(found.iter().cloned());
+        for (network, block) in inserted {
             self.ledger.insert(network, now, block);
         }
-        let refused: BTreeSet<IpNet> = failed.iter().map(|(network, _)| *network).collect();
-        for (network, block) in found {
-            self.ledger.insert(network, now, block.clone());
-            if !refused.contains(&network) {
-                result.changes.push(Change::Blocked { network, block });
-            }
+        let ended = expired.iter().chain(failed.iter().map(|(network, _)| network));
+        let begun = found.iter().map(|(network, block)| Record::Block(*network, Some(block)));
+        let records = begun.chain(ended.map(|network| Record::Block(*network, None)));
+        for (network, _) in &failed {
+            self.ledger.remove(network);
         }
-        for (network, error) in failed {
-            self.ledger.remove(&network);
-            records.push(Record::Block(network, None));
-            result.failed.push(error);
-        }
-        records.extend(result.changes.iter().map(Change::record));
         if loaded.is_outdated {
             self.persister.save_all(&self.ledger, clock);
         } else {
             self.persister.save(records, now);
         }
+        let found = found.into_iter().filter(|(network, _)| self.ledger.get(network).is_some());
+        self.changes.extend(found.map(|(network, block)| Change::Blocked { network, block }));
         self.cut_all();
-        result
+        Restored { blocks, expired: expired_count, stale, stale_failed, failed }
     }
 
-    fn block_all(
-        &mut self,
-        blocks: &[(IpNet, Duration)],
-        on_progress: OnProgress<'_>,
-    ) -> Vec<(IpNet, FirewallError)> {
+    fn block_all(&mut self, blocks: &[(IpNet, Duration)], on_progress: OnProgress<'_>) -> Refused {
         let Some(backend) = &mut self.backend else { return Vec::new() };
         let mut failed = Vec::new();
         for (number, some) in blocks.chunks(RESTORE_AT_ONCE).enumerate() {
@@ -475,7 +426,7 @@ impl Blocklist {
     }
 
     fn keep_dropped(&mut self) {
-        self.dropped_before = Family::ALL.map(|family| self.dropped(family));
+        self.dropped_before = Family::ALL.map(|family| self.figures(family).1);
     }
 
     /// Saves everything for the next instance, and removes everything from the kernel.
@@ -484,20 +435,17 @@ impl Blocklist {
         self.backend.as_mut().map_or(Ok(()), |backend| backend.remove())
     }
 
-    /// Compares the kernel with the ledger. Fails if the kernel cannot be read.
-    pub fn check(&mut self, now: Moment) -> Result<Checked, FirewallError> {
-        let Some(backend) = &mut self.backend else { return Ok(Checked::Sound) };
-        let desired = DesiredState::of(&self.ledger, now);
-        self.reconciler.check(&mut **backend, &desired)
+    /// Compares the kernel with the ledger. Returns what has to be repaired now. Fails if the kernel cannot
+    /// be read.
+    pub fn check(&mut self, now: Moment) -> Result<Vec<Fault>, FirewallError> {
+        let Some(backend) = &mut self.backend else { return Ok(Vec::new()) };
+        self.reconciler.check(&mut **backend, &DesiredState::of(&self.ledger, now))
     }
 
-    /// Repairs what a check has found.
-    pub fn repair(&mut self, faults: Vec<Fault>, now: Moment) -> Repaired {
-        let Some(backend) = &mut self.backend else {
-            return Repaired::Fully { is_settled: true };
-        };
-        let desired = DesiredState::of(&self.ledger, now);
-        self.reconciler.repair(&mut **backend, &desired, faults)
+    /// Repairs what a check has found. Returns whether everything is as it should be.
+    pub fn repair(&mut self, faults: &[Fault], now: Moment) -> bool {
+        let Some(backend) = &mut self.backend else { return true };
+        self.reconciler.repair(&mut **backend, &DesiredState::of(&self.ledger, now), faults)
     }
 
     /// Has the connections of all blocked sources ended, if so configured.
@@ -522,16 +470,6 @@ impl Blocklist {
     /// Checks the database, and tries again to save what could not be saved.
     pub fn maintain_store(&mut self, clock: &WallClock) {
         self.persister.maintain(&self.ledger, clock);
-    }
-}
-
-/// Why the kernel did not take a block.
-fn failure(error: FirewallError, capacity: u32) -> BlockFailure {
-    match error {
-        FirewallError::Full(capacity) => BlockFailure::Full(capacity),
-        FirewallError::Set(IpsetError::Full(_)) => BlockFailure::Full(capacity),
-        FirewallError::NoIpv6 => BlockFailure::NoIpv6,
-        error => BlockFailure::Kernel(error.to_string()),
     }
 }
 
@@ -578,7 +516,7 @@ mod tests {
         let backend = Box::new(kernel.clone());
         let restored =
             blocklist.restore(backend, Established::Keep, &clock, &mut |_| false, &mut |_, _| {});
-        assert_eq!(restored.unwrap().changes, []);
+        assert_eq!((restored.unwrap().blocks, blocklist.take_changes()), (0, Vec::new()));
         blocklist
     }
 
@@ -588,17 +526,18 @@ mod tests {
         kernel.inner().capacity = Some(1);
         let mut blocklist = blocklist(&kernel);
         let (first, second) = (net("198.51.100.1/32"), net("198.51.100.2/32"));
-        let _ = blocklist.add(first, &scan(0), WhenFull::Evict, at(0)).unwrap();
-        let added = blocklist.add(second, &scan(1), WhenFull::Evict, at(1)).unwrap();
+        blocklist.add(first, &scan(0), WhenFull::Evict, at(0)).unwrap();
+        blocklist.take_changes();
+        blocklist.add(second, &scan(1), WhenFull::Evict, at(1)).unwrap();
         assert_eq!(
-            added.changes,
+            blocklist.take_changes(),
             [
                 Change::Unblocked { network: first, cause: UnblockCause::Evicted },
                 Change::Blocked { network: second, block: scan(1) },
             ]
         );
         let refused = blocklist.add(first, &manual(), WhenFull::Fail, at(2)).unwrap_err();
-        assert_eq!((refused.why, refused.changes), (BlockFailure::Full(1), Vec::new()));
+        assert_eq!((refused, blocklist.take_changes()), (BlockFailure::Full(1), Vec::new()));
     }
 
     #[test]
@@ -606,12 +545,13 @@ mod tests {
         let kernel = FakeKernel::default();
         let mut blocklist = blocklist(&kernel);
         let (held, other) = (net("198.51.100.1/32"), net("198.51.100.2/32"));
-        let _ = blocklist.add(held, &scan(0), WhenFull::Evict, at(0)).unwrap();
+        blocklist.add(held, &scan(0), WhenFull::Evict, at(0)).unwrap();
+        blocklist.take_changes();
         kernel.inner().out_of_order = true;
         let refused = blocklist.add(other, &manual(), WhenFull::Fail, at(1)).unwrap_err();
-        assert!(matches!(refused.why, BlockFailure::Kernel(_)), "{refused:?}");
-        let removed = blocklist.remove(vec![held], UnblockCause::Exempt, at(1));
-        assert_eq!((removed.changes, removed.failed.len()), (Vec::new(), 1));
+        assert!(matches!(refused, BlockFailure::Kernel(_)), "{refused:?}");
+        assert_eq!(blocklist.remove(vec![held], UnblockCause::Exempt, at(1)).len(), 1);
+        assert_eq!(blocklist.take_changes(), []);
         let held_now: Vec<_> = blocklist.ledger().blocks().map(|(network, _)| *network).collect();
         assert_eq!(held_now, [held]);
     }
@@ -621,14 +561,15 @@ mod tests {
         let mut blocklist = blocklist(&FakeKernel::default());
         let (network, named) = (net("2001:db8::/64"), net("2001:db8::7/128"));
         assert!(blocklist.remove_manually(named, at(60), at(0)).is_none(), "nothing is blocked");
-        let _ = blocklist.add(network, &scan(0), WhenFull::Evict, at(0)).unwrap();
-        let removed = blocklist.remove_manually(named, at(60), at(0)).unwrap();
+        blocklist.add(network, &scan(0), WhenFull::Evict, at(0)).unwrap();
+        blocklist.take_changes();
+        assert!(blocklist.remove_manually(named, at(60), at(0)).unwrap().is_empty());
         let cause = UnblockCause::Manual;
-        assert_eq!(removed.changes, [Change::Unblocked { network, cause }]);
+        assert_eq!(blocklist.take_changes(), [Change::Unblocked { network, cause }]);
         for graced in [network, named] {
             assert!(blocklist.ledger().grace(&graced, at(59)).is_some(), "{graced}");
         }
-        let _ = blocklist.add(network, &manual(), WhenFull::Fail, at(1)).unwrap();
+        blocklist.add(network, &manual(), WhenFull::Fail, at(1)).unwrap();
         assert_eq!(blocklist.ledger().grace(&network, at(1)), None, "a user has blocked it");
     }
 
@@ -636,8 +577,8 @@ mod tests {
     fn without_a_back_end_nothing_is_blocked() {
         let mut blocklist = Blocklist::new(None);
         let refused = blocklist.add(net("192.0.2.1/32"), &scan(0), WhenFull::Evict, at(0));
-        assert_eq!(refused.unwrap_err().why, BlockFailure::Observing);
+        assert_eq!(refused.unwrap_err(), BlockFailure::Observing);
         assert_eq!(blocklist.backend_name(), "none");
-        assert!(matches!(blocklist.check(at(0)), Ok(Checked::Sound)));
+        assert_eq!(blocklist.check(at(0)).unwrap(), []);
     }
 }

@@ -47,12 +47,11 @@ impl Exemptions {
         Self { config, host, ask_sessions, peers: Vec::new(), asked: None, error: None }
     }
 
-    /// Replaces the configuration. Returns the previous one.
-    pub fn configure(&mut self, config: ExemptConfig) -> ExemptConfig {
+    pub fn configure(&mut self, config: ExemptConfig) {
         // Peers of before count only if the new configuration still asks for them.
         self.peers.clear();
         self.asked = None;
-        std::mem::replace(&mut self.config, config)
+        self.config = config;
     }
 
     pub fn set_host(&mut self, host: Arc<Host>) {

@@ -3,9 +3,9 @@
 pub mod backend;
 pub mod blocklist;
 pub mod exemptions;
+pub mod last_minute;
 pub mod ledger;
 pub mod merge;
 pub mod policy;
-pub mod rate_limit;
 pub mod reconcile;
 pub mod store;

@@ -10,9 +10,9 @@ use ipnet::IpNet;
 use tracing::trace;
 
 use crate::block::exemptions::{Exemptions, Sessions};
+use crate::block::last_minute::LastMinute;
 use crate::block::ledger::Ledger;
-use crate::block::rate_limit::BlockRateLimit;
-use crate::config::{BlockConfig, ExemptConfig};
+use crate::config::{BlockConfig, Config};
 use crate::types::{Moment, Scan, SkipReason};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,28 +31,20 @@ pub enum Verdict {
 pub struct Policy {
     config: BlockConfig,
     exemptions: Exemptions,
-    rate_limit: BlockRateLimit,
+    /// The blocks of the last minute. Their limit (`block.max_per_minute`) is a guard against forged sources:
+    /// a single SYN does not show whether its source is real, so an attacker could fill the kernel's sets
+    /// with any addresses.
+    blocks: LastMinute,
 }
 
 impl Policy {
     pub fn new(config: BlockConfig, exemptions: Exemptions) -> Self {
-        let rate_limit = BlockRateLimit::new(config.max_per_minute.get());
-        Self { config, exemptions, rate_limit }
+        Self { config, exemptions, blocks: LastMinute::default() }
     }
 
-    pub fn config(&self) -> &BlockConfig {
-        &self.config
-    }
-
-    /// Replaces the configuration. Returns the previous one.
-    pub fn configure(
-        &mut self,
-        config: BlockConfig,
-        exempt: ExemptConfig,
-    ) -> (BlockConfig, ExemptConfig) {
-        self.rate_limit.set_limit(config.max_per_minute.get());
-        let exempt = self.exemptions.configure(exempt);
-        (std::mem::replace(&mut self.config, config), exempt)
+    pub fn configure(&mut self, config: &Config) {
+        self.exemptions.configure(config.exempt.clone());
+        self.config = config.block.clone();
     }
 
     pub fn exemptions(&mut self) -> &mut Exemptions {
@@ -91,7 +83,7 @@ impl Policy {
 
     /// Counts a block that the kernel has accepted.
     pub fn count_block(&mut self, now: Moment) {
-        self.rate_limit.count(now);
+        self.blocks.add(now);
     }
 
     /// The blocks that are exempt by now, without a look at SSH sessions.
@@ -123,8 +115,9 @@ impl Policy {
         if let Some(remaining) = ledger.grace(network, now) {
             return Some(SkipReason::Grace { remaining });
         }
-        let limit = self.rate_limit.limit();
-        (!self.rate_limit.permits(now)).then_some(SkipReason::Throttled { limit })
+        let limit = self.config.max_per_minute.get();
+        let is_reached = self.blocks.count(now) >= limit as usize;
+        is_reached.then_some(SkipReason::Throttled { limit })
     }
 }
 
@@ -157,8 +150,7 @@ mod tests {
             if count > 0 {
                 ledger.add_offence(scan.source, now, count);
             }
-            let mut policy =
-                Policy::new(crate::config::Config::default().block, exemptions(&[], true));
+            let mut policy = Policy::new(Config::default().block, exemptions(&[], true));
             match policy.verdict(&scan, &ledger, now) {
                 Verdict::Block { duration, offence } => {
                     assert_eq!(offence, count + 1);

@@ -4,7 +4,6 @@
 //! Owns the words for what can be wrong and the pause between repairs: another program that undoes each
 //! repair at once must not get an answer as fast forever. Looking and repairing are the back end's.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Bound;
 use std::time::Duration;
@@ -12,14 +11,13 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::block::backend::{Backend, FirewallError};
+use crate::block::last_minute::LastMinute;
 use crate::block::ledger::Ledger;
 use crate::config::values::Hook;
 use crate::types::{Family, Moment};
 
 /// Repairs within a minute that are made without a pause: an administrator may reload a firewall as often.
 const AT_ONCE: usize = 5;
-
-const MINUTE: Duration = Duration::from_secs(60);
 
 /// What is wrong with a hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,11 +89,11 @@ const EFFECTS: [&str; 4] = [
     "the kernel drops packets of sources that are not blocked",
 ];
 
-/// Returns the effect of the worst of these faults.
-fn effect_of(faults: &[Fault]) -> &'static str {
-    let effects = EFFECTS.into_iter();
-    let mut effects = effects.filter(|effect| faults.iter().any(|fault| fault.effect() == *effect));
-    effects.next().unwrap_or(EFFECTS[0])
+/// Why blocks are not, or may not be, enforced: the worst effect of these faults, and the faults.
+fn reason(faults: &[Fault]) -> String {
+    let has = |effect: &&str| faults.iter().any(|fault| fault.effect() == *effect);
+    let worst = EFFECTS.into_iter().find(has).unwrap_or(EFFECTS[0]);
+    format!("{worst}: {}", list_of(faults))
 }
 
 impl fmt::Display for Fault {
@@ -131,35 +129,6 @@ impl fmt::Display for Fault {
 /// Faults in one line.
 pub fn list_of(faults: &[Fault]) -> String {
     faults.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
-
-/// Why blocks are not, or may not be, enforced: the reason of the state.
-#[derive(Debug)]
-pub enum Trouble {
-    /// A repair is due, or did not help.
-    Broken(Vec<Fault>),
-    /// Another program undoes each repair.
-    Fight(Vec<Fault>),
-    RepairFailed(Vec<Fault>, FirewallError),
-}
-
-impl fmt::Display for Trouble {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Broken(faults) => write!(f, "{}: {}", effect_of(faults), list_of(faults)),
-            // Without a number, which would change with each repair and make a new reason each time.
-            Self::Fight(faults) => write!(
-                f,
-                "another program keeps undoing repairs of the firewall; repairing at increasing \
-                 intervals; now {}: {}",
-                effect_of(faults),
-                list_of(faults)
-            ),
-            Self::RepairFailed(faults, error) => {
-                write!(f, "{}: {}; repair failed: {error}", effect_of(faults), list_of(faults))
-            }
-        }
-    }
 }
 
 /// What the kernel has to hold now: the ledger, as a back end needs it.
@@ -214,70 +183,24 @@ impl<'a> DesiredState<'a> {
     }
 }
 
-/// How soon the next repair may follow.
-#[derive(Debug, Default)]
-struct Backoff {
-    /// The repairs of the last minute.
-    recent: VecDeque<Moment>,
-}
-
-impl Backoff {
-    /// Returns when the next repair may be made. The more repairs within a minute, the longer the pause:
-    /// none for the first few, then 1 s, 2 s, 4 s and so on, which settles at about nine repairs a minute.
-    fn next(&mut self, now: Moment) -> Moment {
-        while self.recent.front().is_some_and(|first| now.since(*first) >= MINUTE) {
-            self.recent.pop_front();
-        }
-        let Some(last) = self.recent.back() else { return now };
-        match self.recent.len().checked_sub(AT_ONCE) {
-            None => *last,
-            Some(more) => *last + Duration::from_secs(1 << more.min(5)),
-        }
+/// Returns when the next repair may be made. The more repairs within a minute, the longer the pause: none for
+/// the first few, then 1 s, 2 s, 4 s and so on, which settles at about nine repairs a minute.
+fn next_repair(repairs: &mut LastMinute, now: Moment) -> Moment {
+    let count = repairs.count(now);
+    let Some(latest) = repairs.latest() else { return now };
+    match count.checked_sub(AT_ONCE) {
+        None => latest,
+        Some(more) => latest + Duration::from_secs(1 << more.min(5)),
     }
-
-    fn count(&mut self, now: Moment) {
-        self.recent.push_back(now);
-    }
-
-    /// Whether there were so many repairs that another program must be undoing them.
-    fn is_fight(&self) -> bool {
-        self.recent.len() >= AT_ONCE
-    }
-}
-
-/// What a check has found.
-#[derive(Debug)]
-pub enum Checked {
-    Sound,
-    /// Sound for the moment, but a program that undid repairs may only be pausing.
-    Unsettled,
-    /// Not sound; the next repair has to wait. Without a trouble, the last one still stands.
-    Waiting(Option<Trouble>),
-    /// To be repaired now.
-    Broken {
-        faults: Vec<Fault>,
-        /// No trouble stands from an earlier check.
-        is_new: bool,
-    },
-}
-
-/// What a repair has achieved.
-#[derive(Debug)]
-pub enum Repaired {
-    /// Everything is as it should be.
-    Fully {
-        /// And no program seems to undo repairs.
-        is_settled: bool,
-    },
-    Not(Trouble),
 }
 
 /// Compares the kernel with the desired state, and repairs it.
 #[derive(Debug, Default)]
 pub struct Reconciler {
-    backoff: Backoff,
-    /// A trouble was returned and still stands.
-    is_troubled: bool,
+    repairs: LastMinute,
+    /// Why blocks are not enforced, or were not until a moment ago: another program that undid repairs may
+    /// only be pausing.
+    trouble: Option<String>,
     /// Another program undoes repairs.
     is_fight: bool,
     /// The last repair did not succeed.
@@ -285,50 +208,65 @@ pub struct Reconciler {
 }
 
 impl Reconciler {
-    /// Compares the kernel with the desired state. Fails if the kernel cannot be read.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// Compares the kernel with the desired state. Returns what has to be repaired now. Fails if the kernel
+    /// cannot be read.
     pub fn check(
         &mut self,
         backend: &mut dyn Backend,
         desired: &DesiredState<'_>,
-    ) -> Result<Checked, FirewallError> {
+    ) -> Result<Vec<Fault>, FirewallError> {
         let now = desired.now();
-        let next = self.backoff.next(now);
+        let next = next_repair(&mut self.repairs, now);
         let faults = backend.check(desired)?;
         if faults.is_empty() {
-            return Ok(if self.is_settled() { Checked::Sound } else { Checked::Unsettled });
+            self.settle(now);
+        } else if now >= next {
+            self.trouble.get_or_insert_with(|| reason(&faults));
+            return Ok(faults);
+        } else if !self.has_failed {
+            // A failed repair explains more than the wait for the next one. There is no number here, which
+            // would change with each repair and make a new reason each time.
+            self.is_fight = true;
+            self.trouble = Some(format!(
+                "another program keeps undoing repairs of the firewall; repairing at increasing \
+                 intervals; now {}",
+                reason(&faults)
+            ));
         }
-        if now < next {
-            // A failed repair explains more than the wait for the next one.
-            let trouble = (!self.has_failed).then_some(Trouble::Fight(faults));
-            self.is_fight |= trouble.is_some();
-            self.is_troubled |= trouble.is_some();
-            return Ok(Checked::Waiting(trouble));
-        }
-        let is_new = !std::mem::replace(&mut self.is_troubled, true);
-        Ok(Checked::Broken { faults, is_new })
+        Ok(Vec::new())
     }
 
-    /// Repairs these faults.
+    /// Repairs these faults. Returns whether everything is as it should be.
     pub fn repair(
         &mut self,
         backend: &mut dyn Backend,
         desired: &DesiredState<'_>,
-        faults: Vec<Fault>,
-    ) -> Repaired {
-        self.backoff.count(desired.now());
+        faults: &[Fault],
+    ) -> bool {
+        self.repairs.add(desired.now());
         let left = backend.repair(desired).and_then(|()| backend.check(desired));
         self.has_failed = left.is_err();
-        match left {
-            Ok(left) if left.is_empty() => Repaired::Fully { is_settled: self.is_settled() },
-            Ok(left) => Repaired::Not(Trouble::Broken(left)),
-            Err(error) => Repaired::Not(Trouble::RepairFailed(faults, error)),
-        }
+        self.trouble = match left {
+            Ok(left) if left.is_empty() => {
+                self.settle(desired.now());
+                return true;
+            }
+            Ok(left) => Some(reason(&left)),
+            Err(error) => Some(format!("{}; repair failed: {error}", reason(faults))),
+        };
+        false
     }
 
-    fn is_settled(&mut self) -> bool {
-        self.is_fight &= self.backoff.is_fight();
-        self.is_troubled &= self.is_fight;
-        !self.is_fight
+    /// Ends the trouble, unless a program that undid repairs may only be pausing.
+    fn settle(&mut self, now: Moment) {
+        self.is_fight &= self.repairs.count(now) >= AT_ONCE;
+        if !self.is_fight {
+            self.trouble = None;
+        }
     }
 }
 
@@ -339,12 +277,12 @@ mod tests {
     #[test]
     fn repairs_in_a_fight_get_rarer_and_are_forgotten_after_a_minute() {
         let at = |millis: u64| Moment::from_nanos(millis * 1_000_000);
-        let mut backoff = Backoff::default();
+        let mut minute = LastMinute::default();
         let mut repairs = Vec::new();
         // For ten minutes, each repair is undone at once.
         for millis in (0..600_000).step_by(400) {
-            if backoff.next(at(millis)) <= at(millis) {
-                backoff.count(at(millis));
+            if next_repair(&mut minute, at(millis)) <= at(millis) {
+                minute.add(at(millis));
                 repairs.push(millis);
             }
         }
@@ -353,11 +291,11 @@ mod tests {
         let pauses = repairs.windows(2).map(|pair| pair[1] - pair[0]);
         assert!(pauses.max().unwrap() <= 32_000, "repairs never stop");
         let later = repairs.last().unwrap() + 60_000;
-        assert_eq!(backoff.next(at(later)), at(later));
+        assert_eq!(next_repair(&mut minute, at(later)), at(later));
     }
 
     #[test]
-    fn reason_names_the_effect_of_the_worst_fault() {
+    fn trouble_names_the_effect_of_the_worst_fault() {
         let family = Family::V4;
         let hook = |is| Fault::Hook { family, hook: Hook::Input, is };
         let members = |missing, stray| Fault::Members { family, missing, stray };
@@ -382,7 +320,7 @@ mod tests {
                  unexpected",
             ),
         ] {
-            assert_eq!(Trouble::Broken(faults).to_string(), reason);
+            assert_eq!(super::reason(&faults), reason);
         }
     }
 }

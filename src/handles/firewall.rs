@@ -101,27 +101,9 @@ pub struct Listed {
     pub reason: String,
 }
 
-/// The way to the firewall thread.
-#[derive(Clone)]
-pub struct FirewallHandle(SyncSender<Command>);
-
-impl FirewallHandle {
-    pub fn new(commands: SyncSender<Command>) -> Self {
-        Self(commands)
-    }
-
-    /// Sends a command and never waits. False: there is no room for it.
-    #[must_use]
-    pub fn try_send(&self, command: Command) -> bool {
-        self.0.try_send(command).is_ok()
-    }
-
-    /// Sends a command and waits for room.
-    pub fn send(&self, command: Command) {
-        // An error means that the thread has ended, and the process is about to.
-        let _ = self.0.send(command);
-    }
-}
+/// The way to the firewall thread. A failure to send means that the thread has ended, and the process is
+/// about to end; or, for `try_send`, that there is no room.
+pub type FirewallHandle = SyncSender<Command>;
 
 /// A block with its evidence and its effect. Times are Unix seconds.
 #[derive(Clone, Debug, PartialEq)]

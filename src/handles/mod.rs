@@ -16,5 +16,5 @@ pub use firewall::{
     BlockExplanation, Command, Explanation, FirewallHandle, Listed, Reply, RequestError,
 };
 pub use health::{Component, Health};
-pub use notification::{Notification, ReloadError, ReloadRequest, Reloader};
+pub use notification::{Notification, ReloadError, Reloader};
 pub use stop_flag::StopFlag;

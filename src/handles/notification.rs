@@ -1,17 +1,18 @@
-//! What main waits for, and the way to it for a reload: only main can change what all threads work with.
+//! What main waits for, and the way to ask it for a reload.
 
 use std::error::Error;
 use std::sync::mpsc::Sender;
 
 use crate::config::ConfigError;
+use crate::handles::Reply;
 
 /// Something that main has to react to.
 #[derive(Debug)]
 pub enum Notification {
     /// The process has received this signal.
     Signal(&'static str),
-    /// A user asks for a reload of the configuration.
-    Reload(ReloadRequest),
+    /// A user asks for a reload of the configuration, and waits for the reply.
+    Reload { uid: u32, reply: Reply<Result<(), ReloadError>> },
     /// A thread has ended.
     Ended { thread: &'static str, result: Result<(), Box<dyn Error + Send + Sync>> },
 }
@@ -27,16 +28,7 @@ pub enum ReloadError {
     Firewall(String),
 }
 
-/// A request to reload the configuration.
-#[derive(Debug)]
-pub struct ReloadRequest {
-    /// The user who asks.
-    pub uid: u32,
-    /// Where the answer goes.
-    pub reply: async_channel::Sender<Result<(), ReloadError>>,
-}
-
-/// Asks main for a reload.
+/// The way to main, for a reload of the configuration: only main can change what all threads work with.
 #[derive(Clone, Debug)]
 pub struct Reloader(Sender<Notification>);
 
@@ -49,7 +41,7 @@ impl Reloader {
     /// Asks for a reload and waits for its result. Returns nothing if main has ended.
     pub async fn reload(&self, uid: u32) -> Option<Result<(), ReloadError>> {
         let (reply, answer) = async_channel::bounded(1);
-        self.0.send(Notification::Reload(ReloadRequest { uid, reply })).ok()?;
+        self.0.send(Notification::Reload { uid, reply }).ok()?;
         answer.recv().await.ok()
     }
 }

@@ -13,7 +13,7 @@ use crate::detect::{self, Detector};
 use crate::handles::detector::QUEUE;
 use crate::handles::{DetectorCommand, EventSink, FirewallHandle};
 use crate::service::Context;
-use crate::service::report::{Findings, Reporter};
+use crate::service::report::Reporter;
 use crate::service::supervisor::Supervisor;
 use crate::system::capture::batch::{Batch, BatchReceiver};
 use crate::types::{Event, Heartbeat, Host, Moment, PortSet, Warning};
@@ -59,6 +59,7 @@ pub fn spawn(
             events.clone(),
             Arc::clone(&metrics),
             firewall.clone(),
+            Arc::clone(host),
         ),
         events,
         metrics,
@@ -138,7 +139,10 @@ impl DetectorThread {
         {
             handled += 1;
             match command {
-                DetectorCommand::Host(host) => self.host = host,
+                DetectorCommand::Host(host) => {
+                    self.reporter.set_host(Arc::clone(&host));
+                    self.host = host;
+                }
                 DetectorCommand::Forget(networks) => {
                     handled += networks.len();
                     for network in networks {
@@ -206,15 +210,13 @@ impl DetectorThread {
         if batch.has_outcomes() && !self.wants_outcomes() {
             batch.retain_probes();
         }
-        let Self { detector, host, reporter, metrics, .. } = self;
-        detector.observe(batch.segments(), host, &mut Findings { reporter, host });
-        metrics.set_sources(detector.sources(), detector.evicted());
+        self.detector.observe(batch.segments(), &self.host, &mut self.reporter);
+        self.metrics.set_sources(self.detector.sources(), self.detector.evicted());
     }
 
     /// Lets the detector decide about connections that were waiting until now.
     fn pass_time(&mut self, captured_until: Moment) {
-        let Self { detector, host, reporter, .. } = self;
-        detector.pass_time(captured_until, host, &mut Findings { reporter, host });
+        self.detector.pass_time(captured_until, &self.host, &mut self.reporter);
     }
 
     fn wants_outcomes(&self) -> bool {

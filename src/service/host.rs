@@ -75,7 +75,7 @@ impl Readers {
     fn publish(&mut self, host: Arc<Host>) {
         self.check_ssh(&host);
         self.check_link(&host);
-        self.firewall.send(Command::Host(Arc::clone(&host)));
+        let _ = self.firewall.send(Command::Host(Arc::clone(&host)));
         let _ = self.detector.send(DetectorCommand::Host(host));
     }
 

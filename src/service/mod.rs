@@ -8,7 +8,6 @@ pub mod bus;
 pub mod capture;
 pub mod detector;
 pub mod firewall;
-pub mod firewall_stage;
 pub mod host;
 pub mod http;
 pub mod journal;
@@ -28,13 +27,13 @@ use crate::api::dbus::BusError;
 use crate::api::journal as log;
 use crate::api::log_filter::LogFilter;
 use crate::api::metrics::Metrics;
-use crate::block::backend::{Backend, FirewallError, select};
+use crate::block::backend::{FirewallError, select};
 use crate::config::{Config, ConfigError, Effective, Preset, Sources};
 use crate::handles::bus as bus_handle;
 use crate::handles::firewall::QUEUE as FIREWALL_QUEUE;
 use crate::handles::{
     BusCommand, CaptureHandle, Command, Component, DetectorCommand, EventSink, FirewallHandle,
-    Health, Notification, ReloadRequest, Reloader, StopFlag,
+    Health, Notification, Reloader, StopFlag,
 };
 use crate::service::supervisor::Supervisor;
 use crate::system::capture::CaptureError;
@@ -43,7 +42,7 @@ use crate::system::capture::live::LiveCapture;
 use crate::system::lock::{Lock, LockError};
 use crate::system::netlink::NetlinkError;
 use crate::system::service_manager;
-use crate::types::{BackendNote, Event, Host, IfName, Moment, Warning};
+use crate::types::{Event, IfName, Moment, Warning};
 
 /// How often main checks that every thread makes progress. Each ticks at least once a second.
 const ROUND: Duration = Duration::from_secs(2);
@@ -75,9 +74,8 @@ pub enum DaemonError {
 pub fn run(interface: &IfName, sources: &Sources) -> Result<(), DaemonError> {
     let effective = Effective::load(sources)?;
     let log_filter = log::init(&effective.config().log);
-    let opened = Opened::open(interface, effective.config())?;
     let settings = Settings { sources: sources.clone(), effective, log_filter };
-    let mut service = Service::start(interface, settings, opened)?;
+    let mut service = Service::start(interface, settings)?;
 
     service_manager::ready(&service.status());
     log::started(interface, &service.status());
@@ -117,26 +115,6 @@ fn lock(interface: &IfName, events: &EventSink) -> Result<Option<Lock>, DaemonEr
     }
 }
 
-/// What is opened before anything is started or changed.
-struct Opened {
-    /// None if the interface is down.
-    capture: Option<LiveCapture>,
-    host: Arc<Host>,
-    /// None while the service only observes.
-    backend: Option<Box<dyn Backend + Send>>,
-    note: Option<BackendNote>,
-}
-
-impl Opened {
-    fn open(interface: &IfName, config: &Config) -> Result<Self, DaemonError> {
-        let capture = LiveCapture::open_if_up(interface, uses_outcomes(config))?;
-        let host = crate::system::host::now()?;
-        let selected = config.block.enabled.then(|| select::connect(interface, config));
-        let (backend, note) = selected.transpose()?.unzip();
-        Ok(Self { capture, host, backend, note: note.flatten() })
-    }
-}
-
 /// The configuration in force, and what it takes to read it again.
 struct Settings {
     sources: Sources,
@@ -169,16 +147,20 @@ pub struct Service {
     stop_metrics: Option<Arc<StopFlag>>,
     /// When the heartbeats were last checked.
     checked: Moment,
-    /// Threads that were asked to end, so that their end is no failure.
-    dismissed: Vec<&'static str>,
     /// Prevents a second instance.
     _lock: Option<Lock>,
 }
 
 impl Service {
-    fn start(interface: &IfName, settings: Settings, opened: Opened) -> Result<Self, DaemonError> {
-        let Opened { capture, host, backend, note } = opened;
+    fn start(interface: &IfName, settings: Settings) -> Result<Self, DaemonError> {
         let config = settings.effective.config().clone();
+        // First, because nothing is started or changed by then. There is no capture if the interface is down,
+        // and no back end while the service only observes.
+        let capture = LiveCapture::open_if_up(interface, uses_outcomes(&config))?;
+        let host = crate::system::host::now()?;
+        let selected = config.block.enabled.then(|| select::connect(interface, &config));
+        let (backend, note) = selected.transpose()?.unzip();
+
         let metrics = Arc::new(Metrics::new()?);
         let (notifications_in, notifications) = channel();
         let reloader = Reloader::new(notifications_in.clone());
@@ -188,8 +170,7 @@ impl Service {
 
         let (bus_in, bus_commands) = async_channel::bounded(bus_handle::QUEUE);
         let bus = config.bus.enabled.then_some(bus_in);
-        let (firewall_in, firewall_commands) = sync_channel(FIREWALL_QUEUE);
-        let firewall = FirewallHandle::new(firewall_in);
+        let (firewall, firewall_commands) = sync_channel(FIREWALL_QUEUE);
         let (segments, batches) = batch::channel();
 
         let journal = journal::spawn(&mut threads, interface)?;
@@ -198,7 +179,7 @@ impl Service {
         let health = Health::new(!config.block.enabled, name, events.clone());
         let interface = interface.clone();
         let context = Context { interface, events, metrics, health: Arc::new(health) };
-        if let Some(note) = note {
+        if let Some(note) = note.flatten() {
             context.events.emit(Event::Warning(Warning::Backend(note)));
         }
         // Before the bus, which would refuse only the name: this works without a bus, too.
@@ -215,7 +196,7 @@ impl Service {
         let store = store::spawn(&mut threads, &context.interface)?;
         // Last, so that nothing can fail once the kernel is changed.
         let owned = (backend, host, store);
-        firewall_stage::spawn(&mut threads, &context, config, owned, &detector, firewall_commands)?;
+        firewall::spawn(&mut threads, &context, config, owned, &detector, firewall_commands)?;
         Ok(Self {
             settings,
             context,
@@ -229,7 +210,6 @@ impl Service {
             stop_host,
             stop_metrics,
             checked: Moment::now(),
-            dismissed: Vec::new(),
             _lock: lock,
         })
     }
@@ -255,14 +235,14 @@ impl Service {
                     let _ = reload::reload(self, None);
                 }
                 Ok(Notification::Signal(name)) => return Ok(name),
-                Ok(Notification::Reload(ReloadRequest { uid, reply })) => {
+                Ok(Notification::Reload { uid, reply }) => {
                     // The caller may have gone.
                     let _ = reply.try_send(reload::reload(self, Some(uid)));
                 }
-                Ok(Notification::Ended { thread, result: Ok(()) }) if self.is_dismissed(thread) => {
-                }
-                Ok(ended @ Notification::Ended { .. }) => return Err(self.why_ended(ended)),
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+                // The metrics thread ends without an error only if a reload has stopped it.
+                Ok(Notification::Ended { thread: "metrics", result: Ok(()) })
+                | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+                Ok(ended) => return Err(self.why_ended(ended)),
             }
             self.check_watchdog();
             let now = self.status();
@@ -287,28 +267,24 @@ impl Service {
         }
         self.checked = now;
         let stalled = self.threads.stalled();
-        if stalled.now.is_empty() {
+        if stalled.is_empty() {
             service_manager::feed_watchdog();
         }
         // There may be no watchdog, so that only state and /health show it. A thread that is busy for a
         // moment is not shown.
         let health = &self.context.health;
-        if stalled.twice.is_empty() {
+        let stalled_twice = stalled.into_iter().filter(|(_, checks)| *checks > 1);
+        let names: Vec<&str> = stalled_twice.map(|(name, _)| name).collect();
+        if names.is_empty() {
             health.clear(Component::Threads);
         } else {
-            let names = stalled.twice.join(", ");
+            let names = names.join(", ");
             health.set_degraded(Component::Threads, format!("threads not responding: {names}"));
         }
         if let Some(bus) = &self.bus {
             // If the queue is full, the missing heartbeat shows that.
             let _ = bus.try_send(BusCommand::Heartbeat);
         }
-    }
-
-    /// Returns whether a thread was asked to end. The answer holds for one end.
-    fn is_dismissed(&mut self, thread: &str) -> bool {
-        let at = self.dismissed.iter().position(|dismissed| *dismissed == thread);
-        at.map(|at| self.dismissed.swap_remove(at)).is_some()
     }
 
     /// Returns the error behind the end of a thread. A thread that has ended without an error has lost a
@@ -335,7 +311,7 @@ impl Service {
         self.threads.join("detector");
         self.stop_host.raise();
         self.threads.join("host");
-        self.firewall.send(Command::Stop);
+        let _ = self.firewall.send(Command::Stop);
         self.threads.join("firewall");
         // Ends with the firewall thread, the only one that writes.
         self.threads.join("store");
@@ -356,9 +332,7 @@ impl Service {
             Notification::Ended { thread, result: Err(error) } => {
                 Err(DaemonError::ThreadEnded { thread, reason: error.to_string() })
             }
-            Notification::Ended { .. } | Notification::Signal(_) | Notification::Reload(_) => {
-                Ok(())
-            }
+            _ => Ok(()),
         })
     }
 }

@@ -62,8 +62,9 @@ fn load_and_apply(service: &mut Service, uid: Option<u32>) -> Result<(), ReloadE
 /// The firewall thread owns the back end, and decides whether the change needs another one.
 fn apply_to_firewall(service: &mut Service, new: &Config) -> Result<Option<BackendNote>, String> {
     let (reply, answer) = sync_channel(1);
-    service.firewall.send(Command::Reconfigure { config: Box::new(new.clone()), reply });
+    let config = Box::new(new.clone());
     // Without an answer the thread has ended, and so will the service.
+    let _ = service.firewall.send(Command::Reconfigure { config, reply });
     await_answer(service, &answer).unwrap_or(Ok(None))
 }
 
@@ -80,7 +81,6 @@ fn apply_to_metrics(service: &mut Service, new: &Config, old: &Config) {
     if let Some(stop) = service.stop_metrics.take() {
         stop.raise();
         service.threads.join("metrics");
-        service.dismissed.push("metrics");
     }
     let (new, old) = (new.metrics.listen, old.metrics.listen);
     let mut spawn =

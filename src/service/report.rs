@@ -10,7 +10,7 @@ use crate::config::LogConfig;
 use crate::detect::Observer;
 use crate::handles::{Command, EventSink, FirewallHandle};
 use crate::types::{
-    Direction, Event, Host, Moment, RateLimit, Scan, Segment, Summary, Suppressed, Suppression,
+    Event, Host, Moment, RateLimit, Scan, Segment, Summary, Suppressed, Suppression,
 };
 
 /// How much is logged one by one.
@@ -38,6 +38,7 @@ pub struct Reporter {
     metrics: Arc<Metrics>,
     firewall: FirewallHandle,
     limits: Limits,
+    host: Arc<Host>,
     /// The time of the batch in hand: a limit needs no clock of its own.
     now: Moment,
 }
@@ -49,8 +50,13 @@ impl Reporter {
         events: EventSink,
         metrics: Arc<Metrics>,
         firewall: FirewallHandle,
+        host: Arc<Host>,
     ) -> Self {
-        Self { events, metrics, firewall, limits: Limits::new(log), now: Moment::now() }
+        Self { events, metrics, firewall, limits: Limits::new(log), host, now: Moment::now() }
+    }
+
+    pub fn set_host(&mut self, host: Arc<Host>) {
+        self.host = host;
     }
 
     /// Applies other limits. Reports first what the old ones have suppressed.
@@ -85,38 +91,6 @@ impl Reporter {
         }
     }
 
-    /// Counts and logs a segment that opens a connection.
-    #[inline]
-    fn connection(&mut self, segment: &Segment, direction: Direction) {
-        self.metrics.new_connection(direction, segment.source.is_ipv4());
-        if self.limits.connections.as_mut().is_some_and(|limit| limit.allow(self.now)) {
-            self.events.emit(Event::Connection {
-                direction,
-                source: segment.source,
-                source_port: segment.source_port,
-                destination: segment.destination,
-                port: segment.port,
-            });
-        }
-    }
-
-    /// Counts and logs a scan, and hands it to the firewall if its rule blocks.
-    ///
-    /// Returns false if the firewall had no room for it.
-    fn scan(&mut self, scan: Arc<Scan>) -> bool {
-        let listed = !scan.continued && self.limits.scans.allow(self.now);
-        if listed {
-            self.events.emit(Event::Scan(Arc::clone(&scan)));
-        } else if !scan.continued {
-            self.metrics.count_scan(scan.kind);
-        }
-        if !scan.rule.blocks() || self.firewall.try_send(Command::Scan { scan, listed }) {
-            return true;
-        }
-        self.metrics.count_lost_scan();
-        false
-    }
-
     /// Logs the totals of scans that have ended. The detector itself suppressed `more` of them.
     pub fn summaries(&mut self, summaries: Vec<Summary>, more: u64) {
         self.limits.summaries.suppress(more);
@@ -128,22 +102,37 @@ impl Reporter {
     }
 }
 
-/// A reporter and the host that it reports for.
-pub struct Findings<'a> {
-    pub reporter: &'a mut Reporter,
-    pub host: &'a Host,
-}
-
-impl Observer for Findings<'_> {
+impl Observer for Reporter {
+    /// Counts and logs segments that open a connection.
     fn segments(&mut self, segments: &[Segment]) {
-        for segment in segments {
-            if segment.kind.opens_connection() {
-                self.reporter.connection(segment, self.host.direction_of(segment));
+        for segment in segments.iter().filter(|segment| segment.kind.opens_connection()) {
+            let direction = self.host.direction_of(segment);
+            self.metrics.new_connection(direction, segment.source.is_ipv4());
+            if self.limits.connections.as_mut().is_some_and(|limit| limit.allow(self.now)) {
+                self.events.emit(Event::Connection {
+                    direction,
+                    source: segment.source,
+                    source_port: segment.source_port,
+                    destination: segment.destination,
+                    port: segment.port,
+                });
             }
         }
     }
 
+    /// Counts and logs a scan, and hands it to the firewall if its rule blocks. False if the firewall had no
+    /// room for it.
     fn scan(&mut self, scan: Arc<Scan>) -> bool {
-        self.reporter.scan(scan)
+        let listed = !scan.continued && self.limits.scans.allow(self.now);
+        if listed {
+            self.events.emit(Event::Scan(Arc::clone(&scan)));
+        } else if !scan.continued {
+            self.metrics.count_scan(scan.kind);
+        }
+        if !scan.rule.blocks() || self.firewall.try_send(Command::Scan { scan, listed }).is_ok() {
+            return true;
+        }
+        self.metrics.count_lost_scan();
+        false
     }
 }

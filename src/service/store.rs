@@ -10,10 +10,10 @@ use crate::types::IfName;
 /// Starts the store thread. It ends when the path is dropped.
 pub fn spawn(threads: &mut Supervisor, interface: &IfName) -> std::io::Result<StorePath> {
     let file = file_of(interface, std::env::var_os("STATE_DIRECTORY"));
-    let (store_path, flusher) = flusher(file);
+    let (path, flusher) = flusher(file);
     threads.start("store", move |heartbeat| {
         flusher.run(|| heartbeat.tick());
         Ok::<(), Infallible>(())
     })?;
-    Ok(store_path)
+    Ok(path)
 }

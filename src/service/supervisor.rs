@@ -20,17 +20,9 @@ struct Thread {
     name: &'static str,
     heartbeat: Heartbeat,
     last_count: u64,
-    was_stalled: bool,
+    /// The checks in a row that found no heartbeat.
+    stalled_for: u32,
     handle: JoinHandle<()>,
-}
-
-/// The names of threads that make no progress.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct StalledThreads {
-    /// Those without a heartbeat since the last check.
-    pub now: Vec<&'static str>,
-    /// Those of them without a heartbeat since the check before that.
-    pub twice: Vec<&'static str>,
 }
 
 /// The running threads.
@@ -66,7 +58,7 @@ impl Supervisor {
             // If main has ended, so has the process.
             let _ = notifications.send(Notification::Ended { thread: name, result });
         })?;
-        self.threads.push(Thread { name, heartbeat, last_count: 0, was_stalled: false, handle });
+        self.threads.push(Thread { name, heartbeat, last_count: 0, stalled_for: 0, handle });
         Ok(())
     }
 
@@ -85,20 +77,15 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Returns the threads without a heartbeat since the last call.
-    pub fn stalled(&mut self) -> StalledThreads {
-        let mut stalled = StalledThreads::default();
+    /// Returns the threads without a heartbeat since the last call, and for how many calls in a row.
+    pub fn stalled(&mut self) -> Vec<(&'static str, u32)> {
         for thread in &mut self.threads {
             let count = thread.heartbeat.count();
             let is_stalled = std::mem::replace(&mut thread.last_count, count) == count;
-            if is_stalled {
-                stalled.now.push(thread.name);
-            }
-            if std::mem::replace(&mut thread.was_stalled, is_stalled) && is_stalled {
-                stalled.twice.push(thread.name);
-            }
+            thread.stalled_for = if is_stalled { thread.stalled_for.saturating_add(1) } else { 0 };
         }
-        stalled
+        let stalled = self.threads.iter().filter(|thread| thread.stalled_for > 0);
+        stalled.map(|thread| (thread.name, thread.stalled_for)).collect()
     }
 
     /// Waits for the named thread to end. Ask it to stop first.
@@ -129,12 +116,9 @@ mod tests {
             })
             .unwrap();
         started.recv().unwrap();
-        assert_eq!(supervisor.stalled(), StalledThreads::default());
-        assert_eq!(supervisor.stalled(), StalledThreads { now: vec!["patient"], twice: vec![] });
-        assert_eq!(
-            supervisor.stalled(),
-            StalledThreads { now: vec!["patient"], twice: vec!["patient"] }
-        );
+        assert_eq!(supervisor.stalled(), []);
+        assert_eq!(supervisor.stalled(), [("patient", 1)]);
+        assert_eq!(supervisor.stalled(), [("patient", 2)]);
         go.send(()).unwrap();
         supervisor.join("patient");
     }

@@ -7,7 +7,7 @@ use zbus::object_server::Interface;
 
 use crate::api::dbus::tracker::Tracker;
 use crate::api::metrics::Metrics;
-use crate::handles::{EventSink, FirewallHandle, Health, Reloader};
+use crate::handles::{EventSink, Health, Reloader};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/dbus/org.tcptracker.Tracker1.xml");
 
@@ -15,7 +15,7 @@ fn tracker() -> Tracker {
     let metrics = Arc::new(Metrics::new().unwrap());
     let events = EventSink::new(sync_channel(1).0, None, Arc::clone(&metrics) as _);
     let health = Arc::new(Health::new(true, "none", events.clone()));
-    let firewall = FirewallHandle::new(sync_channel(1).0);
+    let firewall = sync_channel(1).0;
     let reloader = Reloader::new(channel().0);
     Tracker::new("eth0".parse().unwrap(), reloader, firewall, health, metrics, events)
 }

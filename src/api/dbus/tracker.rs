@@ -76,7 +76,7 @@ impl Tracker {
     /// Sends a command to the firewall thread and awaits the answer.
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
         let (reply, answer) = async_channel::bounded(1);
-        if !self.firewall.try_send(command(reply)) {
+        if self.firewall.try_send(command(reply)).is_err() {
             return Err(Error::unavailable("too many requests at once; try again in a moment"));
         }
         answer.recv().await.map_err(|_| Error::unavailable(STOPPING))

@@ -167,12 +167,8 @@ impl Backend for FakeKernel {
         Ok(())
     }
 
-    fn enforced(&self, family: Family) -> u32 {
-        self.inner().enforced[family as usize]
-    }
-
-    fn dropped(&self, _: Family) -> u64 {
-        0
+    fn figures(&self, family: Family) -> (u32, u64) {
+        (self.inner().enforced[family as usize], 0)
     }
 
     fn dropped_from(&mut self, _: IpNet) -> Result<u64, FirewallError> {

@@ -14,7 +14,7 @@ use crate::block::backend::ipset::netlink::{Element, KernelSet};
 use crate::block::backend::ipset::set_name;
 use crate::block::backend::rules::{Rules, families};
 use crate::block::backend::ruleset::{Inspection, Source};
-use crate::block::backend::{Backend, FirewallError};
+use crate::block::backend::{Backend, FirewallError, Refused, block_each, unblock_each};
 use crate::block::reconcile::{DesiredState, Fault};
 use crate::config::FirewallConfig;
 use crate::config::values::Established;
@@ -130,7 +130,7 @@ impl Backend for IptablesBackend {
         Ok(())
     }
 
-    fn block_all(&mut self, networks: &[(IpNet, Duration)]) -> Vec<(IpNet, FirewallError)> {
+    fn block_all(&mut self, networks: &[(IpNet, Duration)]) -> Refused {
         self.replace_all(|chain| {
             let mut sources = chain.found.sources.clone();
             for (network, _) in networks {
@@ -141,10 +141,7 @@ impl Backend for IptablesBackend {
             }
             sources
         });
-        let block = |(network, time): &(IpNet, Duration)| {
-            self.block(*network, *time).err().map(|error| (*network, error))
-        };
-        networks.iter().filter_map(block).collect()
+        block_each(self, networks)
     }
 
     fn unblock(&mut self, network: IpNet) -> Result<(), FirewallError> {
@@ -161,13 +158,12 @@ impl Backend for IptablesBackend {
         Ok(())
     }
 
-    fn unblock_all(&mut self, networks: &[IpNet]) -> Vec<(IpNet, FirewallError)> {
+    fn unblock_all(&mut self, networks: &[IpNet]) -> Refused {
         if networks.len() > 1 {
             let ended: BTreeSet<Source> = networks.iter().copied().map(Some).collect();
             self.replace_all(|chain| &chain.found.sources - &ended);
         }
-        let unblock = |network: &IpNet| self.unblock(*network).err().map(|error| (*network, error));
-        networks.iter().filter_map(unblock).collect()
+        unblock_each(self, networks)
     }
 
     fn check(&mut self, desired: &DesiredState<'_>) -> Result<Vec<Fault>, FirewallError> {
@@ -200,14 +196,11 @@ impl Backend for IptablesBackend {
         Ok(())
     }
 
-    fn enforced(&self, family: Family) -> u32 {
-        let chain = self.chains.get(family as usize);
-        let chain = chain.filter(|chain| !chain.found.faults.iter().any(Fault::breaks_all));
-        chain.map_or(0, |chain| u32::try_from(chain.found.sources.len()).unwrap_or(u32::MAX))
-    }
-
-    fn dropped(&self, family: Family) -> u64 {
-        self.chains.get(family as usize).map_or(0, |chain| chain.rules.matched())
+    fn figures(&self, family: Family) -> (u32, u64) {
+        let Some(chain) = self.chains.get(family as usize) else { return (0, 0) };
+        let is_broken = chain.found.faults.iter().any(Fault::breaks_all);
+        let enforced = if is_broken { 0 } else { chain.found.sources.len() };
+        (u32::try_from(enforced).unwrap_or(u32::MAX), chain.rules.matched())
     }
 
     fn dropped_from(&mut self, network: IpNet) -> Result<u64, FirewallError> {

@@ -53,6 +53,22 @@ impl FirewallError {
     }
 }
 
+/// Networks that the kernel did not block or unblock.
+pub type Refused = Vec<(IpNet, FirewallError)>;
+
+/// Blocks networks one by one, to see which of them the kernel refuses.
+fn block_each<B: Backend + ?Sized>(backend: &mut B, networks: &[(IpNet, Duration)]) -> Refused {
+    let block = |(network, duration): &(IpNet, Duration)| {
+        backend.block(*network, *duration).err().map(|error| (*network, error))
+    };
+    networks.iter().filter_map(block).collect()
+}
+
+fn unblock_each<B: Backend + ?Sized>(backend: &mut B, networks: &[IpNet]) -> Refused {
+    let unblock = |network: &IpNet| backend.unblock(*network).err().map(|error| (*network, error));
+    networks.iter().filter_map(unblock).collect()
+}
+
 /// What makes the kernel drop the packets of blocked networks. Every operation is idempotent.
 pub trait Backend {
     /// The name in the configuration, D-Bus and the journal.
@@ -66,20 +82,16 @@ pub trait Backend {
     fn block(&mut self, network: IpNet, duration: Duration) -> Result<(), FirewallError>;
 
     /// Drops many networks' packets. Returns the networks that could not be blocked.
-    fn block_all(&mut self, networks: &[(IpNet, Duration)]) -> Vec<(IpNet, FirewallError)> {
-        let block = |(network, duration): &(IpNet, Duration)| {
-            self.block(*network, *duration).err().map(|error| (*network, error))
-        };
-        networks.iter().filter_map(block).collect()
+    fn block_all(&mut self, networks: &[(IpNet, Duration)]) -> Refused {
+        block_each(self, networks)
     }
 
     /// Accepts a network's packets again.
     fn unblock(&mut self, network: IpNet) -> Result<(), FirewallError>;
 
     /// Accepts many networks' packets again. Returns the networks that could not be unblocked.
-    fn unblock_all(&mut self, networks: &[IpNet]) -> Vec<(IpNet, FirewallError)> {
-        let unblock = |network: &IpNet| self.unblock(*network).err().map(|error| (*network, error));
-        networks.iter().filter_map(unblock).collect()
+    fn unblock_all(&mut self, networks: &[IpNet]) -> Refused {
+        unblock_each(self, networks)
     }
 
     /// Finds what is wrong. Called twice a second, so most calls make only a cheap check; the first call
@@ -89,11 +101,9 @@ pub trait Backend {
     /// Corrects everything that is wrong.
     fn repair(&mut self, desired: &DesiredState<'_>) -> Result<(), FirewallError>;
 
-    /// The networks of a family that are blocked in fact, as of the last check.
-    fn enforced(&self, family: Family) -> u32;
-
-    /// The packets of a family that were dropped since the start, as of the last check.
-    fn dropped(&self, family: Family) -> u64;
+    /// How many networks of a family are blocked in fact, and how many of their packets were dropped since
+    /// the start, as of the last check.
+    fn figures(&self, family: Family) -> (u32, u64);
 
     /// The packets of a blocked network that the kernel has dropped since it holds the block.
     fn dropped_from(&mut self, network: IpNet) -> Result<u64, FirewallError>;

@@ -100,14 +100,15 @@ impl Program {
         self.run("-restore", &["-w", WAIT, "--noflush"], Some(&script)).map(drop)
     }
 
-    /// Adds a rule at the end of a chain.
-    pub fn append(self, chain: &str, rule: &str) -> Result<(), RulesError> {
-        self.change_rule(rule, |iptables, rule| iptables.append(TABLE, chain, rule))
-    }
-
-    /// Adds a rule at the head of a chain.
-    pub fn insert(self, chain: &str, rule: &str) -> Result<(), RulesError> {
-        self.change_rule(rule, |iptables, rule| iptables.insert(TABLE, chain, rule, 1))
+    /// Adds a rule at the head or the end of a chain.
+    pub fn add(self, chain: &str, rule: &str, at_head: bool) -> Result<(), RulesError> {
+        self.change_rule(rule, |iptables, rule| {
+            if at_head {
+                iptables.insert(TABLE, chain, rule, 1)
+            } else {
+                iptables.append(TABLE, chain, rule)
+            }
+        })
     }
 
     /// Deletes a rule, which must be in the chain.

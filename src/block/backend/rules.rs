@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use tracing::{debug, trace};
 
 use crate::block::backend::FirewallError;
-use crate::block::backend::counter_totals::CounterTotals;
+use crate::block::backend::counter_totals::{CounterKey, CounterTotals};
 use crate::block::backend::nft_fallback;
 use crate::block::backend::nftables::Nftables;
 use crate::block::backend::program::{Program, RulesError};
@@ -48,16 +48,7 @@ pub struct Rules {
     is_mixed: bool,
     /// When the table was last read, the chain held rules of other programs, which new rules must precede.
     comes_first: bool,
-    totals: CounterTotals<CounterKey>,
-}
-
-/// The identity of a rule's counter.
-#[derive(Debug, PartialEq, Eq, Hash)]
-enum CounterKey {
-    /// nf_tables numbers its rules and uses no number twice.
-    Handle(u64),
-    /// ip_tables does not, but there is one rule for each source.
-    Source(Source),
+    totals: CounterTotals,
 }
 
 /// The families that this host supports. Each is at position `family as usize`.
@@ -146,11 +137,7 @@ impl Rules {
     /// Adds the rule for a source, in front of rules of other programs.
     pub fn add(&mut self, source: IpNet) -> Result<(), FirewallError> {
         let rule = self.template.rule(Some(source));
-        if self.comes_first {
-            self.program.insert(CHAIN, &rule)?;
-        } else {
-            self.program.append(CHAIN, &rule)?;
-        }
+        self.program.add(CHAIN, &rule, self.comes_first)?;
         self.learn_template()
     }
 

@@ -17,24 +17,20 @@ pub fn connect(
     config: &Config,
 ) -> Result<(Box<dyn Backend + Send>, Option<BackendNote>), FirewallError> {
     let (firewall, established) = (&config.firewall, config.block.established);
-    let sets = match firewall.backend {
-        config::Backend::Iptables => None,
-        config::Backend::Auto | config::Backend::Ipset => {
-            Some(IpsetBackend::connect(interface, firewall, established))
+    let mut note = None;
+    if firewall.backend != config::Backend::Iptables {
+        match IpsetBackend::connect(interface, firewall, established) {
+            Err(FirewallError::Set(error @ IpsetError::Unsupported))
+                if firewall.backend == config::Backend::Auto =>
+            {
+                note = Some(BackendNote { error: error.to_string(), capacity: CAPACITY });
+            }
+            sets => {
+                debug!("using back end ipset");
+                return Ok((Box::new(sets?), None));
+            }
         }
-    };
-    let note = match sets {
-        None => None,
-        Some(Err(FirewallError::Set(error @ IpsetError::Unsupported)))
-            if firewall.backend == config::Backend::Auto =>
-        {
-            Some(BackendNote { error: error.to_string(), capacity: CAPACITY })
-        }
-        Some(sets) => {
-            debug!("using back end ipset");
-            return Ok((Box::new(sets?), None));
-        }
-    };
+    }
     debug!(?note, "using back end iptables");
     Ok((Box::new(IptablesBackend::find(interface, firewall, established)?), note))
 }

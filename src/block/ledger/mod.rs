@@ -43,6 +43,11 @@ fn table<V>(networks: NonZeroUsize) -> LruCache<IpNet, V> {
     table
 }
 
+/// Puts a network into a table. Returns the other network that had to leave a full one.
+fn push<V>(table: &mut LruCache<IpNet, V>, network: IpNet, value: V) -> Option<IpNet> {
+    table.push(network, value).map(|(left, _)| left).filter(|left| *left != network)
+}
+
 pub struct Ledger {
     blocks: BTreeMap<IpNet, Entry>,
     counts: [u32; 2],
@@ -224,11 +229,7 @@ impl Ledger {
         if until.is_some_and(|until| until <= now) {
             return Some((network, Due::Expired));
         }
-        let next = self.due_time(now, until);
-        self.due.insert((next, network));
-        if let Some(entry) = self.blocks.get_mut(&network) {
-            entry.due = next;
-        }
+        self.defer(network, self.due_time(now, until));
         let remaining = until.map(|until| until.since(now));
         Some((network, Due::Prolong(self.kernel_time(remaining))))
     }
@@ -244,18 +245,16 @@ impl Ledger {
     /// Adds an offence. Returns the rows that change.
     pub fn add_offence(&mut self, network: IpNet, now: Moment, count: u32) -> Vec<Record<'static>> {
         let offences = Offences { count, latest: now };
-        let displaced = self.offences.push(network, offences);
-        let displaced = displaced.map(|(network, _)| network).filter(|other| *other != network);
-        let evicted = displaced.map(|network| Record::Offences(network, None));
-        [Record::Offences(network, Some(offences))].into_iter().chain(evicted).collect()
+        let displaced = push(&mut self.offences, network, offences);
+        let displaced = displaced.map(|other| Record::Offences(other, None));
+        [Record::Offences(network, Some(offences))].into_iter().chain(displaced).collect()
     }
 
     /// Grants a network a grace period. Returns the rows that change.
     pub fn grant_grace(&mut self, network: IpNet, until: Moment) -> Vec<Record<'static>> {
-        let displaced = self.graces.push(network, until);
-        let displaced = displaced.map(|(network, _)| network).filter(|other| *other != network);
-        let evicted = displaced.map(|network| Record::Grace(network, None));
-        [Record::Grace(network, Some(until))].into_iter().chain(evicted).collect()
+        let displaced = push(&mut self.graces, network, until);
+        let displaced = displaced.map(|other| Record::Grace(other, None));
+        [Record::Grace(network, Some(until))].into_iter().chain(displaced).collect()
     }
 
     /// Ends the grace period of a network and of those within it. That of a larger network stays: it

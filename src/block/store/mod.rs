@@ -27,7 +27,7 @@ use crate::block::store::database::Database;
 use crate::block::store::quarantine::quarantine;
 use crate::block::store::records::{Record, Remembered};
 use crate::block::store::timeline::Timeline;
-use crate::types::{IfName, WallClock};
+use crate::types::{IfName, WallClock, Warning};
 
 /// The file's name within the state directory.
 const FILE: &str = "tcptracker.db";
@@ -137,23 +137,6 @@ pub enum Precedence {
     StoreAlone,
 }
 
-/// The result of opening the database at the start.
-pub struct Opened {
-    pub loaded: Loaded,
-    /// The database to write to.
-    pub store: Result<Store, StoreError>,
-    pub quarantined: Option<Quarantined>,
-}
-
-/// A file that could not be used and was renamed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Quarantined {
-    pub file: PathBuf,
-    /// Its new name.
-    pub kept: PathBuf,
-    pub error: String,
-}
-
 /// The open database.
 pub struct Store {
     file: PathBuf,
@@ -168,12 +151,16 @@ impl StorePath {
         &self.file
     }
 
-    /// Opens the database and reads everything. Never fails: the result says what is wrong.
-    pub fn load(&self, clock: &WallClock) -> Opened {
+    /// Opens the database to write to, and reads what can be read even if that fails. Warns of a file that
+    /// was renamed.
+    pub fn load(
+        &self,
+        clock: &WallClock,
+        warnings: &mut Vec<Warning>,
+    ) -> (Loaded, Result<Store, StoreError>) {
         let present = Timeline::new(boot(), clock);
-        let mut quarantined = None;
         let opened = self.create_directory().and_then(|()| {
-            self.open_or_quarantine(&mut quarantined, |file| {
+            self.open_or_quarantine(true, warnings, |file| {
                 let database = Database::open(file)?;
                 let content = database.load()?;
                 Ok((database, content))
@@ -205,8 +192,7 @@ impl StorePath {
             (true, false) => Precedence::Store,
             (true, true) => Precedence::StoreAlone,
         };
-        let loaded = Loaded { remembered, precedence, is_outdated: !is_same_boot || !is_current };
-        Opened { loaded, store, quarantined }
+        (Loaded { remembered, precedence, is_outdated: !is_same_boot || !is_current }, store)
     }
 
     /// Notes for the next instance whether the database lacks changes. A full disk mostly has room for a
@@ -217,12 +203,12 @@ impl StorePath {
         let _ = if is_behind { File::create(note).map(drop) } else { std::fs::remove_file(note) };
     }
 
-    /// Opens the database to replace its content. Reports a file that had to be renamed.
-    pub fn reopen(&self, quarantined: &mut Option<Quarantined>) -> Result<Store, StoreError> {
+    /// Opens the database to replace its content. Warns of a file that was renamed.
+    pub fn reopen(&self, warnings: &mut Vec<Warning>) -> Result<Store, StoreError> {
         // A failure of the previous connection.
         let _ = self.failure();
         self.create_directory()?;
-        let database = self.open_or_quarantine(quarantined, |file| {
+        let database = self.open_or_quarantine(false, warnings, |file| {
             let database = Database::open(file)?;
             database.check()?;
             Ok(database)
@@ -254,14 +240,15 @@ impl StorePath {
     /// Opens the file; if its content is unusable, renames it and opens a new one.
     fn open_or_quarantine<T>(
         &self,
-        quarantined: &mut Option<Quarantined>,
+        at_start: bool,
+        warnings: &mut Vec<Warning>,
         open: impl Fn(&Path) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         match open(&self.file) {
             Err(error) if error.is_about_the_content() => match quarantine(&self.file) {
                 Ok(kept) => {
                     let (file, error) = (self.file.clone(), error.to_string());
-                    *quarantined = Some(Quarantined { file, kept, error });
+                    warnings.push(Warning::DatabaseQuarantined { file, kept, error, at_start });
                     open(&self.file)
                 }
                 Err(why_not) => Err(StoreError::InTheWay(Box::new(error), why_not)),

@@ -3,31 +3,15 @@
 //! Owns what happens while the database cannot be written: blocks continue in the kernel, and every few
 //! seconds the persister tries to write everything again. It reports failures and never returns one.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::block::ledger::Ledger;
 use crate::block::store::records::Record;
-use crate::block::store::{Loaded, Opened, Quarantined, Store, StoreError, StorePath};
-use crate::types::{Moment, WallClock};
+use crate::block::store::{Loaded, Store, StoreError, StorePath};
+use crate::types::{Moment, WallClock, Warning};
 
 /// The pause after a failure.
 const RETRY: Duration = Duration::from_secs(5);
-
-/// Something that has happened to the database.
-#[derive(Debug)]
-pub enum StoreNews {
-    /// From now on changes are not saved.
-    Failed { file: PathBuf, error: StoreError },
-    /// Everything is saved, or nothing has to be.
-    Recovered,
-    /// A file could not be used and was renamed.
-    Quarantined {
-        file: Quarantined,
-        /// The blocks of the last run were in it.
-        at_start: bool,
-    },
-}
 
 pub struct Persister {
     /// None: nothing is saved at all.
@@ -36,34 +20,40 @@ pub struct Persister {
     store: Option<Store>,
     /// The service only observes: the database stays as it is.
     is_paused: bool,
-    /// The last failure.
-    failed: Moment,
-    news: Vec<StoreNews>,
+    /// Why changes are not saved, and since when.
+    failure: Option<(StoreError, Moment)>,
+    /// Files that could not be used and were renamed.
+    warnings: Vec<Warning>,
 }
 
 impl Persister {
     pub fn new(path: Option<StorePath>) -> Self {
-        Self { path, store: None, is_paused: true, failed: Moment::default(), news: Vec::new() }
+        Self { path, store: None, is_paused: true, failure: None, warnings: Vec::new() }
     }
 
-    /// What has happened since the last call, in order.
-    pub fn take_news(&mut self) -> Vec<StoreNews> {
-        std::mem::take(&mut self.news)
+    /// Why changes are not saved.
+    pub fn failure(&self) -> Option<String> {
+        let (path, (error, _)) = self.path.as_ref().zip(self.failure.as_ref())?;
+        Some(format!("{}: {error}", path.file().display()))
+    }
+
+    /// Returns the warnings since the last call.
+    pub fn take_warnings(&mut self) -> Vec<Warning> {
+        std::mem::take(&mut self.warnings)
     }
 
     /// Leaves the database as it is until it is loaded again. It stays open: closing it would remove its
     /// log, and the flusher would report that.
     pub fn pause(&mut self) {
         self.is_paused = true;
-        self.news.push(StoreNews::Recovered);
+        self.failure = None;
     }
 
     /// Opens the database and reads everything in it.
     pub fn load(&mut self, clock: &WallClock) -> Loaded {
         self.is_paused = false;
         let Some(path) = &self.path else { return Loaded::default() };
-        let Opened { loaded, store, quarantined } = path.load(clock);
-        self.report_quarantined(quarantined, true);
+        let (loaded, store) = path.load(clock, &mut self.warnings);
         match store {
             Ok(store) => self.store = Some(store),
             Err(error) => self.give_up(error, clock.now()),
@@ -71,7 +61,7 @@ impl Persister {
         loaded
     }
 
-    /// Saves these changes. When this returns, they survive the process, or the news say that they do
+    /// Saves these changes. When this returns, they survive the process, or [`Self::failure`] says why
     /// not.
     pub fn save<'a>(&mut self, records: impl IntoIterator<Item = Record<'a>>, now: Moment) {
         // What cannot be saved now is saved later, with everything else.
@@ -102,7 +92,7 @@ impl Persister {
             if let Err(error) = result {
                 self.give_up(error, clock.now());
             }
-        } else if clock.now().since(self.failed) >= RETRY {
+        } else if self.failure.as_ref().is_none_or(|(_, at)| clock.now().since(*at) >= RETRY) {
             self.reopen(ledger, clock);
         }
     }
@@ -125,30 +115,21 @@ impl Persister {
     /// Opens the database, or a new one in its place, and writes all of the ledger.
     fn reopen(&mut self, ledger: &Ledger, clock: &WallClock) {
         let Some(path) = &self.path else { return };
-        let mut quarantined = None;
-        let opened = path.reopen(&mut quarantined);
-        self.report_quarantined(quarantined, false);
-        match opened {
+        match path.reopen(&mut self.warnings) {
             Ok(store) => {
                 self.store = Some(store);
+                self.failure = None;
                 self.save_all(ledger, clock);
             }
             Err(error) => self.give_up(error, clock.now()),
         }
-        if self.store.is_some() {
-            self.news.push(StoreNews::Recovered);
-        }
-    }
-
-    fn report_quarantined(&mut self, quarantined: Option<Quarantined>, at_start: bool) {
-        self.news.extend(quarantined.map(|file| StoreNews::Quarantined { file, at_start }));
     }
 
     fn give_up(&mut self, error: StoreError, now: Moment) {
         self.store = None;
-        self.failed = now;
-        let Some(path) = &self.path else { return };
-        path.mark_behind(true);
-        self.news.push(StoreNews::Failed { file: path.file().to_owned(), error });
+        self.failure = Some((error, now));
+        if let Some(path) = &self.path {
+            path.mark_behind(true);
+        }
     }
 }

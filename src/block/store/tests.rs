@@ -76,22 +76,37 @@ fn path_in(directory: &TempDir) -> StorePath {
 /// Loads a database that has to be usable.
 #[track_caller]
 fn load(path: &StorePath) -> Remembered {
-    let opened = path.load(&clock());
-    assert!(opened.store.is_ok(), "{}", opened.store.err().unwrap());
-    assert_eq!(opened.quarantined, None);
-    opened.loaded.remembered
+    let mut warnings = Vec::new();
+    let (loaded, store) = path.load(&clock(), &mut warnings);
+    assert!(store.is_ok(), "{}", store.err().unwrap());
+    assert!(warnings.is_empty(), "{warnings:?}");
+    loaded.remembered
+}
+
+/// Loads a database that is renamed. Returns its new name and what was wrong with it, too.
+#[track_caller]
+fn load_renamed(path: &StorePath) -> (Remembered, Store, PathBuf, String) {
+    let mut warnings = Vec::new();
+    let (loaded, store) = path.load(&clock(), &mut warnings);
+    let Some(Warning::DatabaseQuarantined { kept, error, at_start: true, .. }) = warnings.pop()
+    else {
+        panic!("the file was not renamed")
+    };
+    (loaded.remembered, store.unwrap(), kept, error)
+}
+
+#[track_caller]
+fn open(path: &StorePath) -> Store {
+    path.load(&clock(), &mut Vec::new()).1.unwrap()
 }
 
 #[test]
 fn saved_records_load_unchanged_and_deleted_ones_do_not() {
     let directory = TempDir::new().unwrap();
     let path = path_in(&directory);
-    let opened = path.load(&clock());
-    assert_eq!(
-        (opened.loaded.remembered, opened.loaded.is_outdated),
-        (Remembered::default(), true)
-    );
-    let mut store = opened.store.unwrap();
+    let (loaded, store) = path.load(&clock(), &mut Vec::new());
+    assert_eq!((loaded.remembered, loaded.is_outdated), (Remembered::default(), true));
+    let mut store = store.unwrap();
     store.replace(&clock(), records(&everything())).unwrap();
     // Another connection sees the records while this one is open, as after a crash.
     assert_eq!(load(&path), everything());
@@ -122,11 +137,9 @@ fn unusable_files_are_renamed_and_the_last_three_are_kept() {
     let kept = |number: u32| beside(&path.file, &format!(".aside-{number}"));
     for round in 1..=5u32 {
         std::fs::write(&path.file, format!("garbage {round}")).unwrap();
-        let opened = path.load(&clock());
-        let quarantined = opened.quarantined.unwrap();
-        assert!(quarantined.error.contains("damaged database"), "{quarantined:?}");
-        assert_eq!(quarantined.kept, kept(1));
-        let mut store = opened.store.unwrap();
+        let (_, mut store, renamed, error) = load_renamed(&path);
+        assert!(error.contains("damaged database"), "{error}");
+        assert_eq!(renamed, kept(1));
         store.replace(&clock(), records(&everything())).unwrap();
         drop(store);
         assert_eq!(load(&path), everything());
@@ -174,10 +187,9 @@ fn files_of_other_programs_and_versions_are_renamed() {
         let path = path_in(&directory);
         std::fs::create_dir(path.file.parent().unwrap()).unwrap();
         Connection::open(&path.file).unwrap().execute_batch(sql).unwrap();
-        let opened = path.load(&clock());
-        let error = opened.quarantined.map(|quarantined| quarantined.error).unwrap_or_default();
+        let (_, store, _, error) = load_renamed(&path);
         assert!(error.contains(why), "{error:?}");
-        assert!(opened.store.is_ok(), "{why}");
+        drop(store);
         assert_eq!(load(&path), Remembered::default());
     }
 }
@@ -192,7 +204,7 @@ fn damage_anywhere_in_the_file_is_noticed() {
             .collect(),
         ..Remembered::default()
     };
-    path.load(&clock()).store.unwrap().replace(&clock(), records(&many)).unwrap();
+    open(&path).replace(&clock(), records(&many)).unwrap();
     let whole = std::fs::read(&path.file).unwrap();
     assert!(whole.len() > 20 * 4096);
     for damage in [
@@ -202,10 +214,9 @@ fn damage_anywhere_in_the_file_is_noticed() {
         [&whole[..9 * 4096], &[0; 4096], &whole[10 * 4096..]].concat(),
     ] {
         std::fs::write(&path.file, damage).unwrap();
-        let opened = path.load(&clock());
-        assert!(opened.quarantined.is_some_and(|file| file.error.contains("damaged database")));
-        assert_eq!(opened.loaded.remembered, Remembered::default());
-        assert!(opened.store.is_ok());
+        let (remembered, _, _, error) = load_renamed(&path);
+        assert!(error.contains("damaged database"), "{error}");
+        assert_eq!(remembered, Remembered::default());
     }
 }
 
@@ -216,7 +227,7 @@ fn file_with_special_characters_in_its_path_is_readable() {
     let interface: IfName = "e%3f#?&th".parse().unwrap();
     let state = directory.path().join(interface.as_str());
     let (path, _) = flusher(file_of(&interface, Some(state.into())));
-    path.load(&clock()).store.unwrap().replace(&clock(), records(&everything())).unwrap();
+    open(&path).replace(&clock(), records(&everything())).unwrap();
     let read = Database::open_to_read(&path.file).unwrap();
     assert_eq!(read.load().unwrap().0, everything());
 }
@@ -232,7 +243,7 @@ fn content_of_a_large_log_moves_into_the_file() {
             .collect(),
         ..Remembered::default()
     };
-    let mut store = path.load(&clock()).store.unwrap();
+    let mut store = open(&path);
     store.replace(&clock(), records(&many)).unwrap();
     let length = |file: &Path| file.metadata().unwrap().len();
     let log = beside(&path.file, "-wal");

@@ -16,25 +16,29 @@ pub mod test_bench;
 mod tests;
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use tracing::debug;
 
 use crate::api::metrics::Metrics;
-use crate::block::backend::{Backend, FirewallError};
-use crate::block::blocklist::{Added, Blocklist, Change, NotAdded, OnProgress, Removed, WhenFull};
+use crate::block::backend::{Backend, FirewallError, Refused, select};
+use crate::block::blocklist::{Blocklist, Change, OnProgress, WhenFull};
 use crate::block::exemptions::{AskSessions, Exemptions, Sessions};
 use crate::block::policy::{Policy, Verdict};
-use crate::block::reconcile::{Checked, Repaired, Trouble, list_of};
-use crate::block::store::persister::StoreNews;
-use crate::block::store::{Quarantined, StorePath};
+use crate::block::reconcile::list_of;
+use crate::block::store::StorePath;
 use crate::config::Config;
 use crate::handles::{
     BlockExplanation, Command, Component, DetectorCommand, EventSink, Explanation, Health, Listed,
     RequestError,
 };
+use crate::service::supervisor::Supervisor;
+use crate::service::{Context, DaemonError};
+use crate::system::host::ssh;
+use crate::system::progress::Progress;
+use crate::system::service_manager;
 use crate::types::{
     BackendNote, Block, BlockFailure, BlockReason, Event, Evidence, ExemptReason, Family, Host,
     Moment, Request, Scan, SkipReason, UnblockCause, WallClock, Warning,
@@ -56,6 +60,46 @@ pub type OpenBackend = Box<
     dyn FnMut(&Config) -> Result<(Box<dyn Backend + Send>, Option<BackendNote>), FirewallError>
         + Send,
 >;
+
+/// Starts the firewall thread, and waits until its rules and blocks are in the kernel.
+pub fn spawn(
+    threads: &mut Supervisor,
+    context: &Context,
+    config: Config,
+    (backend, host, store): (Option<Box<dyn Backend + Send>>, Arc<Host>, StorePath),
+    detector: &SyncSender<DetectorCommand>,
+    commands: Receiver<Command>,
+) -> Result<(), DaemonError> {
+    let Context { interface, events, metrics, health } = context.clone();
+    let mut sessions = ssh::Sessions::default();
+    let mut thread = FirewallThread::new(
+        Box::new(move |config: &Config| select::connect(&interface, config)),
+        config,
+        (host, Box::new(move |ports| sessions.peers(ports))),
+        Some(store),
+        (events, metrics, health),
+        detector.clone(),
+    );
+    let (ready_in, ready) = sync_channel(1);
+    threads.start("firewall", move |heartbeat| {
+        let mut progress = Progress::after(Duration::ZERO);
+        let installed = thread.install(backend, &WallClock::read(), &mut |done, all| {
+            let status = format!("restoring blocks: {done} of {all}");
+            service_manager::status(&status);
+            progress.show(|| status);
+            heartbeat.tick();
+        });
+        drop(progress);
+        let failed = installed.is_err();
+        // Main is waiting.
+        let _ = ready_in.send(installed);
+        if failed { Ok(()) } else { thread.run(&commands, || heartbeat.tick()) }
+    })?;
+    let ended =
+        |_| DaemonError::ThreadEnded { thread: "firewall", reason: "at the start".to_owned() };
+    ready.recv().map_err(ended)??;
+    Ok(())
+}
 
 pub struct FirewallThread {
     policy: Policy,
@@ -79,14 +123,14 @@ impl FirewallThread {
         open_backend: OpenBackend,
         config: Config,
         (host, ask_sessions): (Arc<Host>, AskSessions),
-        store_path: Option<StorePath>,
+        store: Option<StorePath>,
         (events, metrics, health): (EventSink, Arc<Metrics>, Arc<Health>),
         detector: SyncSender<DetectorCommand>,
     ) -> Self {
         let exemptions = Exemptions::new(config.exempt.clone(), host, ask_sessions);
         Self {
             policy: Policy::new(config.block.clone(), exemptions),
-            blocklist: Blocklist::new(store_path),
+            blocklist: Blocklist::new(store),
             config,
             open_backend,
             events,
@@ -108,8 +152,7 @@ impl FirewallThread {
         on_progress: OnProgress<'_>,
     ) -> Result<(), FirewallError> {
         if let Some(backend) = backend {
-            let config = self.config.clone();
-            return self.restore(backend, &config, clock, on_progress);
+            return self.restore(backend, clock, on_progress);
         }
         // A process that may not look at the firewall cannot have left anything there.
         if let Ok((mut left_over, _)) = (self.open_backend)(&self.config) {
@@ -155,10 +198,9 @@ impl FirewallThread {
         self.blocklist.ledger().next_due().map_or(next, |due| due.min(next)).since(now)
     }
 
-    fn stop(self, clock: &WallClock) -> Result<(), FirewallError> {
-        let Self { mut blocklist, events, health, .. } = self;
-        let result = blocklist.finish(clock);
-        report_store(&mut blocklist, &health, &events);
+    fn stop(mut self, clock: &WallClock) -> Result<(), FirewallError> {
+        let result = self.blocklist.finish(clock);
+        self.report();
         result
     }
 
@@ -167,12 +209,10 @@ impl FirewallThread {
         match command {
             Command::Scan { scan, listed } => self.on_scan(&scan, listed, clock),
             Command::Block { network, duration, reason, uid, reply } => {
-                let result = self.block_manually(network, duration, reason, uid, clock);
-                let _ = reply.try_send(result);
+                let _ = reply.try_send(self.block_manually(network, duration, reason, uid, clock));
             }
             Command::Unblock { network, uid, reply } => {
-                let result = self.unblock_manually(network, uid, clock);
-                let _ = reply.try_send(result);
+                let _ = reply.try_send(self.unblock_manually(network, uid, clock));
             }
             Command::List { reply } => {
                 let _ = reply.try_send(self.list(clock));
@@ -275,34 +315,32 @@ impl FirewallThread {
     ) -> Result<Moment, BlockFailure> {
         let now = clock.now();
         let mut result = self.blocklist.add(network, block, when_full, now);
-        if let Err(NotAdded { why: BlockFailure::Kernel(_), changes }) = result {
-            self.publish(changes, None, clock);
+        if let Err(BlockFailure::Kernel(_)) = result {
+            self.publish(None, clock);
             if let Err(error) = self.reconcile(clock) {
                 self.kernel_failed(&error);
                 return Err(BlockFailure::Kernel(error.to_string()));
             }
             result = self.blocklist.add(network, block, when_full, now);
         }
-        let (changes, result) = match result {
-            Ok(Added { changes, accepted }) => (changes, Ok(accepted)),
-            Err(NotAdded { why, changes }) => (changes, Err(why)),
-        };
-        let is_eviction = |change: &Change| {
-            matches!(change, Change::Unblocked { cause: UnblockCause::Evicted, .. })
-        };
-        if matches!(result, Err(BlockFailure::Full(_))) || changes.iter().any(is_eviction) {
-            let reason = format!(
-                "block limit reached ({} per address family); a new scanner's block evicts the one that \
-                 expires next",
-                self.blocklist.capacity()
-            );
-            self.health.set_degraded(Component::Capacity, reason);
+        match &result {
+            Err(BlockFailure::Full(_)) => self.limit_reached(),
+            Err(why @ BlockFailure::Kernel(_)) => {
+                self.health.set_degraded(Component::Firewall, why.to_string());
+            }
+            _ => {}
         }
-        if let Err(why @ BlockFailure::Kernel(_)) = &result {
-            self.health.set_degraded(Component::Firewall, why.to_string());
-        }
-        self.publish(changes, uid, clock);
+        self.publish(uid, clock);
         result
+    }
+
+    fn limit_reached(&self) {
+        let reason = format!(
+            "block limit reached ({} per address family); a new scanner's block evicts the one that \
+             expires next",
+            self.blocklist.capacity()
+        );
+        self.health.set_degraded(Component::Capacity, reason);
     }
 
     fn unblock_manually(
@@ -312,15 +350,15 @@ impl FirewallThread {
         clock: &WallClock,
     ) -> Result<(), RequestError> {
         let now = clock.now();
-        let grace_until = now + self.policy.config().grace_after_unblock.get();
-        let result = match self.blocklist.remove_manually(network, grace_until, now) {
+        let grace_until = now + self.config.block.grace_after_unblock.get();
+        let refused = self.blocklist.remove_manually(network, grace_until, now);
+        self.publish(Some(uid), clock);
+        let result = match refused.as_ref().map(|refused| refused.first()) {
             None => Err(RequestError::NotBlocked(network)),
-            Some(Removed { changes, failed }) => {
-                self.publish(changes, Some(uid), clock);
-                failed.first().map_or(Ok(()), |(_, error)| {
-                    self.kernel_failed(error);
-                    Err(RequestError::Failed(BlockFailure::Kernel(error.to_string())))
-                })
+            Some(None) => Ok(()),
+            Some(Some((_, error))) => {
+                self.kernel_failed(error);
+                Err(RequestError::Failed(BlockFailure::Kernel(error.to_string())))
             }
         };
         debug!(%network, uid, ?result, "a user unblocks");
@@ -341,43 +379,42 @@ impl FirewallThread {
         self.unblock(peers, clock);
     }
 
-    /// Unblocks what has become exempt.
     fn unblock(&mut self, exempt: Vec<IpNet>, clock: &WallClock) {
-        let removed = if exempt.is_empty() {
-            Removed::default()
-        } else {
-            self.blocklist.remove(exempt, UnblockCause::Exempt, clock.now())
-        };
-        self.publish_removed(removed, clock);
+        let refused = self.blocklist.remove(exempt, UnblockCause::Exempt, clock.now());
+        self.publish_refused(&refused, clock);
     }
 
     fn expire(&mut self, clock: &WallClock) {
-        let removed = self.blocklist.expire(clock.now());
-        self.publish_removed(removed, clock);
+        let refused = self.blocklist.expire(clock.now());
+        self.publish_refused(&refused, clock);
     }
 
-    fn publish_removed(&mut self, removed: Removed, clock: &WallClock) {
-        self.publish(removed.changes, None, clock);
-        for (_, error) in removed.failed {
-            self.kernel_failed(&error);
+    /// Publishes what the blocklist has changed, and shows what the kernel has refused.
+    fn publish_refused(&mut self, refused: &Refused, clock: &WallClock) {
+        self.publish(None, clock);
+        for (_, error) in refused {
+            self.kernel_failed(error);
             self.unfinished = true;
         }
     }
 
     /// Turns changes into events, and has the detector forget sources that are no longer blocked.
-    fn publish(&mut self, changes: Vec<Change>, uid: Option<u32>, clock: &WallClock) {
+    fn publish(&mut self, uid: Option<u32>, clock: &WallClock) {
+        let changes = self.blocklist.take_changes();
         if changes.is_empty() {
             return;
         }
         // First, so that the state already says whether the changes are saved.
         self.report();
-        let unblocked: Vec<IpNet> = changes
-            .iter()
-            .filter_map(|change| match change {
-                Change::Unblocked { network, .. } => Some(*network),
-                Change::Blocked { .. } => None,
-            })
-            .collect();
+        let mut unblocked = Vec::new();
+        for change in &changes {
+            if let Change::Unblocked { network, cause } = change {
+                unblocked.push(*network);
+                if *cause == UnblockCause::Evicted {
+                    self.limit_reached();
+                }
+            }
+        }
         for some in unblocked.chunks(FORGET_AT_ONCE) {
             // The detector reads its commands before its next probe, and never waits for this thread, so
             // this thread may wait for it.
@@ -407,17 +444,18 @@ impl FirewallThread {
         let now = clock.now();
         let exempt = self.exempt_reason(&asked, now);
         self.report();
+        let blocked = self.blocklist.ledger().block_around(&asked).map(|(network, _)| network);
+        let dropped = blocked.and_then(|network| self.blocklist.dropped_from(network));
         let ledger = self.blocklist.ledger();
-        let past = ledger.offences_around(&asked, now, self.policy.config().forget_after.get());
+        let past = ledger.offences_around(&asked, now, self.config.block.forget_after.get());
         let grace = ledger.grace(&asked, now);
-        let found = ledger.block_around(&asked);
-        let blocked = found.map(|(network, _)| network);
-        if blocked.is_none() && exempt.is_none() && grace.is_none() && past.is_none() {
+        let block = blocked.and_then(|network| ledger.get(&network));
+        if block.is_none() && exempt.is_none() && grace.is_none() && past.is_none() {
             return Err(RequestError::Unknown(asked));
         }
         let past_count = past.map_or(0, |(_, past)| past.count);
-        let offences = found.map_or(past_count, |(_, block)| block.offences.max(past_count));
-        let block = found.map(|(_, block)| {
+        let offences = block.map_or(past_count, |block| block.offences.max(past_count));
+        let block = block.map(|block| {
             let evidence = block.reason.evidence();
             let attempts = evidence.iter().flat_map(|evidence| &evidence.attempts);
             BlockExplanation {
@@ -426,13 +464,12 @@ impl FirewallThread {
                 reason: block.reason.to_string(),
                 times: attempts.map(|attempt| clock.unix_time(attempt.moment)).collect(),
                 evidence: evidence.cloned(),
-                dropped: None,
+                dropped,
             }
         });
-        let dropped = blocked.and_then(|network| self.blocklist.dropped_from(network));
         Ok(Explanation {
             network: blocked.or(past.map(|(network, _)| network)).unwrap_or(asked),
-            block: block.map(|block| BlockExplanation { dropped, ..block }),
+            block,
             offences,
             exempt,
             grace_until: grace.map(|remaining| clock.unix_seconds(now + remaining)),
@@ -454,24 +491,25 @@ impl FirewallThread {
             let (opened, said) = (self.open_backend)(&new)?;
             (backend, note) = (Some(opened), said);
         }
+        let old = std::mem::replace(&mut self.config, new);
         // Before anything is blocked again, because something may be exempt by now.
-        let (block, exempt) = self.policy.configure(new.block.clone(), new.exempt.clone());
-        let established = new.block.established;
+        self.policy.configure(&self.config);
         let result = match (was_enabled, is_enabled, backend) {
             (true, false, _) => self.suspend(),
-            (false, true, Some(backend)) => self.restore(backend, &new, clock, &mut |_, _| {}),
+            (false, true, Some(backend)) => self.restore(backend, clock, &mut |_, _| {}),
             (true, true, Some(backend)) => {
+                let established = self.config.block.established;
                 self.blocklist.replace_backend(backend, established, clock.now())
             }
             _ => Ok(()),
         };
         if let Err(error) = result {
-            self.policy.configure(block, exempt);
+            self.config = old;
+            self.policy.configure(&self.config);
             self.report();
             self.kernel_failed(&error);
             return Err(error);
         }
-        self.config = new;
         self.health.set_backend(self.blocklist.backend_name());
         self.unblock_exempt(clock);
         self.unblock_peers(clock);
@@ -480,44 +518,36 @@ impl FirewallThread {
     }
 
     fn suspend(&mut self) -> Result<(), FirewallError> {
-        match self.blocklist.suspend() {
-            Ok(count) => {
-                self.events.emit(Event::Warning(Warning::BlocksSuspended { count }));
-                Ok(())
-            }
-            Err(error) => {
-                self.unfinished = true;
-                Err(error)
-            }
-        }
+        let count = self.blocklist.suspend().inspect_err(|_| self.unfinished = true)?;
+        self.events.emit(Event::Warning(Warning::BlocksSuspended { count }));
+        Ok(())
     }
 
     fn restore(
         &mut self,
         backend: Box<dyn Backend + Send>,
-        config: &Config,
         clock: &WallClock,
         on_progress: OnProgress<'_>,
     ) -> Result<(), FirewallError> {
         let exemptions = self.policy.exemptions();
         let sessions = Sessions::At(clock.now());
         let mut is_exempt = |network: &IpNet| exemptions.reason(network, sessions).is_some();
-        let established = config.block.established;
+        let established = self.config.block.established;
         let restored =
             self.blocklist.restore(backend, established, clock, &mut is_exempt, on_progress)?;
-        for error in restored.stale_failed.iter().chain(&restored.failed) {
+        for (_, error) in restored.stale_failed.iter().chain(&restored.failed) {
             self.kernel_failed(error);
         }
         if restored.stale > 0 {
             let warning = Warning::StaleBlocksRemoved { count: restored.stale };
             self.events.emit(Event::Warning(warning));
         }
-        self.publish(restored.changes, None, clock);
+        self.publish(None, clock);
         let (blocks, expired) = (restored.blocks, restored.expired);
         if blocks + expired > 0 {
             self.events.emit(Event::Restored { blocks, expired });
         }
-        if let Some(error) = restored.failed.first() {
+        if let Some((_, error)) = restored.failed.first() {
             let (count, error) = (restored.failed.len(), error.to_string());
             self.events.emit(Event::Warning(Warning::RestoreIncomplete { count, error }));
         }
@@ -539,7 +569,7 @@ impl FirewallThread {
             self.unblock_exempt(clock);
         }
         self.unblock_peers(clock);
-        self.blocklist.forget(now, self.policy.config().forget_after.get());
+        self.blocklist.forget(now, self.config.block.forget_after.get());
         self.blocklist.maintain_store(clock);
         self.report();
         let reconciled = self.reconcile(clock);
@@ -559,63 +589,55 @@ impl FirewallThread {
         if self.blocklist.has_room() {
             self.health.clear(Component::Capacity);
         }
-        let checked = self.blocklist.check(clock.now())?;
-        self.show_enforced();
-        match checked {
-            Checked::Sound => self.health.clear(Component::Enforcement),
-            Checked::Unsettled | Checked::Waiting(None) => {}
-            Checked::Waiting(Some(trouble)) => self.set_trouble(&trouble),
-            Checked::Broken { faults, is_new } => {
-                let found = list_of(&faults);
-                debug!(found, "repairing the firewall");
-                if is_new {
-                    // Visible during the repair, which may take seconds.
-                    self.set_trouble(&Trouble::Broken(faults.clone()));
-                }
-                let repaired = self.blocklist.repair(faults, clock.now());
-                self.show_enforced();
-                match repaired {
-                    Repaired::Fully { is_settled } => {
-                        self.events.emit(Event::Repaired { found });
-                        if is_settled {
-                            self.health.clear(Component::Enforcement);
-                        }
-                    }
-                    Repaired::Not(trouble) => self.set_trouble(&trouble),
-                }
+        let faults = self.blocklist.check(clock.now())?;
+        // Visible during the repair, which may take seconds.
+        self.report_enforcement();
+        if !faults.is_empty() {
+            let found = list_of(&faults);
+            debug!(found, "repairing the firewall");
+            if self.blocklist.repair(&faults, clock.now()) {
+                self.events.emit(Event::Repaired { found });
             }
+            self.report_enforcement();
         }
         Ok(())
     }
 
-    fn set_trouble(&self, trouble: &Trouble) {
-        self.health.set_degraded(Component::Enforcement, trouble.to_string());
-    }
-
-    fn show_enforced(&self) {
+    fn report_enforcement(&self) {
         for family in Family::ALL {
-            let (enforced, dropped) =
-                (self.blocklist.enforced(family), self.blocklist.dropped(family));
+            let (enforced, dropped) = self.blocklist.figures(family);
             self.health.set_enforced(family, enforced, dropped);
         }
+        self.show(Component::Enforcement, self.blocklist.trouble().map(str::to_owned));
     }
 
     /// Passes on to health how many networks are to be blocked, and whether the database and the kernel's
     /// list of sessions are available.
     fn report(&mut self) {
-        report_store(&mut self.blocklist, &self.health, &self.events);
-        match self.policy.exemptions().sessions_error() {
-            None => self.health.clear(Component::SshSessions),
-            Some(error) => self.health.set_degraded(
-                Component::SshSessions,
-                format!(
-                    "cannot list SSH sessions: {error}; load the kernel module tcp_diag, or set \
-                     exempt.automatic = false and add their addresses to exempt.networks"
-                ),
-            ),
+        for warning in self.blocklist.take_store_warnings() {
+            self.events.emit(Event::Warning(warning));
         }
+        let store_failure = self.blocklist.store_failure();
+        let store_failure =
+            store_failure.map(|why| format!("new blocks are not being saved: {why}"));
+        self.show(Component::Store, store_failure);
+        let sessions_error = self.policy.exemptions().sessions_error().map(|error| {
+            format!(
+                "cannot list SSH sessions: {error}; load the kernel module tcp_diag, or set \
+                 exempt.automatic = false and add their addresses to exempt.networks"
+            )
+        });
+        self.show(Component::SshSessions, sessions_error);
         for family in Family::ALL {
             self.health.set_blocked(family, self.blocklist.ledger().count(family));
+        }
+    }
+
+    /// Shows that a component is degraded for a reason, or works.
+    fn show(&self, component: Component, trouble: Option<String>) {
+        match trouble {
+            Some(reason) => self.health.set_degraded(component, reason),
+            None => self.health.clear(component),
         }
     }
 
@@ -628,22 +650,6 @@ impl FirewallThread {
 
     fn emit_refused(&self, request: Request, error: &RequestError, uid: u32) {
         self.events.emit(Event::Refused { request, why: error.refusal(), uid });
-    }
-}
-
-fn report_store(blocklist: &mut Blocklist, health: &Health, events: &EventSink) {
-    for news in blocklist.take_store_news() {
-        match news {
-            StoreNews::Failed { file, error } => health.set_degraded(
-                Component::Store,
-                format!("new blocks are not being saved: {}: {error}", file.display()),
-            ),
-            StoreNews::Recovered => health.clear(Component::Store),
-            StoreNews::Quarantined { file: Quarantined { file, kept, error }, at_start } => {
-                let warning = Warning::DatabaseQuarantined { file, kept, error, at_start };
-                events.emit(Event::Warning(warning));
-            }
-        }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::block::backend::ipset::netlink::{
     AT_ONCE, CAPACITY, Element, IpsetError, KernelSet, LONGEST_TIMEOUT,
 };
 use crate::block::backend::rules::{Rules, families};
-use crate::block::backend::{Backend, FirewallError};
+use crate::block::backend::{Backend, FirewallError, Refused, block_each};
 use crate::block::reconcile::{DesiredState, Fault};
 use crate::config::FirewallConfig;
 use crate::config::values::Established;
@@ -159,7 +159,7 @@ impl Backend for IpsetBackend {
         Ok(side.set.add(network, duration)?)
     }
 
-    fn block_all(&mut self, networks: &[(IpNet, Duration)]) -> Vec<(IpNet, FirewallError)> {
+    fn block_all(&mut self, networks: &[(IpNet, Duration)]) -> Refused {
         let mut refused = Vec::new();
         for family in Family::ALL {
             let is_of_family = |(network, _): &&(IpNet, Duration)| Family::of(*network) == family;
@@ -167,11 +167,7 @@ impl Backend for IpsetBackend {
             for some in of_family.chunks(AT_ONCE) {
                 let side = self.side(some[0].0);
                 if side.is_none_or(|side| side.set.add_all(some).is_err()) {
-                    // One by one, to see which of them the kernel refuses.
-                    let block = |(network, duration): &(IpNet, Duration)| {
-                        self.block(*network, *duration).err().map(|error| (*network, error))
-                    };
-                    refused.extend(some.iter().filter_map(block));
+                    refused.extend(block_each(self, some));
                 }
             }
         }
@@ -206,12 +202,9 @@ impl Backend for IpsetBackend {
         Ok(())
     }
 
-    fn enforced(&self, family: Family) -> u32 {
-        self.sides.get(family as usize).map_or(0, |side| side.enforced)
-    }
-
-    fn dropped(&self, family: Family) -> u64 {
-        self.sides.get(family as usize).map_or(0, |side| side.rules.matched())
+    fn figures(&self, family: Family) -> (u32, u64) {
+        let side = self.sides.get(family as usize);
+        side.map_or((0, 0), |side| (side.enforced, side.rules.matched()))
     }
 
     fn dropped_from(&mut self, network: IpNet) -> Result<u64, FirewallError> {
@@ -236,10 +229,6 @@ impl Backend for IpsetBackend {
 
     fn remove(&mut self) -> Result<(), FirewallError> {
         // A family that cannot be removed must not keep the other one.
-        let mut outcome = Ok(());
-        for side in &mut self.sides {
-            outcome = outcome.and(side.remove());
-        }
-        outcome
+        self.sides.iter_mut().map(Side::remove).fold(Ok(()), Result::and)
     }
 }
