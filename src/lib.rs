@@ -19,9 +19,13 @@ mod types;
 /// other programs.
 #[doc(hidden)]
 pub mod internals {
+    pub use crate::api::dbus::tracker::{checked_duration, checked_reason};
+    pub use crate::api::metrics::head;
     pub use crate::api::metrics::reference::COUNTERS;
     pub use crate::block::backend::Backend;
     pub use crate::block::backend::ipset::IpsetBackend;
+    pub use crate::block::backend::ruleset::Ruleset;
+    pub use crate::block::store::database::Database;
     pub use crate::config::reference::{KEYS, Key, SECTIONS};
     pub use crate::config::{
         DetectionConfig, Effective, Established, FirewallConfig, Flags, Origin, Preset, Sources,
@@ -29,7 +33,28 @@ pub mod internals {
     pub use crate::detect::classic::{ClassicDetector, SEEK_AT_ONCE};
     pub use crate::detect::{Detector, Scratch};
     pub use crate::system::capture::frame::{LinkLayer, probe_in, segment_in};
+    pub use crate::system::capture::saved::SavedCapture;
     pub use crate::types::clock::Moment;
     pub use crate::types::host::Host;
+    pub use crate::types::network::{parse_network, show_network};
     pub use crate::types::segment::{Port, Segment, SegmentKind};
+
+    /// Gives each message of a netlink datagram to every parser of replies, for the fuzz targets.
+    pub fn parse_netlink(datagram: &[u8]) {
+        use crate::block::backend::{ipset, nftables};
+        use crate::system::host::{listening, rtnetlink, ssh};
+        use crate::system::{conntrack, netlink};
+        use crate::types::network::Family;
+        for (_, body) in netlink::Messages(datagram) {
+            let _ = netlink::acknowledgement(body);
+            let _ = (rtnetlink::name_if_down(body), rtnetlink::address_in(body));
+            rtnetlink::gateways_in(body, &mut Vec::new());
+            let _ = (ssh::peer_in(body), listening::port_in(body), conntrack::source_of(body));
+            let _ = (nftables::read_rule(body), nftables::read_counter(body));
+            for family in Family::ALL {
+                let _ = ipset::netlink::read_header(body, family);
+            }
+            let _ = ipset::netlink::read_element(body);
+        }
+    }
 }

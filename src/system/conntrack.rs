@@ -111,7 +111,7 @@ fn end(family: Family, is_cut: impl Fn(IpAddr) -> bool) -> Result<(), NetlinkErr
     Ok(())
 }
 
-fn source_of(tuple: &[u8]) -> Option<IpAddr> {
+pub fn source_of(tuple: &[u8]) -> Option<IpAddr> {
     let (kind, address) =
         Attributes(Attributes(tuple).find(TUPLE_IP)?).find_map(|(kind, value)| {
             [IP_V4_SOURCE, IP_V6_SOURCE].contains(&kind).then_some((kind, value))

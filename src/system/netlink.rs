@@ -176,7 +176,7 @@ impl AsFd for NetlinkSocket {
 }
 
 /// The error code in front of an acknowledgement: negative errno, or zero.
-fn acknowledgement(body: &[u8]) -> Result<(), NetlinkError> {
+pub fn acknowledgement(body: &[u8]) -> Result<(), NetlinkError> {
     match i32_at(body, 0) {
         Some(0) => Ok(()),
         Some(code) => Err(NetlinkError::Refused(code.wrapping_neg())),
@@ -196,13 +196,13 @@ fn message(kind: u16, flags: u16, sequence: u32, body: &Body) -> Result<Vec<u8>,
     Ok(bytes)
 }
 
-struct Header {
+pub struct Header {
     kind: u16,
     sequence: u32,
 }
 
 /// The messages of a datagram.
-struct Messages<'a>(&'a [u8]);
+pub struct Messages<'a>(pub &'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
     type Item = (Header, &'a [u8]);

@@ -99,20 +99,20 @@ fn iptables_takes_6_s(arena: &mut Arena, _: &mut Random) -> Result<(), String> {
 
 /// 61: the first call fails.
 fn iptables_fails_once(arena: &mut Arena, _: &mut Random) -> Result<(), String> {
-    repair_with(arena, Helper::FailsOnce)
-}
-
-/// 61: two of three calls fail.
-fn iptables_fails_two_of_three_times(arena: &mut Arena, _: &mut Random) -> Result<(), String> {
-    repair_with(arena, Helper::FailsTwoOfThree)
-}
-
-fn repair_with(arena: &Arena, helper: Helper) -> Result<(), String> {
-    arena.set_helper(helper);
+    arena.set_helper(Helper::FailsOnce);
     arena.flush_input();
-    let repaired = arena.await_hooks(Duration::from_secs(15));
+    let repaired = arena.await_hooks(Duration::from_secs(5));
     arena.set_helper(Helper::Works);
     repaired
+}
+
+/// 61: two of three calls fail for a while.
+fn iptables_fails_two_of_three_times(arena: &mut Arena, _: &mut Random) -> Result<(), String> {
+    arena.set_helper(Helper::FailsTwoOfThree);
+    arena.flush_input();
+    std::thread::sleep(LONG);
+    arena.set_helper(Helper::Works);
+    Ok(())
 }
 
 /// 59: another program holds the lock of iptables-legacy while a rule must be repaired.

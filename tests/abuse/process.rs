@@ -60,7 +60,8 @@ impl LogReader {
 
     pub fn record(&self, text: &str) {
         let mut tail = self.tail.lock().unwrap();
-        for line in text.lines() {
+        // Attacks make connections by the thousand.
+        for line in text.lines().filter(|line| !line.contains(" connection: ")) {
             tail.push_back(line.to_owned());
         }
         while tail.len() > TAIL {

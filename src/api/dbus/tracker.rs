@@ -262,7 +262,7 @@ const fn size_on_the_bus(address: &str, reason: &str) -> usize {
 }
 
 /// Zero is until unblocked.
-fn checked_duration(seconds: u64) -> Result<Option<Duration>, Error> {
+pub fn checked_duration(seconds: u64) -> Result<Option<Duration>, Error> {
     if seconds > LONGEST_BLOCK {
         let why = format!("a block may last {LONGEST_BLOCK} seconds at most; 0: until unblocked");
         return Err(fdo::Error::InvalidArgs(why).into());
@@ -270,7 +270,7 @@ fn checked_duration(seconds: u64) -> Result<Option<Duration>, Error> {
     Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
 }
 
-fn checked_reason(reason: &str) -> Result<String, Error> {
+pub fn checked_reason(reason: &str) -> Result<String, Error> {
     let refuse = |why: String| Err(fdo::Error::InvalidArgs(why).into());
     if reason.chars().count() > LONGEST_REASON {
         return refuse(format!("a reason may have {LONGEST_REASON} characters at most"));

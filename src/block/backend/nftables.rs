@@ -140,7 +140,7 @@ impl Nftables {
     }
 }
 
-fn read_rule(rule: &[u8]) -> Option<Rule> {
+pub fn read_rule(rule: &[u8]) -> Option<Rule> {
     let chain = text(attributes(rule).find(ATTR_RULE_CHAIN)?);
     let handle = attributes(rule).find(ATTR_RULE_HANDLE)?.try_into().ok()?;
     let expressions = attributes(rule).find(ATTR_RULE_EXPRESSIONS).unwrap_or_default();
@@ -173,7 +173,7 @@ fn text(value: &[u8]) -> String {
     String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
 }
 
-fn read_counter(rule: &[u8]) -> Option<(u64, u64)> {
+pub fn read_counter(rule: &[u8]) -> Option<(u64, u64)> {
     let handle = attributes(rule).find(ATTR_RULE_HANDLE)?.try_into().ok()?;
     let expressions = attributes(rule).find(ATTR_RULE_EXPRESSIONS)?;
     let counter = Attributes(expressions).find_map(|(_, expression)| {

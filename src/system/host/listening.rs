@@ -61,7 +61,7 @@ fn request() -> Body {
 }
 
 /// The own port in a `struct inet_diag_msg`.
-fn port_in(socket: &[u8]) -> Option<u16> {
+pub fn port_in(socket: &[u8]) -> Option<u16> {
     Some(u16::from_be_bytes(socket.get(4..6)?.try_into().ok()?))
 }
 

@@ -80,7 +80,7 @@ pub fn gateways(socket: &mut NetlinkSocket) -> Result<Vec<IpAddr>, NetlinkError>
     }
 }
 
-fn name_if_down(body: &[u8]) -> Option<String> {
+pub fn name_if_down(body: &[u8]) -> Option<String> {
     let flags = u32::from_ne_bytes(body.get(8..12)?.try_into().ok()?);
     if flags & IFF_UP != 0 {
         return None;
@@ -89,7 +89,7 @@ fn name_if_down(body: &[u8]) -> Option<String> {
     Some(String::from_utf8_lossy(name.strip_suffix(&[0])?).into_owned())
 }
 
-fn address_in(body: &[u8]) -> Option<IpAddr> {
+pub fn address_in(body: &[u8]) -> Option<IpAddr> {
     let attributes = body.get(ADDRESS_HEADER..)?;
     // On a point-to-point link IFA_ADDRESS is the peer's.
     let value = Attributes(attributes)
@@ -99,7 +99,7 @@ fn address_in(body: &[u8]) -> Option<IpAddr> {
 }
 
 /// The routers among a route's attributes, or a hop's.
-fn gateways_in(attributes: &[u8], gateways: &mut Vec<IpAddr>) {
+pub fn gateways_in(attributes: &[u8], gateways: &mut Vec<IpAddr>) {
     for (kind, value) in Attributes(attributes) {
         match kind {
             RTA_GATEWAY => gateways.extend(address_of(value)),

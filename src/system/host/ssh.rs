@@ -167,7 +167,7 @@ fn request(port: u16) -> Body {
 
 /// The other end in a `struct inet_diag_msg`; none while no program has accepted the connection, which
 /// shows in that it has no inode.
-fn peer_in(socket: &[u8]) -> Option<IpAddr> {
+pub fn peer_in(socket: &[u8]) -> Option<IpAddr> {
     if socket.get(68..72)? == [0; 4] {
         return None;
     }

@@ -305,7 +305,7 @@ fn attributes(answer: &[u8]) -> Attributes<'_> {
 }
 
 /// Whether a set is as it is made here, and how many elements it has.
-fn read_header(answer: &[u8], family: Family) -> Option<(bool, u32)> {
+pub fn read_header(answer: &[u8], family: Family) -> Option<(bool, u32)> {
     let data = attributes(answer).find(ATTR_DATA)?;
     let number =
         |kind| Attributes(data).find(kind).and_then(|v| v.try_into().ok()).map(u32::from_be_bytes);
@@ -317,7 +317,7 @@ fn read_header(answer: &[u8], family: Family) -> Option<(bool, u32)> {
     Some((is_ours, number(DATA_ELEMENTS)?))
 }
 
-fn read_element(data: &[u8]) -> Option<Element> {
+pub fn read_element(data: &[u8]) -> Option<Element> {
     let (kind, address) = Attributes(Attributes(data).find(DATA_IP)?).next()?;
     let (address, longest) = match kind {
         IPADDR_V4 => (IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(address).ok()?)), 32),
