@@ -60,6 +60,8 @@ pub enum Helper {
     Works,
     Hangs,
     Slow,
+    /// Only the programs that show rules are slow.
+    SlowToShow,
     FailsOnce,
     FailsTwoOfThree,
 }
@@ -230,6 +232,7 @@ impl Arena {
              case $mode in\n\
              hangs) exec sleep 1000 ;;\n\
              slow) sleep 6 ;;\n\
+             slow-save) case $0 in *save) sleep 6 ;; esac ;;\n\
              once) [ $calls -gt 1 ] || {{ echo Resource temporarily unavailable >&2; exit 4; }} ;;\n\
              often) [ $((calls % 3)) = 0 ] || {{ echo Resource temporarily unavailable >&2; exit 4; }} ;;\n\
              esac\n\
@@ -250,6 +253,7 @@ impl Arena {
             Helper::Works => "works",
             Helper::Hangs => "hangs",
             Helper::Slow => "slow",
+            Helper::SlowToShow => "slow-save",
             Helper::FailsOnce => "once",
             Helper::FailsTwoOfThree => "often",
         };

@@ -13,6 +13,7 @@ use crate::lab::{Lab, VICTIM};
 use crate::observer::{Demands, WATCHDOG};
 use crate::suite::Attack;
 use crate::tools::{Random, await_that, run};
+use crate::unprivileged_user::existing_users;
 use crate::unresponsive_polkit::UnresponsivePolkit;
 
 /// Longer than the interval of the watchdog, so that a thread that hangs is found.
@@ -136,7 +137,7 @@ fn end(holder: &mut Child) {
 /// 60: nothing says "healthy" before the rules are in the kernel.
 fn iptables_is_slow_at_the_start(arena: &mut Arena, _: &mut Random) -> Result<(), String> {
     arena.stop(STOP)?;
-    arena.set_helper(Helper::Slow);
+    arena.set_helper(Helper::SlowToShow);
     let process = arena.begin();
     let begun = Instant::now();
     let mut result = Ok(());
@@ -233,7 +234,7 @@ fn polkit_never_answers_and_goes(arena: &mut Arena, _: &mut Random) -> Result<()
     let polkit = UnresponsivePolkit::on(&arena.lab.bus);
     let mut callers: Vec<Child> = (0..4)
         .map(|_| {
-            let mut call = crate::users::as_user(60_001, &[], "busctl");
+            let mut call = crate::users::as_user(existing_users()[0], &[], "busctl");
             call.arg(format!("--address={}", arena.bus())).arg("call");
             call.args(crate::bus::target("eth0")).args(["Block", "sts", "198.51.100.9", "9", ""]);
             call.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()

@@ -5,8 +5,8 @@
 //! each real scan is blocked within a second, that root's calls are answered within a second, that
 //! the service neither ends nor starves its watchdog, and that its memory stays bounded.
 //!
-//! `TCPTRACKER_SEED` repeats a run. `TCPTRACKER_ATTACK` chooses an attack by name, or `all`, also
-//! those that `known.rs` skips.
+//! `TCPTRACKER_SEED` repeats a run. `TCPTRACKER_ATTACK` chooses attacks by name (`a,b`), or `all`,
+//! also those that `known.rs` skips.
 //!
 //! The limits are times, so the three tests never run at the same time.
 #![expect(

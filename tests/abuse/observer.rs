@@ -24,8 +24,15 @@ const NEVER: Duration = Duration::from_secs(10);
 /// Ports per scan. All are closed.
 const PORTS: u16 = 40;
 
+/// The address that root blocks and unblocks.
+pub const OTHER: &str = "203.0.113.77";
+
+/// Between two ports. A flood fills the kernel's queue of the wire for some milliseconds, and what
+/// is lost there never reached the host.
+const BETWEEN_PORTS: Duration = Duration::from_millis(2);
+
 /// Between two scans, so that the limit on blocks (600 per minute) is not used up by us.
-const BETWEEN_SCANS: Duration = Duration::from_millis(250);
+const BETWEEN_SCANS: Duration = Duration::from_millis(150);
 
 const BETWEEN_CALLS: Duration = Duration::from_millis(50);
 
@@ -186,6 +193,7 @@ impl Scanner {
         let begun = Instant::now();
         for port in 0..PORTS {
             self.wire.try_send(&syn(self.hardware, source, to, 20_000 + port * 7));
+            std::thread::sleep(BETWEEN_PORTS);
         }
         let mut blocked = false;
         while !blocked && begun.elapsed() < NEVER && !shared.ended.load(Ordering::SeqCst) {
@@ -293,7 +301,6 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
 
 /// Calls the service as root, again and again.
 fn call_as_root(shared: &Shared, address: &str) {
-    const OTHER: &str = "203.0.113.77";
     let mut proxy = None;
     let mut number = 0;
     while !shared.ended.load(Ordering::SeqCst) {

@@ -60,8 +60,11 @@ impl LogReader {
 
     pub fn record(&self, text: &str) {
         let mut tail = self.tail.lock().unwrap();
-        // Attacks make connections by the thousand.
-        for line in text.lines().filter(|line| !line.contains(" connection: ")) {
+        // Attacks make connections by the thousand, and the observer calls all the time.
+        let is_noise = |line: &&str| {
+            [" connection: ", crate::observer::OTHER].iter().any(|noise| line.contains(noise))
+        };
+        for line in text.lines().filter(|line| !is_noise(line)) {
             tail.push_back(line.to_owned());
         }
         while tail.len() > TAIL {
@@ -224,8 +227,12 @@ impl AbsentJournal {
             log.read_all(|| {
                 if let Ok(length) = socket.recv(&mut buffer) {
                     let entry = String::from_utf8_lossy(&buffer[..length]);
-                    let message = entry.lines().find_map(|line| line.strip_prefix("MESSAGE="));
-                    log.record(message.unwrap_or_default());
+                    // The field's name, a length in eight bytes, and the text.
+                    if let Some((_, message)) = entry.split_once("MESSAGE\n") {
+                        log.record(
+                            message.get(8..).unwrap_or(message).lines().next().unwrap_or(""),
+                        );
+                    }
                 }
                 true
             });

@@ -107,7 +107,7 @@ pub fn run(suite: &Suite) {
         .attacks
         .iter()
         .filter(|attack| match &only {
-            Some(name) => name == "all" || attack.name == name,
+            Some(names) => names == "all" || names.split(',').any(|name| name == attack.name),
             None => attack.known_cause().is_none(),
         })
         .collect();

@@ -213,7 +213,7 @@ fn odd_arguments(arena: &mut Arena, _: &mut Random) -> Result<(), String> {
 fn polkit_never_answers(arena: &mut Arena, _: &mut Random) -> Result<(), String> {
     let _polkit = UnresponsivePolkit::on(&arena.lab.bus);
     let call = Template::tracker("Block", &("198.51.100.9", 60_u64, "reason"));
-    let users = 60_000..60_017;
+    let users = existing_users().into_iter().take(17);
     let mut clients: Vec<_> = users.map(|user| RawClient::connect(&arena.bus(), user)).collect();
     for client in &mut clients {
         client.flood(&call, 20, ATTACK);
@@ -227,7 +227,8 @@ fn polkit_never_answers(arena: &mut Arena, _: &mut Random) -> Result<(), String>
 fn callers_leave_open_questions(arena: &mut Arena, random: &mut Random) -> Result<(), String> {
     let polkit = UnresponsivePolkit::on(&arena.lab.bus);
     let call = Template::tracker("Block", &("198.51.100.9", 60_u64, "reason"));
-    let user = 60_100 + u32::try_from(random.below(100)).unwrap();
+    let users = existing_users();
+    let user = users[random.below(users.len())];
     let mut client = RawClient::connect(&arena.bus(), user);
     client.flood(&call, 8, ATTACK);
     polkit.await_requests(8);
@@ -520,6 +521,13 @@ fn connect_without_waiting(address: &UnixAddr) -> Option<UnixStream> {
     let address = SocketAddrUnix::new_abstract_name(name).ok()?;
     rustix::net::connect(&socket, &address).ok()?;
     Some(socket.into())
+}
+
+/// Returns the users of this machine except root. The bus refuses users that it does not find.
+pub fn existing_users() -> Vec<u32> {
+    let listed = std::fs::read_to_string("/etc/passwd").unwrap();
+    let users = listed.lines().filter_map(|line| line.split(':').nth(2)?.parse().ok());
+    users.filter(|user| *user != 0).collect()
 }
 
 fn allow_many_descriptors() {
