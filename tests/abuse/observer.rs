@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use pcap::{Active, Capture};
 use rustix::net::netlink::{NETFILTER, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use zbus::proxy::CacheProperties;
@@ -27,6 +28,9 @@ const PORTS: u16 = 40;
 /// The address that root blocks and unblocks.
 pub const OTHER: &str = "203.0.113.77";
 
+/// So many frames of a scan that arrive must suffice.
+const ENOUGH: u16 = 20;
+
 /// Between two ports. A flood fills the kernel's queue of the wire for some milliseconds, and what
 /// is lost there never reached the host.
 const BETWEEN_PORTS: Duration = Duration::from_millis(2);
@@ -43,6 +47,8 @@ pub const WATCHDOG: Duration = Duration::from_secs(5);
 #[derive(Clone, Default)]
 pub struct Findings {
     pub scans: u32,
+    /// Scans of which too few frames reached the victim to be one.
+    pub lost: u32,
     pub worst_scan: Duration,
     pub calls: u32,
     pub worst_call: Duration,
@@ -99,6 +105,7 @@ impl Observer {
         let scanner = Scanner {
             wire: Wire::of(&lab.bystander),
             set: SetReader::of(lab),
+            witness: Witness::of(lab),
             hardware: lab.victim.hardware_address("eth0"),
         };
         let of_scanner = Arc::clone(&shared);
@@ -169,7 +176,37 @@ impl Drop for Observer {
 struct Scanner {
     wire: Wire,
     set: SetReader,
+    witness: Witness,
     hardware: [u8; 6],
+}
+
+/// Counts the frames of scans that reach the victim. A flood that fills the kernel's queue of the
+/// wire destroys frames before the victim gets them, and the service cannot block what it cannot
+/// see.
+struct Witness(Capture<Active>);
+
+impl Witness {
+    fn of(lab: &Lab) -> Self {
+        let capture = lab.victim.inside(|| {
+            let device = Capture::from_device("eth0").unwrap().immediate_mode(true).snaplen(96);
+            device.open().unwrap().setnonblock().unwrap()
+        });
+        let mut witness = Self(capture);
+        witness.0.filter("src net 172.16.0.0/12 or src net 2001:db8:ab::/48", true).unwrap();
+        witness
+    }
+
+    /// Returns how many frames of this source have arrived since the last count.
+    fn count(&mut self, source: IpAddr) -> u16 {
+        let mut count = 0;
+        while let Ok(packet) = self.0.next_packet() {
+            count += u16::from(match source {
+                IpAddr::V4(source) => packet.data.get(26..30) == Some(&source.octets()),
+                IpAddr::V6(source) => packet.data.get(22..38) == Some(&source.octets()),
+            });
+        }
+        count
+    }
 }
 
 impl Scanner {
@@ -207,12 +244,18 @@ impl Scanner {
         if shared.scans_paused.load(Ordering::SeqCst) || shared.ended.load(Ordering::SeqCst) {
             return;
         }
+        let arrived = self.witness.count(source);
         let mut findings = shared.findings.lock().unwrap();
         findings.scans += 1;
+        if arrived < ENOUGH && took > LIMIT {
+            findings.lost += 1;
+            return;
+        }
         findings.worst_scan = findings.worst_scan.max(took);
         drop(findings);
         if !blocked {
-            shared.broken(format!("the scan from {source} was not blocked within {NEVER:?}"));
+            let what = format!("the scan from {source}, of which {arrived} frames arrived,");
+            shared.broken(format!("{what} was not blocked within {NEVER:?}"));
         } else if took > LIMIT {
             shared.broken(format!("the scan from {source} was blocked only after {took:.1?}"));
         }

@@ -220,10 +220,11 @@ impl Course<'_> {
         sum.worst_call = sum.worst_call.max(findings.worst_call);
         sum.growth = sum.growth.max(growth);
         println!(
-            "{:5.1}s {:<44} {:4} scans, worst {:?}, root {:?}, +{} MiB: {}",
+            "{:5.1}s {:<44} {:4} scans ({} lost), worst {:.2?}, root {:.2?}, +{} MiB: {}",
             begun.as_secs_f32(),
             attack.name,
             findings.scans,
+            findings.lost,
             findings.worst_scan,
             findings.worst_call,
             growth >> 20,
