@@ -5,8 +5,6 @@
 
 #![no_main]
 
-mod scratch;
-
 use std::cell::RefCell;
 
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
@@ -39,10 +37,10 @@ thread_local! {
 }
 
 fn open() -> Pair {
-    let file = scratch::path();
-    let _ = std::fs::remove_file(file);
-    let reader = Database::open(file).expect("a database in /dev/shm");
-    let writer = Connection::open(file).expect("a second connection");
+    let file = std::env::temp_dir().join(format!("fuzz-{}.db", std::process::id()));
+    let _ = std::fs::remove_file(&file);
+    let reader = Database::open(&file).expect("a database");
+    let writer = Connection::open(&file).expect("a second connection");
     writer.execute_batch("PRAGMA synchronous = off").expect("a pragma");
     Pair { writer, reader }
 }

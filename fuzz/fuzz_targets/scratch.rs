@@ -1,19 +1,15 @@
-//! A file in memory for parsers that read from a path.
+//! A file for parsers that read from a path. `make fuzz` puts it into memory.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-/// Returns a path that no other process uses.
-pub fn path() -> &'static PathBuf {
-    static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| {
-        // libFuzzer runs a process per job.
-        PathBuf::from(format!("/dev/shm/tcptracker-fuzz-{}", std::process::id()))
-    })
-}
-
-/// Writes the bytes to the file.
+/// Writes the bytes to a file of this process.
 pub fn write(bytes: &[u8]) -> &'static PathBuf {
-    std::fs::write(path(), bytes).expect("a writable /dev/shm");
-    path()
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    let path = PATH.get_or_init(|| {
+        // libFuzzer may run several processes at once.
+        std::env::temp_dir().join(format!("fuzz-{}", std::process::id()))
+    });
+    std::fs::write(path, bytes).expect("a writable temporary directory");
+    path
 }
