@@ -31,6 +31,7 @@ const PROGRAMS: [&str; 10] = [
 
 /// How the service of an arena is started. Attacks name what they need.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting of its own")]
 pub struct Options {
     /// The preset `balanced` instead of `classic`.
     pub balanced: bool,
@@ -50,8 +51,6 @@ pub struct Options {
     pub descriptors: Option<u32>,
     /// A host behind the victim.
     pub forwarding: bool,
-    /// Users that polkit knows.
-    pub users: bool,
 }
 
 /// How a program of iptables behaves.
@@ -84,7 +83,7 @@ pub struct Arena {
 
 impl Arena {
     pub fn new(options: &Options) -> Self {
-        let lab = if options.users { Lab::with_users() } else { Lab::new() };
+        let lab = Lab::new();
         // Replies to forged sources leave the victim, as on a host with a default route.
         lab.victim.ip("route add default via 10.77.0.3");
         lab.victim.ip("-6 route add default via fd77::3");
@@ -340,6 +339,11 @@ impl Drop for Arena {
                 process.signal(rustix::process::Signal::CONT);
             }));
         }
+        let pid = self.process.as_ref().map(Process::pid);
         self.process = None;
+        // libfaketime cannot remove its shared memory if the service is killed.
+        for name in ["faketime_shm_", "sem.faketime_sem_"] {
+            let _ = pid.map(|pid| std::fs::remove_file(format!("/dev/shm/{name}{pid}")));
+        }
     }
 }

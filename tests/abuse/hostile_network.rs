@@ -350,18 +350,18 @@ fn flood(arena: &Arena, random: &mut Random, mut send: impl FnMut(u32, &mut Wire
 /// Calls `send` with increasing numbers, at most so many times per second.
 fn paced(span: Duration, rate: Option<u32>, mut send: impl FnMut(u32)) {
     let begun = Instant::now();
-    let mut sent = 0;
+    let mut number = 0;
     while begun.elapsed() < span {
         let due = rate.map_or(u32::MAX, |rate| {
             u32::try_from(begun.elapsed().as_micros() * u128::from(rate) / 1_000_000).unwrap()
         });
-        if sent >= due {
+        if number >= due {
             std::thread::sleep(Duration::from_micros(500));
             continue;
         }
-        for _ in 0..(due - sent).min(100) {
-            send(sent);
-            sent += 1;
+        for _ in 0..(due - number).min(100) {
+            send(number);
+            number += 1;
         }
         // The sender's processor also delivers the frames.
         std::thread::yield_now();

@@ -21,6 +21,8 @@ pub const KNOWN: &[(&str, &str)] = &[
     ("four_floods_of_ping", "S2: root waits 4 s"),
     ("four_floods_of_get_all", "S2: root waits 5 s"),
     ("why_of_60_kb", "S2: +97 MiB, root waits 1.2 s"),
+    ("odd_arguments", "S2: 9 MiB are not given back within a minute"),
+    ("lock_of_the_rules_taken", "S5: root waits 0.9 s for a repair, on a busy machine longer"),
     ("callers_leave_open_questions", "S12: questions of callers that left stay open"),
     ("metrics_with_few_descriptors", "S17: no descriptor is left for a repair"),
     ("lock_queue_filled", "S9: a second instance runs beside the first"),

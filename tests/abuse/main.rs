@@ -16,6 +16,7 @@
     clippy::disallowed_methods,
     reason = "a test panics on unexpected errors, starts processes and threads, and bounds every wait"
 )]
+#![expect(clippy::unnecessary_wraps, reason = "all attacks have the same type")]
 #![expect(dead_code, reason = "the helpers of the end-to-end tests offer more than is used here")]
 
 #[path = "../e2e/bus.rs"]

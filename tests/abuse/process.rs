@@ -114,7 +114,7 @@ impl Process {
         std::thread::spawn(move || {
             // So that an attack can end the reading at any time.
             ours.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-            let mut buffer = [0; 65_536];
+            let mut buffer = vec![0; 65_536];
             reader.read_all(|| match (&ours).read(&mut buffer) {
                 Ok(0) => false,
                 Ok(length) => {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::arena::{Arena, Options};
 use crate::known::KNOWN;
-use crate::observer::{Demands, Findings, anonymous_bytes};
+use crate::observer::{Demands, Findings, Observer, anonymous_bytes};
 use crate::tools::Random;
 
 /// After so many attacks the service starts again, with other options.
@@ -198,8 +198,7 @@ impl Course<'_> {
             Err(panic) => broken.push(text_of(&*panic)),
         }
         // An attack that stops the service for good leaves none.
-        let findings =
-            arena.observer.as_ref().map_or_else(Findings::default, |observer| observer.finish());
+        let findings = arena.observer.as_ref().map_or_else(Findings::default, Observer::finish);
         broken.extend(findings.broken.iter().cloned());
         if let Some(process) = &mut arena.process {
             if process.is_alive() {

@@ -496,7 +496,6 @@ fn repeat_requests(arena: &Arena, bytes: &[u8]) -> Result<(), String> {
     })
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "attacks return a result")]
 fn inside_victim(arena: &Arena, work: impl FnOnce() + Send) -> Result<(), String> {
     allow_many_descriptors();
     arena.lab.victim.inside(work);
