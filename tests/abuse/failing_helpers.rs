@@ -102,7 +102,8 @@ fn iptables_takes_6_s(arena: &mut Arena, _: &mut Random) -> Result<(), String> {
 fn iptables_fails_once(arena: &mut Arena, _: &mut Random) -> Result<(), String> {
     arena.set_helper(Helper::FailsOnce);
     arena.flush_input();
-    let repaired = arena.await_hooks(Duration::from_secs(5));
+    // Earlier failures lengthen the pauses between two attempts.
+    let repaired = arena.await_hooks(Duration::from_secs(15));
     arena.set_helper(Helper::Works);
     repaired
 }

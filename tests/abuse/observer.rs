@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -77,9 +77,15 @@ struct Shared {
     waiting: Mutex<Option<(Instant, &'static str)>>,
     scanning: AtomicBool,
     ended: AtomicBool,
+    /// For how many milliseconds this machine did not run a thread that was due.
+    stalled: AtomicU64,
 }
 
 impl Shared {
+    fn stalled(&self) -> Duration {
+        Duration::from_millis(self.stalled.load(Ordering::SeqCst))
+    }
+
     fn broken(&self, what: String) {
         let mut findings = self.findings.lock().unwrap();
         if findings.broken.len() < 10 {
@@ -101,6 +107,7 @@ impl Observer {
             waiting: Mutex::default(),
             scanning: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            stalled: AtomicU64::new(0),
         });
         let scanner = Scanner {
             wire: Wire::of(&lab.bystander),
@@ -227,7 +234,7 @@ impl Scanner {
         let number = fresh_number();
         let source = fresh_source(number);
         let to = if source.is_ipv6() { VICTIM_V6 } else { VICTIM };
-        let begun = Instant::now();
+        let (begun, stalled) = (Instant::now(), shared.stalled());
         for port in 0..PORTS {
             self.wire.try_send(&syn(self.hardware, source, to, 20_000 + port * 7));
             std::thread::sleep(BETWEEN_PORTS);
@@ -239,7 +246,7 @@ impl Scanner {
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
-        let took = begun.elapsed();
+        let took = begun.elapsed().saturating_sub(shared.stalled() - stalled);
         // An attack that stops the service pauses the scans first, and may have begun meanwhile.
         if shared.scans_paused.load(Ordering::SeqCst) || shared.ended.load(Ordering::SeqCst) {
             return;
@@ -355,7 +362,7 @@ fn call_as_root(shared: &Shared, address: &str) {
         }
         let call = ["Block", "Stats", "Unblock"][number % 3];
         *shared.waiting.lock().unwrap() = Some((Instant::now(), call));
-        let begun = Instant::now();
+        let (begun, stalled) = (Instant::now(), shared.stalled());
         let result = zbus::block_on(async {
             if proxy.is_none() {
                 proxy = Some(connect(address).await?);
@@ -371,7 +378,8 @@ fn call_as_root(shared: &Shared, address: &str) {
                 }
             }
         });
-        let took = begun.elapsed();
+        let took = begun.elapsed().saturating_sub(shared.stalled() - stalled);
+        number += 1;
         *shared.waiting.lock().unwrap() = None;
         if shared.calls_paused.load(Ordering::SeqCst) {
             continue;
@@ -388,7 +396,6 @@ fn call_as_root(shared: &Shared, address: &str) {
         findings.calls += 1;
         findings.worst_call = findings.worst_call.max(took);
         drop(findings);
-        number += 1;
         std::thread::sleep(BETWEEN_CALLS);
     }
 }
@@ -410,7 +417,11 @@ fn watch_life(shared: &Shared, pid: u32, fed: &impl Fn() -> Option<Instant>) {
     let mut told = false;
     let mut since = Instant::now();
     while !shared.ended.load(Ordering::SeqCst) {
+        // A machine that does not run even this thread in time says nothing about the service.
+        let slept = Instant::now();
         std::thread::sleep(Duration::from_millis(20));
+        let stall = slept.elapsed().saturating_sub(Duration::from_millis(70)).as_millis();
+        shared.stalled.fetch_add(u64::try_from(stall).unwrap(), Ordering::SeqCst);
         if shared.life_paused.load(Ordering::SeqCst) {
             since = Instant::now();
             continue;
