@@ -386,6 +386,8 @@ fn call_as_root(shared: &Shared, address: &str) {
         }
         if let Err(error) = result {
             proxy = None;
+            // Unblock fails if Block did.
+            number = 0;
             if !shared.ended.load(Ordering::SeqCst) {
                 shared.broken(format!("root's {call} failed: {error}"));
             }
