@@ -246,7 +246,7 @@ impl Scanner {
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
-        let took = begun.elapsed().saturating_sub(shared.stalled() - stalled);
+        let took = begun.elapsed().saturating_sub(shared.stalled().saturating_sub(stalled));
         // An attack that stops the service pauses the scans first, and may have begun meanwhile.
         if shared.scans_paused.load(Ordering::SeqCst) || shared.ended.load(Ordering::SeqCst) {
             return;
@@ -378,7 +378,7 @@ fn call_as_root(shared: &Shared, address: &str) {
                 }
             }
         });
-        let took = begun.elapsed().saturating_sub(shared.stalled() - stalled);
+        let took = begun.elapsed().saturating_sub(shared.stalled().saturating_sub(stalled));
         number += 1;
         *shared.waiting.lock().unwrap() = None;
         if shared.calls_paused.load(Ordering::SeqCst) {
