@@ -20,7 +20,6 @@ mod types;
 #[doc(hidden)]
 pub mod internals {
     pub use crate::api::dbus::tracker::{checked_duration, checked_reason};
-    pub use crate::api::metrics::head;
     pub use crate::api::metrics::reference::COUNTERS;
     pub use crate::block::backend::Backend;
     pub use crate::block::backend::ipset::IpsetBackend;
@@ -30,22 +29,21 @@ pub mod internals {
     pub use crate::config::{
         DetectionConfig, Effective, Established, FirewallConfig, Flags, Origin, Preset, Sources,
     };
-    pub use crate::detect::classic::{ClassicDetector, SEEK_AT_ONCE};
-    pub use crate::detect::{Detector, Scratch};
+    pub use crate::detect::{Detector, Observer, new as new_detector};
     pub use crate::system::capture::frame::{LinkLayer, probe_in, segment_in};
-    pub use crate::system::capture::saved::SavedCapture;
-    pub use crate::types::clock::Moment;
-    pub use crate::types::host::Host;
-    pub use crate::types::network::{parse_network, show_network};
-    pub use crate::types::segment::{Port, Segment, SegmentKind};
+    pub use crate::system::capture::saved::{SavedCapture, Unpacker};
+    pub use crate::types::Host;
+    pub use crate::types::Moment;
+    pub use crate::types::Scan;
+    pub use crate::types::{Port, Segment, SegmentKind, parse_network, show_network};
 
     /// Gives each message of a netlink datagram to every parser of replies, for the fuzz targets.
     pub fn parse_netlink(datagram: &[u8]) {
         use crate::block::backend::{ipset, nftables};
         use crate::system::host::{listening, rtnetlink, ssh};
         use crate::system::{conntrack, netlink};
-        use crate::types::network::Family;
-        for (_, body) in netlink::Messages(datagram) {
+        use crate::types::Family;
+        for body in netlink::bodies(datagram) {
             let _ = netlink::acknowledgement(body);
             let _ = (rtnetlink::name_if_down(body), rtnetlink::address_in(body));
             rtnetlink::gateways_in(body, &mut Vec::new());

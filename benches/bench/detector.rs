@@ -8,13 +8,30 @@ use std::time::Instant;
 
 use tcptracker::internals::Host;
 use tcptracker::internals::Moment;
-use tcptracker::internals::{ClassicDetector, Detector, SEEK_AT_ONCE, Scratch};
 use tcptracker::internals::{DetectionConfig, Preset};
+use tcptracker::internals::{Detector, Observer, Scan, new_detector};
 use tcptracker::internals::{Port, Segment, SegmentKind};
 
 use crate::{median, row};
 
 const PROBES: usize = 2_000_000;
+
+/// Counts scans, so that the compiler keeps the loop.
+#[derive(Default)]
+struct Scans(usize);
+
+impl Observer for Scans {
+    fn segments(&mut self, _: &[Segment]) {}
+
+    fn scan(&mut self, _: Arc<Scan>) -> bool {
+        self.0 += 1;
+        true
+    }
+}
+
+fn detector(preset: Preset) -> Box<dyn Detector> {
+    new_detector(DetectionConfig { preset, ..DetectionConfig::default() })
+}
 
 /// Probes of pseudo-random sources and ports.
 fn probes(sources: u32, ports: u16) -> Vec<Segment> {
@@ -41,28 +58,27 @@ fn probes(sources: u32, ports: u16) -> Vec<Segment> {
         .collect()
 }
 
-fn nanos_a_probe(probes: &[Segment]) -> f64 {
+/// The second of two rounds: the first one fills the tables.
+fn nanos_a_probe(mut detector: Box<dyn Detector>, probes: &[Segment]) -> f64 {
     let host = Host::with_addresses(["10.0.0.1/24".parse().unwrap()]);
-    let mut detector = ClassicDetector::new(DetectionConfig::default());
-    let mut scans = 0;
-    let mut sought = Vec::with_capacity(SEEK_AT_ONCE);
-    // The first round fills the tables; the second one is measured.
+    let mut scans = Scans::default();
     let mut nanos = 0.0;
     for round in 0..2 {
+        let later = |probe: &Segment| {
+            let moment = Moment::from_nanos(probe.moment.as_nanos() + round * 6_000_000_000);
+            Segment { moment, ..*probe }
+        };
+        let probes: Vec<Segment> = probes.iter().map(later).collect();
         let begun = Instant::now();
-        // In batches, as in the service.
-        for probes in probes.chunks(SEEK_AT_ONCE) {
-            detector.seek(probes, &host, &mut sought);
-            for (probe, sought) in probes.iter().zip(&sought) {
-                let moment = Moment::from_nanos(probe.moment.as_nanos() + round * 6_000_000_000);
-                let probe = Segment { moment, ..*probe };
-                scans += usize::from(detector.observe(&probe, sought, &host).is_some());
-            }
-        }
+        detector.observe(&probes, &host, &mut scans);
         nanos = begun.elapsed().as_nanos() as f64 / probes.len() as f64;
     }
-    assert!(scans < probes.len(), "uses the result, so that the compiler keeps the loop");
+    assert!(scans.0 < probes.len());
     nanos
+}
+
+fn nanos_a_classic_probe(probes: &[Segment]) -> f64 {
+    nanos_a_probe(detector(Preset::Classic), probes)
 }
 
 /// The `balanced` preset, with a refusal for each probe.
@@ -77,33 +93,18 @@ fn nanos_a_refused_probe(probes: &[Segment]) -> f64 {
         ..*probe
     };
     let segments: Vec<Segment> = probes.iter().flat_map(|probe| [*probe, refused(probe)]).collect();
-    let rule = DetectionConfig { preset: Preset::Balanced, ..DetectionConfig::default() };
-    let (mut detector, mut scratch, mut scans) = (Detector::new(rule), Scratch::default(), 0);
+    let (mut detector, mut scans) = (detector(Preset::Balanced), Scans::default());
     let begun = Instant::now();
-    detector.consider(&segments, &host, &mut scratch, |_, _, _, found| scans += found.len());
-    assert!(scans < probes.len(), "uses the result, so that the compiler keeps the loop");
+    detector.observe(&segments, &host, &mut scans);
+    assert!(scans.0 < probes.len());
     begun.elapsed().as_nanos() as f64 / probes.len() as f64
 }
 
 /// The `balanced` preset in a flood without replies: the host does not listen on the port.
 fn nanos_an_unanswered_probe(probes: &[Segment]) -> f64 {
-    let host = Host::with_addresses(["10.0.0.1/24".parse().unwrap()]);
-    let rule = DetectionConfig { preset: Preset::Balanced, ..DetectionConfig::default() };
-    let (mut detector, mut scratch, mut scans) = (Detector::new(rule), Scratch::default(), 0);
-    detector.listens_on(&Arc::default());
-    let mut nanos = 0.0;
-    for round in 0..2 {
-        let later = |probe: &Segment| {
-            let moment = Moment::from_nanos(probe.moment.as_nanos() + round * 6_000_000_000);
-            Segment { moment, ..*probe }
-        };
-        let probes: Vec<Segment> = probes.iter().map(later).collect();
-        let begun = Instant::now();
-        detector.consider(&probes, &host, &mut scratch, |_, _, _, found| scans += found.len());
-        nanos = begun.elapsed().as_nanos() as f64 / probes.len() as f64;
-    }
-    assert!(scans < probes.len(), "uses the result, so that the compiler keeps the loop");
-    nanos
+    let mut detector = detector(Preset::Balanced);
+    detector.set_listening(&Arc::default());
+    nanos_a_probe(detector, probes)
 }
 
 /// The reference: counts the probes of the first 524,288 sources, as many as the detector remembers
@@ -138,7 +139,7 @@ pub(crate) fn run() {
         let (mut ours, mut reference) = (Vec::new(), Vec::new());
         for _ in 0..5 {
             reference.push(nanos_a_count(&probes));
-            ours.push(nanos_a_probe(&probes));
+            ours.push(nanos_a_classic_probe(&probes));
         }
         let (ours, reference) = (median(ours), median(reference));
         let (text, crafted) = (format!("{ours:.0} ns"), format!("{reference:.0} ns"));

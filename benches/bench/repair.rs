@@ -34,7 +34,7 @@ pub(crate) fn run() {
         let repairs = (0..TIMES).map(|_| {
             assert!(lab.on_victim("sh", &["-ec", change]).status().unwrap().success());
             let changed = Instant::now();
-            service.await_line("mended: ");
+            service.await_line("repaired firewall: ");
             changed.elapsed().as_secs_f64()
         });
         let slowest = repairs.fold(0.0, f64::max);

@@ -12,7 +12,7 @@ use std::io::Write;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use libfuzzer_sys::fuzz_target;
-use tcptracker::internals::{Moment, SavedCapture, segment_in};
+use tcptracker::internals::{Moment, SavedCapture, Unpacker, segment_in};
 
 /// A pcap header with nanoseconds and Ethernet frames.
 const PCAP: [u8; 24] =
@@ -37,7 +37,8 @@ fuzz_target!(|bytes: &[u8]| {
         gzip.write_all(&file).expect("memory");
         file = gzip.finish().expect("memory");
     }
-    let Ok(mut capture) = SavedCapture::open(scratch::write(&file)) else { return };
+    let spawn = |unpacker: Unpacker| std::thread::Builder::new().spawn(|| unpacker.run());
+    let Ok(mut capture) = SavedCapture::open(scratch::write(&file), spawn) else { return };
     let link = capture.link();
     for _ in 0..FRAMES {
         let Ok(Some(frame)) = capture.next_frame() else { break };

@@ -7,5 +7,6 @@ use tcptracker::internals::Ruleset;
 
 fuzz_target!(|saved: &str| {
     let ruleset = Ruleset::parse(saved, "tcptracker@eth0");
-    let _ = ruleset.to_take_down();
+    let _ = ruleset.removal();
+    let _ = ruleset.counters().count();
 });

@@ -1,5 +1,7 @@
-//! How others look at the service: the journal, D-Bus and metrics.
+//! What users and other programs see of the service: the journal, D-Bus and metrics.
 
 pub mod dbus;
 pub mod journal;
+pub mod log_filter;
 pub mod metrics;
+mod users;

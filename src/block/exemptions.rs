@@ -1,7 +1,8 @@
-//! Exemptions: whom nobody may block, by whatever path.
+//! Exemptions: what must never be blocked, on any path.
 //!
-//! Decides from what is configured and from what is known of the host; the one thing it has to ask for
-//! at the moment it matters, who has an SSH session open, is asked through a function it is given.
+//! Owns the one answer to "is this exempt?", from the configuration, the host's addresses and the live
+//! SSH sessions. It asks the kernel for sessions through a function that it is given, and never for a
+//! verdict that another reason decides.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,89 +12,88 @@ use ipnet::IpNet;
 
 use crate::config::ExemptConfig;
 use crate::system::netlink::NetlinkError;
-use crate::types::block::ExemptReason;
-use crate::types::clock::Moment;
-use crate::types::host::Host;
+use crate::types::{ExemptReason, Host, Moment, link_local, loopback, overlap};
 
-use crate::types::network::{link_local, loopback, overlap};
-
-/// Asks the kernel who is connected to these ports.
+/// Asks the kernel for the peers of connections to these ports.
 pub type AskSessions = Box<dyn FnMut(&[u16]) -> Result<Vec<IpAddr>, NetlinkError> + Send>;
 
-/// How long an answer stands for the verdicts that follow at once: asking takes a hundred times as long
-/// as blocking, and in a burst of scans the others would wait.
-const ANSWER_STANDS: Duration = Duration::from_millis(10);
+/// How long an answer counts for the verdicts that follow. A question takes a hundred times as long as a
+/// block, and in a burst of scans the later ones would wait.
+const ANSWER_COUNTS: Duration = Duration::from_millis(10);
 
-/// Who is never blocked.
+/// Whether live SSH sessions count for an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sessions {
+    /// They do, as of this moment.
+    At(Moment),
+    /// They do not: the caller looks at them itself, or would not block anyway.
+    Ignored,
+}
+
 pub struct Exemptions {
     config: ExemptConfig,
     host: Arc<Host>,
     ask_sessions: AskSessions,
-    /// The peers of live SSH sessions, when last asked.
+    /// The peers of live SSH sessions, as of the last answer.
     peers: Vec<IpAddr>,
-    /// When that was.
+    /// The last question.
     asked: Option<Moment>,
-    /// The last question was not answered.
-    is_unanswered: bool,
+    /// Why the kernel did not answer the last question.
+    error: Option<NetlinkError>,
 }
 
 impl Exemptions {
-    /// What is configured, and what follows from the host.
     pub fn new(config: ExemptConfig, host: Arc<Host>, ask_sessions: AskSessions) -> Self {
-        Self { config, host, ask_sessions, peers: Vec::new(), asked: None, is_unanswered: false }
+        Self { config, host, ask_sessions, peers: Vec::new(), asked: None, error: None }
     }
 
-    /// Another configuration holds from now on. Returns the one before.
+    /// Replaces the configuration. Returns the previous one.
     pub fn configure(&mut self, config: ExemptConfig) -> ExemptConfig {
-        // Whoever was a peer is one only where that counts.
+        // Peers of before count only if the new configuration still asks for them.
         self.peers.clear();
         self.asked = None;
         std::mem::replace(&mut self.config, config)
     }
 
-    /// The host has changed.
-    pub fn follow(&mut self, host: Arc<Host>) {
+    pub fn set_host(&mut self, host: Arc<Host>) {
         self.host = host;
     }
 
-    /// Asks who has an SSH session open. Where that fails, those of before still count.
-    pub fn ask_for_sessions(&mut self, now: Moment) -> Result<(), NetlinkError> {
-        let fresh = self.asked.is_some_and(|asked| now.since(asked) < ANSWER_STANDS);
-        if self.config.automatic && !fresh {
-            (self.asked, self.is_unanswered) = (None, true);
-            self.peers = (self.ask_sessions)(&self.host.ssh().ports)?;
-            self.asked = Some(now);
+    /// Why a network must not be blocked: it is, contains or lies within something exempt.
+    pub fn reason(&mut self, network: &IpNet, sessions: Sessions) -> Option<ExemptReason> {
+        if let Some(why) = self.standing_reason(network) {
+            return Some(why);
         }
-        self.is_unanswered = false;
-        Ok(())
-    }
-
-    /// Whether the last question who has an SSH session open was not answered.
-    pub fn is_unanswered(&self) -> bool {
-        self.is_unanswered
-    }
-
-    /// The peers of live SSH sessions, when last asked.
-    pub fn peers(&self) -> &[IpAddr] {
-        &self.peers
-    }
-
-    /// Why a network must not be blocked: it contains the peer of a live SSH session.
-    pub fn forbid_for_session(&self, network: &IpNet) -> Option<ExemptReason> {
-        let peer = self.peers.iter().find(|peer| network.contains(*peer))?;
+        let Sessions::At(now) = sessions else { return None };
+        let peer = self.peers(now).iter().find(|peer| network.contains(*peer))?;
         Some(ExemptReason::SshSession(*peer))
     }
 
-    /// Why a network must not be blocked: it is, contains or lies in an exempt one. Says nothing of SSH
-    /// sessions.
-    pub fn forbid(&self, network: &IpNet) -> Option<ExemptReason> {
-        for exempt in &self.config.networks {
-            if overlap(exempt, network) {
-                return Some(ExemptReason::Configured(*exempt));
+    /// The peers of live SSH sessions. If the kernel does not answer, the last answer counts.
+    pub fn peers(&mut self, now: Moment) -> &[IpAddr] {
+        if !self.config.automatic {
+            self.error = None;
+        } else if self.asked.is_none_or(|asked| now.since(asked) >= ANSWER_COUNTS) {
+            self.asked = Some(now);
+            match (self.ask_sessions)(&self.host.ssh().ports) {
+                Ok(peers) => (self.peers, self.error) = (peers, None),
+                Err(error) => self.error = Some(error),
             }
         }
-        // Blocking an own address is never right, whatever is configured: the host would no longer
-        // talk to itself.
+        &self.peers
+    }
+
+    /// Why the kernel did not answer the last question for sessions.
+    pub fn sessions_error(&self) -> Option<&NetlinkError> {
+        self.error.as_ref()
+    }
+
+    fn standing_reason(&self, network: &IpNet) -> Option<ExemptReason> {
+        let configured = &self.config.networks;
+        if let Some(exempt) = configured.iter().find(|exempt| overlap(exempt, network)) {
+            return Some(ExemptReason::Configured(*exempt));
+        }
+        // An own address is exempt under any configuration: the host could no longer talk to itself.
         if let Some(own) = self.host.own().iter().find(|address| network.contains(*address)) {
             return Some(ExemptReason::OwnAddress(*own));
         }
@@ -115,14 +115,18 @@ impl Exemptions {
 
 #[cfg(test)]
 pub mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
-    use crate::types::host::SshPorts;
+    use crate::types::SshPorts;
 
     fn net(text: &str) -> IpNet {
         text.parse().unwrap()
     }
 
-    /// Those of a host with a gateway and a resolver, and one SSH session.
+    const NOW: Sessions = Sessions::At(Moment::from_nanos(0));
+
+    /// The exemptions of a host with a gateway, a resolver and two SSH sessions.
     pub fn exemptions(networks: &[&str], automatic: bool) -> Exemptions {
         let mut host = Host::default();
         let own = ["192.0.2.5", "2001:db8::5"].map(|address| address.parse().unwrap()).to_vec();
@@ -138,8 +142,8 @@ pub mod tests {
     }
 
     #[test]
-    fn nobody_exempt_is_blocked_by_itself_within_or_around() {
-        let exemptions = exemptions(&["10.0.0.0/8"], true);
+    fn exempt_network_is_found_within_and_around_a_network() {
+        let mut exemptions = exemptions(&["10.0.0.0/8"], true);
         for (exempt, why) in [
             ("10.1.2.3/32", "10.0.0.0/8 is listed in exempt.networks"),
             ("10.0.0.0/8", "10.0.0.0/8 is listed in exempt.networks"),
@@ -154,37 +158,54 @@ pub mod tests {
             ("192.0.2.254/32", "192.0.2.254 is a gateway of this host"),
             ("9.0.0.0/8", "9.9.9.9 is a name server of this host"),
         ] {
-            let reason = exemptions.forbid(&net(exempt)).map(|reason| reason.to_string());
+            let reason = exemptions.reason(&net(exempt), NOW).map(|reason| reason.to_string());
             assert_eq!(reason.as_deref(), Some(why), "{exempt}");
         }
         for other in ["192.0.2.6/32", "11.0.0.0/8", "2001:db8:0:1::/64", "9.9.9.10/32"] {
-            assert_eq!(exemptions.forbid(&net(other)), None, "{other}");
+            assert_eq!(exemptions.reason(&net(other), NOW), None, "{other}");
         }
     }
 
     #[test]
-    fn a_network_with_the_peer_of_a_session_is_not_blocked() {
+    fn network_with_the_peer_of_a_session_is_exempt() {
         let mut exemptions = exemptions(&[], true);
-        assert_eq!(exemptions.forbid_for_session(&net("203.0.113.7/32")), None, "nobody has asked");
-        exemptions.ask_for_sessions(Moment::default()).unwrap();
         for exempt in ["203.0.113.7/32", "203.0.113.0/24", "2001:db8:7::/64"] {
-            let why = exemptions.forbid_for_session(&net(exempt));
+            let network = net(exempt);
+            assert_eq!(exemptions.reason(&network, Sessions::Ignored), None, "{exempt}");
+            let why = exemptions.reason(&network, NOW);
             assert!(matches!(why, Some(ExemptReason::SshSession(_))), "{exempt}");
         }
         for other in ["203.0.113.8/32", "2001:db8:8::/64"] {
-            assert_eq!(exemptions.forbid_for_session(&net(other)), None, "{other}");
+            assert_eq!(exemptions.reason(&net(other), NOW), None, "{other}");
         }
     }
 
     #[test]
-    fn without_the_automatic_ones_own_addresses_stay_exempt() {
+    fn kernel_is_asked_at_most_once_per_10_ms_and_not_for_what_is_exempt_anyway() {
+        let asked = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&asked);
+        let ask = move |_: &[u16]| {
+            count.fetch_add(1, Ordering::Relaxed);
+            Ok(Vec::new())
+        };
+        let config = ExemptConfig { networks: vec![net("10.0.0.0/8")], automatic: true };
+        let mut exemptions = Exemptions::new(config, Arc::default(), Box::new(ask));
+        let at = |millis: u64| Sessions::At(Moment::from_nanos(millis * 1_000_000));
+        assert!(exemptions.reason(&net("10.0.0.1/32"), at(0)).is_some());
+        assert_eq!(exemptions.reason(&net("203.0.113.7/32"), Sessions::Ignored), None);
+        assert_eq!(asked.load(Ordering::Relaxed), 0);
+        for (millis, questions) in [(0, 1), (9, 1), (10, 2)] {
+            assert_eq!(exemptions.reason(&net("203.0.113.7/32"), at(millis)), None);
+            assert_eq!(asked.load(Ordering::Relaxed), questions, "{millis}");
+        }
+    }
+
+    #[test]
+    fn without_automatic_exemptions_own_addresses_stay_exempt() {
         let mut exemptions = exemptions(&[], false);
-        exemptions.ask_for_sessions(Moment::default()).unwrap();
-        assert!(exemptions.forbid(&net("192.0.2.5/32")).is_some());
+        assert!(exemptions.reason(&net("192.0.2.5/32"), NOW).is_some());
         for other in ["192.0.2.254/32", "9.9.9.9/32", "203.0.113.7/32"] {
-            let network = net(other);
-            let why = exemptions.forbid(&network).or(exemptions.forbid_for_session(&network));
-            assert_eq!(why, None, "{other}");
+            assert_eq!(exemptions.reason(&net(other), NOW), None, "{other}");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Healing: what others remove or change of the kernel's side of the blocks is noticed, told, and put
-//! right within a second.
+//! Reconciliation: what other programs remove or change of the firewall is noticed, repaired within a
+//! second, and reported.
 //!
-//! Owns the words for what can be wrong, and the pace: a program that undoes every mend at once must
-//! not be answered as fast for ever. Looking and mending themselves are the backend's.
+//! Owns the words for what can be wrong and the pause between repairs: another program that undoes each
+//! repair at once must not get an answer as fast forever. Looking and repairing are the back end's.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -14,13 +14,9 @@ use ipnet::IpNet;
 use crate::block::backend::{Backend, FirewallError};
 use crate::block::ledger::Ledger;
 use crate::config::values::Hook;
-use crate::handles::events::EventSink;
-use crate::handles::health::{Component, Health};
-use crate::types::clock::Moment;
-use crate::types::event::Event;
-use crate::types::network::Family;
+use crate::types::{Family, Moment};
 
-/// Mends in a minute that are made at once: an administrator may well reload a firewall so often.
+/// Repairs within a minute that are made without a pause: an administrator may reload a firewall as often.
 const AT_ONCE: usize = 5;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -28,45 +24,35 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// What is wrong with a hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HookFault {
-    /// The built-in chain does not jump to ours.
+    /// The built-in chain does not jump to tcptracker's chain.
     Gone,
-    /// It does, but behind another rule, or more than once.
+    /// It does, but after another rule, or more than once.
     NotFirst,
 }
 
-/// Something in the kernel that is not as it should be.
+/// A difference between the kernel and the desired state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The jump from a built-in chain to ours.
-    Hook {
-        /// Of this family.
-        family: Family,
-        /// From this chain.
-        hook: Hook,
-        /// What is wrong with it.
-        is: HookFault,
-    },
-    /// Our chain is gone.
+    /// The jump from a built-in chain to tcptracker's chain.
+    Hook { family: Family, hook: Hook, is: HookFault },
+    /// tcptracker's chain is missing.
     Chain(Family),
-    /// This instance's rule is gone or another.
+    /// This instance's rule is missing or changed.
     Rule(Family),
-    /// Another's rule stands in front of this instance's.
+    /// Another program's rule comes before this instance's.
     Behind(Family),
-    /// The set is gone or of another kind.
+    /// The set is missing or of another type.
     Set(Family),
-    /// Blocked networks are missing, or some are there that nobody has blocked.
     Members {
-        /// Of this family.
         family: Family,
-        /// How many of the blocked are not there.
+        /// Blocked networks that are not in the set.
         missing: usize,
-        /// How many are there and not blocked.
+        /// Networks in the set that are not blocked.
         stray: usize,
     },
 }
 
 impl Fault {
-    /// The family it is about.
     pub const fn family(&self) -> Family {
         match self {
             Self::Chain(family)
@@ -78,10 +64,38 @@ impl Fault {
         }
     }
 
-    /// Whether it keeps everything of its family from being dropped.
+    /// Whether packets of all blocked sources of the family may pass.
     pub const fn breaks_all(&self) -> bool {
         !matches!(self, Self::Members { .. })
     }
+
+    /// What the fault means for the blocks, the worst first.
+    const fn effect(&self) -> &'static str {
+        match self {
+            Self::Hook { is: HookFault::Gone, .. }
+            | Self::Chain(_)
+            | Self::Rule(_)
+            | Self::Set(_) => EFFECTS[0],
+            Self::Members { missing: 1.., .. } => EFFECTS[1],
+            Self::Hook { is: HookFault::NotFirst, .. } | Self::Behind(_) => EFFECTS[2],
+            Self::Members { .. } => EFFECTS[3],
+        }
+    }
+}
+
+/// What faults mean for the blocks, the worst first.
+const EFFECTS: [&str; 4] = [
+    "blocks are not enforced",
+    "some blocks are not enforced",
+    "blocks may not be enforced",
+    "the kernel drops packets of sources that are not blocked",
+];
+
+/// Returns the effect of the worst of these faults.
+fn effect_of(faults: &[Fault]) -> &'static str {
+    let effects = EFFECTS.into_iter();
+    let mut effects = effects.filter(|effect| faults.iter().any(|fault| fault.effect() == *effect));
+    effects.next().unwrap_or(EFFECTS[0])
 }
 
 impl fmt::Display for Fault {
@@ -89,33 +103,66 @@ impl fmt::Display for Fault {
         let family = self.family().as_str();
         match self {
             Self::Hook { hook, is: HookFault::Gone, .. } => {
-                write!(f, "hook {} ({family}) gone", hook.as_str())
+                write!(f, "hook {} ({family}) was missing", hook.as_str())
             }
             Self::Hook { hook, is: HookFault::NotFirst, .. } => {
-                write!(f, "hook {} ({family}) not the first rule", hook.as_str())
+                write!(f, "hook {} ({family}) was not the first rule", hook.as_str())
             }
-            Self::Chain(_) => write!(f, "chain tcptracker ({family}) gone"),
-            Self::Rule(_) => write!(f, "rule ({family}) gone or changed"),
-            Self::Behind(_) => write!(f, "rule ({family}) behind another's"),
-            Self::Set(_) => write!(f, "set ({family}) gone or of another kind"),
-            Self::Members { missing, stray: 0, .. } => {
-                write!(f, "{missing} blocked ({family}) missing")
-            }
-            Self::Members { missing: 0, stray, .. } => {
-                write!(f, "{stray} not blocked ({family}) there")
-            }
+            Self::Chain(_) => write!(f, "chain tcptracker ({family}) was missing"),
+            Self::Rule(_) => write!(f, "rule ({family}) was missing or changed"),
+            Self::Behind(_) => write!(f, "rule ({family}) was not first"),
+            Self::Set(_) => write!(f, "set ({family}) was missing or of another type"),
             Self::Members { missing, stray, .. } => {
-                write!(f, "{missing} blocked ({family}) missing and {stray} not blocked there")
+                let (first, second) = match (missing, stray) {
+                    (0, stray) => ((stray, "unexpected"), None),
+                    (missing, 0) => ((missing, "missing"), None),
+                    (missing, stray) => ((missing, "missing"), Some((stray, "unexpected"))),
+                };
+                let were = |count: &usize| if *count == 1 { "was" } else { "were" };
+                let (count, what) = first;
+                let members = if *count == 1 { "member" } else { "members" };
+                write!(f, "{count} set {members} ({family}) {} {what}", were(count))?;
+                second.map_or(Ok(()), |(count, what)| write!(f, ", {count} {} {what}", were(count)))
             }
         }
     }
 }
 
-fn listed(faults: &[Fault]) -> String {
+/// Faults in one line.
+pub fn list_of(faults: &[Fault]) -> String {
     faults.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// What the kernel ought to hold now: the ledger, as a backend needs it.
+/// Why blocks are not, or may not be, enforced: the reason of the state.
+#[derive(Debug)]
+pub enum Trouble {
+    /// A repair is due, or did not help.
+    Broken(Vec<Fault>),
+    /// Another program undoes each repair.
+    Fight(Vec<Fault>),
+    RepairFailed(Vec<Fault>, FirewallError),
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Broken(faults) => write!(f, "{}: {}", effect_of(faults), list_of(faults)),
+            // Without a number, which would change with each repair and make a new reason each time.
+            Self::Fight(faults) => write!(
+                f,
+                "another program keeps undoing repairs of the firewall; repairing at increasing \
+                 intervals; now {}: {}",
+                effect_of(faults),
+                list_of(faults)
+            ),
+            Self::RepairFailed(faults, error) => {
+                write!(f, "{}: {}; repair failed: {error}", effect_of(faults), list_of(faults))
+            }
+        }
+    }
+}
+
+/// What the kernel has to hold now: the ledger, as a back end needs it.
 #[derive(Clone, Copy)]
 pub struct DesiredState<'a> {
     ledger: &'a Ledger,
@@ -123,12 +170,10 @@ pub struct DesiredState<'a> {
 }
 
 impl<'a> DesiredState<'a> {
-    /// What a ledger wants.
     pub fn of(ledger: &'a Ledger, now: Moment) -> Self {
         Self { ledger, now }
     }
 
-    /// The present.
     pub fn now(&self) -> Moment {
         self.now
     }
@@ -138,12 +183,12 @@ impl<'a> DesiredState<'a> {
         self.ledger.count(family) as usize
     }
 
-    /// The networks of a family, and for how long the kernel is to be told to hold each.
+    /// The networks of a family, and how long the kernel has to hold each.
     pub fn members(&self, family: Family) -> impl Iterator<Item = (IpNet, Duration)> + use<'a> {
         self.members_from(family, Bound::Unbounded)
     }
 
-    /// The same from somewhere on.
+    /// The networks of a family from this one on, and how long the kernel has to hold each.
     pub fn members_from(
         &self,
         family: Family,
@@ -156,28 +201,29 @@ impl<'a> DesiredState<'a> {
         })
     }
 
-    /// For how long at least the kernel has to hold a network from this moment on: until it would be told again.
-    /// None where it is not to be held at all.
+    /// The shortest time for which the kernel has to hold a network from this moment on: until it is told
+    /// again. None if the network is not blocked.
     pub fn least(&self, network: &IpNet, moment: Moment) -> Option<Duration> {
         self.ledger.due(network).map(|due| due.since(moment))
     }
 
-    /// How many networks of a family need not be held any more at this moment, which comes after the present.
+    /// How many networks of a family the kernel need not hold any more at this moment, which comes after
+    /// `now`.
     pub fn over(&self, family: Family, moment: Moment) -> usize {
-        self.ledger.over(family, moment)
+        self.ledger.expired(family, moment)
     }
 }
 
-/// How soon after the last mends the next one may be.
+/// How soon the next repair may follow.
 #[derive(Debug, Default)]
 struct Backoff {
-    /// The mends of the last minute.
+    /// The repairs of the last minute.
     recent: VecDeque<Moment>,
 }
 
 impl Backoff {
-    /// When the next one may be. The more there were within a minute, the longer the pause: the first
-    /// few at once, then a second, two, four, … which settles at some nine a minute.
+    /// Returns when the next repair may be made. The more repairs within a minute, the longer the pause:
+    /// none for the first few, then 1 s, 2 s, 4 s and so on, which settles at about nine repairs a minute.
     fn next(&mut self, now: Moment) -> Moment {
         while self.recent.front().is_some_and(|first| now.since(*first) >= MINUTE) {
             self.recent.pop_front();
@@ -193,109 +239,96 @@ impl Backoff {
         self.recent.push_back(now);
     }
 
-    /// Whether there were so many that somebody must be undoing them.
+    /// Whether there were so many repairs that another program must be undoing them.
     fn is_fight(&self) -> bool {
         self.recent.len() >= AT_ONCE
     }
 }
 
-/// Looks after the kernel's side.
+/// What a check has found.
+#[derive(Debug)]
+pub enum Checked {
+    Sound,
+    /// Sound for the moment, but a program that undid repairs may only be pausing.
+    Unsettled,
+    /// Not sound; the next repair has to wait. Without a trouble, the last one still stands.
+    Waiting(Option<Trouble>),
+    /// To be repaired now.
+    Broken {
+        faults: Vec<Fault>,
+        /// No trouble stands from an earlier check.
+        is_new: bool,
+    },
+}
+
+/// What a repair has achieved.
+#[derive(Debug)]
+pub enum Repaired {
+    /// Everything is as it should be.
+    Fully {
+        /// And no program seems to undo repairs.
+        is_settled: bool,
+    },
+    Not(Trouble),
+}
+
+/// Compares the kernel with the desired state, and repairs it.
 #[derive(Debug, Default)]
 pub struct Reconciler {
     backoff: Backoff,
-    /// It was told that something is wrong.
-    is_told: bool,
-    /// Somebody undoes what is mended.
+    /// A trouble was returned and still stands.
+    is_troubled: bool,
+    /// Another program undoes repairs.
     is_fight: bool,
-    /// The last mend did not succeed.
+    /// The last repair did not succeed.
     has_failed: bool,
-    /// Packets that backends before this one have dropped, by family.
-    dropped_before: [u64; 2],
 }
 
 impl Reconciler {
-    /// Another backend takes the place of this one, whose count goes on.
-    pub fn take_over_count(&mut self, backend: &dyn Backend) {
-        for (before, family) in self.dropped_before.iter_mut().zip(Family::ALL) {
-            *before += backend.dropped(family);
-        }
-    }
-
-    fn show_enforced(&self, backend: &dyn Backend, health: &Health) {
-        for (before, family) in self.dropped_before.iter().zip(Family::ALL) {
-            health.set_enforced(family, backend.enforced(family), before + backend.dropped(family));
-        }
-    }
-
-    /// Looks whether all is in the kernel that ought to be, and mends what is not. Fails only where it
-    /// could not even look.
-    pub fn reconcile(
+    /// Compares the kernel with the desired state. Fails if the kernel cannot be read.
+    pub fn check(
         &mut self,
         backend: &mut dyn Backend,
         desired: &DesiredState<'_>,
-        health: &Health,
-        events: &EventSink,
-    ) -> Result<(), FirewallError> {
+    ) -> Result<Checked, FirewallError> {
         let now = desired.now();
         let next = self.backoff.next(now);
         let faults = backend.check(desired)?;
-        self.show_enforced(backend, health);
         if faults.is_empty() {
-            self.all_is_well(health);
-            return Ok(());
+            return Ok(if self.is_settled() { Checked::Sound } else { Checked::Unsettled });
         }
-        let found = listed(&faults);
         if now < next {
-            // Why a mend failed was told already.
-            if !self.has_failed {
-                (self.is_fight, self.is_told) = (true, true);
-                // Without a number, which would be another each time, and told each time.
-                health.set_degraded(
-                    Component::Enforcement,
-                    format!(
-                        "another program keeps changing what blocks are enforced with; mended again \
-                         and again, at ever longer intervals; now {found}"
-                    ),
-                );
-            }
-            return Ok(());
+            // A failed repair explains more than the wait for the next one.
+            let trouble = (!self.has_failed).then_some(Trouble::Fight(faults));
+            self.is_fight |= trouble.is_some();
+            self.is_troubled |= trouble.is_some();
+            return Ok(Checked::Waiting(trouble));
         }
-        // Seen by whoever looks while it is mended; what becomes of it is told below.
-        if !std::mem::replace(&mut self.is_told, true) {
-            health
-                .set_degraded(Component::Enforcement, format!("blocks are not enforced: {found}"));
-        }
-        self.backoff.count(now);
-        let left = backend.repair(desired).and_then(|()| backend.check(desired));
-        self.has_failed = left.is_err();
-        self.show_enforced(backend, health);
-        match left {
-            Ok(left) if left.is_empty() => {
-                events.emit(Event::Repaired { found });
-                self.all_is_well(health);
-            }
-            Ok(left) => {
-                let left = listed(&left);
-                health.set_degraded(
-                    Component::Enforcement,
-                    format!("blocks are not enforced: {left}"),
-                );
-            }
-            Err(error) => {
-                let text = format!("blocks are not enforced: {found}; mending failed: {error}");
-                health.set_degraded(Component::Enforcement, text);
-            }
-        }
-        Ok(())
+        let is_new = !std::mem::replace(&mut self.is_troubled, true);
+        Ok(Checked::Broken { faults, is_new })
     }
 
-    fn all_is_well(&mut self, health: &Health) {
-        // Who fights may only be resting.
-        self.is_fight &= self.backoff.is_fight();
-        if self.is_told && !self.is_fight {
-            self.is_told = false;
-            health.clear(Component::Enforcement);
+    /// Repairs these faults.
+    pub fn repair(
+        &mut self,
+        backend: &mut dyn Backend,
+        desired: &DesiredState<'_>,
+        faults: Vec<Fault>,
+    ) -> Repaired {
+        self.backoff.count(desired.now());
+        let left = backend.repair(desired).and_then(|()| backend.check(desired));
+        self.has_failed = left.is_err();
+        match left {
+            Ok(left) if left.is_empty() => Repaired::Fully { is_settled: self.is_settled() },
+            Ok(left) => Repaired::Not(Trouble::Broken(left)),
+            Err(error) => Repaired::Not(Trouble::RepairFailed(faults, error)),
         }
+    }
+
+    fn is_settled(&mut self) -> bool {
+        self.is_fight &= self.backoff.is_fight();
+        self.is_troubled &= self.is_fight;
+        !self.is_fight
     }
 }
 
@@ -304,22 +337,52 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fight_is_answered_ever_more_seldom_and_forgotten_after_a_minute() {
+    fn repairs_in_a_fight_get_rarer_and_are_forgotten_after_a_minute() {
         let at = |millis: u64| Moment::from_nanos(millis * 1_000_000);
         let mut backoff = Backoff::default();
-        let mut mends = Vec::new();
-        // Something is undone as soon as it is mended, for ten minutes.
+        let mut repairs = Vec::new();
+        // For ten minutes, each repair is undone at once.
         for millis in (0..600_000).step_by(400) {
             if backoff.next(at(millis)) <= at(millis) {
                 backoff.count(at(millis));
-                mends.push(millis);
+                repairs.push(millis);
             }
         }
-        assert_eq!(mends[..5], [0, 400, 800, 1200, 1600], "the first at once");
-        assert!(mends.len() < 110, "{} mends in ten minutes", mends.len());
-        let pauses = mends.windows(2).map(|pair| pair[1] - pair[0]);
-        assert!(pauses.max().unwrap() <= 32_000, "and never given up");
-        let later = mends.last().unwrap() + 60_000;
+        assert_eq!(repairs[..5], [0, 400, 800, 1200, 1600], "the first ones at once");
+        assert!(repairs.len() < 110, "{} repairs in ten minutes", repairs.len());
+        let pauses = repairs.windows(2).map(|pair| pair[1] - pair[0]);
+        assert!(pauses.max().unwrap() <= 32_000, "repairs never stop");
+        let later = repairs.last().unwrap() + 60_000;
         assert_eq!(backoff.next(at(later)), at(later));
+    }
+
+    #[test]
+    fn reason_names_the_effect_of_the_worst_fault() {
+        let family = Family::V4;
+        let hook = |is| Fault::Hook { family, hook: Hook::Input, is };
+        let members = |missing, stray| Fault::Members { family, missing, stray };
+        for (faults, reason) in [
+            (
+                vec![hook(HookFault::NotFirst)],
+                "blocks may not be enforced: hook INPUT (ipv4) was not the first rule",
+            ),
+            (
+                vec![hook(HookFault::Gone), members(3, 2)],
+                "blocks are not enforced: hook INPUT (ipv4) was missing, 3 set members (ipv4) were \
+                 missing, 2 were unexpected",
+            ),
+            (
+                vec![Fault::Behind(family), members(1, 0)],
+                "some blocks are not enforced: rule (ipv4) was not first, 1 set member (ipv4) was \
+                 missing",
+            ),
+            (
+                vec![members(0, 1)],
+                "the kernel drops packets of sources that are not blocked: 1 set member (ipv4) was \
+                 unexpected",
+            ),
+        ] {
+            assert_eq!(Trouble::Broken(faults).to_string(), reason);
+        }
     }
 }

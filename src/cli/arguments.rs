@@ -1,22 +1,23 @@
-//! What may be typed: commands, their arguments and their help.
+//! The command line: commands, their arguments and their help texts.
 //!
-//! Owns the words; completions and tcptracker(1) are made from them. Does nothing.
+//! Owns these texts; the completions and tcptracker(1) are generated from them. Must not run anything.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueHint};
 use ipnet::IpNet;
 
-use crate::config::{Per, PrefixLength, Preset, Span, Threshold, WindowSpan};
-use crate::types::ifname::IfName;
-use crate::types::network::{InvalidAddress, parse_network};
+use crate::cli::interfaces::default_interface;
+use crate::config::{BlockDuration, Per, PrefixLength, Preset, Span, Threshold, WindowSpan};
+use crate::types::{IfName, InvalidAddress, parse_network};
 
-/// Sees TCP connection attempts, recognises port scans, drops the scanner in the kernel.
+/// Detects TCP port scans and blocks the scanner in the kernel.
 #[derive(Parser)]
 #[command(name = "tcptracker", version, max_term_width = 100, arg_required_else_help = true)]
-#[command(after_help = "The service is started with `systemctl enable --now tcptracker@eth0`; \
-                        see tcptracker(1), tcptracker.toml(5).")]
+#[command(after_help = "Start the service with `systemctl enable --now tcptracker@eth0`. \
+                        See tcptracker(1) and tcptracker.toml(5).")]
 pub struct Arguments {
     #[command(subcommand)]
     pub command: Command,
@@ -24,52 +25,59 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Watch an interface and block scanners, in the foreground (what the service unit starts)
+    /// Watch an interface and block scanners, in the foreground
     ///
-    /// Runs until SIGTERM or SIGINT (Ctrl-C), and takes its firewall rules down. SIGHUP reads the
-    /// configuration again.
+    /// The service unit runs this command. It runs until SIGTERM or SIGINT (Ctrl-C), and then removes
+    /// its firewall rules. SIGHUP reloads the configuration.
     Run(Run),
-    /// List what is blocked
+    /// List the blocked addresses
     ///
-    /// Every block with its beginning, its end, the offence it is for, and the reason. Where several
-    /// instances run, all are listed, with a column for the interface.
+    /// Shows when each block started, when it ends, its offence and its reason. If several instances
+    /// run, all are listed, with a column for the interface.
     List(Select),
-    /// Show what was counted since the start
-    Stats(Select),
-    /// Show why an address is blocked, or not, and how to let it in
+    /// Show the counters since the service started
     ///
-    /// The probes that were seen, the rule they broke, since when and until when the address is
-    /// blocked, what the kernel has dropped since, and what to type to let it in and to keep it in.
+    /// enforced and dropped_packets are as of the last check of the firewall, usually less than a second
+    /// ago. `tcptracker why` asks the kernel, so it may show more packets.
+    Stats(Select),
+    /// Show why an address is blocked or not, and how to unblock it
+    ///
+    /// Shows the probes, the rule, when the block started and when it ends, how many packets the
+    /// kernel has dropped since, and the commands that unblock the address and exempt it.
     Why(Why),
     /// Show scans, blocks and unblocks as they happen
     ///
-    /// Goes on when the service restarts, and waits for it when it does not run yet. Ctrl-C ends it.
+    /// Waits for the service if it does not run yet, and continues after a restart. Ctrl-C ends it.
     Watch(Select),
-    /// Block an address or network by hand
+    /// Block addresses or networks
     ///
-    /// For root, members of group tcptracker, and whom polkit authorises.
+    /// Requires root, membership in group tcptracker, or polkit authorization.
+    #[command(alias = "ban")]
     Block(Block),
-    /// Let an address or network in again
+    /// Unblock addresses or networks
     ///
-    /// For root, members of group tcptracker, and whom polkit authorises. It is not blocked again for a
-    /// while, whatever it does (block.grace_after_unblock), except by hand.
+    /// Requires root, membership in group tcptracker, or polkit authorization. The address is exempt
+    /// from automatic blocking for block.grace_after_unblock.
+    #[command(alias = "unban")]
     Unblock(Unblock),
-    /// Make the running service read its configuration again
+    /// Reload the configuration of the running service
     ///
-    /// What `systemctl reload tcptracker@eth0` does. No packet and no block is lost; a wrong
-    /// configuration changes nothing, and is told here.
+    /// The same as `systemctl reload tcptracker@eth0`. No packet and no block is lost. An invalid
+    /// configuration changes nothing and is reported here.
     Reload(Reload),
-    /// Show what the detector would have done on a capture file
+    /// Show what the detector would have reported on capture files
     ///
-    /// Needs neither privilege nor a running service.
+    /// Needs no privileges and no running service.
     Replay(Replay),
-    /// Show the effective configuration and where each value comes from
-    Config(ShowConfig),
-    /// Check what the service needs, and say how to mend what fails
+    /// Check the configuration, and show each value and its origin
     ///
-    /// Best run as root: what cannot be seen otherwise is not checked, and said so. With --self-test
-    /// two throw-away network namespaces are made, the service is started in one and scanned from the
-    /// other; this host's network and firewall are left alone.
+    /// The exit status is 78 if the configuration is invalid.
+    Config(ShowConfig),
+    /// Check the system and suggest fixes
+    ///
+    /// Run as root; checks that need privileges are skipped otherwise. With --self-test, the service
+    /// is started and scanned in two temporary network namespaces; the host's own network and
+    /// firewall are not touched.
     Doctor(Doctor),
 }
 
@@ -78,10 +86,10 @@ pub struct Run {
     /// The network interface to watch, or "any"
     #[arg(short, long, value_hint = ValueHint::Other)]
     pub interface: IfName,
-    /// Report scans, never block
+    /// Report scans without blocking
     #[arg(long)]
     pub observe: bool,
-    /// Read this file instead of those in /etc/tcptracker
+    /// Read this file instead of the files in /etc/tcptracker
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
 }
@@ -107,30 +115,32 @@ pub struct Why {
 
 #[derive(Args)]
 pub struct Block {
-    /// An address, or a network such as 192.0.2.0/24
-    #[arg(value_parser = address, value_hint = ValueHint::Other)]
-    pub address: IpNet,
-    /// For how long, such as 30m, 1h or 7d; without it, until unblocked
-    #[arg(long = "for", value_name = "TIME", value_parser = length_of_time, value_hint = ValueHint::Other)]
-    pub duration: Option<Duration>,
-    /// Why: shown wherever the block is
-    #[arg(long, value_name = "TEXT", default_value = "by hand", value_hint = ValueHint::Other)]
+    /// Addresses, or networks such as 192.0.2.0/24
+    #[arg(value_name = "ADDRESS", required = true, value_parser = address, value_hint = ValueHint::Other)]
+    pub addresses: Vec<IpNet>,
+    /// How long, such as 30m, 1h or 7d, or forever (the default): until unblocked
+    #[arg(long = "for", value_name = "TIME", default_value = "forever", hide_default_value = true,
+        value_parser = block_duration,
+        value_hint = ValueHint::Other)]
+    pub duration: BlockDuration,
+    /// The reason, which is shown wherever the block is shown
+    #[arg(long, value_name = "TEXT", default_value = "manual", value_hint = ValueHint::Other)]
     pub reason: String,
-    /// Only through the instance on this network interface
+    /// Only the instance on this network interface
     #[arg(short, long, value_hint = ValueHint::Other)]
     pub interface: Option<IfName>,
 }
 
 #[derive(Args)]
-#[command(group(ArgGroup::new("whom").args(["address", "all"]).required(true)))]
+#[command(group(ArgGroup::new("target").args(["addresses", "all"]).required(true)))]
 pub struct Unblock {
-    /// An address, or a network such as 192.0.2.0/24
-    #[arg(value_parser = address, value_hint = ValueHint::Other)]
-    pub address: Option<IpNet>,
-    /// Everything that is blocked
+    /// Addresses, or networks such as 192.0.2.0/24
+    #[arg(value_name = "ADDRESS", value_parser = address, value_hint = ValueHint::Other)]
+    pub addresses: Vec<IpNet>,
+    /// All blocked addresses
     #[arg(long)]
     pub all: bool,
-    /// Only by the instance on this network interface
+    /// Only the instance on this network interface
     #[arg(short, long, value_hint = ValueHint::Other)]
     pub interface: Option<IfName>,
 }
@@ -144,20 +154,20 @@ pub struct Reload {
 
 #[derive(Args)]
 pub struct Replay {
-    /// Capture files (pcap or pcapng, plain or gzip), each on its own; "-" is standard input
+    /// Capture files (pcap or pcapng, plain or gzip), each replayed separately; "-" is standard input
     #[arg(required_unless_present = "compare", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub files: Vec<PathBuf>,
-    /// By this preset's rules (detection.preset)
+    /// Use the rules of this preset (detection.preset)
     #[arg(long, value_enum)]
     pub preset: Option<PresetArgument>,
-    /// Put thresholds of the classic rule side by side, or without any the presets
+    /// Compare thresholds of the classic rule; without a list, compare the presets
     #[arg(long, value_name = "PORTS,...", num_args = 0..=1, default_missing_value = "",
         hide_default_value = true, value_parser = compared)]
     pub compare: Option<Compared>,
-    /// More than this many distinct ports make a scan (detection.ports)
+    /// Report a scan at more than this many distinct ports (detection.ports)
     #[arg(long, value_parser = threshold, conflicts_with = "compare", value_hint = ValueHint::Other)]
     pub ports: Option<Threshold>,
-    /// Within this time (detection.window)
+    /// Count the ports within this time (detection.window)
     #[arg(long, value_name = "TIME", value_parser = window, value_hint = ValueHint::Other)]
     pub window: Option<WindowSpan>,
     /// Count per source, or per source and destination (detection.per)
@@ -166,29 +176,26 @@ pub struct Replay {
     /// Count IPv6 sources as networks of this length (detection.ipv6_prefix)
     #[arg(long, value_name = "LENGTH", value_parser = prefix_length, value_hint = ValueHint::Other)]
     pub ipv6_prefix: Option<PrefixLength>,
-    /// An own address or network: what it sends is outbound. May be given several times
+    /// An address or network of the captured host, whose probes are outbound (repeatable)
     #[arg(long, value_name = "NET", value_parser = address, value_hint = ValueHint::Other)]
     pub local: Vec<IpNet>,
-    /// Read this file instead of those in /etc/tcptracker
+    /// Read this file instead of the files in /etc/tcptracker
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
-    /// Print JSON, one object a line
+    /// Print JSON, one object per line
     #[arg(long)]
     pub json: bool,
 }
 
-/// What follows `--compare`.
+/// The value of `--compare`.
 #[derive(Clone, Debug)]
 pub enum Compared {
-    /// Nothing.
     Presets,
-    /// These thresholds.
     Thresholds(Vec<Threshold>),
-    /// Nothing that belongs to it: the first file.
+    /// `--compare` has no value, and the next word is the first capture file.
     File(PathBuf),
 }
 
-/// As `detection.preset`.
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub enum PresetArgument {
     Classic,
@@ -204,7 +211,6 @@ impl From<PresetArgument> for Preset {
     }
 }
 
-/// As `detection.per`.
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub enum PerArgument {
     Source,
@@ -222,13 +228,13 @@ impl From<PerArgument> for Per {
 
 #[derive(Args)]
 pub struct ShowConfig {
-    /// As it is for this network interface
+    /// Show the configuration for this network interface
     #[arg(short, long, value_hint = ValueHint::Other)]
     pub interface: Option<IfName>,
-    /// As it is with `run --observe`
+    /// Show the configuration with `run --observe`
     #[arg(long)]
     pub observe: bool,
-    /// Read this file instead of those in /etc/tcptracker
+    /// Read this file instead of the files in /etc/tcptracker
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
     /// Print JSON
@@ -238,10 +244,10 @@ pub struct ShowConfig {
 
 #[derive(Args)]
 pub struct Doctor {
-    /// Show detection, drop, release and expiry in throw-away network namespaces (as root)
+    /// Test detection, blocking, unblocking and expiry in temporary network namespaces (as root)
     #[arg(long)]
     pub self_test: bool,
-    /// Read this file instead of those in /etc/tcptracker
+    /// Read this file instead of the files in /etc/tcptracker
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
     /// Print JSON
@@ -278,6 +284,9 @@ fn number<T: TryFrom<u64, Error = &'static str>>(text: &str) -> Result<T, String
 }
 
 fn window(text: &str) -> Result<WindowSpan, String> {
+    if let Some(hint) = missing_unit(text) {
+        return Err(hint);
+    }
     let expected = "expected a length of time from 1s to 1d, such as 60s";
     Span::try_from(text.to_owned())
         .ok()
@@ -285,20 +294,137 @@ fn window(text: &str) -> Result<WindowSpan, String> {
         .ok_or_else(|| expected.to_owned())
 }
 
-fn length_of_time(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(duration) if duration >= Duration::from_secs(1) => Ok(duration),
-        _ => Err("expected a length of time of at least 1s, such as 30m, 1h or 7d".to_owned()),
+fn block_duration(text: &str) -> Result<BlockDuration, String> {
+    if let Some(hint) = missing_unit(text) {
+        return Err(hint);
     }
+    let expected = "expected forever or a length of time of at least 1s, such as 30m, 1h or 7d";
+    BlockDuration::try_from(text.to_owned()).map_err(|_| expected.to_owned())
+}
+
+fn missing_unit(text: &str) -> Option<String> {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| format!("the unit is missing: write {text}s, {text}m, {text}h or {text}d"))
+}
+
+/// Parses the command line.
+pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, clap::Error> {
+    let words = interface_after_command(words.into_iter().collect());
+    Arguments::try_parse_from(words).map_err(with_hint)
+}
+
+/// Moves an `-i eth0` in front of the command to the end: users of other tools type it there.
+fn interface_after_command(mut words: Vec<OsString>) -> Vec<OsString> {
+    let is_option = |word: &OsString| word == "-i" || word == "--interface";
+    if words.get(1).is_some_and(is_option) && words.len() > 3 {
+        // "--" ends the options.
+        let end = words.iter().position(|word| word == "--").unwrap_or(words.len());
+        words[1..end].rotate_left(2);
+    }
+    words
+}
+
+/// Adds a hint for a command of other tools that clap cannot guess.
+fn with_hint(mut error: clap::Error) -> clap::Error {
+    let is_status = matches!(
+        error.get(ContextKind::InvalidSubcommand),
+        Some(ContextValue::String(command)) if command == "status"
+    );
+    let hint = match error.kind() {
+        ErrorKind::InvalidSubcommand if is_status => {
+            let example =
+                default_interface().map_or_else(|| "INTERFACE".to_owned(), |name| name.unit());
+            format!(
+                "`tcptracker list`, `stats` and `why` show blocks and counters, `systemctl status {example}` \
+                 shows the service"
+            )
+        }
+        ErrorKind::InvalidSubcommand if error.get(ContextKind::SuggestedSubcommand).is_none() => {
+            "`tcptracker --help` lists the commands".to_owned()
+        }
+        _ => return error,
+    };
+    error.remove(ContextKind::SuggestedSubcommand);
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![hint.into()]));
+    error
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn parsed(line: &str) -> Result<Arguments, clap::Error> {
+        parse(line.split(' ').map(OsString::from))
+    }
+
+    fn error_of(line: &str) -> String {
+        let Err(error) = parsed(line) else { panic!("{line} is accepted") };
+        assert_eq!(error.exit_code(), 2, "{line}");
+        error.render().to_string()
+    }
+
     #[test]
-    fn the_command_line_is_consistent() {
+    fn command_definitions_are_consistent() {
         use clap::CommandFactory;
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn usage_errors_say_what_to_type() {
+        for (line, expected) in [
+            ("tcptracker block 10.0.0.300", "write 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32"),
+            ("tcptracker block 10.0.0.1 --for 1x", "of at least 1s, such as 30m, 1h or 7d"),
+            ("tcptracker block 10.0.0.1 --for 5", "the unit is missing: write 5s, 5m, 5h or 5d"),
+            ("tcptracker block 10.0.0.1 --for 0s", "of at least 1s"),
+            ("tcptracker replay --window 60 x", "the unit is missing: write 60s, 60m"),
+            ("tcptracker unblock", "Usage: tcptracker unblock <ADDRESS|--all>"),
+            ("tcptracker lst", "a similar subcommand exists: 'list'"),
+            ("tcptracker frobnicate", "`tcptracker --help` lists the commands"),
+            ("tcptracker status", "`tcptracker list`, `stats` and `why` show blocks and counters"),
+            ("tcptracker list --jsn", "a similar argument exists: '--json'"),
+            ("tcptracker list all", "Usage: tcptracker list [OPTIONS]"),
+            ("tcptracker replay --per host x", "[possible values: source, pair]"),
+        ] {
+            let error = error_of(line);
+            assert!(error.contains(expected), "{line}: {error}");
+        }
+        assert!(
+            !error_of("tcptracker status").contains("stats'"),
+            "{}",
+            error_of("tcptracker status")
+        );
+    }
+
+    #[test]
+    fn interface_may_precede_the_command() {
+        let Ok(Arguments { command: Command::List(select) }) =
+            parsed("tcptracker -i eth0 list --json")
+        else {
+            panic!("not accepted")
+        };
+        assert_eq!((select.interface.unwrap().as_str(), select.json), ("eth0", true));
+        let Ok(Arguments { command: Command::Unblock(unblock) }) =
+            parsed("tcptracker --interface eth1 unban 192.0.2.1 192.0.2.2")
+        else {
+            panic!("not accepted")
+        };
+        assert_eq!((unblock.interface.unwrap().as_str(), unblock.addresses.len()), ("eth1", 2));
+        assert!(parsed("tcptracker -i eth0 run").is_ok());
+        assert!(error_of("tcptracker -i eth0").contains("--help"));
+        assert!(error_of("tcptracker -i eth0 replay x").contains("unexpected argument '-i'"));
+    }
+
+    #[test]
+    fn block_is_also_called_ban_and_takes_forever() {
+        for (line, duration) in [
+            ("tcptracker ban 192.0.2.1 --for 1h", Some(3600)),
+            ("tcptracker block 192.0.2.1 --for forever", None),
+            ("tcptracker block 192.0.2.1", None),
+        ] {
+            let Ok(Arguments { command: Command::Block(block) }) = parsed(line) else {
+                panic!("{line} is not accepted")
+            };
+            assert_eq!(block.duration.get().map(|duration| duration.as_secs()), duration, "{line}");
+        }
     }
 }

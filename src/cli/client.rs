@@ -1,7 +1,7 @@
-//! The client's side of the bus: finds the running instances, asks all of them at once, and turns what
-//! can go wrong into sentences.
+//! The client side of D-Bus: finds the running instances, asks all of them at once, and makes errors of
+//! what can go wrong.
 //!
-//! An instance that does not answer holds nobody up for longer than [`PATIENCE`].
+//! Must not wait for an instance longer than [`PATIENCE`].
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
@@ -19,111 +19,96 @@ use zbus::wire::DynamicDeserialize;
 use zbus::{Connection, DBusError, DynamicType, OwnedVariant, Proxy};
 
 use crate::api::dbus::names::{INTERFACE, bus_name, interface_of, object_path};
-use crate::types::ifname::IfName;
-use crate::types::network::show_network;
+use crate::cli::interfaces::{is_present, listed, present, start_command};
+use crate::cli::units;
+use crate::types::{IfName, show_network};
 
-/// How long an instance may take to answer: it does so in milliseconds, but for a machine that is
-/// busy otherwise.
+/// How long an instance may take to answer. It takes milliseconds on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Why the service did not answer as hoped.
+/// Why a request to the service failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// There is no bus.
-    #[error("cannot reach the system bus ({0}); is dbus running? systemctl status dbus")]
+    #[error("cannot reach the system bus: {0}; start it: systemctl start dbus")]
     NoBus(zbus::Error),
-    /// The bus went away.
-    #[error("the system bus is gone; when it is back: tcptracker watch")]
+    #[error("the connection to the system bus was closed; try again when the bus runs")]
     BusGone,
-    /// No instance at all.
-    #[error("tcptracker is not running; start it: systemctl start tcptracker@INTERFACE")]
-    NotRunning,
-    /// Not on this interface.
-    #[error("tcptracker is not running on {0}; start it: systemctl start {unit}", unit = .0.unit())]
-    NotRunningOn(IfName),
-    /// There is no such interface either.
+    /// No instance runs, or not the one that was asked for. The text says what to do.
+    #[error("{0}")]
+    NotRunning(String),
     #[error("there is no interface {interface} on this host; {others}")]
-    NoSuchInterface {
-        /// What was asked for.
-        interface: IfName,
-        /// What there is.
-        others: String,
-    },
-    /// The service does not let this user; its own sentence.
+    NoSuchInterface { interface: IfName, others: String },
+    /// The service's own text.
     #[error("permission denied: {0}")]
     Denied(String),
-    /// The bus does not even let him ask.
     #[error(
-        "permission denied: the bus does not let you ask the service; try sudo, and see what \
-         `tcptracker doctor` says of the bus policy"
+        "permission denied: the bus does not allow calls to the service; use sudo, and check the bus \
+         policy with `tcptracker doctor`"
     )]
     DeniedByBus,
-    /// An instance said no; its own sentence.
+    /// The service's own text.
     #[error("{why}")]
-    Refused {
-        /// The interface.
-        interface: IfName,
-        /// The sentence.
-        why: String,
-    },
-    /// The service's configuration is wrong; its own sentences.
+    Refused { interface: IfName, why: String },
+    /// The service's own text, a line per problem.
     #[error("{0}")]
     Configuration(String),
-    /// No instance blocks it.
     #[error("{} is not blocked; `tcptracker list` shows what is", show_network(.0))]
     NotBlocked(IpNet),
-    /// No instance has ever seen it misbehave.
     #[error(
-        "{} is not blocked, nor was it lately; `tcptracker list` shows what is",
+        "nothing is known about {}: it is not blocked, not exempt, was not unblocked recently, and has no \
+         earlier offences; `tcptracker list` shows what is blocked",
         show_network(.0)
     )]
     NothingKnown(IpNet),
-    /// An instance took too long.
     #[error(
-        "the service on {0} has not answered for {seconds}s; look at it: \
-         systemctl status {unit}",
+        "no answer from the service on {0} for {seconds} s; check it: systemctl status {unit}",
         unit = .0.unit(),
         seconds = PATIENCE.as_secs()
     )]
     Silent(IfName),
-    /// The service is older than the command line.
     #[error(
-        "the service on {0} does not know this command, it is an older version; restart it: \
+        "the service on {0} does not know this command: it is an older version; restart it: \
          systemctl restart {unit}",
         unit = .0.unit(),
     )]
     Outdated(IfName),
-    /// Anything else on the way.
-    #[error("the service on {interface} did not answer: {error}")]
-    Bus {
-        /// The interface.
-        interface: IfName,
-        /// What happened.
-        error: zbus::Error,
-    },
+    #[error(
+        "no answer from the service on {interface}: {error}; check it: systemctl status {unit}",
+        unit = .interface.unit(),
+    )]
+    Bus { interface: IfName, error: zbus::Error },
 }
 
 impl ClientError {
-    /// Where others answer otherwise, an instance's sentence says whose it is.
-    fn say_whose(&mut self) {
+    /// Adds the interface to the text, for failures that only some instances report.
+    pub fn name_interface(&mut self) {
         if let Self::Refused { interface, why } = self {
             *why = format!("{interface}: {why}");
         }
     }
+
+    /// Tells whether only one of several requests has failed, so that the others are worth a try.
+    pub fn is_of_one_request(&self) -> bool {
+        matches!(self, Self::Refused { .. } | Self::NotBlocked(_))
+    }
 }
 
-/// A block as the bus tells it: address, since, until, offences, reason.
+/// A block in a D-Bus reply: address, since, until, offences, reason.
 pub type Block = (String, u64, u64, u32, String);
 
 /// A running instance.
 pub struct Instance {
-    pub interface: IfName,
+    interface: IfName,
     connection: Connection,
-    /// A person may be asked for a password, and takes the time it takes.
+    /// polkit may ask the user for a password, which takes longer than [`PATIENCE`].
     interactive: bool,
 }
 
 impl Instance {
+    pub fn interface(&self) -> &IfName {
+        &self.interface
+    }
+
     pub async fn list(&self) -> Result<Vec<Block>, ClientError> {
         self.call("List", &()).await.map_err(|error| self.explain(error))
     }
@@ -132,13 +117,13 @@ impl Instance {
         self.call("Stats", &()).await.map_err(|error| self.explain(error))
     }
 
-    /// Nothing if it knows nothing of it.
+    /// Returns None if nothing is known about the address.
     pub async fn why(
         &self,
         network: IpNet,
     ) -> Result<Option<HashMap<String, OwnedVariant>>, ClientError> {
-        let told = known(self.call("Why", &show_network(&network)).await);
-        told.map_err(|error| self.explain(error))
+        let answer = known(self.call("Why", &show_network(&network)).await);
+        answer.map_err(|error| self.explain(error))
     }
 
     pub async fn block(
@@ -151,7 +136,7 @@ impl Instance {
         self.call("Block", &arguments).await.map_err(|error| self.explain(error))
     }
 
-    /// False if it was not blocked.
+    /// Returns false if the address was not blocked.
     pub async fn unblock(&self, network: IpNet) -> Result<bool, ClientError> {
         let done = known(self.call::<_, ()>("Unblock", &show_network(&network)).await);
         done.map(|done| done.is_some()).map_err(|error| self.explain(error))
@@ -161,7 +146,7 @@ impl Instance {
         self.call("Reload", &()).await.map_err(|error| self.explain(error))
     }
 
-    /// Its state and its version.
+    /// Returns the state and the version.
     pub async fn state(&self) -> Result<(String, String), ClientError> {
         let property = async |name: &str| {
             let (own, path) = (bus_name(&self.interface), object_path(&self.interface));
@@ -193,7 +178,7 @@ impl Instance {
 
     fn explain(&self, error: zbus::Error) -> ClientError {
         let interface = self.interface.clone();
-        let Some((name, text)) = error_told(&error) else {
+        let Some((name, text)) = error_reply(&error) else {
             return match error {
                 zbus::Error::InputOutput(error) if error.kind() == std::io::ErrorKind::TimedOut => {
                     ClientError::Silent(interface)
@@ -210,8 +195,13 @@ impl Instance {
             "AccessDenied" | "AuthFailed" | "InteractiveAuthorizationRequired" => {
                 ClientError::Denied(text)
             }
-            // The last: whoever was asked has left the bus in between.
-            "ServiceUnknown" | "NameHasNoOwner" | "NoReply" => ClientError::NotRunningOn(interface),
+            // The instance has left the bus meanwhile.
+            "ServiceUnknown" | "NameHasNoOwner" | "NoReply" => {
+                let unit = interface.unit();
+                ClientError::NotRunning(format!(
+                    "the service on {interface} has stopped; see: systemctl status {unit}"
+                ))
+            }
             "UnknownMethod" => ClientError::Outdated(interface),
             INVALID => ClientError::Configuration(text),
             _ if text.is_empty() => ClientError::Bus { interface, error },
@@ -223,20 +213,20 @@ impl Instance {
 const NOT_BLOCKED: &str = "org.tcptracker.Tracker1.Error.NotBlocked";
 const INVALID: &str = "org.tcptracker.Tracker1.Error.InvalidConfiguration";
 
-/// How dbus-daemon and dbus-broker begin when it is them who do not allow a call.
+/// How dbus-daemon and dbus-broker begin the text if they do not allow a call.
 const DENIALS_OF_BUS: [&str; 2] = ["Rejected ", "Sender is not authorized"];
 
-/// Nothing where the service says that it does not block this.
+/// Makes None of the error that an address is not blocked.
 fn known<T>(answer: zbus::Result<T>) -> zbus::Result<Option<T>> {
     match answer {
         Ok(value) => Ok(Some(value)),
-        Err(error) if error_told(&error).is_some_and(|(name, _)| name == NOT_BLOCKED) => Ok(None),
+        Err(error) if error_reply(&error).is_some_and(|(name, _)| name == NOT_BLOCKED) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// Name and text of an error that came as the answer to a call.
-fn error_told(error: &zbus::Error) -> Option<(String, String)> {
+/// Returns name and text of an error reply.
+fn error_reply(error: &zbus::Error) -> Option<(String, String)> {
     match error {
         zbus::Error::MethodError(name, text, _) => {
             Some((name.to_string(), text.clone().unwrap_or_default()))
@@ -249,24 +239,22 @@ fn error_told(error: &zbus::Error) -> Option<(String, String)> {
     }
 }
 
-/// What is asked for: to look, or to change something, which may take a password.
+/// Whether a command changes something, for which polkit may ask for a password.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     Look,
     Change,
 }
 
-/// The system bus.
 pub async fn connect() -> Result<Connection, ClientError> {
     connect_to(Builder::system()).await
 }
 
-/// A bus.
 pub async fn connect_to(builder: Builder<'_>) -> Result<Connection, ClientError> {
     builder.method_timeout(PATIENCE).build().await.map_err(ClientError::NoBus)
 }
 
-/// The running instances, or the one on an interface; at least one.
+/// Returns the running instances, or the one on an interface: at least one.
 pub async fn instances(
     only: Option<&IfName>,
     purpose: Purpose,
@@ -275,23 +263,19 @@ pub async fn instances(
     instances_on(&connection, only, purpose).await
 }
 
-/// The same on a bus that is there.
+/// Returns the same as [`instances`], over an existing connection.
 pub async fn instances_on(
     connection: &Connection,
     only: Option<&IfName>,
     purpose: Purpose,
 ) -> Result<Vec<Instance>, ClientError> {
-    let names = async { DBusProxy::new(connection).await?.list_names().await.map_err(Into::into) };
-    let names = names.await.map_err(ClientError::NoBus)?;
-    let mut running: Vec<IfName> =
-        names.iter().filter_map(|name| interface_of(name.as_str())).collect();
-    running.sort_unstable();
+    let running = running(connection).await.map_err(ClientError::NoBus)?;
     let chosen: Vec<&IfName> =
         running.iter().filter(|interface| only.is_none_or(|only| only == *interface)).collect();
     if chosen.is_empty() {
-        return Err(only.map_or(ClientError::NotRunning, |only| not_running_on(only, &running)));
+        return Err(not_running(connection, only, &running).await);
     }
-    // Polkit asks neither root nor who has no terminal.
+    // polkit asks neither root nor a user without a terminal.
     let person = !rustix::process::geteuid().is_root() && std::io::stdin().is_terminal();
     let interactive = purpose == Purpose::Change && person;
     let instance = |interface: &IfName| Instance {
@@ -302,33 +286,48 @@ pub async fn instances_on(
     Ok(chosen.into_iter().map(instance).collect())
 }
 
-fn not_running_on(interface: &IfName, running: &[IfName]) -> ClientError {
-    let present = present();
-    let interface = interface.clone();
-    if interface.is_any() || present.contains(&interface) {
-        return ClientError::NotRunningOn(interface);
+/// Returns the interfaces of the instances on the bus.
+async fn running(connection: &Connection) -> zbus::Result<Vec<IfName>> {
+    let names = DBusProxy::new(connection).await?.list_names().await?;
+    let interfaces = names.iter().filter_map(|name| interface_of(name.as_str()));
+    let mut interfaces: Vec<IfName> = interfaces.collect();
+    interfaces.sort_unstable();
+    Ok(interfaces)
+}
+
+/// Returns why there is no instance, or not this one: what systemd says about it, or how to start it.
+pub async fn not_running(
+    connection: &Connection,
+    only: Option<&IfName>,
+    running: &[IfName],
+) -> ClientError {
+    let units = units::not_running(connection).await;
+    let units = units.iter().filter(|unit| only.is_none_or(|only| only == unit.interface()));
+    let problems: Vec<String> =
+        units.map(|unit| format!("{}; {}", unit.problem(), unit.remedy())).collect();
+    if !problems.is_empty() {
+        return ClientError::NotRunning(problems.join("\n"));
     }
-    let listed = |names: &[IfName]| names.iter().map(IfName::as_str).collect::<Vec<_>>().join(", ");
-    let others = match running {
-        [] => format!("there are: {}", listed(&present)),
-        running => format!("tcptracker is running on: {}", listed(running)),
-    };
-    ClientError::NoSuchInterface { interface, others }
+    let start = start_command(only);
+    match only {
+        None => ClientError::NotRunning(format!("no instance is running; start one: {start}")),
+        Some(interface) if is_present(interface) => ClientError::NotRunning(format!(
+            "no instance is running on {interface}; start it: {start}"
+        )),
+        Some(interface) => ClientError::NoSuchInterface {
+            interface: interface.clone(),
+            others: match running {
+                [] => format!("there are: {}", listed(&present())),
+                running => format!("tcptracker is running on: {}", listed(running)),
+            },
+        },
+    }
 }
 
-/// The interfaces of this host.
-fn present() -> Vec<IfName> {
-    let entries = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let mut names: Vec<IfName> = names.collect();
-    names.sort_unstable();
-    names
-}
-
-/// What several instances answered, and what went wrong with the others.
+/// The answers of several instances, and the failures of the others.
 pub struct Answers<T> {
     pub asked: usize,
-    pub told: Vec<(IfName, T)>,
+    pub answered: Vec<(IfName, T)>,
     pub failures: Vec<ClientError>,
 }
 
@@ -338,22 +337,18 @@ pub async fn ask_each<T>(
     ask: impl AsyncFn(&Instance) -> Result<T, ClientError>,
 ) -> Answers<T> {
     let asked = instances.iter().map(|instance| Box::pin(ask(instance))).collect();
-    let mut answers = Answers { asked: instances.len(), told: Vec::new(), failures: Vec::new() };
+    let mut answers =
+        Answers { asked: instances.len(), answered: Vec::new(), failures: Vec::new() };
     for (instance, answer) in instances.iter().zip(all_of(asked).await) {
         match answer {
-            Ok(value) => answers.told.push((instance.interface.clone(), value)),
+            Ok(value) => answers.answered.push((instance.interface.clone(), value)),
             Err(error) => answers.failures.push(error),
         }
-    }
-    let mut sentences = answers.failures.iter().map(ToString::to_string);
-    let first = sentences.next();
-    if !answers.told.is_empty() || sentences.any(|other| Some(other) != first) {
-        answers.failures.iter_mut().for_each(ClientError::say_whose);
     }
     answers
 }
 
-/// Waits for all, in no order.
+/// Polls all futures until each is ready.
 async fn all_of<F: Future>(mut waiting: Vec<Pin<Box<F>>>) -> Vec<F::Output> {
     let mut done: Vec<Option<F::Output>> = waiting.iter().map(|_| None).collect();
     poll_fn(|context| {

@@ -1,12 +1,12 @@
-//! `tcptracker config`
+//! `tcptracker config`: the effective configuration.
 
 use serde::Serialize;
 
 use crate::cli::CliError;
-use crate::cli::output::{Style, print, print_json, styled};
+use crate::cli::output::{Style, print, print_json, safe, styled};
 use crate::config::{Effective, Origin, Sources};
 
-/// A key, as a program reads it. The names stay as they are.
+/// A key in the JSON output. Its names are stable.
 #[derive(Serialize)]
 struct Setting<'a> {
     key: &'a str,
@@ -16,7 +16,7 @@ struct Setting<'a> {
     is_default: bool,
 }
 
-/// Prints what could be put into a file as it stands.
+/// Prints each key with its value, as in a configuration file, and its origin.
 pub fn run(sources: &Sources, json: bool) -> Result<(), CliError> {
     let effective = Effective::load(sources)?;
     let settings: Vec<Setting<'_>> = effective
@@ -33,10 +33,10 @@ pub fn run(sources: &Sources, json: bool) -> Result<(), CliError> {
         settings.iter().map(|setting| format!("{} = {}", setting.key, setting.value)).collect();
     let width = written.iter().map(|line| line.chars().count()).max().unwrap_or(0);
     let lines = written.iter().zip(&settings);
-    // What somebody has set stands out.
+    // On a terminal, defaults are dim, so that values that were set stand out.
     let text: String = lines
         .map(|(line, setting)| {
-            let line = format!("{line:<width$}  # {}", setting.origin);
+            let line = safe(&format!("{line:<width$}  # {}", setting.origin)).into_owned();
             (if setting.is_default { styled(Style::Dim, &line) } else { line }) + "\n"
         })
         .collect();

@@ -1,4 +1,6 @@
-//! `tcptracker block`, `tcptracker unblock` and `tcptracker reload`
+//! `tcptracker block`, `tcptracker unblock` and `tcptracker reload`.
+//!
+//! Every address is tried on every instance. Must not stop at an address that the service refuses.
 
 use std::time::Duration;
 
@@ -6,114 +8,175 @@ use ipnet::IpNet;
 
 use crate::cli::CliError;
 use crate::cli::arguments::{Block, Reload, Unblock};
-use crate::cli::client::{ClientError, Instance, Purpose, ask_each, instances};
+use crate::cli::client::{Answers, ClientError, Instance, Purpose, ask_each, instances};
 use crate::cli::output::print;
 use crate::system::progress::Progress;
-use crate::types::clock::HumanDuration;
-use crate::types::network::{overlap, parse_network, show_network};
+use crate::types::{HumanDuration, IfName, overlap, parse_network, show_network};
+
+/// Commands on fewer addresses than this take no time.
+const SHOW_PROGRESS_AFTER: Duration = Duration::from_millis(500);
+
+/// What an instance has done, as the ends of output lines, and what it has refused.
+#[derive(Default)]
+struct Changes {
+    lines: Vec<String>,
+    /// The requested addresses that were blocked.
+    found: Vec<IpNet>,
+    failures: Vec<ClientError>,
+}
+
+impl Changes {
+    /// Ends the work on an instance that does not answer, or does not allow changes.
+    fn stopped_by(mut self, failure: ClientError) -> Result<Self, ClientError> {
+        if self.lines.is_empty() && self.failures.is_empty() {
+            return Err(failure);
+        }
+        self.failures.push(failure);
+        Ok(self)
+    }
+}
 
 pub fn block(arguments: &Block) -> Result<(), CliError> {
-    let network = arguments.address;
-    let seconds = arguments.duration.map_or(0, |duration| duration.as_secs());
-    let span = arguments.duration.map_or_else(
-        || "until unblocked".to_owned(),
-        |duration| format!("for {}", HumanDuration(duration)),
-    );
-    let answers = zbus::block_on(async {
-        let instances = instances(arguments.interface.as_ref(), Purpose::Change).await?;
-        let block =
-            async |instance: &Instance| instance.block(network, seconds, &arguments.reason).await;
-        Ok::<_, CliError>(ask_each(&instances, block).await)
+    let seconds = arguments.duration.get().map_or(0, |duration| duration.as_secs());
+    let span = match arguments.duration.get() {
+        None => "until unblocked".to_owned(),
+        Some(duration) => format!("for {}", HumanDuration(duration)),
+    };
+    let answers = change(arguments.interface.as_ref(), async |instance| {
+        let mut changes = Changes::default();
+        for network in &arguments.addresses {
+            match instance.block(*network, seconds, &arguments.reason).await {
+                Ok(()) => {
+                    let (network, interface) = (show_network(network), instance.interface());
+                    changes.lines.push(format!("blocked {network} on {interface} {span}\n"));
+                }
+                Err(failure) if failure.is_of_one_request() => changes.failures.push(failure),
+                Err(failure) => return changes.stopped_by(failure),
+            }
+        }
+        Ok(changes)
     })?;
-    for (interface, ()) in &answers.told {
-        print(&format!("blocked {} on {interface} {span}\n", show_network(&network)))?;
-    }
-    CliError::of_all(answers.failures)
+    let asked = answers.asked;
+    let (_, failures) = print_changes(answers)?;
+    CliError::of_all(failures, asked)
 }
 
 pub fn unblock(arguments: &Unblock) -> Result<(), CliError> {
-    let wanted = arguments.address;
-    let answers = zbus::block_on(async {
-        let instances = instances(arguments.interface.as_ref(), Purpose::Change).await?;
-        let unblock = async |instance: &Instance| match wanted {
-            Some(network) => unblock_one(instance, network).await,
-            None => unblock_all(instance).await,
-        };
-        Ok::<_, CliError>(ask_each(&instances, unblock).await)
+    let wanted = &arguments.addresses;
+    let answers = change(arguments.interface.as_ref(), async |instance| {
+        if arguments.all {
+            unblock_all(instance).await
+        } else {
+            unblock_these(instance, wanted).await
+        }
     })?;
-    let mut failures = answers.failures;
-    let mut text = String::new();
-    for (interface, Unblocked { lines, failure }) in answers.told {
-        text.extend(lines.iter().map(|line| format!("unblocked {line} on {interface}\n")));
-        failures.extend(failure);
+    let asked = answers.asked;
+    let is_done = answers.answered.iter().any(|(_, changes)| !changes.lines.is_empty());
+    let (found, mut failures) = print_changes(answers)?;
+    if arguments.all && !is_done && failures.is_empty() {
+        print("nothing is blocked\n")?;
     }
-    match wanted {
-        _ if !text.is_empty() => print(&text)?,
-        _ if !failures.is_empty() => {}
-        Some(network) => return Err(ClientError::NotBlocked(network).into()),
-        None => print("nothing is blocked\n")?,
+    if failures.is_empty() {
+        // It is enough if one instance had the block.
+        let missing = wanted.iter().filter(|network| !found.contains(network));
+        failures.extend(missing.map(|network| ClientError::NotBlocked(*network)));
+        return CliError::of_all(failures, 1);
     }
-    CliError::of_all(failures)
+    CliError::of_all(failures, asked)
 }
 
-/// What an instance has let in, in words, and why it has not let in the rest.
-struct Unblocked {
-    lines: Vec<String>,
-    failure: Option<ClientError>,
-}
-
-/// Lets in an address or network, and says whom that has let in: all that lies in it, and the network it
-/// lies in.
-async fn unblock_one(instance: &Instance, network: IpNet) -> Result<Unblocked, ClientError> {
-    // Where the list cannot be had, it is not said what else was let in.
+async fn unblock_these(instance: &Instance, wanted: &[IpNet]) -> Result<Changes, ClientError> {
+    // Without the list, the output cannot name the other blocks that end.
     let blocked = blocked_by(instance).await.unwrap_or_default();
-    let mut lines = Vec::new();
-    if instance.unblock(network).await? {
-        let asked = show_network(&network);
-        let unblocked = blocked.iter().filter(|blocked| overlap(blocked, &network));
-        lines.extend(unblocked.map(|blocked| match show_network(blocked) {
-            around if *blocked != network && blocked.contains(&network) => {
-                format!("{around}, which held {asked},")
+    let mut changes = Changes::default();
+    let mut ended: Vec<IpNet> = Vec::new();
+    for network in wanted {
+        let of_network = || blocked.iter().filter(|blocked| overlap(blocked, network));
+        match instance.unblock(*network).await {
+            Ok(true) => {
+                let new: Vec<IpNet> =
+                    of_network().filter(|one| !ended.contains(one)).copied().collect();
+                changes.lines.extend(unblocked_lines(*network, &new, instance.interface()));
+                changes.found.push(*network);
+                ended.extend(new);
             }
-            blocked => blocked,
-        }));
-        if lines.is_empty() {
-            lines.push(asked);
+            // An earlier address of this command may have ended the block.
+            Ok(false) if of_network().any(|one| ended.contains(one)) => {
+                changes.found.push(*network);
+            }
+            Ok(false) => {}
+            Err(failure) if failure.is_of_one_request() => changes.failures.push(failure),
+            Err(failure) => return changes.stopped_by(failure),
         }
     }
-    Ok(Unblocked { lines, failure: None })
+    Ok(changes)
 }
 
-/// Lets in everybody, one after the other: each is left alone for a while, and nobody else.
-async fn unblock_all(instance: &Instance) -> Result<Unblocked, ClientError> {
+/// Unblocking ends all blocks in the network, and the block that contains it.
+fn unblocked_lines(asked: IpNet, ended: &[IpNet], interface: &IfName) -> Vec<String> {
+    let asked_text = show_network(&asked);
+    let line = |network: &IpNet| match show_network(network) {
+        text if *network != asked && network.contains(&asked) => {
+            format!("unblocked {text} (contains {asked_text}) on {interface}\n")
+        }
+        text => format!("unblocked {text} on {interface}\n"),
+    };
+    if ended.is_empty() { vec![line(&asked)] } else { ended.iter().map(line).collect() }
+}
+
+/// Unblocks one address after the other, so that each gets its grace time.
+async fn unblock_all(instance: &Instance) -> Result<Changes, ClientError> {
     let blocked = blocked_by(instance).await?;
-    let mut progress = Progress::after(Duration::from_millis(500));
-    let mut lines = Vec::new();
+    let interface = instance.interface();
+    let mut progress = Progress::after(SHOW_PROGRESS_AFTER);
+    let mut changes = Changes::default();
     for (done, network) in blocked.iter().enumerate() {
-        progress.show(|| format!("{}: {done} of {} let in", instance.interface, blocked.len()));
+        progress.show(|| format!("{interface}: unblocked {done} of {}", blocked.len()));
         match instance.unblock(*network).await {
-            Ok(true) => lines.push(show_network(network)),
-            // Its time was up in between.
+            Ok(true) => changes.lines.extend(unblocked_lines(*network, &[], interface)),
+            // The block has expired meanwhile.
             Ok(false) => {}
-            Err(failure) => return Ok(Unblocked { lines, failure: Some(failure) }),
+            Err(failure) => return changes.stopped_by(failure),
         }
     }
-    Ok(Unblocked { lines, failure: None })
+    Ok(changes)
 }
 
 async fn blocked_by(instance: &Instance) -> Result<Vec<IpNet>, ClientError> {
     let blocks = instance.list().await?;
-    // What the service has written is an address.
     Ok(blocks.iter().filter_map(|(address, ..)| parse_network(address).ok()).collect())
 }
 
 pub fn reload(arguments: &Reload) -> Result<(), CliError> {
-    let answers = zbus::block_on(async {
-        let instances = instances(arguments.interface.as_ref(), Purpose::Change).await?;
-        Ok::<_, CliError>(ask_each(&instances, async |instance| instance.reload().await).await)
+    let answers = change(arguments.interface.as_ref(), async |instance| {
+        instance.reload().await?;
+        let line = format!("reloaded the configuration of {}\n", instance.interface());
+        Ok(Changes { lines: vec![line], ..Changes::default() })
     })?;
-    for (interface, ()) in &answers.told {
-        print(&format!("reloaded the configuration of {interface}\n"))?;
+    let asked = answers.asked;
+    let (_, failures) = print_changes(answers)?;
+    CliError::of_all(failures, asked)
+}
+
+fn change(
+    only: Option<&IfName>,
+    ask: impl AsyncFn(&Instance) -> Result<Changes, ClientError>,
+) -> Result<Answers<Changes>, CliError> {
+    zbus::block_on(async {
+        let instances = instances(only, Purpose::Change).await?;
+        Ok(ask_each(&instances, ask).await)
+    })
+}
+
+/// Prints what was done. Returns the addresses that were found, and all failures.
+fn print_changes(answers: Answers<Changes>) -> Result<(Vec<IpNet>, Vec<ClientError>), CliError> {
+    let (mut found, mut failures) = (Vec::new(), answers.failures);
+    for (_, changes) in answers.answered {
+        if !changes.lines.is_empty() {
+            print(&changes.lines.concat())?;
+        }
+        found.extend(changes.found);
+        failures.extend(changes.failures);
     }
-    CliError::of_all(answers.failures)
+    Ok((found, failures))
 }

@@ -1,4 +1,4 @@
-//! `tcptracker list`
+//! `tcptracker list`.
 
 use serde::Serialize;
 
@@ -8,9 +8,9 @@ use crate::cli::client::{Block, Purpose, ask_each, instances};
 use crate::cli::output::{on_terminal, print, print_json, width};
 use crate::cli::table::Table;
 use crate::cli::time::{absolute, ago, ahead, now};
-use crate::types::ifname::IfName;
+use crate::types::IfName;
 
-/// A block, as a program reads it. The keys stay as they are.
+/// A block in the JSON output. Its keys are stable.
 #[derive(Serialize)]
 struct Row {
     interface: String,
@@ -19,7 +19,7 @@ struct Row {
     since: u64,
     /// Unix seconds; null: until unblocked.
     until: Option<u64>,
-    /// Zero if none.
+    /// 0 for a manual block.
     offences: u32,
     reason: String,
 }
@@ -30,7 +30,7 @@ pub fn run(select: &Select) -> Result<(), CliError> {
         Ok::<_, CliError>(ask_each(&instances, async |instance| instance.list().await).await)
     })?;
     let rows: Vec<Row> = answers
-        .told
+        .answered
         .into_iter()
         .flat_map(|(interface, blocks)| {
             blocks.into_iter().map(move |block| row_of(&interface, block))
@@ -43,7 +43,7 @@ pub fn run(select: &Select) -> Result<(), CliError> {
     } else {
         table(&rows, answers.asked > 1).print()?;
     }
-    CliError::of_all(answers.failures)
+    CliError::of_all(answers.failures, answers.asked)
 }
 
 fn row_of(interface: &IfName, block: Block) -> Row {
@@ -52,7 +52,7 @@ fn row_of(interface: &IfName, block: Block) -> Row {
     Row { interface: interface.to_string(), address, since, until, offences, reason }
 }
 
-/// On a terminal with relative times, and with those of the clock as well where there is room.
+/// On a terminal, times are relative, with the absolute times added if the terminal is wide enough.
 fn table(rows: &[Row], several: bool) -> Table {
     let now = now();
     let both = |time: u64, relative: String| format!("{} ({relative})", absolute(time));

@@ -1,26 +1,28 @@
-//! The command line: what a user types, and what comes back.
+//! The command line interface.
 //!
-//! Owns exit codes and the printing of errors. Everything but `run`, `config`, `replay` and `doctor`
-//! talks to the running service only, over D-Bus.
+//! Owns exit codes and the printing of errors. All commands but `run`, `config`, `replay` and `doctor`
+//! must talk to the running service over D-Bus, and read nothing else of it.
 
 pub mod arguments;
 pub mod client;
 pub mod config;
 pub mod control;
 pub mod doctor;
+pub mod interfaces;
 pub mod list;
 pub mod output;
 pub mod replay;
 pub mod stats;
 pub mod table;
 pub mod time;
-pub mod usage;
+pub mod units;
 pub mod watch;
 pub mod why;
 
+use std::collections::HashSet;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 
 use crate::cli::arguments::{Arguments, Command};
 use crate::cli::client::ClientError;
@@ -28,52 +30,56 @@ use crate::config::{ConfigError, Flags, Sources};
 use crate::service;
 use crate::service::DaemonError;
 use crate::system::capture::saved::SavedError;
-use crate::types::ifname::IfName;
+use crate::system::service_manager;
+use crate::types::IfName;
 
-/// Something did not work.
 const FAILED: u8 = 1;
-/// The command line was wrong.
+/// clap exits with the same code.
 const USAGE: u8 = 2;
-/// The configuration was wrong (`EX_CONFIG`, sysexits.h).
+/// The configuration is invalid (`EX_CONFIG`, sysexits.h).
 const CONFIGURATION: u8 = 78;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
-    /// The service did not do it, or is not there.
+    /// A request to the service failed.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// A capture file could not be read, or not to its end.
+    /// A capture file could not be read, or not completely.
     #[error(transparent)]
     Saved(#[from] SavedError),
-    /// The service ended.
+    /// The service ended with an error.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
-    /// The configuration is wrong.
     #[error(transparent)]
     Configuration(#[from] ConfigError),
-    /// There is nothing to replay.
-    #[error("which capture file? tcptracker replay FILE")]
+    #[error("there is no capture file to replay; write: tcptracker replay FILE")]
     NoFile,
-    /// Output went nowhere.
     #[error("cannot write the output: {0}")]
     Output(std::io::Error),
-    /// The self-test could not begin.
+    /// The self-test could not start.
     #[error("{0}")]
     SelfTest(String),
-    /// What failed has been shown already.
+    /// The output has already shown what failed.
     #[error("")]
     Shown,
 }
 
 impl CliError {
-    /// What went wrong with some instances: all is said, and the last decides the exit code.
-    fn of_all(mut failures: Vec<ClientError>) -> Result<(), Self> {
-        // All say the same where the user may not.
-        failures.dedup_by_key(|failure| failure.to_string());
+    /// Prints all failures of several instances but the last, and returns that one.
+    fn of_all(mut failures: Vec<ClientError>, asked: usize) -> Result<(), Self> {
+        let texts: Vec<String> = failures.iter().map(ToString::to_string).collect();
+        for failure in &mut failures {
+            let text = failure.to_string();
+            if texts.iter().filter(|other| **other == text).count() < asked {
+                failure.name_interface();
+            }
+        }
+        let mut shown = HashSet::new();
+        failures.retain(|failure| shown.insert(failure.to_string()));
         let Some(last) = failures.pop() else { return Ok(()) };
         for failure in &failures {
-            output::say(failure);
+            output::print_error(failure);
         }
         Err(last.into())
     }
@@ -89,25 +95,33 @@ impl CliError {
     }
 }
 
-/// All that may be typed, for completions and the manual.
+/// Returns the command definitions, for completions and the manual.
 pub fn command() -> clap::Command {
     Arguments::command()
 }
 
-/// Reads the command line and does what it says.
+/// Parses the command line and runs the command.
 pub fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let arguments = match arguments::parse(std::env::args_os()) {
         Ok(arguments) => arguments,
-        Err(error) => return usage::answer(&error),
+        Err(error) => {
+            // If standard error is closed, there is nowhere to report it.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
     };
     match handle(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever read the output has seen enough.
+        // The reader has closed the pipe, as `head` does.
         Err(CliError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            output::say(&error);
+            if let CliError::Daemon(error) = &error {
+                // `systemctl status` shows it, and so do other commands when the unit has failed.
+                service_manager::status(&error.to_string().replace('\n', "; "));
+            }
+            output::print_error(&error);
             ExitCode::from(error.exit_code())
         }
     }
@@ -144,7 +158,7 @@ fn handle(command: Command) -> Result<(), CliError> {
 }
 
 fn sources(interface: Option<&IfName>, file: Option<&std::path::Path>, flags: Flags) -> Sources {
-    // A variable that is not text cannot be one of ours.
+    // A variable that is not UTF-8 cannot be one of tcptracker's.
     let environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     Sources::new(interface, file, environment, flags)

@@ -1,4 +1,4 @@
-//! `tcptracker stats`
+//! `tcptracker stats`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ pub fn run(select: &Select) -> Result<(), CliError> {
         Ok::<_, CliError>(ask_each(&instances, async |instance| instance.stats().await).await)
     })?;
     let counted: BTreeMap<String, Counters> = answers
-        .told
+        .answered
         .into_iter()
         .map(|(interface, counters)| (interface.to_string(), counters.into_iter().collect()))
         .collect();
@@ -25,10 +25,10 @@ pub fn run(select: &Select) -> Result<(), CliError> {
     } else {
         print_tables(&counted.iter().collect::<Vec<_>>())?;
     }
-    CliError::of_all(answers.failures)
+    CliError::of_all(answers.failures, answers.asked)
 }
 
-/// Side by side as many as fit; the others below.
+/// Prints the instances side by side, as many as fit, and the others below.
 fn print_tables(counted: &[(&String, &Counters)]) -> Result<(), CliError> {
     let mut rest = counted;
     while !rest.is_empty() {
@@ -50,6 +50,11 @@ fn print_tables(counted: &[(&String, &Counters)]) -> Result<(), CliError> {
 fn table(counted: &[(&String, &Counters)]) -> Table {
     let heading = std::iter::once("COUNTER").chain(counted.iter().map(|(name, _)| name.as_str()));
     let mut table = Table::new(heading).of_numbers();
+    if counted.len() > 1 && !on_terminal() {
+        // Piped tables have no heading, and columns of several instances need one.
+        let interfaces = counted.iter().map(|(interface, _)| (*interface).clone());
+        table.row(std::iter::once("interface".to_owned()).chain(interfaces).collect());
+    }
     let names: BTreeSet<&String> =
         counted.iter().flat_map(|(_, counters)| counters.keys()).collect();
     for name in names {

@@ -1,16 +1,18 @@
-//! Tables: aligned and as wide as the terminal for people, tabs between the columns for programs.
+//! Tables: aligned on a terminal, tab-separated in a pipe.
+//!
+//! Owns the layout. Escapes every cell, because cells may hold text from outside.
 
 use crate::cli::CliError;
-use crate::cli::output::{Style, on_terminal, print, styled, width, wrapped};
+use crate::cli::output::{Style, on_terminal, print, safe, styled, width, wrapped};
 
-/// Between two columns.
+/// The space between two columns.
 const GAP: usize = 2;
 
-/// The last column gets this much, however narrow the terminal is.
+/// The minimum width of the last column, however narrow the terminal is.
 const NARROWEST: usize = 16;
 
-/// Rows under a heading. On a terminal the columns are aligned, and the last one is broken into lines
-/// where it does not fit; elsewhere they are separated by a tab each, without the heading.
+/// Rows under a heading. On a terminal, columns are aligned and the last one is wrapped. In a pipe,
+/// columns are separated by tabs, without the heading.
 pub struct Table {
     heading: Vec<String>,
     rows: Vec<Vec<String>>,
@@ -23,21 +25,22 @@ impl Table {
         Self { heading, rows: Vec::new(), numbers: false }
     }
 
-    /// All columns but the first hold numbers.
+    /// Aligns all columns but the first to the right.
+    #[must_use]
     pub fn of_numbers(mut self) -> Self {
         self.numbers = true;
         self
     }
 
     pub fn row(&mut self, row: Vec<String>) {
-        self.rows.push(row);
+        self.rows.push(row.into_iter().map(|cell| safe(&cell).into_owned()).collect());
     }
 
     pub fn print(&self) -> Result<(), CliError> {
         print(&if on_terminal() { self.aligned(width()) } else { self.plain() })
     }
 
-    /// How wide it is if nothing is broken.
+    /// Returns the width without wrapping.
     pub fn natural_width(&self) -> usize {
         let widths = self.widths();
         widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1)
@@ -101,31 +104,39 @@ mod tests {
 
     fn table() -> Table {
         let mut table = Table::new(["ADDRESS", "REASON"]);
-        table.row(vec!["192.0.2.1".to_owned(), "by hand, because of the mail log".to_owned()]);
+        table.row(vec!["192.0.2.1".to_owned(), "manual, because of the mail log".to_owned()]);
         table.row(vec!["10.0.0.0/8".to_owned(), String::new()]);
         table
     }
 
     #[test]
-    fn columns_are_aligned_for_people_and_separated_for_programs() {
+    fn columns_are_aligned_or_separated_by_tabs() {
         assert_eq!(
             table().aligned(80),
-            "ADDRESS     REASON\n192.0.2.1   by hand, because of the mail log\n10.0.0.0/8\n"
+            "ADDRESS     REASON\n192.0.2.1   manual, because of the mail log\n10.0.0.0/8\n"
         );
-        assert_eq!(table().plain(), "192.0.2.1\tby hand, because of the mail log\n10.0.0.0/8\t\n");
-        assert_eq!(table().natural_width(), 44);
+        assert_eq!(table().plain(), "192.0.2.1\tmanual, because of the mail log\n10.0.0.0/8\t\n");
+        assert_eq!(table().natural_width(), 43);
     }
 
     #[test]
-    fn what_does_not_fit_goes_on_below() {
+    fn last_column_is_wrapped() {
         assert_eq!(
             table().aligned(30),
-            "ADDRESS     REASON\n192.0.2.1   by hand, because\n            of the mail log\n10.0.0.0/8\n"
+            "ADDRESS     REASON\n192.0.2.1   manual, because of\n            the mail log\n10.0.0.0/8\n"
         );
     }
 
     #[test]
-    fn numbers_stand_below_each_other() {
+    fn cells_are_escaped() {
+        let mut table = Table::new(["REASON"]);
+        table.row(vec!["a\tb\x1b[31m\u{202e}".to_owned()]);
+        assert_eq!(table.plain(), "a\\tb\\u{1b}[31m\\u{202e}\n");
+        assert_eq!(table.aligned(80), "REASON\na\\tb\\u{1b}[31m\\u{202e}\n");
+    }
+
+    #[test]
+    fn numbers_are_aligned_to_the_right() {
         let mut table = Table::new(["COUNTER", "eth0"]).of_numbers();
         table.row(vec!["blocks".to_owned(), "12345".to_owned()]);
         table.row(vec!["scans".to_owned(), "7".to_owned()]);

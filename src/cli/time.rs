@@ -1,6 +1,6 @@
-//! Times as people read them: how long ago, and on the clock.
+//! Times and durations as text.
 //!
-//! On a terminal the clock is the user's own; to a pipe it is UTC, RFC 3339.
+//! On a terminal, times are in the user's time zone; in a pipe, they are in UTC (RFC 3339).
 
 use std::time::{Duration, SystemTime};
 
@@ -8,28 +8,28 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::cli::output::on_terminal;
-use crate::types::clock::WallClock;
+use crate::types::{HumanDuration, WallClock};
 
-/// The year 9999 is the last that RFC 3339 can write.
+/// The end of the year 9999, the last that RFC 3339 can represent.
 const LAST: u64 = 253_402_300_799;
 
-/// The wall clock, in Unix seconds.
+/// Returns the wall clock time in Unix seconds.
 pub fn now() -> u64 {
     let clock = WallClock::read();
     clock.unix_seconds(clock.now())
 }
 
-/// Date and time: of the user's own time zone on a terminal, else UTC.
+/// Returns date and time.
 pub fn absolute(unix_seconds: u64) -> String {
     if on_terminal() { local(unix_seconds, "%Y-%m-%d %H:%M:%S") } else { utc(unix_seconds) }
 }
 
-/// The time of day: of the user's own time zone on a terminal, else UTC with its date.
+/// Returns the time of day; in a pipe, with its date.
 pub fn time_of_day(unix_seconds: u64) -> String {
     if on_terminal() { local(unix_seconds, "%H:%M:%S") } else { utc(unix_seconds) }
 }
 
-/// The same, with its date unless that is today's.
+/// Returns the time of day, with its date if that is not today.
 pub fn on_its_day(unix_seconds: u64, now: u64) -> String {
     let day = |time| local(time, "%Y-%m-%d");
     if on_terminal() && day(unix_seconds) != day(now) {
@@ -38,7 +38,7 @@ pub fn on_its_day(unix_seconds: u64, now: u64) -> String {
     time_of_day(unix_seconds)
 }
 
-/// The time of day to the millisecond, or UTC with its date to the microsecond.
+/// Returns the time of day in milliseconds; in a pipe, with its date and in microseconds.
 pub fn exact(unix_seconds: f64) -> String {
     let since_epoch = Duration::try_from_secs_f64(unix_seconds).unwrap_or_default();
     if on_terminal() {
@@ -65,17 +65,15 @@ fn utc(unix_seconds: u64) -> String {
     )
 }
 
-/// How long ago.
 pub fn ago(time: u64, now: u64) -> String {
     format!("{} ago", roughly(now.saturating_sub(time)))
 }
 
-/// How long until.
 pub fn ahead(time: u64, now: u64) -> String {
     format!("in {}", roughly(time.saturating_sub(now)))
 }
 
-/// The two largest units: as exact as anybody wants it in a table.
+/// Returns a duration in its two largest units.
 pub fn roughly(seconds: u64) -> String {
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {
@@ -86,17 +84,29 @@ pub fn roughly(seconds: u64) -> String {
     }
 }
 
+/// Returns a duration, with a fraction while that matters.
+pub fn short(span: Duration) -> String {
+    match span.as_secs() {
+        0 => format!("{:.1} ms", span.as_secs_f64() * 1e3),
+        1..60 => format!("{:.1} s", span.as_secs_f64()),
+        seconds => HumanDuration(Duration::from_secs(seconds)).to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn times_read_well() {
+    fn times_and_durations_are_readable() {
         for (seconds, text) in
             [(0, "0s"), (59, "59s"), (61, "1m 1s"), (3600, "1h 0m"), (90_061, "1d 1h")]
         {
             assert_eq!(roughly(seconds), text);
         }
+        assert_eq!(short(Duration::from_millis(12)), "12.0 ms");
+        assert_eq!(short(Duration::from_millis(2340)), "2.3 s");
+        assert_eq!(short(Duration::from_secs(180)), "3m");
         assert_eq!(utc(1_700_000_000), "2023-11-14T22:13:20Z");
         assert_eq!(utc(u64::MAX), u64::MAX.to_string());
         assert_eq!(local(u64::MAX, "%H"), u64::MAX.to_string());

@@ -1,7 +1,7 @@
-//! `tcptracker watch`: what happens, as it happens.
+//! `tcptracker watch`: events as they happen.
 //!
-//! Believes only those who own our names on the bus: anybody may send a signal that looks like ours.
-//! Instances come and go; it stays until the bus goes or nobody reads any more.
+//! Runs until the bus or the reader of the output goes away; instances may stop and start meanwhile. Must
+//! show only signals of the owners of tcptracker's bus names: any local user can send similar ones.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -15,12 +15,14 @@ use zbus::{Connection, MatchRule, Message, MessageStream};
 use crate::api::dbus::names::{COMMON_NAME, INTERFACE, interface_of, object_path};
 use crate::cli::CliError;
 use crate::cli::arguments::Select;
-use crate::cli::client::{ClientError, connect};
-use crate::cli::output::{Style, on_terminal, print, print_json_line, say, styled, width, wrapped};
+use crate::cli::client::{ClientError, connect, not_running};
+use crate::cli::output::{
+    Style, on_terminal, print, print_error, print_json_line, safe, styled, width, wrapped,
+};
 use crate::cli::time::{now, on_its_day, time_of_day};
-use crate::types::ifname::IfName;
+use crate::types::IfName;
 
-/// What has happened, as a program reads it: an object a line. The keys stay as they are.
+/// An event in the JSON output, one object per line. Its keys are stable.
 #[derive(Serialize)]
 struct Line {
     /// Unix seconds.
@@ -52,16 +54,15 @@ enum Event {
     },
     /// The service has left the bus.
     Gone,
-    /// The service is there.
+    /// The service has joined the bus.
     Running,
 }
 
-/// Who is who on the bus, and what is to be shown.
 struct Watch<'a> {
     select: &'a Select,
-    /// By the bus's own names.
+    /// The instances by their unique bus names.
     running: HashMap<String, IfName>,
-    /// Seen so far: with more than one, lines say which.
+    /// All instances so far. With more than one, each line names its interface.
     seen: BTreeSet<IfName>,
 }
 
@@ -70,11 +71,11 @@ pub fn run(select: &Select) -> Result<(), CliError> {
         let connection = connect().await?;
         let mut messages = subscribe(&connection).await.map_err(ClientError::NoBus)?;
         let mut watch = Watch { select, running: HashMap::new(), seen: BTreeSet::new() };
-        watch.look(&connection).await.map_err(ClientError::NoBus)?;
-        watch.greet();
+        watch.find_instances(&connection).await.map_err(ClientError::NoBus)?;
+        watch.greet(&connection).await?;
         while let Some(message) = messages.next().await {
-            // What cannot be read is none of ours.
-            if let Some(line) = message.ok().and_then(|message| watch.hear(&message)) {
+            // An unreadable message is not from tcptracker.
+            if let Some(line) = message.ok().and_then(|message| watch.line_of(&message)) {
                 watch.show(&line)?;
             }
         }
@@ -84,7 +85,7 @@ pub fn run(select: &Select) -> Result<(), CliError> {
 
 type Messages = std::pin::Pin<Box<dyn futures_lite::Stream<Item = zbus::Result<Message>>>>;
 
-/// Names that change hands, and before their new owners' signals; then our signals.
+/// Subscribes to changes of name owners, and to the signals of the new owners, in this order.
 async fn subscribe(connection: &Connection) -> zbus::Result<Messages> {
     let names = MatchRule::builder()
         .msg_type(Type::Signal)
@@ -104,14 +105,13 @@ impl Watch<'_> {
         self.select.interface.as_ref().is_none_or(|only| only == interface)
     }
 
-    /// Who is there already.
-    async fn look(&mut self, connection: &Connection) -> zbus::Result<()> {
+    async fn find_instances(&mut self, connection: &Connection) -> zbus::Result<()> {
         let bus = DBusProxy::new(connection).await?;
         for name in bus.list_names().await? {
             let Some(interface) = interface_of(name.as_str()).filter(|one| self.wanted(one)) else {
                 continue;
             };
-            // Gone again in between: its leaving is heard.
+            // If it has left meanwhile, a signal reports it.
             if let Ok(owner) = bus.get_name_owner(name.inner().clone()).await {
                 self.seen.insert(interface.clone());
                 self.running.insert(owner.to_string(), interface);
@@ -120,31 +120,30 @@ impl Watch<'_> {
         Ok(())
     }
 
-    fn greet(&self) {
-        let names: Vec<&str> = self.seen.iter().map(IfName::as_str).collect();
-        match (&names[..], &self.select.interface) {
-            ([], Some(only)) => {
-                say(&format!(
-                    "not running on {only} yet; waiting (systemctl start {})",
-                    only.unit()
-                ));
+    /// Says what is watched, or what is missing. An interface that does not exist is an error: waiting for
+    /// a misspelled name would never end.
+    async fn greet(&self, connection: &Connection) -> Result<(), ClientError> {
+        if self.seen.is_empty() {
+            let only = self.select.interface.as_ref();
+            match not_running(connection, only, &[]).await {
+                error @ ClientError::NoSuchInterface { .. } => return Err(error),
+                error => print_error(&format!("waiting for the service: {error}")),
             }
-            ([], None) => say(&"not running yet; waiting (systemctl start tcptracker@INTERFACE)"),
-            (names, _) if on_terminal() && !self.select.json => {
-                say(&format!("watching {}; Ctrl-C ends it", names.join(", ")));
-            }
-            _ => {}
+        } else if on_terminal() && !self.select.json {
+            let names: Vec<&str> = self.seen.iter().map(IfName::as_str).collect();
+            print_error(&format!("watching {}; press Ctrl-C to stop", names.join(", ")));
         }
+        Ok(())
     }
 
-    fn hear(&mut self, message: &Message) -> Option<Line> {
+    fn line_of(&mut self, message: &Message) -> Option<Line> {
         let header = message.header();
         let (interface, event) = if header.member()?.as_str() == "NameOwnerChanged" {
             self.name_changed(message)?
         } else {
             let interface = self.running.get(header.sender()?.as_str())?.clone();
-            let ours = header.path()?.as_str() == object_path(&interface);
-            (interface, ours.then(|| event_of(message)).flatten()?)
+            let is_ours = header.path()?.as_str() == object_path(&interface);
+            (interface, is_ours.then(|| event_of(message)).flatten()?)
         };
         self.seen.insert(interface.clone());
         Some(Line { time: now(), interface: interface.to_string(), event })
@@ -161,7 +160,7 @@ impl Watch<'_> {
             return Some((interface, Event::Gone));
         };
         let earlier = self.running.insert(owner.to_string(), interface.clone());
-        // It came between the first look and now.
+        // `find_instances` may have seen it already.
         if earlier.is_some() { None } else { Some((interface, Event::Running)) }
     }
 
@@ -169,7 +168,8 @@ impl Watch<'_> {
         if self.select.json {
             return print_json_line(line);
         }
-        let (what, text, style) = line.event.told(line.time);
+        let (what, text, style) = line.event.described(line.time);
+        let text = safe(&text);
         let time = time_of_day(line.time);
         if !on_terminal() {
             return print(&format!("{time}\t{}\t{what}\t{text}\n", line.interface));
@@ -211,8 +211,8 @@ fn event_of(message: &Message) -> Option<Event> {
 }
 
 impl Event {
-    /// In a word, in a sentence, and how it stands out.
-    fn told(&self, now: u64) -> (&'static str, String, Style) {
+    /// Returns the name of the event, its text and its style.
+    fn described(&self, now: u64) -> (&'static str, String, Style) {
         match self {
             Self::Scan { address, ports, kind } => {
                 let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
@@ -225,10 +225,9 @@ impl Event {
             }
             Self::Unblocked { address, cause } => {
                 let cause = match cause.as_str() {
-                    "manual" => "by hand",
-                    "expired" => "its time is up",
-                    "exempt" => "it is exempt now",
-                    "displaced" => "to make room",
+                    "manual" => "manually",
+                    "exempt" => "now exempt",
+                    "displaced" => "evicted to make room for a newer block",
                     other => other,
                 };
                 ("unblocked", format!("{address}: {cause}"), Style::Green)
@@ -237,10 +236,12 @@ impl Event {
                 let style = if state == "degraded" { Style::Red } else { Style::Bold };
                 ("state", state.clone(), style)
             }
-            Self::Gone => {
-                ("gone", "the service has stopped; waiting for it".to_owned(), Style::Red)
-            }
-            Self::Running => ("running", "the service is there".to_owned(), Style::Green),
+            Self::Gone => (
+                "gone",
+                "the service has stopped; waiting until it runs again".to_owned(),
+                Style::Red,
+            ),
+            Self::Running => ("running", "the service has started".to_owned(), Style::Green),
         }
     }
 }

@@ -1,6 +1,7 @@
-//! The types of the configuration's values: each holds only what makes sense.
+//! The types of the configuration's values.
 //!
-//! Owns bounds and spelling. A value out of bounds cannot be made, so nobody downstream checks again.
+//! Owns bounds and spelling. A value out of bounds cannot be constructed, so that no user of a value
+//! checks it again.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,7 +11,7 @@ use ipnet::IpNet;
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::types::clock::HumanDuration;
+use crate::types::HumanDuration;
 
 /// A whole number within bounds, with its default.
 macro_rules! bounded_number {
@@ -21,7 +22,6 @@ macro_rules! bounded_number {
         pub struct $name($inner);
 
         impl $name {
-            /// The number.
             pub const fn get(self) -> $inner {
                 self.0
             }
@@ -49,21 +49,22 @@ macro_rules! bounded_number {
 }
 
 bounded_number! {
-    /// Distinct ports a source may try within the window. Above 64 a scan is beyond doubt long
-    /// before, and each source would cost more memory for nothing.
+    /// The number of distinct ports that a source may try within the window. At most 64, because each
+    /// source needs memory for as many ports, and a scan is certain long before.
     Threshold(usize) in 1..=64, default 3
 }
 bounded_number! {
-    /// Sources of several ports remembered at a time; three times as many of one port beside them.
+    /// The number of sources with several ports that the detector remembers. It remembers three times
+    /// as many with one port.
     MaxSources(usize) in 1024..=16_777_216, default 131_072
 }
 bounded_number! {
-    /// The length of an IPv6 network that counts as one source. /64 is what one link, so one
-    /// customer at least, has (RFC 4291, 2.5.1; RFC 6177).
+    /// The length of an IPv6 network that counts as one source. A link, and so at least one customer,
+    /// has a /64 (RFC 4291, 2.5.1; RFC 6177).
     PrefixLength(u8) in 16..=128, default 64
 }
 
-/// Events a minute, or a second.
+/// A number of events per second or per minute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u64")]
 pub struct Rate(pub u32);
@@ -79,19 +80,18 @@ impl TryFrom<u64> for Rate {
     }
 }
 
-/// A length of time.
+/// A length of time, written as `1h 30m`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Span(Duration);
 
 impl Span {
-    /// The length.
     pub const fn get(self) -> Duration {
         self.0
     }
 
-    #[expect(clippy::expect_used, reason = "for the defaults, which a test goes through")]
-    pub(crate) fn constant(text: &str) -> Self {
+    #[expect(clippy::expect_used, reason = "only for defaults, which a test constructs")]
+    pub fn constant(text: &str) -> Self {
         Self::try_from(text.to_owned()).expect("a default is valid")
     }
 }
@@ -110,13 +110,12 @@ impl From<Span> for String {
     }
 }
 
-/// The sliding window: from a second to a day.
+/// The length of the sliding window, from 1 s to 1 day.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Span", into = "Span")]
 pub struct WindowSpan(Span);
 
 impl WindowSpan {
-    /// The length.
     pub const fn get(self) -> Duration {
         self.0.get()
     }
@@ -146,18 +145,17 @@ impl From<WindowSpan> for Span {
     }
 }
 
-/// How long an offence is punished.
+/// The length of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum BlockDuration {
-    /// For this long.
     For(Duration),
-    /// Until unblocked.
+    /// Until a user unblocks the source.
     Forever,
 }
 
 impl BlockDuration {
-    /// The length; none: until unblocked.
+    /// Returns the length, or none for `forever`.
     pub const fn get(self) -> Option<Duration> {
         match self {
             Self::For(duration) => Some(duration),
@@ -165,7 +163,7 @@ impl BlockDuration {
         }
     }
 
-    #[expect(clippy::expect_used, reason = "for the defaults, which a test goes through")]
+    #[expect(clippy::expect_used, reason = "only for defaults, which a test constructs")]
     pub fn constant(text: &str) -> Self {
         Self::try_from(text.to_owned()).expect("a default is valid")
     }
@@ -179,7 +177,7 @@ impl TryFrom<String> for BlockDuration {
             return Ok(Self::Forever);
         }
         let duration = Span::try_from(text).map_err(|error| error.to_string())?.get();
-        // The kernel counts whole seconds.
+        // Timeouts of kernel sets are whole seconds.
         if duration < Duration::from_secs(1) {
             return Err("at least 1s".to_owned());
         }
@@ -196,18 +194,17 @@ impl From<BlockDuration> for String {
     }
 }
 
-/// The rule.
+/// The detection rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Preset {
-    /// More than so many distinct ports within the window.
+    /// Counts all distinct ports within the window.
     Classic,
-    /// Only what failed counts.
+    /// Counts only connections that failed.
     Balanced,
 }
 
 impl Preset {
-    /// The word for it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Classic => "classic",
@@ -216,35 +213,35 @@ impl Preset {
     }
 }
 
-/// Whose ports are counted together.
+/// What the classic rule counts together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Per {
-    /// All a source tries.
+    /// All ports that a source tries.
     Source,
-    /// All a source tries on one destination.
+    /// The ports that a source tries on one destination.
     Pair,
 }
 
-/// What becomes of a blocked source's connections that exist already.
+/// What happens to the existing connections of a blocked source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Established {
-    /// They go on; only new ones are dropped.
+    /// They continue: only new connections are dropped.
     Keep,
-    /// Everything from the source is dropped.
+    /// They are cut: every packet from the source is dropped.
     Cut,
 }
 
-/// How the kernel holds the blocked.
+/// How the kernel stores blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
-    /// The best there is.
+    /// The best one that the kernel supports.
     Auto,
-    /// A kernel set per family and one rule.
+    /// One kernel set and one rule per address family.
     Ipset,
-    /// A rule per address.
+    /// One rule per address.
     Iptables,
 }
 
@@ -254,15 +251,13 @@ pub enum Backend {
 pub enum Hook {
     /// Packets to this host.
     Input,
-    /// Packets through this host: containers, virtual machines, a routed network.
+    /// Packets that this host forwards to containers, virtual machines or a routed network.
     Forward,
 }
 
 impl Hook {
-    /// All of them.
     pub const ALL: [Self; 2] = [Self::Input, Self::Forward];
 
-    /// The chain's name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Input => "INPUT",
@@ -271,39 +266,47 @@ impl Hook {
     }
 }
 
-/// What becomes of a blocked packet.
+/// What the kernel does with a blocked packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Target {
-    /// No answer.
     Drop,
-    /// As a closed port answers.
+    /// Answers as a closed port does.
     Reject,
 }
 
-/// How entries look on stderr.
+/// The level of detail of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    Warn,
+    Info,
+    /// Adds the evidence of each verdict.
+    Debug,
+    /// Adds each step that leads to a verdict.
+    Trace,
+}
+
+/// The format of log entries on stderr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// Lines for people.
     Text,
-    /// Objects for programs, one a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Where the metrics are served.
+/// The address on which the service serves metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Listen {
-    /// Nowhere.
     Off,
-    /// Here.
     At(SocketAddr),
 }
 
 impl Default for Listen {
     fn default() -> Self {
-        // The original's port; loopback, since there is no authentication.
+        // Loopback, because there is no authentication.
         Self::At(SocketAddr::from(([127, 0, 0, 1], 8081)))
     }
 }
@@ -331,7 +334,7 @@ impl fmt::Display for Listen {
     }
 }
 
-/// A list that must not be empty.
+/// Reads a list that must not be empty.
 pub fn at_least_one<'de, D: Deserializer<'de>, T: DeserializeOwned>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
@@ -339,22 +342,17 @@ pub fn at_least_one<'de, D: Deserializer<'de>, T: DeserializeOwned>(
     if list.is_empty() { Err(D::Error::custom("at least one")) } else { Ok(list) }
 }
 
-/// Addresses and networks, a single address without its length.
+/// Reads and writes addresses and networks; a single address has no prefix length.
 pub mod networks {
     use super::{Deserialize, Deserializer, Error, IpNet};
-    use crate::types::network::{parse_network, show_network};
+    use crate::types::{parse_network, show_network};
     use serde::{Serialize, Serializer};
 
-    pub(crate) fn serialize<S: Serializer>(
-        networks: &[IpNet],
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer>(networks: &[IpNet], serializer: S) -> Result<S::Ok, S::Error> {
         networks.iter().map(show_network).collect::<Vec<_>>().serialize(serializer)
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Vec<IpNet>, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
         Vec::<String>::deserialize(deserializer)?
             .iter()
             .map(|text| parse_network(text).map_err(D::Error::custom))

@@ -1,32 +1,28 @@
 //! Decoys: sources that try the same first ports at the same time, as `nmap -D` forges them around the
-//! real one.
+//! real scanner.
 //!
-//! Pure. Remembers the latest probes of sources on their way to a scan, in a ring of fixed size: so the
-//! first of a group to be recognised is known to be one of several, though the others lack a port.
+//! Pure. Owns the latest probes of sources that have tried several ports, in a ring of fixed size. Thus the
+//! first source of a group to be reported is known to be one of several, although the others have tried one
+//! port fewer.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::types::clock::Moment;
-use crate::types::scan::Attempt;
-use crate::types::segment::Port;
+use crate::types::{Attempt, DECOYS_NAMED, Moment, Port};
 
-/// As close together as probes for one port have to be. nmap sends those of all decoys at once.
+/// How close together the probes for one port must be. nmap sends those of all decoys at once.
 const TOGETHER: Duration = Duration::from_secs(2);
 
-/// Ports that have to be the same, in case the rule allows so many.
+/// How many ports must be the same, if the rule allows that many.
 const SAME_PORTS: usize = 3;
 
-/// Probes remembered: three of each of 85 sources, in 8 KiB.
+/// How many probes are remembered: three of each of 85 sources, in 8 KiB.
 const REMEMBERED: usize = 256;
 
-/// Others named at most for a scan.
-pub const NAMED: usize = 16;
-
 #[derive(Clone, Copy, Debug)]
-struct Note {
+struct Probe {
     source: IpAddr,
     port: Port,
     moment: Moment,
@@ -34,7 +30,7 @@ struct Note {
 
 /// The latest probes of sources that have tried several ports and are not reported yet.
 pub struct Decoys {
-    ring: Vec<Note>,
+    ring: Vec<Probe>,
     next: usize,
 }
 
@@ -43,32 +39,34 @@ impl Decoys {
         Self { ring: Vec::with_capacity(REMEMBERED), next: 0 }
     }
 
-    /// A source has tried several ports, the latest just now.
+    /// Takes note of a source that has tried several ports, the latest just now.
     pub fn note(
         &mut self,
         source: IpAddr,
         latest: Attempt,
         mut attempts: impl Iterator<Item = Attempt>,
     ) {
-        // With the second port the first is of interest, too.
+        // The first port becomes interesting with the second one.
         if let (Some(first), Some(_), None) = (attempts.next(), attempts.next(), attempts.next()) {
-            self.save_changes(source, first);
+            self.remember(source, first);
         }
-        self.save_changes(source, latest);
+        self.remember(source, latest);
     }
 
-    /// Others that tried the first of these ports when this source did; some of them, if there are many.
+    /// Other sources that tried the first of these ports when this source did. At most [`DECOYS_NAMED`].
     pub fn around(&self, source: &IpNet, attempts: &[Attempt]) -> Vec<IpAddr> {
-        // Not the last, which makes it a scan: the others may be about to try it.
+        // The last port made it a scan. The others may be about to try that port.
         let earlier = attempts.split_last().map_or(&[][..], |(_, earlier)| earlier);
         let mut ports = earlier.iter().take(SAME_PORTS);
         let Some(first) = ports.next() else { return Vec::new() };
         let mut others = Vec::new();
         for other in self.sources_with(first) {
             let known = source.contains(&other) || others.contains(&other);
-            if !known && ports.clone().all(|port| self.sources_with(port).any(|who| who == other)) {
+            if !known
+                && ports.clone().all(|port| self.sources_with(port).any(|source| source == other))
+            {
                 others.push(other);
-                if others.len() == NAMED {
+                if others.len() == DECOYS_NAMED {
                     break;
                 }
             }
@@ -76,23 +74,23 @@ impl Decoys {
         others
     }
 
-    /// Who tried this port at this time.
+    /// The sources that tried this port at this time.
     fn sources_with(&self, attempt: &Attempt) -> impl Iterator<Item = IpAddr> {
         let Attempt { port, moment, .. } = *attempt;
-        let same = move |note: &&Note| {
-            note.port == port
-                && !note.moment.is_past(moment, TOGETHER)
-                && !moment.is_past(note.moment, TOGETHER)
+        let same = move |probe: &&Probe| {
+            probe.port == port
+                && !probe.moment.is_past(moment, TOGETHER)
+                && !moment.is_past(probe.moment, TOGETHER)
         };
-        self.ring.iter().filter(same).map(|note| note.source)
+        self.ring.iter().filter(same).map(|probe| probe.source)
     }
 
-    fn save_changes(&mut self, source: IpAddr, Attempt { port, moment, .. }: Attempt) {
-        let note = Note { source, port, moment };
+    fn remember(&mut self, source: IpAddr, Attempt { port, moment, .. }: Attempt) {
+        let probe = Probe { source, port, moment };
         if self.ring.len() < REMEMBERED {
-            self.ring.push(note);
+            self.ring.push(probe);
         } else {
-            self.ring[self.next] = note;
+            self.ring[self.next] = probe;
             self.next = (self.next + 1) % REMEMBERED;
         }
     }
@@ -115,7 +113,7 @@ mod tests {
         decoys.note(address(source), attempts.clone().last().unwrap(), attempts);
     }
 
-    /// These sources try these ports, one after the other, with a pause after each port.
+    /// These sources try these ports in turn, with a pause after each port.
     fn tried(sources: &[u8], ports: &[u16], pause: u64) -> Decoys {
         let mut decoys = Decoys::new();
         for upto in 2..=ports.len() {
@@ -133,53 +131,57 @@ mod tests {
     }
 
     #[test]
-    fn the_first_to_be_recognised_knows_the_others() {
+    fn first_reported_source_names_the_others() {
         let decoys = tried(&[1, 2, 3], &[22, 80, 443], 100);
         assert_eq!(around(&decoys, 1, &[22, 80, 443, 25], 100), [address(2), address(3)]);
     }
 
     #[test]
-    fn slow_scans_have_decoys_as_well() {
+    fn slow_scans_have_decoys_too() {
         let decoys = tried(&[1, 2], &[22, 80, 443], 15_000);
         assert_eq!(around(&decoys, 1, &[22, 80, 443, 25], 15_000), [address(2)]);
     }
 
     #[test]
-    fn other_ports_or_other_times_make_no_decoys() {
+    fn other_ports_or_times_make_no_decoys() {
         let decoys = tried(&[1, 2, 3], &[22, 80, 443], 100);
         assert_eq!(around(&decoys, 9, &[22, 81, 443, 25], 100), Vec::<IpAddr>::new());
         let later = [22, 80, 443, 25].map(|port| attempt(port, 2_200));
         assert_eq!(decoys.around(&address(9).into(), &later), Vec::<IpAddr>::new());
         let network = "198.51.100.0/24".parse().unwrap();
         let together = [22, 80, 443, 25].map(|port| attempt(port, 100));
-        assert_eq!(decoys.around(&network, &together), Vec::<IpAddr>::new(), "itself");
+        assert_eq!(
+            decoys.around(&network, &together),
+            Vec::<IpAddr>::new(),
+            "a source is no decoy of itself"
+        );
     }
 
     #[test]
-    fn a_source_with_fewer_ports_or_others_is_none() {
+    fn source_with_fewer_ports_is_no_decoy() {
         let mut decoys = tried(&[1], &[22, 80, 443], 0);
         note(&mut decoys, 2, [attempt(22, 0), attempt(80, 0)].into_iter());
         for _ in 0..3 {
-            // The same port over and over is one.
+            // A repeated port counts once.
             note(&mut decoys, 2, [attempt(22, 0), attempt(80, 0)].into_iter());
         }
         assert_eq!(around(&decoys, 1, &[22, 80, 443, 25], 0), Vec::<IpAddr>::new());
     }
 
     #[test]
-    fn a_crowd_takes_no_more_room_and_not_all_are_named() {
-        let everybody: Vec<u8> = (0..=u8::MAX).collect();
-        let decoys = tried(&everybody, &[22, 80, 443], 0);
+    fn many_sources_take_no_more_room_and_not_all_are_named() {
+        let all: Vec<u8> = (0..=u8::MAX).collect();
+        let decoys = tried(&all, &[22, 80, 443], 0);
         assert_eq!(decoys.ring.len(), REMEMBERED);
         let some: Vec<u8> = (0..40).collect();
         let decoys = tried(&some, &[22, 80, 443], 0);
-        assert_eq!(around(&decoys, 1, &[22, 80, 443, 25], 0).len(), NAMED);
+        assert_eq!(around(&decoys, 1, &[22, 80, 443, 25], 0).len(), DECOYS_NAMED);
     }
 
     proptest! {
-        /// Whatever comes, nobody is named who has not tried the same ports at the same time.
+        /// Only sources that have tried the same ports at the same time are named.
         #[test]
-        fn nobody_is_named_for_nothing(
+        fn only_sources_with_the_same_ports_are_named(
             steps in proptest::collection::vec((0..5u8, 0..5u16, 0..1_500u64), 1..60),
         ) {
             let mut decoys = Decoys::new();
@@ -199,7 +201,7 @@ mod tests {
                 for other in decoys.around(&address(source).into(), own) {
                     prop_assert!(other != address(source));
                     for wanted in own[..own.len() - 1].iter().take(SAME_PORTS) {
-                        prop_assert!(all.iter().any(|(who, other_try)| *who == other
+                        prop_assert!(all.iter().any(|(source, other_try)| *source == other
                             && other_try.port == wanted.port
                             && wanted.moment.as_nanos().abs_diff(other_try.moment.as_nanos())
                                 < 2_000_000_000));

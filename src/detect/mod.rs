@@ -1,177 +1,153 @@
-//! The detector of a preset.
+//! The detector: segments and moments in, scans out.
 //!
-//! Pure. The same for a live service and a replay, so that both decide alike.
+//! Pure: it knows no clock, no thread and no kernel, so the live service and a replay of a capture decide
+//! alike. Owns the two engines, one per preset, behind the trait [`Detector`].
 
 pub mod balanced;
 pub mod classic;
 pub mod decoys;
+pub mod index;
 pub mod key;
 pub mod ongoing;
+pub mod slots;
+pub mod table;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use tracing::debug;
 
 use crate::config::{DetectionConfig, Preset};
 use crate::detect::balanced::BalancedDetector;
-use crate::detect::classic::sources::Lookup;
-use crate::detect::classic::{ClassicDetector, SEEK_AT_ONCE};
-use crate::types::clock::Moment;
-use crate::types::host::{Host, Listening};
-use crate::types::scan::{Scan, Summary};
-use crate::types::segment::Direction;
-use crate::types::segment::Segment;
+use crate::detect::classic::ClassicDetector;
+use crate::types::{Attempt, Host, Listening, Moment, Scan, Segment, Summary};
 
-/// A detector.
-pub enum Detector {
-    /// Counts what is tried.
-    Classic(Box<ClassicDetector>),
-    /// Counts what has failed.
-    Balanced(Box<BalancedDetector>),
+/// How many segments an engine looks up at once: about as many reads of memory as a processor can wait for
+/// at a time.
+const BATCH: usize = 64;
+
+/// Receives what a detector has considered and found, in order. An engine calls it once for many segments,
+/// never once per segment.
+pub trait Observer {
+    /// The detector has considered these segments.
+    fn segments(&mut self, segments: &[Segment]);
+
+    /// The detector has found a scan, with the last of the segments so far or with the passage of time.
+    /// Returns whether the scan was delivered.
+    fn scan(&mut self, scan: Arc<Scan>) -> bool;
 }
 
-impl Detector {
-    /// The detector for a rule.
-    pub fn new(rule: DetectionConfig) -> Self {
-        match rule.preset {
-            Preset::Classic => Self::Classic(Box::new(ClassicDetector::new(rule))),
-            Preset::Balanced => Self::Balanced(Box::new(BalancedDetector::new(rule))),
-        }
+/// An engine.
+pub trait Detector: Send {
+    fn preset(&self) -> Preset;
+
+    /// Considers segments in order.
+    fn observe(&mut self, segments: &[Segment], host: &Host, observer: &mut dyn Observer);
+
+    /// Takes note that it is `now` and that no further segment has arrived.
+    fn pass_time(&mut self, _now: Moment, _host: &Host, _observer: &mut dyn Observer) {}
+
+    /// Applies another rule of the same preset. Returns false if the detector had to forget its sources.
+    fn reconfigure(&mut self, rule: DetectionConfig) -> bool;
+
+    /// Summaries of the reported scans that are over by `now`, and the number of summaries that were dropped.
+    fn sum_up(&mut self, now: Moment) -> (Vec<Summary>, u64);
+
+    /// Forgets everything about the sources in a network, because it was unblocked.
+    fn forget(&mut self, network: IpNet);
+
+    /// Takes note that a scan was not delivered: the next probe of its source reports it again.
+    fn not_delivered(&mut self, scan: &Scan);
+
+    /// How many sources are remembered.
+    fn sources(&self) -> usize;
+
+    /// How many sources were evicted while what was known of them could still lead to a scan.
+    fn evicted(&self) -> u64;
+
+    /// Whether a verdict waits for time to pass.
+    fn is_waiting(&self) -> bool {
+        false
     }
 
-    /// Considers segments; `each` gets every probe, the way it goes and the scans known with it. For the
-    /// classic rule all of them must be probes.
-    pub fn consider(
-        &mut self,
-        segments: &[Segment],
-        host: &Host,
-        work: &mut Scratch,
-        mut each: impl FnMut(&mut Self, &Segment, Direction, &mut Vec<Scan>),
-    ) {
-        let Scratch { sought, found } = work;
-        for segments in segments.chunks(SEEK_AT_ONCE) {
-            if let Self::Classic(detector) = self {
-                detector.seek(segments, host, sought);
-                for (at, probe) in segments.iter().enumerate() {
-                    let Self::Classic(detector) = self else { return };
-                    found.extend(detector.observe(probe, &sought[at], host));
-                    each(self, probe, sought[at].direction, found);
-                    found.clear();
-                }
-            } else {
-                if let Self::Balanced(balanced) = self {
-                    balanced.read_ahead(segments);
-                }
-                for segment in segments {
-                    let Self::Balanced(balanced) = self else { return };
-                    balanced.observe(segment, host, found);
-                    if segment.kind.is_probe() || !found.is_empty() {
-                        each(self, segment, ClassicDetector::direction(host, segment), found);
-                        found.clear();
-                    }
-                }
-            }
-        }
+    /// Whether replies are missing from the capture, all or some of them.
+    fn is_one_sided(&self) -> bool {
+        false
     }
 
-    /// It is `now`, and nothing more has been seen.
-    pub fn pass_time(&mut self, now: Moment, host: &Host, found: &mut Vec<Scan>) {
-        if let Self::Balanced(balanced) = self {
-            balanced.pass_time(now, host, found);
-        }
+    /// Whether replies were ever missing from the capture.
+    fn was_one_sided(&self) -> bool {
+        false
     }
 
-    /// Goes by another rule from now on; false where what was remembered of sources had to be given up.
-    pub fn reconfigure(&mut self, rule: DetectionConfig) -> bool {
-        match (&mut *self, rule.preset) {
-            (Self::Classic(detector), Preset::Classic) => detector.reconfigure(rule),
-            (Self::Balanced(balanced), Preset::Balanced) => balanced.reconfigure(rule),
-            _ => {
-                *self = Self::new(rule);
-                false
-            }
-        }
-    }
+    /// Takes note of the ports on which this host listens.
+    fn set_listening(&mut self, _ports: &Arc<Listening>) {}
 
-    /// Whether it looks at what became of probes.
-    pub fn wants_outcomes(&self) -> bool {
-        matches!(self, Self::Balanced(_))
-    }
+    /// Takes note that the capture has lost packets, perhaps replies: no pending probe counts as unanswered.
+    fn packets_lost(&mut self) {}
+}
 
-    /// Reported scans that are over by `now`, in sum, and how many more there were.
-    pub fn sum_up(&mut self, now: Moment) -> (Vec<Summary>, u64) {
-        match self {
-            Self::Classic(detector) => detector.sum_up(now),
-            Self::Balanced(balanced) => balanced.sum_up(now),
-        }
-    }
-
-    /// Forgets everything about the sources in a network: it has been let in again.
-    pub fn forget(&mut self, network: IpNet) {
-        match self {
-            Self::Classic(detector) => detector.forget(network),
-            Self::Balanced(balanced) => balanced.forget(network),
-        }
-    }
-
-    /// A scan could not be handed on.
-    pub fn not_delivered(&mut self, scan: &Scan) {
-        match self {
-            Self::Classic(detector) => detector.not_delivered(scan),
-            Self::Balanced(balanced) => balanced.not_delivered(scan),
-        }
-    }
-
-    /// Sources remembered at the moment.
-    pub fn sources(&self) -> usize {
-        match self {
-            Self::Classic(detector) => detector.sources(),
-            Self::Balanced(balanced) => balanced.sources(),
-        }
-    }
-
-    /// Whether anything waits for time to pass.
-    pub fn is_waiting(&self) -> bool {
-        matches!(self, Self::Balanced(balanced) if balanced.is_waiting())
-    }
-
-    /// Whether answers are not seen, or not all.
-    pub fn is_one_sided(&self) -> bool {
-        matches!(self, Self::Balanced(balanced) if balanced.is_one_sided())
-    }
-
-    /// On these ports this host listens.
-    pub fn listens_on(&mut self, ports: &Arc<Listening>) {
-        if let Self::Balanced(balanced) = self {
-            balanced.listens_on(Arc::clone(ports));
-        }
-    }
-
-    /// Answers may have been lost: nobody who waits for one is given up.
-    pub fn has_lost(&mut self) {
-        if let Self::Balanced(balanced) = self {
-            balanced.has_lost();
-        }
-    }
-
-    /// The network an address is counted as.
-    pub fn unit_of(&self, rule: &DetectionConfig, address: IpAddr, host: &Host) -> IpNet {
-        classic::unit_of(rule, address, host)
-    }
-
-    /// Sources that had to go for others while what was known of them was of use.
-    pub fn evicted(&self) -> u64 {
-        match self {
-            Self::Classic(detector) => detector.evicted(),
-            Self::Balanced(balanced) => balanced.evicted(),
-        }
+/// The detector for a rule.
+pub fn new(rule: DetectionConfig) -> Box<dyn Detector> {
+    match rule.preset {
+        Preset::Classic => Box::new(ClassicDetector::new(rule)),
+        Preset::Balanced => Box::new(BalancedDetector::new(rule)),
     }
 }
 
-/// Room to work in, used over and over.
-#[derive(Default)]
-pub struct Scratch {
-    sought: Vec<Lookup>,
-    found: Vec<Scan>,
+/// Applies another rule, with another engine if the preset differs. Returns false if the detector had to
+/// forget its sources.
+pub fn reconfigure(detector: &mut Box<dyn Detector>, rule: DetectionConfig) -> bool {
+    if detector.preset() == rule.preset {
+        return detector.reconfigure(rule);
+    }
+    *detector = new(rule);
+    false
+}
+
+/// The network that an address is counted and blocked as. An IPv6 host can change its address within its
+/// network at will, so the network is the unit. Hosts on the links of this host are neighbours, and each
+/// address of a neighbour is a unit.
+#[inline]
+pub fn unit_of(rule: &DetectionConfig, address: IpAddr, host: &Host) -> IpNet {
+    match address {
+        IpAddr::V4(_) => IpNet::from(address),
+        IpAddr::V6(_) => network_of(rule, address, host),
+    }
+}
+
+fn network_of(rule: &DetectionConfig, address: IpAddr, host: &Host) -> IpNet {
+    match IpNet::new(address, rule.ipv6_prefix.get()) {
+        Ok(network) if !host.is_within(&network.trunc()) => network.trunc(),
+        _ => IpNet::from(address),
+    }
+}
+
+/// Logs a verdict with its evidence and passes it on.
+fn report(detector: &mut impl Detector, scan: Scan, observer: &mut dyn Observer) {
+    debug!(
+        source = %scan.source,
+        address = %scan.address,
+        destination = %scan.destination,
+        kind = scan.kind.as_str(),
+        rule = scan.rule.sentence(scan.threshold, scan.span),
+        evidence = evidence(&scan),
+        probes = scan.probes,
+        continued = scan.continued,
+        decoys = scan.others.len(),
+        "scan reported"
+    );
+    let scan = Arc::new(scan);
+    if !observer.scan(Arc::clone(&scan)) {
+        detector.not_delivered(&scan);
+    }
+}
+
+/// The ports of a scan, each with its outcome and its age in seconds.
+fn evidence(scan: &Scan) -> String {
+    let age = |attempt: &Attempt| scan.moment.since(attempt.moment).as_secs_f64();
+    let ports =
+        scan.attempts.iter().map(|attempt| format!("{} -{:.3}s", attempt.describe(), age(attempt)));
+    ports.collect::<Vec<_>>().join(", ")
 }

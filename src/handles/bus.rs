@@ -1,19 +1,18 @@
-//! The way to the bus's thread.
+//! The commands for the bus thread.
 
 use std::sync::Arc;
 
-use crate::types::event::Event;
+use crate::types::Event;
 
-/// Tasks that may wait for the bus's thread.
+/// Commands that may wait for the bus thread.
 pub const QUEUE: usize = 1024;
 
-/// What the bus's thread is asked to do.
+/// A command for the bus thread.
 #[derive(Clone, Debug)]
 pub enum BusCommand {
-    /// Tell everyone who listens.
+    /// Emit the signal of an event.
     Emit(Arc<Event>),
-    /// Show that the thread is alive.
+    /// Tick the heartbeat: unlike other threads, this one sleeps without a time limit.
     Heartbeat,
-    /// Leave the bus.
     Stop,
 }

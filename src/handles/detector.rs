@@ -1,4 +1,4 @@
-//! The way to the detector's thread.
+//! The way to the detector thread.
 
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -6,18 +6,20 @@ use std::sync::mpsc::SyncSender;
 use ipnet::IpNet;
 
 use crate::config::{DetectionConfig, LogConfig};
-use crate::types::host::{Host, Listening};
+use crate::types::{Host, Listening};
 
-/// What others ask of the detector.
+/// Commands that may wait for the detector.
+pub const QUEUE: usize = 1024;
+
+/// What the detector thread is asked to do.
 #[derive(Clone, Debug)]
 pub enum DetectorCommand {
-    /// The host has other addresses.
+    /// Use another snapshot of the host.
     Host(Arc<Host>),
-    /// These networks were let in again: their past is forgotten.
+    /// Forget the past of these networks: they were unblocked.
     Forget(Vec<IpNet>),
-    /// The host listens on other ports.
+    /// Use another set of ports on which the host listens.
     Listening(Arc<Listening>),
-    /// Another configuration holds from now on. True comes back once it does, unless what was remembered
-    /// of sources had to be given up.
+    /// Apply another configuration. The answer is whether the tracked sources were kept.
     Reconfigure(DetectionConfig, LogConfig, SyncSender<bool>),
 }

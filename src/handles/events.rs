@@ -1,32 +1,30 @@
-//! Where events are emitted: to the journal, to the bus and to the counters.
+//! The event sink, with which threads emit events to the journal, the bus and the counters.
 //!
-//! Emitting never waits: a full queue drops the event and counts it.
+//! Must never wait: a full queue drops the event and counts it.
 
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
-use crate::handles::bus::BusCommand;
-use crate::types::event::Event;
+use crate::handles::BusCommand;
+use crate::types::Event;
 
 /// A reader of events whose queue can be full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reader {
-    /// The journal thread.
     Journal,
-    /// The bus thread.
     Bus,
 }
 
-/// Counts events as they are emitted. The metrics do.
+/// Counts events as they are emitted. The metrics implement this.
 pub trait CountEvents: Send + Sync {
-    /// Counts what an event stands for.
+    /// Counts an event.
     fn count(&self, event: &Event);
 
-    /// Counts an event for which this reader's queue had no room.
+    /// Counts an event that a reader does not get.
     fn count_lost(&self, reader: Reader);
 }
 
-/// Where events are emitted. Cheap to clone; every thread has one.
+/// The event sink. Cheap to clone; every thread has one.
 #[derive(Clone)]
 pub struct EventSink {
     journal: SyncSender<Arc<Event>>,
@@ -44,12 +42,12 @@ impl EventSink {
         Self { journal, bus, counters }
     }
 
-    /// Counts an event that its own limit keeps from a reader.
+    /// Counts an event that a rate limit keeps from a reader.
     pub fn count_lost(&self, reader: Reader) {
         self.counters.count_lost(reader);
     }
 
-    /// Emits an event. Never waits.
+    /// Emits an event without waiting.
     pub fn emit(&self, event: Event) {
         self.counters.count(&event);
         let event = Arc::new(event);

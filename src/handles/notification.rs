@@ -4,37 +4,32 @@ use std::error::Error;
 
 use crate::config::ConfigError;
 
-/// What main waits for.
+/// Something that main has to react to.
 #[derive(Debug)]
 pub enum Notification {
-    /// The process has got this signal.
+    /// The process has received this signal.
     Signal(&'static str),
-    /// Somebody asks for the configuration to be read again.
+    /// A user asks for a reload of the configuration.
     Reload(ReloadRequest),
     /// A thread has ended.
-    Ended {
-        /// Its name.
-        thread: &'static str,
-        /// How.
-        result: Result<(), Box<dyn Error + Send + Sync>>,
-    },
+    Ended { thread: &'static str, result: Result<(), Box<dyn Error + Send + Sync>> },
 }
 
 /// Why the configuration was not reloaded. The running one stays in force.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
-    /// What is configured is wrong.
+    /// The configuration is wrong.
     #[error(transparent)]
     Configuration(#[from] ConfigError),
-    /// The kernel does not take it.
+    /// The firewall cannot be changed as configured.
     #[error("{0}")]
     Firewall(String),
 }
 
-/// A reload somebody waits for.
+/// A request to reload the configuration.
 #[derive(Debug)]
 pub struct ReloadRequest {
-    /// Who asks.
+    /// The user who asks.
     pub uid: u32,
     /// Where the answer goes.
     pub reply: async_channel::Sender<Result<(), ReloadError>>,

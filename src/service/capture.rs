@@ -1,234 +1,251 @@
-//! The capture thread.
+//! The capture thread: frames in, batches of segments out.
+//!
+//! Owns the capture of the interface: opens it, waits for an interface that is down or gone, and opens it
+//! with another filter when the preset changes. (libpcap cannot exchange the filter of an open capture
+//! without loss either: pcap-linux.c, `set_kernel_filter`.) It waits for no other thread.
+//! Per packet it allocates nothing, logs nothing, and takes no lock or system call.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use crate::api::metrics::CaptureMetrics;
-use crate::handles::health::Component;
-use crate::handles::health::Health;
-use crate::handles::stop_flag::StopFlag;
+use crate::config::Config;
+use crate::handles::{
+    CaptureCommand, CaptureCommands, CaptureHandle, Component, EventSink, Health,
+    channel_to_capture,
+};
+use crate::service::supervisor::Supervisor;
+use crate::service::{Context, uses_outcomes};
 use crate::system::capture::CaptureError;
 use crate::system::capture::batch::BatchSender;
 use crate::system::capture::frame;
-use crate::system::capture::frame::LinkLayer;
-use crate::system::capture::handover::Seam;
-use crate::system::capture::live::Frame;
 use crate::system::capture::live::LiveCapture;
-use crate::types::capture::CaptureCounters;
-use crate::types::clock::Moment;
-use crate::types::clock::WallClock;
-use crate::types::heartbeat::Heartbeat;
-use crate::types::ifname::IfName;
-use rustix::event::PollFd;
-use rustix::event::PollFlags;
-use rustix::event::Timespec;
-use rustix::event::poll;
-use rustix::io::Errno;
-use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
-/// How long the thread sleeps at most on a quiet interface before it shows that it is alive and
-/// publishes the kernel's counters.
+use crate::types::{CaptureCounters, Event, Heartbeat, IfName, Moment, WallClock};
+
+/// The longest sleep on a quiet interface.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
 
-/// How often the kernel's counters are read.
+/// How often the kernel's counters are read: that costs a system call.
 const PUBLISH_EVERY: Duration = Duration::from_millis(500);
 
-/// Frames read before the thread looks at its stop flag again.
+/// Frames read before the thread looks for commands again.
 const FRAMES_PER_ROUND: usize = 4096;
 
-/// How long one capture goes on beside the other that takes its place: as long as the kernel may hold
-/// packets back, many times over, and less than what it has room for.
-const OVERLAP: Duration = Duration::from_millis(30);
-
-/// How long each packet of the other is looked at in all, if so few come that none is clearly its own.
-const LOOKED_AT: Duration = Duration::from_millis(60);
-
-/// How long it is waited for packets meanwhile.
-const MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
-
-/// What the capture thread works with, whatever becomes of the interface.
-pub struct Watch {
-    /// The interface.
-    pub interface: IfName,
-    /// Where probes go.
-    pub out: BatchSender,
-    /// Where packets are counted.
-    pub metrics: CaptureMetrics,
-    /// Where it is said that the interface is gone.
-    pub health: Arc<Health>,
-    /// Whether what tells of probes' outcomes is wanted as well.
-    pub outcomes: Arc<AtomicBool>,
-    /// Raised to end the thread.
-    pub stop: Arc<StopFlag>,
+/// Starts the capture thread. Without an open capture it opens one as soon as the interface is up.
+pub fn spawn(
+    threads: &mut Supervisor,
+    context: &Context,
+    config: &Config,
+    opened: Option<LiveCapture>,
+    out: BatchSender,
+) -> std::io::Result<CaptureHandle> {
+    let (handle, commands) = channel_to_capture()?;
+    let mut thread = CaptureThread {
+        interface: context.interface.clone(),
+        outcomes: uses_outcomes(config),
+        out,
+        metrics: context.metrics.capture(),
+        health: Arc::clone(&context.health),
+        events: context.events.clone(),
+        commands,
+        reopened: None,
+        is_degraded: false,
+        is_stopping: false,
+    };
+    if opened.is_none() {
+        // Before the service reports that it is ready.
+        thread.set_degraded(&CaptureError::InterfaceDown(context.interface.clone()));
+    }
+    threads.start("capture", move |heartbeat| thread.run(opened, heartbeat))?;
+    Ok(handle)
 }
 
-impl Watch {
-    /// The capture thread: reads until asked to stop. It waits for an interface that cannot be opened yet,
-    /// and when it disappears for it to come back.
-    pub fn run(
+struct CaptureThread {
+    interface: IfName,
+    /// Whether to capture what tells the outcomes of probes.
+    outcomes: bool,
+    out: BatchSender,
+    metrics: CaptureMetrics,
+    health: Arc<Health>,
+    events: EventSink,
+    commands: CaptureCommands,
+    /// Gets the answer once the capture is open with the other filter.
+    reopened: Option<SyncSender<()>>,
+    is_degraded: bool,
+    is_stopping: bool,
+}
+
+impl CaptureThread {
+    /// Captures until asked to stop.
+    fn run(
         mut self,
-        opened: Option<LiveCapture>,
+        mut opened: Option<LiveCapture>,
         heartbeat: &Heartbeat,
     ) -> Result<(), CaptureError> {
-        let mut opened = opened;
+        let mut closed_at = Moment::now();
         loop {
-            let capture = match opened.take() {
+            let after_gap = opened.is_none();
+            let mut capture = match opened.take() {
                 Some(capture) => capture,
-                None => match self.reopen(heartbeat)? {
+                None => match self.reopen(closed_at, heartbeat)? {
                     Some(capture) => capture,
                     None => return Ok(()),
                 },
             };
-            self.health.clear(Component::Interface);
-            match self.read(capture, heartbeat) {
-                Err(gone @ CaptureError::InterfaceGone(_)) => {
-                    self.health.set_degraded(Component::Interface, gone.to_string());
-                }
-                result => return result,
+            tracing::debug!(
+                "capturing, link {:?}, outcomes {}",
+                capture.link(),
+                capture.outcomes()
+            );
+            self.out.begin_capture(capture.outcomes(), after_gap);
+            self.out.flush();
+            match self.read(&mut capture, heartbeat) {
+                Ok(()) if self.is_stopping => return Ok(()),
+                Ok(()) => {}
+                Err(gone @ CaptureError::InterfaceGone(_)) => self.set_degraded(&gone),
+                Err(error) => return Err(error),
             }
+            closed_at = Moment::now();
         }
     }
 
-    /// Reads until asked to stop, or until the interface is gone.
+    /// Reads until asked to stop, until the filter has to change, or until the interface is gone.
     fn read(
         &mut self,
-        mut capture: LiveCapture,
+        capture: &mut LiveCapture,
         heartbeat: &Heartbeat,
     ) -> Result<(), CaptureError> {
         let mut published = (Moment::default(), CaptureCounters::default());
         loop {
             heartbeat.tick();
-            if self.wait(Some(&capture))? == Woken::ToStop {
-                return Ok(());
-            }
+            self.wait(Some(capture))?;
             let clock = WallClock::read();
-            let outcomes = self.outcomes.load(Ordering::Relaxed);
-            if outcomes != capture.outcomes() {
-                match LiveCapture::open(&self.interface, outcomes) {
-                    Ok(other) => {
-                        let old = std::mem::replace(&mut capture, other);
-                        self.change_over(old, &mut capture, &published.1)?;
-                        published = (clock.now(), CaptureCounters::default());
-                    }
-                    // Then there are no packets either.
-                    Err(error) if error.is_passing() => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            let (link, outcomes) = (capture.link(), capture.outcomes());
-            for _ in 0..FRAMES_PER_ROUND {
-                let Some(frame) = capture.next_frame(&self.interface)? else { break };
-                self.take(&frame, link, outcomes, &clock);
+            self.read_frames(capture, &clock)?;
+            let is_over = self.is_stopping || self.outcomes != capture.outcomes();
+            if is_over || clock.now().is_past(published.0, PUBLISH_EVERY) {
+                published = (clock.now(), self.publish(capture, published.1));
             }
             self.out.flush();
-            // The kernel's counters cost a system call: not for every packet.
-            if clock.now().since(published.0) >= PUBLISH_EVERY
-                && let Some(counters) = capture.counters()
-            {
-                self.metrics.publish(&published.1, &counters, self.out.take_lost());
-                published = (clock.now(), counters);
+            if is_over {
+                return Ok(());
             }
         }
     }
 
     #[inline]
-    fn take(&mut self, frame: &Frame<'_>, link: LinkLayer, outcomes: bool, clock: &WallClock) {
-        let moment = clock.moment_of(frame.unix_nanos);
-        let probe = if outcomes {
-            frame::segment_in(link, frame.bytes, moment)
-        } else {
-            frame::probe_in(link, frame.bytes, moment)
-        };
-        if let Some(probe) = probe {
-            self.out.push(probe);
-        }
-    }
-
-    /// Goes on with another capture. (To change the filter of one, libpcap lets nothing through for a moment:
-    /// pcap-linux.c, `set_kernel_filter`.)
-    fn change_over(
+    fn read_frames(
         &mut self,
-        mut old: LiveCapture,
-        new: &mut LiveCapture,
-        published: &CaptureCounters,
+        capture: &mut LiveCapture,
+        clock: &WallClock,
     ) -> Result<(), CaptureError> {
-        let clock = WallClock::read();
-        let begun = clock.now();
-        // Before 1970 nobody is, for long.
-        let mut seam = Seam::at(u64::try_from(clock.unix_nanos(begun)).unwrap_or(0));
-        while Moment::now().since(begun) < OVERLAP {
-            await_moment(&old);
-            let (link, outcomes) = (old.link(), old.outcomes());
-            while let Some(frame) = old.next_frame(&self.interface)? {
-                if seam.takes_old(&frame) {
-                    self.take(&frame, link, outcomes, &clock);
-                }
+        let (link, outcomes) = (capture.link(), capture.outcomes());
+        for _ in 0..FRAMES_PER_ROUND {
+            let Some(frame) = capture.next_frame(&self.interface)? else { break };
+            let moment = clock.moment_of(frame.unix_nanos);
+            let segment = if outcomes {
+                frame::segment_in(link, frame.bytes, moment)
+            } else {
+                frame::probe_in(link, frame.bytes, moment)
+            };
+            if let Some(segment) = segment {
+                self.out.push(segment);
             }
-            self.out.flush();
-        }
-        if let Some(counters) = old.counters() {
-            self.metrics.publish(published, &counters, self.out.take_lost());
-        }
-        let (link, outcomes) = (new.link(), new.outcomes());
-        while Moment::now().since(begun) < LOOKED_AT {
-            await_moment(new);
-            while let Some(frame) = new.next_frame(&self.interface)? {
-                if seam.takes_new(&frame) {
-                    self.take(&frame, link, outcomes, &clock);
-                }
-                if seam.is_behind(&frame) {
-                    return Ok(());
-                }
-            }
-            self.out.flush();
         }
         Ok(())
     }
 
-    /// Waits until the interface can be opened again; nothing if asked to stop meanwhile.
-    fn reopen(&mut self, heartbeat: &Heartbeat) -> Result<Option<LiveCapture>, CaptureError> {
+    /// Publishes the kernel's counters, and tells the detector of losses. Returns the counters.
+    fn publish(&mut self, capture: &mut LiveCapture, before: CaptureCounters) -> CaptureCounters {
+        let Some(counters) = capture.counters() else { return before };
+        let lost = counters.lost_since(&before);
+        if lost > 0 {
+            tracing::debug!("{lost} packets lost before capture: {counters:?}, before: {before:?}");
+        }
+        self.out.note_lost(lost);
+        self.metrics.publish(&before, &counters, self.out.take_dropped());
+        counters
+    }
+
+    /// Opens the interface, as soon as that is possible. Returns nothing if asked to stop meanwhile.
+    fn reopen(
+        &mut self,
+        closed_at: Moment,
+        heartbeat: &Heartbeat,
+    ) -> Result<Option<LiveCapture>, CaptureError> {
+        let mut counted_until = closed_at;
         loop {
             heartbeat.tick();
-            match LiveCapture::open(&self.interface, self.outcomes.load(Ordering::Relaxed)) {
-                Ok(capture) => return Ok(Some(capture)),
-                Err(error) if error.is_passing() => {}
+            let opened = LiveCapture::open(&self.interface, self.outcomes);
+            let now = Moment::now();
+            self.metrics.add_gap(now.since(counted_until));
+            counted_until = now;
+            let reopened = self.reopened.take();
+            let result = match opened {
+                Ok(capture) => {
+                    self.events.emit(Event::CaptureReopened { gap: now.since(closed_at) });
+                    self.health.clear(Component::Interface);
+                    self.is_degraded = false;
+                    Some(capture)
+                }
+                Err(error) if error.is_passing() => {
+                    self.set_degraded(&error);
+                    None
+                }
                 Err(error) => return Err(error),
+            };
+            // Answered in any case: a reload does not wait for an interface that is down.
+            if let Some(reopened) = reopened {
+                let _ = reopened.try_send(());
             }
-            if self.wait(None)? == Woken::ToStop {
+            if result.is_some() {
+                return Ok(result);
+            }
+            self.wait(None)?;
+            if self.is_stopping {
                 return Ok(None);
             }
         }
     }
 
-    /// Sleeps until there is something to read or the thread has to stop; a tick at the most.
-    fn wait(&self, capture: Option<&LiveCapture>) -> Result<Woken, CaptureError> {
-        let stop = PollFd::from_borrowed_fd(self.stop.as_fd(), PollFlags::IN);
-        let (mut alone, mut both);
-        let fds = match capture {
-            None => {
-                alone = [stop];
-                &mut alone[..]
-            }
-            Some(capture) => {
-                both = [stop, PollFd::from_borrowed_fd(capture.as_fd(), PollFlags::IN)];
-                &mut both[..]
-            }
-        };
-        match poll(fds, Some(&TICK)) {
-            Ok(_) if fds[0].revents().contains(PollFlags::IN) => Ok(Woken::ToStop),
-            Ok(_) | Err(Errno::INTR) => Ok(Woken::ToRead),
-            Err(error) => Err(CaptureError::Wait { interface: self.interface.clone(), error }),
+    /// Shows why nothing is captured. The first reason stays: those that follow only repeat it.
+    fn set_degraded(&mut self, error: &CaptureError) {
+        if !std::mem::replace(&mut self.is_degraded, true) {
+            self.health.set_degraded(Component::Interface, error.to_string());
         }
     }
-}
 
-/// Waits for packets. Whatever comes of it, it is looked then what there is.
-fn await_moment(capture: &LiveCapture) {
-    let _ = poll(&mut [PollFd::from_borrowed_fd(capture.as_fd(), PollFlags::IN)], Some(&MOMENT));
-}
-
-#[derive(PartialEq, Eq)]
-enum Woken {
-    ToRead,
-    ToStop,
+    /// Sleeps until there is something to read or a command, at most a tick, and takes the commands.
+    fn wait(&mut self, capture: Option<&LiveCapture>) -> Result<(), CaptureError> {
+        let commands = self.commands.as_fd();
+        let packets = capture.map_or(commands, |capture| capture.as_fd());
+        let mut fds = [commands, packets].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        match poll(&mut fds, Some(&TICK)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => {
+                return Err(CaptureError::Wait { interface: self.interface.clone(), error });
+            }
+        }
+        if !fds[0].revents().contains(PollFlags::IN) {
+            return Ok(());
+        }
+        while let Some(command) = self.commands.next() {
+            match command {
+                CaptureCommand::SetOutcomes { outcomes, done } => {
+                    self.outcomes = outcomes;
+                    if capture.is_some_and(|capture| capture.outcomes() != outcomes) {
+                        self.reopened = Some(done);
+                    } else {
+                        let _ = done.try_send(());
+                    }
+                }
+                CaptureCommand::Stop => self.is_stopping = true,
+            }
+        }
+        Ok(())
+    }
 }

@@ -1,109 +1,104 @@
-//! Another configuration while running: read as a whole or not at all, then put in force part by part.
+//! A reload of the configuration: read as a whole or not at all, then applied part by part.
 //!
 //! Owns the order: what can fail comes first, so that a reload that fails has changed nothing.
 
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 
 use crate::config::{Config, Effective, Listen};
-use crate::handles::detector::DetectorCommand;
-use crate::handles::firewall::Command;
-use crate::handles::notification::ReloadError;
-use crate::service::Service;
-use crate::service::threads::start_metrics;
+use crate::handles::{Command, DetectorCommand, ReloadError};
+use crate::service::{Service, http, uses_outcomes};
 use crate::system::service_manager;
-use crate::types::event::{BackendNote, Event, ReloadNote};
+use crate::types::{BackendNote, Event, ReloadNote};
 
-impl Service {
-    /// Reads all sources again and goes on with what they say. Tells what has come of it.
-    pub fn reload(&mut self, uid: Option<u32>) -> Result<(), ReloadError> {
-        service_manager::reloading();
-        let result = self.load_and_apply(uid);
-        if let Err(error) = &result {
-            self.events.emit(Event::ReloadFailed { error: error.to_string(), uid });
-        }
-        service_manager::ready(&self.status());
-        result
+/// Reads all sources again and applies what has changed. Emits the result.
+pub fn reload(service: &mut Service, uid: Option<u32>) -> Result<(), ReloadError> {
+    service_manager::reloading();
+    let result = load_and_apply(service, uid);
+    if let Err(error) = &result {
+        service.context.events.emit(Event::ReloadFailed { error: error.to_string(), uid });
     }
+    service_manager::ready(&service.status());
+    result
+}
 
-    fn load_and_apply(&mut self, uid: Option<u32>) -> Result<(), ReloadError> {
-        let effective = Effective::load(&self.sources)?;
-        let (new, old) = (effective.config.clone(), self.effective.config.clone());
-        let mut notes = Vec::new();
+fn load_and_apply(service: &mut Service, uid: Option<u32>) -> Result<(), ReloadError> {
+    let effective = Effective::load(&service.settings.sources)?;
+    let (new, old) = (effective.config.clone(), service.settings.effective.config.clone());
+    let mut notes = Vec::new();
 
-        if (&new.block, &new.exempt, &new.firewall) != (&old.block, &old.exempt, &old.firewall) {
-            let note = self.apply_to_firewall(&new).map_err(ReloadError::Firewall)?;
-            notes.extend(note.map(ReloadNote::Backend));
-            self.health.set_observing(!new.block.enabled);
-        }
-        if (&new.detection, &new.log) != (&old.detection, &old.log) && !self.apply_to_detector(&new)
-        {
-            notes.push(ReloadNote::SourcesReset);
-        }
-        // Whoever has had the port may have left.
-        let are_missing = self.stop_metrics.is_none() && new.metrics.listen != Listen::Off;
-        if new.metrics != old.metrics || are_missing {
-            self.apply_to_metrics(&new, &old);
-        }
-        if new.bus != old.bus {
-            notes.push(ReloadNote::AtNextStart("bus.enabled"));
-        }
-        if new.log.format != old.log.format {
-            notes.push(ReloadNote::AtNextStart("log.format"));
-        }
-        let changes = effective.changes_since(&self.effective);
-        self.effective = effective;
-        self.events.emit(Event::Reloaded { changes, notes, uid });
-        Ok(())
+    if (&new.block, &new.exempt, &new.firewall) != (&old.block, &old.exempt, &old.firewall) {
+        let note = apply_to_firewall(service, &new).map_err(ReloadError::Firewall)?;
+        notes.extend(note.map(ReloadNote::Backend));
+        service.context.health.set_observing(!new.block.enabled);
     }
-
-    /// The firewall thread owns the back end, and decides whether the change needs another one.
-    fn apply_to_firewall(&mut self, new: &Config) -> Result<Option<BackendNote>, String> {
-        let (reply, answer) = sync_channel(1);
-        self.firewall.send(Command::Reconfigure { config: Box::new(new.clone()), reply });
-        // Without an answer the thread has ended, and so will the service.
-        self.await_answer(&answer).unwrap_or(Ok(None))
+    if (&new.detection, &new.log) != (&old.detection, &old.log) && !apply_to_detector(service, &new)
+    {
+        notes.push(ReloadNote::SourcesReset);
     }
-
-    /// False if what was remembered had to be given up.
-    fn apply_to_detector(&mut self, new: &Config) -> bool {
-        let (reply, answer) = sync_channel(1);
-        let (detection, log) = (new.detection.clone(), new.log.clone());
-        let _ = self.detector.send(DetectorCommand::Reconfigure(detection, log, reply));
-        self.await_answer(&answer).unwrap_or(true)
+    if uses_outcomes(&new) != uses_outcomes(&old) {
+        service.wants_ports.store(uses_outcomes(&new), Ordering::Relaxed);
+        let reopened = service.capture.set_outcomes(uses_outcomes(&new));
+        await_answer(service, &reopened);
     }
-
-    fn apply_to_metrics(&mut self, new: &Config, old: &Config) {
-        self.stop_metrics();
-        let (events, metrics, health) = (&self.events, &self.metrics, &self.health);
-        let started =
-            start_metrics(&mut self.supervisor, new.metrics.listen, events, metrics, health);
-        // Where the new address cannot be had, the old one is better than none.
-        self.stop_metrics = match started {
-            Ok(None) if ![Listen::Off, old.metrics.listen].contains(&new.metrics.listen) => {
-                start_metrics(&mut self.supervisor, old.metrics.listen, events, metrics, health)
-                    .ok()
-                    .flatten()
-            }
-            started => started.ok().flatten(),
-        };
+    // The program that used the port may have ended.
+    let is_missing = service.stop_metrics.is_none() && new.metrics.listen != Listen::Off;
+    if new.metrics != old.metrics || is_missing {
+        apply_to_metrics(service, &new, &old);
     }
-
-    fn stop_metrics(&mut self) {
-        if let Some(stop) = self.stop_metrics.take() {
-            stop.raise();
-            self.supervisor.join("metrics");
-            self.dismissed.push("metrics");
-        }
+    service.settings.log_filter.set_level(new.log.level);
+    if new.bus != old.bus {
+        notes.push(ReloadNote::AtNextStart("bus.enabled"));
     }
+    if new.log.format != old.log.format {
+        notes.push(ReloadNote::AtNextStart("log.format"));
+    }
+    let changes = effective.changes_since(&service.settings.effective);
+    service.settings.effective = effective;
+    service.context.events.emit(Event::Reloaded { changes, notes, uid });
+    Ok(())
+}
 
-    /// Waits for a thread's answer; none if the thread has ended. The service is alive meanwhile.
-    fn await_answer<T>(&mut self, answer: &Receiver<T>) -> Option<T> {
-        loop {
-            match answer.recv_timeout(Self::round()) {
-                Ok(answer) => return Some(answer),
-                Err(RecvTimeoutError::Timeout) => self.check_watchdog(),
-                Err(RecvTimeoutError::Disconnected) => return None,
-            }
+/// The firewall thread owns the back end, and decides whether the change needs another one.
+fn apply_to_firewall(service: &mut Service, new: &Config) -> Result<Option<BackendNote>, String> {
+    let (reply, answer) = sync_channel(1);
+    service.firewall.send(Command::Reconfigure { config: Box::new(new.clone()), reply });
+    // Without an answer the thread has ended, and so will the service.
+    await_answer(service, &answer).unwrap_or(Ok(None))
+}
+
+/// Returns whether the tracked sources were kept.
+fn apply_to_detector(service: &mut Service, new: &Config) -> bool {
+    let (reply, answer) = sync_channel(1);
+    let (detection, log) = (new.detection.clone(), new.log.clone());
+    // If the detector has ended, so will the service.
+    let _ = service.detector.send(DetectorCommand::Reconfigure(detection, log, reply));
+    await_answer(service, &answer).unwrap_or(true)
+}
+
+fn apply_to_metrics(service: &mut Service, new: &Config, old: &Config) {
+    if let Some(stop) = service.stop_metrics.take() {
+        stop.raise();
+        service.threads.join("metrics");
+        service.dismissed.push("metrics");
+    }
+    let (new, old) = (new.metrics.listen, old.metrics.listen);
+    let mut spawn =
+        |listen| http::spawn(&mut service.threads, &service.context, listen).ok().flatten();
+    service.stop_metrics = spawn(new);
+    // If the new address is not available, the old one is better than none.
+    if service.stop_metrics.is_none() && new != Listen::Off && new != old {
+        service.stop_metrics = spawn(old);
+    }
+}
+
+/// Waits for a thread's answer, and keeps the watchdog fed. Returns nothing if the thread has ended.
+fn await_answer<T>(service: &mut Service, answer: &Receiver<T>) -> Option<T> {
+    loop {
+        match answer.recv_timeout(Service::round()) {
+            Ok(answer) => return Some(answer),
+            Err(RecvTimeoutError::Timeout) => service.check_watchdog(),
+            Err(RecvTimeoutError::Disconnected) => return None,
         }
     }
 }

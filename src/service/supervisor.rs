@@ -1,11 +1,9 @@
-//! The threads of the service: named, owned by main, watched.
+//! The threads of the service: named, owned by main, supervised.
 //!
-//! Owns starting them, knowing that each still makes progress, and hearing that one has ended, by a
-//! panic as well: a daemon with a dead thread must not go on as a ghost. (A panic of a thread that a library
-//! has started for itself ends that thread only.)
+//! Owns starting them, noticing that one makes no progress, and reporting to main that one has ended. A
+//! panic is such an end: a service without one of its threads must not continue. (A panic in a thread that
+//! a library has started ends that thread only.)
 
-use crate::handles::notification::Notification;
-use crate::types::heartbeat::Heartbeat;
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::Sender;
@@ -15,36 +13,39 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
+use crate::handles::Notification;
+use crate::types::Heartbeat;
+
 struct Thread {
     name: &'static str,
     heartbeat: Heartbeat,
-    last_seen: u64,
+    last_count: u64,
     was_stalled: bool,
     handle: JoinHandle<()>,
 }
 
-/// The names of threads that show no sign of life.
+/// The names of threads that make no progress.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct StalledThreads {
-    /// Those that have shown none since they were last looked at.
+    /// Those without a heartbeat since the last check.
     pub now: Vec<&'static str>,
-    /// Those of which that was so the last time, too.
+    /// Those of them without a heartbeat since the check before that.
     pub twice: Vec<&'static str>,
 }
 
 /// The running threads.
 pub struct Supervisor {
     notifications: Sender<Notification>,
-    members: Vec<Thread>,
+    threads: Vec<Thread>,
 }
 
 impl Supervisor {
-    /// A crew whose members' ends are told to `notices`.
+    /// Makes a supervisor that reports the end of each thread to `notifications`.
     pub fn new(notifications: Sender<Notification>) -> Self {
-        Self { notifications, members: Vec::new() }
+        Self { notifications, threads: Vec::new() }
     }
 
-    /// Starts a thread. `work` must beat the pulse at least once a second.
+    /// Starts a thread. `work` must tick the heartbeat at least once a second.
     pub fn start<E>(
         &mut self,
         name: &'static str,
@@ -54,29 +55,29 @@ impl Supervisor {
         E: Into<Box<dyn Error + Send + Sync>>,
     {
         let heartbeat = Heartbeat::default();
-        let (notifications, own_pulse) = (self.notifications.clone(), heartbeat.clone());
+        let (notifications, own_heartbeat) = (self.notifications.clone(), heartbeat.clone());
         let handle = thread::Builder::new().name(name.to_owned()).spawn(move || {
-            // Nothing of what the thread worked with is used after it.
-            let result = catch_unwind(AssertUnwindSafe(|| work(&own_pulse)));
+            // Nothing that the thread worked with is used after a panic.
+            let result = catch_unwind(AssertUnwindSafe(|| work(&own_heartbeat)));
             let result = result.map_or_else(
                 |_| Err("it panicked; its message says where".into()),
                 |result| result.map_err(Into::into),
             );
-            // Main is gone only when the process is.
+            // If main has ended, so has the process.
             let _ = notifications.send(Notification::Ended { thread: name, result });
         })?;
-        self.members.push(Thread { name, heartbeat, last_seen: 0, was_stalled: false, handle });
+        self.threads.push(Thread { name, heartbeat, last_count: 0, was_stalled: false, handle });
         Ok(())
     }
 
-    /// Turns the signals that ask a service to end, or to reload, into notices. The thread that waits for them ends
-    /// with the process.
+    /// Turns the signals that stop or reload a service into notifications. The thread that waits for them
+    /// ends with the process.
     pub fn forward_signals(&self) -> std::io::Result<()> {
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
         let notifications = self.notifications.clone();
         thread::Builder::new().name("signals".to_owned()).spawn(move || {
             for signal in signals.forever() {
-                // Main has stopped listening: the process is ending as asked.
+                // If main no longer listens, the process is already stopping.
                 let _ = notifications
                     .send(Notification::Signal(signal_name(signal).unwrap_or("a signal")));
             }
@@ -84,17 +85,17 @@ impl Supervisor {
         Ok(())
     }
 
-    /// The threads that have shown no sign of life since the last call.
+    /// Returns the threads without a heartbeat since the last call.
     pub fn stalled(&mut self) -> StalledThreads {
         let mut stalled = StalledThreads::default();
-        for member in &mut self.members {
-            let seen = member.heartbeat.count();
-            let is_stalled = std::mem::replace(&mut member.last_seen, seen) == seen;
+        for thread in &mut self.threads {
+            let count = thread.heartbeat.count();
+            let is_stalled = std::mem::replace(&mut thread.last_count, count) == count;
             if is_stalled {
-                stalled.now.push(member.name);
+                stalled.now.push(thread.name);
             }
-            if std::mem::replace(&mut member.was_stalled, is_stalled) && is_stalled {
-                stalled.twice.push(member.name);
+            if std::mem::replace(&mut thread.was_stalled, is_stalled) && is_stalled {
+                stalled.twice.push(thread.name);
             }
         }
         stalled
@@ -102,9 +103,9 @@ impl Supervisor {
 
     /// Waits for the named thread to end. Ask it to stop first.
     pub fn join(&mut self, name: &str) {
-        if let Some(at) = self.members.iter().position(|member| member.name == name) {
-            // A panic was caught and told.
-            let _ = self.members.swap_remove(at).handle.join();
+        if let Some(at) = self.threads.iter().position(|thread| thread.name == name) {
+            // A panic was already reported.
+            let _ = self.threads.swap_remove(at).handle.join();
         }
     }
 }
@@ -115,19 +116,19 @@ mod tests {
     use std::sync::mpsc::channel;
 
     #[test]
-    fn a_thread_that_stops_beating_is_named() {
+    fn stalled_thread_is_named() {
         let (notifications, _inbox) = channel();
         let (go, wait) = channel::<()>();
-        let (tell, told) = channel();
+        let (started_in, started) = channel();
         let mut supervisor = Supervisor::new(notifications);
         supervisor
             .start("patient", move |heartbeat| {
                 heartbeat.tick();
-                tell.send(()).unwrap();
+                started_in.send(()).unwrap();
                 wait.recv().map_err(|e| e.to_string())
             })
             .unwrap();
-        told.recv().unwrap();
+        started.recv().unwrap();
         assert_eq!(supervisor.stalled(), StalledThreads::default());
         assert_eq!(supervisor.stalled(), StalledThreads { now: vec!["patient"], twice: vec![] });
         assert_eq!(
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_told_like_any_other_end() {
+    fn panic_is_reported_as_the_end_of_its_thread() {
         let (notifications, inbox) = channel();
         let mut supervisor = Supervisor::new(notifications);
         supervisor.start("detector", |_| -> Result<(), String> { panic!("no such port") }).unwrap();
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_thread_is_told_with_its_name_and_reason() {
+    fn end_of_a_thread_is_reported_with_name_and_reason() {
         let (notifications, inbox) = channel();
         let mut supervisor = Supervisor::new(notifications);
         supervisor.start("capture", |_| Err("the cable was cut")).unwrap();

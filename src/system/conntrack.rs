@@ -1,7 +1,8 @@
-//! Live connections of the blocked, ended in the kernel's connection table (`block.established = "cut"`).
+//! Ends established connections of blocked sources in the kernel's connection table
+//! (`block.established = "cut"`).
 //!
-//! Owns the few messages that takes (linux/netfilter/nfnetlink_conntrack.h). Where the kernel tracks no
-//! connections there are none to end.
+//! Owns the few messages for this (linux/netfilter/nfnetlink_conntrack.h) and which networks still have
+//! to be cut. Must not decide what is blocked. A kernel without connection tracking has nothing to end.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,7 +10,7 @@ use ipnet::IpNet;
 use rustix::net::netlink::NETFILTER;
 
 use crate::system::netlink::{Attributes, Body, NetlinkError, NetlinkSocket};
-use crate::types::network::Family;
+use crate::types::Family;
 
 const SUBSYSTEM: u16 = 1 << 8;
 const GET: u16 = SUBSYSTEM | 1;
@@ -23,23 +24,23 @@ const IP_V4_SOURCE: u16 = 1;
 const IP_V6_SOURCE: u16 = 3;
 
 const ENOENT: i32 = 2;
-/// No such part in this kernel: `EINVAL`, as nfnetlink says it, and `EOPNOTSUPP`.
+/// The kernel has no connection tracking: `EINVAL` from nfnetlink, and `EOPNOTSUPP`.
 const ABSENT: [i32; 2] = [22, 95];
 
-/// As many networks are held against each connection one by one.
+/// Up to this many networks are compared with each connection one by one.
 const FEW: usize = 100;
 
 /// The kernel's connection table.
 #[derive(Default)]
 pub struct Conntrack {
-    /// Whose connections are still to be ended.
+    /// The networks whose connections still have to be ended.
     pending: Vec<IpNet>,
-    /// Those of all who are blocked.
+    /// The connections of everything that is blocked have to be ended.
     all: bool,
 }
 
 impl Conntrack {
-    /// Has this network's connections ended soon.
+    /// Marks this network's connections to be ended.
     pub fn cut(&mut self, network: IpNet) {
         self.pending.push(network);
         if self.pending.len() > FEW {
@@ -47,14 +48,14 @@ impl Conntrack {
         }
     }
 
-    /// Has the connections of all who are blocked ended soon.
+    /// Marks the connections of everything that is blocked to be ended.
     pub fn cut_all(&mut self) {
         self.pending.clear();
         self.all = true;
     }
 
-    /// Ends the connections of all who are to be cut: in one pass, since the table may be large. Where that
-    /// fails they are still to be cut.
+    /// Ends the marked connections, all in one pass, because the table may be large. After a failure they
+    /// stay marked.
     pub fn end_pending(&mut self, is_blocked: impl Fn(IpAddr) -> bool) -> Result<(), NetlinkError> {
         for family in Family::ALL {
             if self.all || self.pending.iter().any(|network| Family::of(*network) == family) {
@@ -65,33 +66,33 @@ impl Conntrack {
         Ok(())
     }
 
-    /// Whether an address is to be cut. Who was let in again meanwhile is not.
+    /// Whether an address has to be cut. An address that was unblocked in the meantime keeps its
+    /// connections.
     fn is_cut(&self, address: IpAddr, is_blocked: impl Fn(IpAddr) -> bool) -> bool {
         let is_pending = || self.pending.iter().any(|network| network.contains(&address));
         (self.all || is_pending()) && is_blocked(address)
     }
 }
 
-/// Ends the connections with somebody who is to be cut at either end.
+/// Ends the connections in which either end has to be cut.
 fn end(family: Family, is_cut: impl Fn(IpAddr) -> bool) -> Result<(), NetlinkError> {
     let mut socket = match NetlinkSocket::open(Some(NETFILTER), 0) {
         Ok(socket) => socket,
-        // A kernel without netfilter's netlink has no way to the table either.
+        // Without the netlink of netfilter there is no access to the table.
         Err(NetlinkError::Socket(_)) => return Ok(()),
         Err(error) => return Err(error),
     };
-    let header = [family.number(), 0, 0, 0];
     let mut doomed = Vec::new();
-    let listed = socket.dump(GET, &Body::with_header(&header), |_, connection| {
-        let attributes = || Attributes(connection.get(4..).unwrap_or_default());
-        let is_of = |kind| attributes().find(kind).and_then(source_of).is_some_and(&is_cut);
-        // The source of the replies is the other end, behind whatever the address was translated to.
+    let listed = socket.dump(GET, &Body::for_family(family), |_, connection| {
+        let connection = Attributes::of_netfilter(connection);
+        let is_of = |kind| connection.find(kind).and_then(source_of).is_some_and(&is_cut);
+        // The source of the replies is the other end, after any address translation.
         if (is_of(ATTR_TUPLE_ORIGINAL) || is_of(ATTR_TUPLE_REPLY))
-            && let Some(tuple) = attributes().find(ATTR_TUPLE_ORIGINAL)
+            && let Some(tuple) = connection.find(ATTR_TUPLE_ORIGINAL)
         {
             let mut body =
-                Body::with_header(&header).nested(ATTR_TUPLE_ORIGINAL, &Body::with_header(tuple));
-            if let Some(zone) = attributes().find(ATTR_ZONE) {
+                Body::for_family(family).nested(ATTR_TUPLE_ORIGINAL, &Body::with_header(tuple));
+            if let Some(zone) = connection.find(ATTR_ZONE) {
                 body = body.attribute(ATTR_ZONE, zone);
             }
             doomed.push(body);
@@ -103,7 +104,7 @@ fn end(family: Family, is_cut: impl Fn(IpAddr) -> bool) -> Result<(), NetlinkErr
     }
     for body in &doomed {
         match socket.request(DELETE, 0, body) {
-            // It has ended by itself.
+            // ENOENT: the connection has ended in the meantime.
             Ok(()) | Err(NetlinkError::Refused(ENOENT)) => {}
             Err(error) => return Err(error),
         }
@@ -112,13 +113,11 @@ fn end(family: Family, is_cut: impl Fn(IpAddr) -> bool) -> Result<(), NetlinkErr
 }
 
 pub fn source_of(tuple: &[u8]) -> Option<IpAddr> {
-    let (kind, address) =
-        Attributes(Attributes(tuple).find(TUPLE_IP)?).find_map(|(kind, value)| {
-            [IP_V4_SOURCE, IP_V6_SOURCE].contains(&kind).then_some((kind, value))
-        })?;
-    if kind == IP_V4_SOURCE {
+    let tuple = Attributes::of(tuple);
+    if let Some(address) = tuple.find_nested(&[TUPLE_IP, IP_V4_SOURCE]) {
         return Some(Ipv4Addr::from(<[u8; 4]>::try_from(address).ok()?).into());
     }
+    let address = tuple.find_nested(&[TUPLE_IP, IP_V6_SOURCE])?;
     Some(Ipv6Addr::from(<[u8; 16]>::try_from(address).ok()?).into())
 }
 
@@ -127,12 +126,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_who_is_still_blocked_is_cut() {
+    fn address_that_is_no_longer_blocked_is_not_cut() {
         let address = |last| IpAddr::from([192, 0, 2, last]);
         let mut conntrack = Conntrack::default();
         conntrack.cut("192.0.2.1/32".parse().unwrap());
         conntrack.cut("192.0.2.2/32".parse().unwrap());
-        // The first was let in before the table was looked through.
+        // The first address was unblocked before the connections are ended.
         let cut = |conntrack: &Conntrack| {
             let is_blocked = |blocked| blocked != address(1);
             [1, 2, 3].map(|last| conntrack.is_cut(address(last), is_blocked))

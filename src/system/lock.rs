@@ -1,9 +1,9 @@
-//! What one instance at a time may have, in a network namespace.
+//! Locks between the instances in a network namespace.
 //!
-//! Owns sockets with abstract names: they live in the namespace, as interfaces and rules do, need no file and
-//! go with the process. But any local user can take such a name first, and say nothing there: only who
-//! answers as root or as this process's own user is believed to be an instance. Nobody can make one wait
-//! here for longer than the pauses below.
+//! A lock is a socket with an abstract name. It belongs to the namespace, as interfaces and rules do, needs
+//! no file, and ends with its process. But any local user can take the name first. Therefore only a holder
+//! that answers as root or as this process's own user counts as an instance, and a holder that does not
+//! answer must not delay an instance for longer than the pauses below.
 
 use std::io::ErrorKind;
 use std::os::linux::net::SocketAddrExt;
@@ -14,36 +14,35 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Uid, geteuid};
 
-/// Between two looks whether a name has become free: there is no event to wait for.
+/// The interval between two attempts: no event reports that a name has become free.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// An instance that comes or goes has its name before it answers there, or still; not for so many looks.
-const SILENT_LOOKS: u32 = 5;
+/// An instance that starts or stops may hold the name without answering, but not in so many attempts.
+const SILENT_ATTEMPTS: u32 = 5;
 
-/// Held until dropped.
+/// A lock, which is released when it is dropped.
 #[derive(Debug)]
 pub struct Lock {
     _listener: UnixListener,
 }
 
-/// Why there is no lock.
+/// The reason why a lock could not be taken.
 #[derive(Debug)]
 pub enum LockError {
-    /// Another instance has it.
+    /// Another instance holds it.
     Taken,
-    /// Somebody has it who is no instance: a user's number, if he told.
+    /// A process that is not tcptracker holds it; its uid, if known.
     Stranger(Option<u32>),
-    /// The system's error.
     System(std::io::Error),
 }
 
 impl Lock {
-    /// Takes the lock of this name, if no instance has it.
+    /// Takes the lock of this name, if no instance holds it.
     pub fn take(name: &str) -> Result<Self, LockError> {
         Self::await_free(name, Duration::ZERO)
     }
 
-    /// Takes the lock of this name, and waits for another instance so long.
+    /// Takes the lock of this name, and waits for another instance to release it.
     pub fn await_free(name: &str, patience: Duration) -> Result<Self, LockError> {
         let address = SocketAddr::from_abstract_name(name).map_err(LockError::System)?;
         let (mut waited, mut silent) = (Duration::ZERO, 0);
@@ -59,7 +58,7 @@ impl Lock {
                 }
                 Some(_) if waited >= patience => return Err(LockError::Taken),
                 Some(_) => silent = 0,
-                None if silent >= SILENT_LOOKS => return Err(LockError::Stranger(None)),
+                None if silent >= SILENT_ATTEMPTS => return Err(LockError::Stranger(None)),
                 None => silent += 1,
             }
             pause();
@@ -68,7 +67,7 @@ impl Lock {
     }
 }
 
-/// Who listens there, if he answers at once.
+/// The user of the process that listens at the name, if it answers at once.
 fn holder(name: &str) -> Option<Uid> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
@@ -76,7 +75,7 @@ fn holder(name: &str) -> Option<Uid> {
     Some(socket_peercred(&socket).ok()?.uid)
 }
 
-#[expect(clippy::disallowed_methods, reason = "that a name becomes free is no event")]
+#[expect(clippy::disallowed_methods, reason = "no event reports that a name has become free")]
 fn pause() {
     std::thread::sleep(PAUSE);
 }
@@ -86,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_has_it_until_it_is_dropped() {
+    fn lock_is_exclusive_until_it_is_dropped() {
         let name = format!("tcptracker-test-{}", std::process::id());
         let lock = Lock::take(&name).unwrap();
         assert!(matches!(Lock::take(&name), Err(LockError::Taken)));

@@ -1,4 +1,4 @@
-//! The operating system: capture, netlink, locks, the host. Decides nothing.
+//! The operating system: capture, netlink, locks, the host. Never decides what to block.
 
 pub mod capture;
 pub mod conntrack;

@@ -1,7 +1,7 @@
-//! Netlink: just enough of it to talk to the kernel's sets and to follow its addresses.
+//! Netlink, as far as the service needs it.
 //!
-//! Owns the framing (linux/netlink.h, RFC 3549): messages, attributes, acknowledgements, dumps. Knows
-//! no family's meaning. Whatever the kernel sends, of whatever length, is read within bounds.
+//! Owns the framing (linux/netlink.h, RFC 3549): messages, attributes, acknowledgements, dumps. Must not
+//! know what a message means, and must not read beyond the bounds of what the kernel sends.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -12,41 +12,41 @@ use rustix::net::{
     socket_with, sockopt,
 };
 
+use crate::types::Family;
+
 const HEADER: usize = 16;
-/// As much as the kernel puts into one datagram of a dump (af_netlink.c, `netlink_dump`). A refusal repeats
-/// the request, which has to be shorter by its own header.
+/// The most that the kernel puts into one datagram of a dump (af_netlink.c, `netlink_dump`). A refusal
+/// repeats the request after a header of its own, which limits the length of a request.
 const BUFFER: usize = 32 << 10;
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 
 /// `NLM_F_REQUEST`
-pub const REQUEST: u16 = 0x01;
+const REQUEST: u16 = 0x01;
 /// `NLM_F_ACK`
-pub const ACK: u16 = 0x04;
+const ACK: u16 = 0x04;
 /// `NLM_F_EXCL`
 pub const EXCL: u16 = 0x200;
 /// `NLM_F_CREATE`
 pub const CREATE: u16 = 0x400;
 /// `NLM_F_DUMP`
-pub const DUMP: u16 = 0x300;
+const DUMP: u16 = 0x300;
 
 /// `NLA_F_NESTED`
 const NESTED: u16 = 0x8000;
 /// `NLA_F_NET_BYTEORDER`
 const NET_BYTE_ORDER: u16 = 0x4000;
 
-/// What went wrong between here and the kernel.
+/// The reason why a request to the kernel failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
-    /// The socket itself failed.
-    #[error("the kernel's netlink socket failed: {0}")]
+    #[error("the netlink socket failed: {0}")]
     Socket(#[from] Errno),
-    /// The kernel refused the request; the code is an errno, or the family's own from 4096 on.
-    #[error("the kernel refused: {}", describe(*.0))]
+    /// The code is an errno, or the subsystem's own from 4096 on.
+    #[error("the kernel refused the request: {}", describe(*.0))]
     Refused(i32),
-    /// The answer did not arrive in time or was not one.
-    #[error("the kernel's netlink answer could not be understood")]
+    #[error("cannot read the kernel's netlink answer: it is malformed")]
     Garbled,
 }
 
@@ -54,7 +54,6 @@ fn describe(code: i32) -> String {
     if code < 4096 { Errno::from_raw_os_error(code).to_string() } else { format!("error {code}") }
 }
 
-/// A netlink socket.
 pub struct NetlinkSocket {
     fd: OwnedFd,
     sequence: u32,
@@ -62,13 +61,13 @@ pub struct NetlinkSocket {
 }
 
 impl NetlinkSocket {
-    /// Opens a socket of this netlink family (none is `NETLINK_ROUTE`, number 0), subscribed to these
-    /// multicast groups (a bit mask).
+    /// Opens a socket of this netlink family (`None` is `NETLINK_ROUTE`, number 0) and subscribes to
+    /// these multicast groups (a bit mask).
     pub fn open(protocol: Option<Protocol>, groups: u32) -> Result<Self, NetlinkError> {
         let fd =
             socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
         bind(&fd, &SocketAddrNetlink::new(0, groups))?;
-        // An answer that never comes must not stop the thread that waits for it for ever.
+        // A missing answer must not stop the thread that waits for it.
         let patience = std::time::Duration::from_secs(5);
         sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(patience))?;
         Ok(Self { fd, sequence: 0, buffer: vec![0; BUFFER] })
@@ -76,64 +75,62 @@ impl NetlinkSocket {
 
     /// Sends a request and waits for the kernel's acknowledgement.
     pub fn request(&mut self, kind: u16, flags: u16, body: &Body) -> Result<(), NetlinkError> {
-        self.transact(kind, flags | REQUEST | ACK, body, |_, _| {})
+        self.exchange(&[(kind, flags | REQUEST | ACK, body)], |_, _| {})
     }
 
-    /// Sends a request and gives each answer to `each` (its kind and body) until the kernel says
-    /// that there are no more.
+    /// Sends a request and passes the kind and body of each answer to `each` until the last one.
     pub fn dump(
         &mut self,
         kind: u16,
         body: &Body,
         each: impl FnMut(u16, &[u8]),
     ) -> Result<(), NetlinkError> {
-        self.transact(kind, REQUEST | DUMP, body, each)
+        self.exchange(&[(kind, REQUEST | DUMP, body)], each)
     }
 
-    /// Sends a request for one object and gives it to `each`.
+    /// Sends a request for one object and passes it to `each`.
     pub fn query(
         &mut self,
         kind: u16,
         body: &Body,
         each: impl FnMut(u16, &[u8]),
     ) -> Result<(), NetlinkError> {
-        self.transact(kind, REQUEST | ACK, body, each)
+        self.exchange(&[(kind, REQUEST | ACK, body)], each)
     }
 
-    /// Sends a request between two messages that enclose what is to be carried out as one, and waits for
-    /// its acknowledgement.
+    /// Sends a request between two messages that enclose a transaction, and waits for the
+    /// acknowledgement of the request.
     pub fn request_between(
         &mut self,
         begin: (u16, &Body),
         request: (u16, &Body),
         end: (u16, &Body),
     ) -> Result<(), NetlinkError> {
-        self.sequence = self.sequence.wrapping_add(1);
-        // Of one number, since the kernel may refuse all of it by that of the first.
-        let all = [(begin, REQUEST), (request, REQUEST | ACK), (end, REQUEST)]
-            .map(|((kind, body), flags)| message(kind, flags, self.sequence, body));
-        let all = all.into_iter().collect::<Result<Vec<_>, _>>()?;
-        self.exchange(&all.concat(), |_, _| {})
+        let flags = [(begin, REQUEST), (request, REQUEST | ACK), (end, REQUEST)];
+        self.exchange(&flags.map(|((kind, body), flags)| (kind, flags, body)), |_, _| {})
     }
 
-    fn transact(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        body: &Body,
-        each: impl FnMut(u16, &[u8]),
-    ) -> Result<(), NetlinkError> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let request = message(kind, flags, self.sequence, body)?;
-        self.exchange(&request, each)
-    }
-
+    /// Sends messages (kind, flags and body), and passes the answers to `each` until an acknowledgement.
     fn exchange(
         &mut self,
-        request: &[u8],
+        messages: &[(u16, u16, &Body)],
         mut each: impl FnMut(u16, &[u8]),
     ) -> Result<(), NetlinkError> {
-        send(&self.fd, request, SendFlags::empty())?;
+        // All have the same number, because the kernel may refuse all with the number of the first.
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::new();
+        for (kind, flags, Body(body)) in messages {
+            let length = u32::try_from(HEADER + body.len())
+                .map_err(|_| NetlinkError::Garbled)?
+                .to_ne_bytes();
+            let (kind, flags) = (kind.to_ne_bytes(), flags.to_ne_bytes());
+            let sequence = self.sequence.to_ne_bytes();
+            bytes.reserve(HEADER + body.len());
+            for part in [&length[..], &kind, &flags, &sequence, &[0; 4], body] {
+                bytes.extend(part);
+            }
+        }
+        send(&self.fd, &bytes, SendFlags::empty())?;
         loop {
             let length = loop {
                 match recv(&self.fd, &mut self.buffer[..], RecvFlags::empty()) {
@@ -142,11 +139,9 @@ impl NetlinkSocket {
                     Err(error) => return Err(error.into()),
                 }
             };
-            for (header, body) in Messages(self.buffer.get(..length).unwrap_or_default()) {
-                if header.sequence != self.sequence {
-                    continue;
-                }
-                match header.kind {
+            let answers = Messages(self.buffer.get(..length).unwrap_or_default());
+            for (kind, _, body) in answers.filter(|(_, sequence, _)| *sequence == self.sequence) {
+                match kind {
                     NLMSG_ERROR | NLMSG_DONE => return acknowledgement(body),
                     kind => each(kind, body),
                 }
@@ -154,8 +149,8 @@ impl NetlinkSocket {
         }
     }
 
-    /// Throws away whatever notifications have arrived. True if there were any, or if some were
-    /// lost because too many came at once.
+    /// Discards the notifications that have arrived. Returns true if there were any, or if some were
+    /// lost because there were too many.
     pub fn drain_notifications(&mut self) -> Result<bool, NetlinkError> {
         let mut any = false;
         loop {
@@ -175,61 +170,52 @@ impl AsFd for NetlinkSocket {
     }
 }
 
-/// The error code in front of an acknowledgement: negative errno, or zero.
+/// Reads the error code at the head of an acknowledgement: a negative errno, or zero.
 pub fn acknowledgement(body: &[u8]) -> Result<(), NetlinkError> {
-    match i32_at(body, 0) {
+    match u32_at(body, 0).map(u32::cast_signed) {
         Some(0) => Ok(()),
         Some(code) => Err(NetlinkError::Refused(code.wrapping_neg())),
         None => Err(NetlinkError::Garbled),
     }
 }
 
-fn message(kind: u16, flags: u16, sequence: u32, body: &Body) -> Result<Vec<u8>, NetlinkError> {
-    let length = u32::try_from(HEADER + body.0.len()).map_err(|_| NetlinkError::Garbled)?;
-    let mut bytes = Vec::with_capacity(HEADER + body.0.len());
-    bytes.extend(length.to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(flags.to_ne_bytes());
-    bytes.extend(sequence.to_ne_bytes());
-    bytes.extend(0u32.to_ne_bytes());
-    bytes.extend(&body.0);
-    Ok(bytes)
-}
-
-pub struct Header {
-    kind: u16,
-    sequence: u32,
-}
-
-/// The messages of a datagram.
-pub struct Messages<'a>(pub &'a [u8]);
+/// The messages of a datagram: kind, sequence number and body.
+struct Messages<'a>(&'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
-    type Item = (Header, &'a [u8]);
+    type Item = (u16, u32, &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
         let length = usize::try_from(u32_at(self.0, 0)?).ok()?;
-        let header = Header { kind: u16_at(self.0, 4)?, sequence: u32_at(self.0, 8)? };
+        let (kind, sequence) = (u16_at(self.0, 4)?, u32_at(self.0, 8)?);
         let body = self.0.get(HEADER..length)?;
         self.0 = self.0.get(aligned(length)..).unwrap_or_default();
-        Some((header, body))
+        Some((kind, sequence, body))
     }
 }
 
-/// The body of a request: a family's fixed header and its attributes.
+/// The bodies of the messages of a datagram, for the fuzz targets.
+pub fn bodies(datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
+    Messages(datagram).map(|(_, _, body)| body)
+}
+
+/// The body of a request: a fixed header and attributes.
 #[derive(Debug, Default)]
 pub struct Body(Vec<u8>);
 
 impl Body {
-    /// A body that starts with a family's fixed header.
     pub fn with_header(header: &[u8]) -> Self {
         Self(header.to_vec())
     }
 
-    /// Adds an attribute.
+    /// A body for netfilter about an address family (`struct nfgenmsg`).
+    pub fn for_family(family: Family) -> Self {
+        Self::with_header(&[family.number(), 0, 0, 0])
+    }
+
     #[must_use]
     pub fn attribute(mut self, kind: u16, value: &[u8]) -> Self {
-        // No attribute made here comes near 64 KiB.
+        // No caller adds an attribute of nearly 64 KiB.
         let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
         self.0.extend(length.to_ne_bytes());
         self.0.extend(kind.to_ne_bytes());
@@ -238,33 +224,33 @@ impl Body {
         self
     }
 
-    /// Adds a text, closed with NUL.
+    /// Adds a text and its final NUL.
     #[must_use]
     pub fn text(self, kind: u16, value: &str) -> Self {
         self.attribute(kind, &[value.as_bytes(), &[0]].concat())
     }
 
-    /// Adds a number marked as being in network byte order.
+    /// Adds a number that is marked as being in network byte order.
     #[must_use]
     pub fn big_endian_u32(self, kind: u16, value: u32) -> Self {
         self.attribute(kind | NET_BYTE_ORDER, &value.to_be_bytes())
     }
 
-    /// Adds an attribute marked as being in network byte order.
+    /// Adds an attribute that is marked as being in network byte order.
     #[must_use]
     pub fn network_order(self, kind: u16, value: &[u8]) -> Self {
         self.attribute(kind | NET_BYTE_ORDER, value)
     }
 
-    /// Adds attributes within an attribute.
+    /// Adds an attribute that consists of attributes.
     #[must_use]
     pub fn nested(self, kind: u16, inner: &Self) -> Self {
         self.attribute(kind | NESTED, &inner.0)
     }
 }
 
-/// The attributes of a message: kind, without its flag bits, and value.
-pub struct Attributes<'a>(pub &'a [u8]);
+/// The attributes of a message. Each has a kind, without its flag bits, and a value.
+pub struct Attributes<'a>(&'a [u8]);
 
 impl<'a> Iterator for Attributes<'a> {
     type Item = (u16, &'a [u8]);
@@ -279,9 +265,28 @@ impl<'a> Iterator for Attributes<'a> {
 }
 
 impl<'a> Attributes<'a> {
+    pub fn of(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    /// The attributes of an answer of netfilter, after its `struct nfgenmsg`.
+    pub fn of_netfilter(answer: &'a [u8]) -> Self {
+        Self(answer.get(4..).unwrap_or_default())
+    }
+
     /// The first attribute of a kind.
-    pub fn find(mut self, kind: u16) -> Option<&'a [u8]> {
-        self.find_map(|(found, value)| (found == kind).then_some(value))
+    pub fn find(&self, kind: u16) -> Option<&'a [u8]> {
+        Self(self.0).find_map(|(found, value)| (found == kind).then_some(value))
+    }
+
+    /// The first attribute of a kind as a number in network byte order.
+    pub fn find_u32(&self, kind: u16) -> Option<u32> {
+        Some(u32::from_be_bytes(self.find(kind)?.try_into().ok()?))
+    }
+
+    /// The attribute at the end of a path of nested attributes.
+    pub fn find_nested(&self, path: &[u16]) -> Option<&'a [u8]> {
+        path.iter().try_fold(self.0, |bytes, kind| Self(bytes).find(*kind))
     }
 }
 
@@ -290,15 +295,11 @@ const fn aligned(length: usize) -> usize {
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+    bytes.get(at..)?.first_chunk().copied().map(u16::from_ne_bytes)
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-fn i32_at(bytes: &[u8], at: usize) -> Option<i32> {
-    Some(i32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+    bytes.get(at..)?.first_chunk().copied().map(u32::from_ne_bytes)
 }
 
 #[cfg(test)]
@@ -307,19 +308,21 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn attributes_are_read_as_they_were_written() {
+    fn written_attributes_are_read_back() {
         let inner = Body::default().big_endian_u32(6, 3600).attribute(3, &[24]);
         let body = Body::default().text(2, "a-set").nested(7, &inner);
         let read: Vec<_> = Attributes(&body.0).collect();
         assert_eq!(read[0], (2, b"a-set\0".as_slice()));
         assert_eq!(Attributes(read[1].1).find(6), Some(3600u32.to_be_bytes().as_slice()));
         assert_eq!(Attributes(read[1].1).find(3), Some([24].as_slice()));
+        assert_eq!(Attributes(&body.0).find_nested(&[7, 3]), Some([24].as_slice()));
+        assert_eq!(Attributes(&inner.0).find_u32(6), Some(3600));
     }
 
     proptest! {
         #[test]
-        fn no_answer_panics_or_loops(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            for (_, body) in Messages(&bytes) {
+        fn arbitrary_answers_neither_panic_nor_loop(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            for (_, _, body) in Messages(&bytes) {
                 for (_, value) in Attributes(body) {
                     let _ = Attributes(value).count();
                 }

@@ -1,37 +1,37 @@
-//! How far long work is: one line at the bottom of a terminal, gone when the work is done.
+//! A progress line at the bottom of a terminal, which disappears when the work is done.
 //!
-//! Owns that line, on standard error. Where that is no terminal, nothing is shown.
+//! Owns that line, on standard error. If that is not a terminal, nothing is shown.
 
 use std::io::{IsTerminal, Write, stderr};
 use std::time::Duration;
 
-use crate::types::clock::Moment;
+use crate::types::Moment;
 
-/// How often the line is another: more often than this nobody reads it.
+/// The shortest time between two updates: faster ones cannot be read.
 const PACE: Duration = Duration::from_millis(100);
 
-/// Where a terminal does not say how wide it is.
+/// For a terminal that does not report its width.
 const USUAL_WIDTH: usize = 80;
 
-/// To the line's beginning, and away with what stands there (ECMA-48, EL).
+/// Moves to the beginning of the line and clears it (ECMA-48, EL).
 const CLEAR: &str = "\r\x1b[K";
 
-/// The line. Dropped, it is gone.
+/// The line. Dropping it clears the line.
 pub struct Progress {
-    /// When it is to be written next; none: never.
+    /// When the next update is due; none: never.
     next: Option<Moment>,
     is_shown: bool,
 }
 
 impl Progress {
-    /// For work that is long if it takes longer than this.
+    /// Makes a line for work that is shown if it takes longer than `patience`.
     pub fn after(patience: Duration) -> Self {
         let is_dumb = std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
         let wanted = stderr().is_terminal() && !is_dumb;
         Self { next: wanted.then(|| Moment::now() + patience), is_shown: false }
     }
 
-    /// Shows how far it is, if it is time to.
+    /// Updates the line if an update is due.
     pub fn show(&mut self, how_far: impl FnOnce() -> String) {
         let now = Moment::now();
         if self.next.is_none_or(|next| now < next) {
@@ -39,7 +39,7 @@ impl Progress {
         }
         self.next = Some(now + PACE);
         self.is_shown = true;
-        // A line that is broken could not be taken back.
+        // A line that wraps could not be cleared.
         let columns = rustix::termios::tcgetwinsize(stderr()).map_or(0, |size| size.ws_col);
         let width = match usize::from(columns) {
             0 => USUAL_WIDTH,
@@ -59,7 +59,7 @@ impl Drop for Progress {
 }
 
 fn write(text: &str) {
-    // Where nobody sees it, nothing is lost.
+    // A failure only means that the line is not shown.
     let mut terminal = stderr().lock();
     let _ = terminal.write_all(text.as_bytes()).and_then(|()| terminal.flush());
 }

@@ -1,45 +1,45 @@
-//! The service manager: told that the service is ready, how it is doing, that it is alive.
+//! Notifications to the service manager: ready, status, reload, watchdog.
 //!
-//! Without a service manager (no `NOTIFY_SOCKET`) all of this does nothing.
+//! Without a service manager (no `NOTIFY_SOCKET`) they do nothing.
 
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// Everything is up.
+/// The service is ready.
 pub fn ready(status: &str) {
     notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// A line for `systemctl status`.
+/// Sets the line that `systemctl status` shows.
 pub fn status(status: &str) {
     notify(&[NotifyState::Status(status)]);
 }
 
-/// The configuration is being read again. Followed by [`ready`], whatever comes of it.
+/// A reload begins. Call [`ready`] at its end, whether or not it succeeds.
 pub fn reloading() {
-    // Which reload it is that this belongs to (sd_notify(3)).
+    // Identifies the reload (sd_notify(3)).
     let now = NotifyState::monotonic_usec_now().ok();
-    let told = [NotifyState::Reloading, NotifyState::Status("reading the configuration again")];
-    notify(&told.into_iter().chain(now).collect::<Vec<_>>());
+    let states = [NotifyState::Reloading, NotifyState::Status("reloading the configuration")];
+    notify(&states.into_iter().chain(now).collect::<Vec<_>>());
 }
 
-/// The service has begun to stop.
+/// The service is stopping.
 pub fn stopping() {
-    notify(&[NotifyState::Stopping, NotifyState::Status("taking the firewall rules down")]);
+    notify(&[NotifyState::Stopping, NotifyState::Status("removing the firewall rules")]);
 }
 
-/// Every thread makes progress.
+/// Feeds the watchdog.
 pub fn feed_watchdog() {
     notify(&[NotifyState::Watchdog]);
 }
 
-/// How often at least the service manager wants to hear that the service is alive.
+/// Returns how often the service manager expects the watchdog to be fed, at least.
 pub fn watchdog_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled()
 }
 
 fn notify(state: &[NotifyState<'_>]) {
-    // A service manager that does not listen will find out by its own means.
+    // A service manager that cannot be reached has its own timeouts.
     let _ = sd_notify::notify(state);
 }

@@ -1,4 +1,4 @@
-//! What is remembered of a network: the ledger holds it, the database keeps it.
+//! Blocks as values: why they begin and end, why a source is not blocked, and the words for all of it.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,49 +6,81 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::types::network::show_network;
 use serde::{Deserialize, Serialize};
 
-use crate::types::clock::Moment;
-use crate::types::rule::Rule;
-use crate::types::scan::{Attempt, Scan, ScanKind};
+use crate::types::{Attempt, Moment, Port, Rule, Scan, ScanKind, show_network};
+
+/// Ports that a reason names; the rest is counted.
+const PORTS_IN_REASON: usize = 8;
 
 /// A block.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Block {
-    /// Since when.
     pub since: Moment,
-    /// Until when; none: until unblocked.
+    /// None: until unblocked.
     pub until: Option<Moment>,
-    /// Which offence this is; zero if none.
+    /// Which offence this is; zero: none.
     pub offences: u32,
-    /// Why, in words.
-    pub reason: String,
-    /// The scan it is for; none for a block by hand. At most one attempt more than the threshold.
-    pub evidence: Option<Box<Evidence>>,
+    pub reason: BlockReason,
+}
+
+/// Why a network is blocked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BlockReason {
+    /// The evidence has at most one attempt more than the threshold.
+    Scan(Box<Evidence>),
+    /// A user's words.
+    Manual(String),
+    /// The kernel held it at the start, and the database did not.
+    Found,
+}
+
+impl BlockReason {
+    pub fn evidence(&self) -> Option<&Evidence> {
+        match self {
+            Self::Scan(evidence) => Some(evidence),
+            Self::Manual(_) | Self::Found => None,
+        }
+    }
+
+    pub const fn cause(&self) -> BlockCause {
+        match self {
+            Self::Scan(_) => BlockCause::Scan,
+            Self::Manual(_) => BlockCause::Manual,
+            Self::Found => BlockCause::Found,
+        }
+    }
+}
+
+impl fmt::Display for BlockReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Scan(evidence) => evidence.fmt(f),
+            Self::Manual(text) => f.write_str(text),
+            Self::Found => f.write_str("found in the kernel after an unclean shutdown"),
+        }
+    }
 }
 
 /// What makes a source a scanner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Evidence {
-    /// What kind of scan.
     pub kind: ScanKind,
-    /// The address the last probe came from.
+    /// The address that the last probe came from.
     pub address: IpAddr,
-    /// The host the last probe was for.
+    /// The host that the last probe was for.
     pub destination: IpAddr,
-    /// The ports that make it one, in the order they were tried, and when.
+    /// The ports that make it a scan, in the order in which the source tried them.
     pub attempts: Vec<Attempt>,
-    /// The source's probes since it was first remembered.
+    /// The source's probes since the detector first saw it.
     pub probes: u64,
-    /// The rule it broke.
     #[serde(default)]
     pub rule: Rule,
-    /// The threshold it exceeded ...
+    /// The threshold that the source exceeded ...
     pub threshold: usize,
     /// ... within this span.
     pub span: Duration,
-    /// Others tried the same ports at the same time: this one may be a decoy, its address forged.
+    /// Other sources tried the same ports at the same time: this one may be a decoy, its address forged.
     #[serde(default)]
     pub decoy: bool,
 }
@@ -69,50 +101,42 @@ impl From<&Scan> for Evidence {
     }
 }
 
-/// How often a network has been blocked for a scan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Offences {
-    /// How often.
-    pub count: u32,
-    /// The last time.
-    pub latest: Moment,
+impl Evidence {
+    pub fn ports(&self) -> impl Iterator<Item = Port> {
+        self.attempts.iter().map(|attempt| attempt.port)
+    }
 }
 
-/// One thing to be kept; none: no longer.
-#[derive(Clone, Copy, Debug)]
-pub enum Record<'a> {
-    /// Who is blocked.
-    Block(IpNet, Option<&'a Block>),
-    /// Who has offended before.
-    Offences(IpNet, Option<Offences>),
-    /// Who is left alone until when, having been unblocked by hand.
-    Grace(IpNet, Option<Moment>),
-}
-
-/// Everything that was kept.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Remembered {
-    /// Who is blocked.
-    pub blocks: Vec<(IpNet, Block)>,
-    /// Who has offended before, the longest ago first.
-    pub offences: Vec<(IpNet, Offences)>,
-    /// Who is left alone until when, the first to end first.
-    pub graces: Vec<(IpNet, Moment)>,
+/// The reason of a block, as users read it.
+impl fmt::Display for Evidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named: Vec<String> =
+            self.ports().take(PORTS_IN_REASON).map(|port| port.to_string()).collect();
+        let named = named.join(", ");
+        if self.kind == ScanKind::Sweep {
+            return write!(f, "sweep: port {named} of more than {} hosts", self.threshold);
+        }
+        write!(f, "{} scan: ports {named}", self.kind.as_str())?;
+        match self.attempts.len().saturating_sub(PORTS_IN_REASON) {
+            0 => {}
+            more => write!(f, " and {more} more")?,
+        }
+        if self.decoy {
+            f.write_str(", as others did at the same time (decoys?)")?;
+        }
+        Ok(())
+    }
 }
 
 /// Why a block began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockCause {
-    /// A scan was recognised.
     Scan,
-    /// Somebody asked for it.
     Manual,
-    /// It was found in the kernel at the start, left by an instance that did not stop in order.
     Found,
 }
 
 impl BlockCause {
-    /// The word for it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Scan => "scan",
@@ -125,13 +149,11 @@ impl BlockCause {
 /// Why a block ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnblockCause {
-    /// Its time was up.
     Expired,
-    /// Somebody asked for it.
     Manual,
     /// The address has become exempt.
     Exempt,
-    /// There was no room for another block, and this one was nearest its end.
+    /// A newer block needed the room, and this one would have expired first.
     Evicted,
 }
 
@@ -139,7 +161,6 @@ impl UnblockCause {
     /// All causes, in the order of their numbers.
     pub const ALL: [Self; 4] = [Self::Expired, Self::Manual, Self::Exempt, Self::Evicted];
 
-    /// The word for it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Expired => "expired",
@@ -155,20 +176,16 @@ impl UnblockCause {
 pub enum SkipReason {
     /// `block.enabled` is false.
     Observing,
-    /// It is, or contains, an exempt address.
     Exempt(ExemptReason),
-    /// It was unblocked by hand a short while ago.
+    /// A user unblocked it a short while ago.
     Grace {
-        /// How long that still holds.
         remaining: Duration,
     },
     /// `block.max_per_minute` is reached.
     Throttled {
-        /// The limit.
         limit: u32,
     },
-    /// The kernel did not accept it.
-    Failed(String),
+    Failed(BlockFailure),
 }
 
 impl fmt::Display for SkipReason {
@@ -177,7 +194,7 @@ impl fmt::Display for SkipReason {
             Self::Observing => f.write_str("observing only (block.enabled = false)"),
             Self::Exempt(why) => write!(f, "exempt: {why}"),
             Self::Grace { remaining } => {
-                write!(f, "unblocked by hand; not blocked again for {}s", remaining.as_secs())
+                write!(f, "unblocked manually; not blocked again for {}s", remaining.as_secs())
             }
             Self::Throttled { limit } => write!(
                 f,
@@ -187,6 +204,23 @@ impl fmt::Display for SkipReason {
             Self::Failed(error) => write!(f, "blocking failed: {error}"),
         }
     }
+}
+
+/// Why the kernel does not hold a block.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BlockFailure {
+    #[error(
+        "cannot block: this instance only observes; set block.enabled = true and start it without \
+         --observe"
+    )]
+    Observing,
+    #[error("block limit reached ({0} per address family); unblock something first")]
+    Full(u32),
+    #[error("IPv6 is disabled on this host")]
+    NoIpv6,
+    /// The kernel's error.
+    #[error("{0}")]
+    Kernel(String),
 }
 
 /// Why a network is exempt.

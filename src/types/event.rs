@@ -1,7 +1,6 @@
-//! What has happened: the one vocabulary of the journal, the signals on D-Bus and the counters.
+//! Events: the common vocabulary of journal, D-Bus signals and counters.
 //!
-//! An event is emitted after the fact: a block once the kernel has accepted it. Events carry values;
-//! readers make the text.
+//! Owns values only. The readers of events make the text for people.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -10,13 +9,13 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::types::block::{BlockCause, ExemptReason, SkipReason, UnblockCause};
-use crate::types::scan::{Scan, Summary};
-use crate::types::segment::{Direction, Port};
-use crate::types::state::State;
+use crate::types::{
+    BlockCause, BlockFailure, Direction, ExemptReason, Port, Scan, SkipReason, State, Summary,
+    UnblockCause,
+};
 
-/// Something that has happened. Readers share it as `Arc`, so that the preallocated slots of their queues
-/// stay small.
+/// An event, emitted after the fact: a block when the kernel has accepted it. Readers share it as `Arc`, so
+/// that the preallocated slots of their queues stay small.
 #[derive(Debug)]
 pub enum Event {
     /// A new connection attempt.
@@ -27,23 +26,25 @@ pub enum Event {
         destination: IpAddr,
         port: Port,
     },
-    /// More connections, scans or summaries than `log.rate` allows to list.
+    /// More connections, scans or summaries than `log.rate` allows.
     Suppressed {
         what: Suppressed,
         count: u64,
-        /// The time in which they came.
+        /// The time in which they occurred.
         span: Duration,
     },
-    /// A source scans.
+    /// A source scans ports.
     Scan(Arc<Scan>),
-    /// A scan has ended, or has gone on for a minute: its totals.
+    /// The totals of a scan that has ended or has lasted for a minute.
     ScanSummary(Summary),
     /// A scanner was not blocked.
     NotBlocked { scan: Arc<Scan>, why: SkipReason },
-    /// The kernel drops this network's packets from now on.
+    /// A scanner is blocked since an earlier scan.
+    AlreadyBlocked { source: IpNet },
+    /// The kernel blocks a network from now on.
     Blocked {
         network: IpNet,
-        /// Unix seconds; zero: until unblocked.
+        /// Unix seconds; 0: until unblocked.
         until: u64,
         /// None: until unblocked.
         duration: Option<Duration>,
@@ -51,57 +52,59 @@ pub enum Event {
         cause: BlockCause,
         /// The ports of the scan; empty for a manual block.
         ports: Vec<Port>,
-        /// Which offence this is; zero: none.
+        /// The number of the offence; 0 for a manual block.
         offences: u32,
-        /// The user who asked for it.
+        /// The user that requested it.
         uid: Option<u32>,
     },
-    /// The service has started and has restored the blocks of its last run.
+    /// The service has restored the blocks of its previous run.
     Restored {
         blocks: usize,
         /// Blocks that expired while the service was stopped.
         expired: usize,
     },
-    /// The kernel no longer drops this network's packets.
+    /// The kernel no longer blocks a network.
     Unblocked {
         network: IpNet,
         cause: UnblockCause,
-        /// The user who asked for it.
+        /// The user that requested it.
         uid: Option<u32>,
     },
     /// A user's request was refused.
     Refused { request: Request, why: Refusal, uid: u32 },
-    /// The configuration was reloaded and is in force.
     Reloaded {
-        /// A changed key with both values each.
+        /// The changed keys, each with both values.
         changes: Vec<String>,
         notes: Vec<ReloadNote>,
-        /// The user who asked for it; none: a signal.
+        /// The user that requested it. None: a signal did.
         uid: Option<u32>,
     },
-    /// The configuration could not be reloaded; the running one stays in force.
+    /// The configuration has mistakes. The previous one stays in force.
     ReloadFailed {
-        /// A problem per line.
+        /// One mistake per line.
         error: String,
-        /// The user who asked for it; none: a signal.
+        /// The user that requested it. None: a signal did.
         uid: Option<u32>,
     },
-    /// Rules or set members that other programs had changed are as they should be again.
+    /// Rules or set members that another program had changed were repaired.
     Repaired {
-        /// What was found, in words.
+        /// The faults, in words.
         found: String,
     },
-    /// The state of the service has changed.
     StateChanged {
         state: State,
         /// Why it is degraded.
         reason: Option<String>,
     },
+    /// No capture was open for this long. It is open now.
+    CaptureReopened { gap: Duration },
+    /// A message for the search for a fault, at `log.level = "debug"` or `"trace"`.
+    Debug { is_trace: bool, text: String },
     /// Something an operator should know.
     Warning(Warning),
 }
 
-/// What `log.rate` keeps out of the journal.
+/// What `log.rate` limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Suppressed {
     Connections,
@@ -109,7 +112,7 @@ pub enum Suppressed {
     Summaries,
 }
 
-/// What a user asked for.
+/// What a user requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
     Block(IpNet),
@@ -120,66 +123,78 @@ pub enum Request {
 /// Why a request was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The user may not do this, in words.
+    /// Why the user may not make the change, in words.
     NotAuthorized(String),
     Exempt(ExemptReason),
     NotBlocked,
-    /// The kernel did not accept it: its error.
-    Kernel(String),
+    /// The kernel did not accept it.
+    Failed(BlockFailure),
 }
 
-/// What else is to be known of a reload.
+/// A note about a reload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReloadNote {
-    /// What the detector knew of sources means nothing under the new rule.
+    /// The new rule cannot use what the detector knew about sources.
     SourcesReset,
-    /// This key takes effect at the next start.
+    /// The key takes effect at the next start.
     AtNextStart(&'static str),
-    /// The back end that was asked for is not available.
     Backend(BackendNote),
 }
 
-/// Why another back end holds the blocks than one might expect.
+/// Why the back end with one rule per address holds the blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendNote {
-    /// Why the kernel cannot do better.
+    /// Why sets are not available.
     pub error: String,
-    /// How many networks of a family the back end holds at most.
+    /// The limit of networks per family.
     pub capacity: u32,
 }
 
-/// Something an operator should know; each kind has its own `MESSAGE_ID`.
+/// A condition that an administrator should know. Each kind has its own `MESSAGE_ID`.
 #[derive(Debug)]
 pub enum Warning {
-    /// A process that is not tcptracker holds the lock's socket.
-    LockHeldByOther { socket: String, uid: Option<u32> },
+    /// A process that is not tcptracker owns the lock socket.
+    LockHeldByOther {
+        socket: String,
+        uid: Option<u32>,
+    },
     /// `metrics.listen` cannot be served.
-    MetricsUnavailable { address: SocketAddr, error: String },
-    /// `metrics.listen` names an address that the host does not have yet.
-    MetricsAddressMissing { address: IpAddr },
-    /// A file that may name sshd's ports cannot be read.
+    MetricsUnavailable {
+        address: SocketAddr,
+        error: String,
+    },
+    /// The host does not have the address of `metrics.listen` yet.
+    MetricsAddressMissing {
+        address: IpAddr,
+    },
+    /// A file that may set ports of sshd cannot be read.
     SshConfigUnreadable {
         /// The file and the error.
         file: String,
     },
-    /// Capture does not see the replies to probes, or not all.
+    /// Capture does not see all replies to probes.
     RepliesMissing,
-    /// Capture sees the replies to probes again.
     RepliesVisible,
-    /// The back end that was asked for is not available.
     Backend(BackendNote),
     /// The service only observes from now on.
-    BlocksSuspended { count: usize },
-    /// Another program restored blocks to the kernel that had ended; they were removed.
-    StaleBlocksRemoved { count: usize },
-    /// The kernel did not take back some blocks of the last run.
-    RestoreIncomplete { count: usize, error: String },
-    /// A database could not be used and was moved out of the way.
+    BlocksSuspended {
+        count: usize,
+    },
+    /// Another program restored ended blocks to the kernel. They were removed.
+    StaleBlocksRemoved {
+        count: usize,
+    },
+    /// The kernel did not accept some blocks of the previous run.
+    RestoreIncomplete {
+        count: usize,
+        error: String,
+    },
+    /// A database could not be used and was moved to another name.
     DatabaseQuarantined {
         file: PathBuf,
         kept: PathBuf,
         error: String,
-        /// The service has just started, and knows only the blocks that the kernel still holds.
+        /// The service has just started, and knows only the blocks in the kernel.
         at_start: bool,
     },
 }

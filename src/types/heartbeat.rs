@@ -3,17 +3,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A thread's sign of life: it beats whenever the thread comes round its loop.
+/// Shows that a thread makes progress: it ticks each time the thread passes through its loop.
 #[derive(Clone, Debug, Default)]
 pub struct Heartbeat(Arc<AtomicU64>);
 
 impl Heartbeat {
-    /// How often it has beaten.
+    /// Returns how often it has ticked.
     pub fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Shows that the thread makes progress.
+    /// Ticks once.
     pub fn tick(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }

@@ -1,37 +1,35 @@
-//! A snapshot of the host: its addresses, and the neighbours it depends on.
+//! A snapshot of the host: its addresses, and the neighbours that it depends on.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::types::ifname::IfName;
-use crate::types::network::overlap;
-use crate::types::segment::Port;
+use crate::types::{Direction, IfName, Port, Segment, overlap};
 
-/// What the host is and depends on, at one moment.
+/// What the host is, and depends on, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Host {
-    /// Own addresses, sorted.
+    /// Its addresses, sorted.
     own: Vec<IpAddr>,
-    /// Networks all of whose addresses count as own: a replay cannot ask a kernel.
+    /// Networks whose addresses all count as own: a replay cannot ask a kernel.
     local: Vec<IpNet>,
-    /// Interfaces that exist and are down.
+    /// Interfaces that are down.
     down: Vec<String>,
-    /// The routers of all routes.
+    /// The routers of all routes, sorted.
     gateways: Vec<IpAddr>,
-    /// The name servers.
+    /// The name servers, sorted.
     resolvers: Vec<IpAddr>,
     ssh: SshPorts,
 }
 
 impl Host {
-    /// A host with these addresses and nothing else.
+    /// Makes a host with these addresses and nothing else.
     pub fn with_addresses(addresses: impl IntoIterator<Item = IpNet>) -> Self {
         let own = sorted(addresses.into_iter().map(|network| network.addr()).collect());
         Self { own, ..Self::default() }
     }
 
-    /// A host of which only its networks are known.
+    /// Makes a host of which only its networks are known.
     pub fn with_networks(local: Vec<IpNet>) -> Self {
         Self { local, ..Self::default() }
     }
@@ -73,37 +71,49 @@ impl Host {
         &self.own
     }
 
-    /// Whether an address is one of this host's.
+    /// Returns whether an address is one of this host.
     #[inline]
     pub fn owns(&self, address: IpAddr) -> bool {
-        // Asked twice for each probe, of a handful of addresses.
+        // Called twice per probe, for a handful of addresses: faster than a hash.
         self.own.contains(&address) || self.local.iter().any(|network| network.contains(&address))
     }
 
-    /// Whether there are so many addresses of this host's.
+    /// The direction of a segment. Everything that this host sends is outbound.
+    #[inline]
+    pub fn direction_of(&self, segment: &Segment) -> Direction {
+        if self.owns(segment.source) {
+            Direction::Outbound
+        } else if self.owns(segment.destination) {
+            Direction::Inbound
+        } else {
+            Direction::Forwarded
+        }
+    }
+
+    /// Returns whether this host has more than `count` addresses.
     pub fn has_more_addresses_than(&self, count: usize) -> bool {
         let whole = |network: &IpNet| network.prefix_len() < network.max_prefix_len();
         self.own.len() + self.local.len() > count || self.local.iter().any(whole)
     }
 
-    /// Whether an interface exists and is down.
+    /// Returns whether an interface exists and is down.
     pub fn is_down(&self, interface: &IfName) -> bool {
         self.down.iter().any(|name| name == interface.as_str())
     }
 
-    /// Whether one of this host's addresses lies in a network.
+    /// Returns whether a network contains an address of this host.
     pub fn is_within(&self, network: &IpNet) -> bool {
         self.own.iter().any(|address| network.contains(address))
             || self.local.iter().any(|local| overlap(local, network))
     }
 }
 
-/// What sshd's configuration says.
+/// The ports of sshd, from its configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SshPorts {
-    /// Where it may listen, sorted: the usual port, and those that are named.
+    /// The ports on which it may listen, sorted: the default port and the configured ones.
     pub ports: Vec<u16>,
-    /// Files that may name others and could not be read, with why.
+    /// Files that may name more ports and are unreadable, each with the error.
     pub unreadable: Vec<String>,
 }
 
@@ -123,14 +133,14 @@ impl Listening {
         self.0[usize::from(port >> 6)] |= 1 << (port & 63);
     }
 
-    /// Adds the ports that were in a set, and are no more.
+    /// Adds the ports that are in `before` and not in `now`.
     pub fn insert_missing(&mut self, before: &Self, now: &Self) {
         for (own, (before, now)) in self.0.iter_mut().zip(before.0.iter().zip(&now.0)) {
             *own |= before & !now;
         }
     }
 
-    /// Whether a port is in it.
+    /// Returns whether the set contains a port.
     pub fn contains(&self, port: Port) -> bool {
         self.0[usize::from(port.0 >> 6)] >> (port.0 & 63) & 1 == 1
     }

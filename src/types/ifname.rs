@@ -1,17 +1,16 @@
-//! Network interface names and what is derived from them.
+//! Names of network interfaces, and the names derived from them: bus labels and units.
 //!
-//! Owns the names a user meets on the bus, in the kernel and in the journal, so that each is spelled
-//! in one place. Never asks whether an interface exists.
+//! Owns their spelling. Never asks whether an interface exists.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::Serialize;
 
-/// The longest name the kernel takes: `IFNAMSIZ` (16) less the closing NUL, linux/if.h.
+/// The longest name that the kernel accepts: `IFNAMSIZ` (16) without the NUL at the end (linux/if.h).
 const LONGEST: usize = 15;
 
-/// The name of a network interface, or `any` for all of them.
+/// The name of a network interface, or `any` for all interfaces.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct IfName(String);
 
@@ -22,16 +21,16 @@ pub struct InvalidIfName {
     name: String,
 }
 
-/// What would be a name. In that of a unit a "-" stands for "/", as in `tcptracker@wg-0`, and systemd has
-/// made `wg/0` of it.
+/// Returns what a valid name looks like. In the name of a unit "-" stands for "/", so that systemd turns
+/// `tcptracker@wg-0` into `wg/0`.
 fn expected(name: &str) -> String {
     let plain = name.replace("\\x2d", "-").replace("\\x40", "@");
     if plain != name && plain.parse::<IfName>().is_ok() {
-        return format!("only in the names of units it is written so; write {plain}");
+        return format!("this is the form for unit names; write {plain}");
     }
     match name.replace('/', "-").parse::<IfName>() {
         Ok(meant) => {
-            format!("the unit of {meant} is written tcptracker@$(systemd-escape {meant})")
+            format!("the unit of {meant} is tcptracker@$(systemd-escape {meant})")
         }
         Err(_) => format!(
             "1 to {LONGEST} characters without spaces, quotes, \":\" or \"/\" (`ip -brief link` lists the \
@@ -41,19 +40,19 @@ fn expected(name: &str) -> String {
 }
 
 impl IfName {
-    /// The name as the kernel has it.
+    /// The name in the kernel.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether this is the pseudo-interface that stands for all.
+    /// Returns whether this is the pseudo-interface for all interfaces.
     pub fn is_any(&self) -> bool {
         self.0 == "any"
     }
 
-    /// The name as an element of a D-Bus name or path, escaped as systemd escapes bus labels
-    /// (`bus_label_escape`, systemd src/shared/bus-label.c): every byte but A-Z, a-z and, not in
-    /// front, 0-9 becomes `_` and two lower-case hexadecimal digits.
+    /// Returns the name as an element of a D-Bus name or path, escaped as systemd escapes bus labels
+    /// (`bus_label_escape`, systemd src/shared/bus-label.c): every byte becomes `_` and two lower-case
+    /// hexadecimal digits, except A-Z, a-z, and 0-9 after the first byte.
     pub fn bus_label(&self) -> String {
         let mut label = String::with_capacity(self.0.len());
         for (at, byte) in self.0.bytes().enumerate() {
@@ -66,19 +65,19 @@ impl IfName {
         label
     }
 
-    /// The service's unit, as a shell takes it: systemd wants most characters of a name escaped.
+    /// Returns the unit of the service for a shell command. systemd requires most characters to be escaped.
     pub fn unit(&self) -> String {
-        let stays = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_');
-        if self.0.chars().all(stays) && !self.0.starts_with('.') {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_');
+        if self.0.chars().all(is_plain) && !self.0.starts_with('.') {
             return format!("tcptracker@{}", self.0);
         }
-        // A name may hold what means something to a shell, but no quote.
-        let is_word = |c: char| stays(c) || c == '-';
+        // A name may contain characters with a meaning for the shell, but no quote.
+        let is_word = |c: char| is_plain(c) || c == '-';
         let quote = if self.0.chars().all(is_word) { "" } else { "'" };
         format!("\"tcptracker@$(systemd-escape {quote}{}{quote})\"", self.0)
     }
 
-    /// The interface of a bus label, or nothing where the label is not one.
+    /// Returns the interface of a bus label, or nothing if the label is invalid.
     pub fn from_bus_label(label: &str) -> Option<Self> {
         let mut bytes = Vec::with_capacity(label.len());
         let mut rest = label.as_bytes();
@@ -93,7 +92,7 @@ impl IfName {
             }
         }
         let interface: Self = String::from_utf8(bytes).ok()?.parse().ok()?;
-        // What has been escaped otherwise than it ought to be is not one.
+        // Each name has only one label.
         (interface.bus_label() == label).then_some(interface)
     }
 }
@@ -101,8 +100,8 @@ impl IfName {
 impl FromStr for IfName {
     type Err = InvalidIfName;
 
-    /// The kernel's own rule (`dev_valid_name`, net/core/dev.c), less what would need quoting in a
-    /// firewall rule.
+    /// Applies the rule of the kernel (`dev_valid_name`, net/core/dev.c), and refuses characters that would
+    /// need quotes in a firewall rule.
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         let acceptable = !name.is_empty()
             && name.len() <= LONGEST
@@ -135,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_escaped_as_systemd_does() {
+    fn labels_are_escaped_like_systemd() {
         assert_eq!(label("eth0"), "eth0");
         assert_eq!(label("eth0.100"), "eth0_2e100");
         assert_eq!(label("wg-0"), "wg_2d0");
@@ -144,14 +143,14 @@ mod tests {
     }
 
     #[test]
-    fn a_label_is_of_one_name_only() {
+    fn label_that_is_not_canonical_is_refused() {
         for other in ["eth0.100", "_65th0", "_2E", "0abc", "_", "_2", ""] {
             assert_eq!(IfName::from_bus_label(other), None, "{other:?}");
         }
     }
 
     #[test]
-    fn units_are_written_as_a_shell_takes_them() {
+    fn units_are_quoted_for_the_shell() {
         for (name, unit) in [
             ("eth0.100", "tcptracker@eth0.100"),
             ("wg-0", r#""tcptracker@$(systemd-escape wg-0)""#),
@@ -162,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn names_the_kernel_refuses_are_refused() {
+    fn names_that_the_kernel_refuses_are_refused() {
         for bad in ["", ".", "..", "a/b", "a b", "a:b", "sixteen-letters-", "tab\t"] {
             assert!(bad.parse::<IfName>().is_err(), "{bad:?}");
         }
@@ -170,17 +169,17 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_that_is_not_escaped_is_told_how_to_be() {
-        let told = |name: &str| name.parse::<IfName>().unwrap_err().to_string();
+    fn error_shows_how_to_escape_an_instance() {
+        let error = |name: &str| name.parse::<IfName>().unwrap_err().to_string();
         assert_eq!(
-            told("wg/0"),
-            "\"wg/0\" cannot be the name of a network interface: the unit of wg-0 is written \
+            error("wg/0"),
+            "\"wg/0\" cannot be the name of a network interface: the unit of wg-0 is \
              tcptracker@$(systemd-escape wg-0)"
         );
-        assert!(told("br/lan/5").contains("$(systemd-escape br-lan-5)"));
-        assert!(told("wg\\x2d0").ends_with("; write wg-0"));
+        assert!(error("br/lan/5").contains("$(systemd-escape br-lan-5)"));
+        assert!(error("wg\\x2d0").ends_with("; write wg-0"));
         for other in ["", "a b", "much/too/long/a/name"] {
-            assert!(told(other).contains("1 to 15 characters"), "{other:?}");
+            assert!(error(other).contains("1 to 15 characters"), "{other:?}");
         }
     }
 

@@ -1,14 +1,34 @@
-//! The words all parts share. Pure data: no I/O, no threads.
+//! The vocabulary of all parts. Pure data: no I/O, no threads.
 
-pub mod block;
-pub mod capture;
-pub mod clock;
-pub mod event;
-pub mod heartbeat;
-pub mod host;
-pub mod ifname;
-pub mod network;
-pub mod rule;
-pub mod scan;
-pub mod segment;
-pub mod state;
+mod block;
+mod capture;
+mod clock;
+mod event;
+mod heartbeat;
+mod host;
+mod ifname;
+mod network;
+mod rate_limit;
+mod rule;
+mod scan;
+mod segment;
+mod state;
+mod text;
+pub use block::{
+    Block, BlockCause, BlockFailure, BlockReason, Evidence, ExemptReason, SkipReason, UnblockCause,
+};
+pub use capture::CaptureCounters;
+pub use clock::{HumanDuration, Moment, WallClock};
+pub use event::{BackendNote, Event, Refusal, ReloadNote, Request, Suppressed, Warning};
+pub use heartbeat::Heartbeat;
+pub use host::{Host, Listening, SshPorts};
+pub use ifname::IfName;
+pub use network::{
+    Family, InvalidAddress, link_local, loopback, overlap, parse_network, show_network,
+};
+pub use rate_limit::{RateLimit, Suppression};
+pub use rule::Rule;
+pub use scan::{Attempt, DECOYS_NAMED, Scan, ScanKind, Summary};
+pub use segment::{Direction, Outcome, Port, Segment, SegmentKind};
+pub use state::{FamilyFigures, State, Status};
+pub use text::{printable, quotable};

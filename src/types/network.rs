@@ -1,28 +1,26 @@
-//! Addresses and networks as people write and read them.
+//! Addresses and networks as people write them.
 //!
-//! Owns the one way to read them, for the bus, the command line and the configuration alike.
+//! Owns how they are parsed and shown, for the bus, the command line and the configuration.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// Bits in front of the IPv4 address in one written as IPv6 (RFC 4291, 2.5.5.2).
+/// Bits before the IPv4 address in an IPv4-mapped IPv6 address (RFC 4291, 2.5.5.2).
 const MAPPED: u8 = 96;
 
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
-    /// IPv4
     V4,
-    /// IPv6
     V6,
 }
 
 impl Family {
-    /// Both, in the order of their numbers.
+    /// Both families, in the order of their numbers.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-    /// The family of a network.
+    /// Returns the family of a network.
     pub const fn of(network: IpNet) -> Self {
         match network {
             IpNet::V4(_) => Self::V4,
@@ -30,7 +28,7 @@ impl Family {
         }
     }
 
-    /// The word for it.
+    /// The name in metrics and messages.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::V4 => "ipv4",
@@ -50,37 +48,28 @@ impl Family {
 /// A text that is neither an address nor a network.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidAddress {
-    /// Not an address at all.
     #[error(
         "{0:?} is neither an address nor a network; write 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32"
     )]
     Unreadable(String),
-    /// An address, and behind it no length of a network.
+    /// An address with an invalid prefix length.
     #[error(
-        "{text:?} needs a prefix length from 0 to {longest} behind its \"/\", such as 192.0.2.0/24 or 2001:db8::/32"
+        "{text:?} needs a prefix length from 0 to {longest} after the \"/\", such as 192.0.2.0/24 or 2001:db8::/32"
     )]
     Length {
-        /// What was written.
         text: String,
-        /// The greatest there is.
+        /// The greatest prefix length.
         longest: u8,
     },
-    /// An address within a network, with the network's length.
+    /// An address in a network, with the prefix length of the network.
     #[error(
-        "{text:?} has bits set behind its prefix length; did you mean the network {network} or the address {address}?"
+        "{text:?} has bits set after its prefix length; did you mean the network {network} or the address {address}?"
     )]
-    HostBits {
-        /// What was written.
-        text: String,
-        /// The network around it.
-        network: IpNet,
-        /// The address in it.
-        address: IpAddr,
-    },
+    HostBits { text: String, network: IpNet, address: IpAddr },
 }
 
-/// Reads an address, or a network in CIDR notation. What is IPv4 written as IPv6 (`::ffff:192.0.2.7`) is
-/// IPv4: so it comes over the wire.
+/// Parses an address, or a network in CIDR notation. An IPv4-mapped IPv6 address (`::ffff:192.0.2.7`) becomes
+/// IPv4, because its packets are IPv4.
 pub fn parse_network(text: &str) -> Result<IpNet, InvalidAddress> {
     let trimmed = text.trim();
     if let Ok(address) = trimmed.parse::<IpAddr>() {
@@ -116,7 +105,7 @@ fn unmapped(network: IpNet) -> IpNet {
     }
 }
 
-/// A network as people read it: a single address without its length.
+/// Shows a network, and a single address without its prefix length.
 pub fn show_network(network: &IpNet) -> String {
     if network.prefix_len() == network.max_prefix_len() {
         network.addr().to_string()
@@ -125,7 +114,7 @@ pub fn show_network(network: &IpNet) -> String {
     }
 }
 
-/// Whether two networks have an address in common.
+/// Returns whether two networks have an address in common.
 pub fn overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
 }
@@ -151,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_and_networks_are_read_and_shown() {
+    fn addresses_and_networks_are_parsed_and_shown() {
         for (text, shown) in [
             ("192.0.2.7", "192.0.2.7"),
             (" 192.0.2.7/32 ", "192.0.2.7"),
@@ -169,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_meant_is_refused_with_the_text_that_was_wrong() {
+    fn error_quotes_the_invalid_text() {
         for bad in ["", "scanner", "192.0.2", "192.0.2.7/33", "192.0.2.7 192.0.2.8", "10.0.0.1-9"] {
             let error = parse_network(bad).unwrap_err().to_string();
             assert!(error.contains(&format!("{bad:?}")), "{error}");

@@ -1,48 +1,51 @@
-//! The rules a scan can break, and how each is told to people.
+//! The rules that a scan can exceed, and the sentence for each.
 //!
-//! Pure. Owns the words; the numbers stand where each rule is applied.
+//! Pure. Owns the words. The thresholds belong to the code that applies a rule.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::clock::HumanDuration;
+use crate::types::HumanDuration;
 
-/// A rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rule {
-    /// Too many ports tried by one source.
+    /// One source tried too many ports.
     #[default]
     Ports,
-    /// Too many ports of one host tried by one source.
+    /// One source tried too many ports of one host.
     PortsOfHost,
-    /// Too many ports of one host at which one source failed.
+    /// One source failed on too many ports of one host.
     FailedPorts,
-    /// Too many ports of one host tried by one source in vain, or only to see whether they are open.
-    SoundedPorts,
-    /// Segments that belong to no connection sent to too many ports of one host.
-    StrayPorts,
-    /// Too many hosts at which one source failed on the same port.
+    /// One source failed on, or connected without data to, too many ports of one host. The database contains
+    /// the name of an earlier version.
+    #[serde(rename = "sounded-ports")]
+    ConnectScan,
+    /// One source sent segments that belong to no connection to too many ports of one host. The database
+    /// contains the name of an earlier version.
+    #[serde(rename = "stray-ports")]
+    OutOfState,
+    /// One source failed on the same port of too many hosts.
     FailedHosts,
-    /// Very many ports of one host tried by one source, whatever came of it. Reported only.
+    /// One source tried very many ports of one host, whatever the outcome. Reported only.
     ManyPorts,
-    /// Too many ports of one host at which many sources, each with a few, failed. Reported only.
+    /// Many sources with a few ports each failed on too many ports of one host. Reported only.
     ManySources,
 }
 
 impl Rule {
-    /// Whether its breaker is blocked: some rules honest hosts may break.
+    /// Whether tcptracker blocks the source. Honest hosts may exceed some rules.
     pub const fn blocks(self) -> bool {
         !matches!(self, Self::ManyPorts | Self::ManySources)
     }
 
-    /// Whether it counts what became of probes.
+    /// Whether the rule depends on the outcome of probes.
     pub const fn looks_at_outcomes(self) -> bool {
         !matches!(self, Self::Ports | Self::PortsOfHost)
     }
 
-    /// The rule in words, for a threshold that was exceeded within a span.
+    /// The rule in words, with the threshold that was exceeded within a span.
     pub fn sentence(self, threshold: usize, span: Duration) -> String {
         let span = HumanDuration(span);
         match self {
@@ -53,25 +56,46 @@ impl Rule {
             Self::FailedPorts => {
                 format!("more than {threshold} failed ports of one host in {span} from one source")
             }
-            Self::SoundedPorts => format!(
-                "more than {threshold} ports of one host, failed or left unused, in {span} from \
-                 one source"
-            ),
-            Self::StrayPorts => format!(
-                "segments of no connection to more than {threshold} ports of one host in {span} \
+            Self::ConnectScan => format!(
+                "more than {threshold} ports of one host, failed or connected without data, in {span} \
                  from one source"
+            ),
+            Self::OutOfState => format!(
+                "more than {threshold} ports of one host in {span} from one source, by segments \
+                 outside any connection"
             ),
             Self::FailedHosts => {
                 format!("more than {threshold} failed hosts on one port in {span} from one source")
             }
             Self::ManyPorts => format!(
-                "more than {threshold} ports of one host in {span} from one source, whatever came \
-                 of it; only reported"
+                "more than {threshold} ports of one host in {span} from one source, whatever the \
+                 outcome; only reported"
             ),
             Self::ManySources => format!(
-                "more than {threshold} failed ports of one host in {span}, from many sources with \
-                 a few each; only reported"
+                "more than {threshold} failed ports of one host in {span} from many sources with a \
+                 few ports each; only reported"
             ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn database_names_of_rules_stay() {
+        for (rule, name) in [
+            (Rule::Ports, "ports"),
+            (Rule::PortsOfHost, "ports-of-host"),
+            (Rule::FailedPorts, "failed-ports"),
+            (Rule::ConnectScan, "sounded-ports"),
+            (Rule::OutOfState, "stray-ports"),
+            (Rule::FailedHosts, "failed-hosts"),
+            (Rule::ManyPorts, "many-ports"),
+            (Rule::ManySources, "many-sources"),
+        ] {
+            assert_eq!(serde_json::to_value(rule).unwrap(), name);
         }
     }
 }

@@ -1,6 +1,6 @@
-//! A port scan: what the detector reports, and everybody else reads.
+//! A port scan, as the detector reports it.
 //!
-//! Holds no behaviour beyond what the words mean.
+//! Pure. Plain records without behaviour.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -8,29 +8,25 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::types::clock::Moment;
-use crate::types::rule::Rule;
-use crate::types::segment::{Outcome, Port};
+use crate::types::{Moment, Outcome, Port, Rule};
 
-/// What kind of scan it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ScanKind {
-    /// Many ports by ordinary connection attempts.
+    /// One source tries many ports with ordinary connection attempts.
     Vertical,
-    /// Many ports, and at least one of them by a segment no honest client sends.
+    /// One source tries many ports, at least one of them with a segment that no honest client sends.
     Stealth,
-    /// One port of many hosts.
+    /// One source tries one port of many hosts (a horizontal scan).
     Sweep,
-    /// Many ports, by many sources with a few each.
+    /// Many sources try many ports, each source a few of them.
     Distributed,
 }
 
 impl ScanKind {
-    /// All kinds, in the order of their numbers.
+    /// All kinds, in the order of the enum.
     pub const ALL: [Self; 4] = [Self::Vertical, Self::Stealth, Self::Sweep, Self::Distributed];
 
-    /// The word for it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Vertical => "vertical",
@@ -41,68 +37,67 @@ impl ScanKind {
     }
 }
 
-/// A source that tried more ports than the rule allows.
+/// How many decoys a scan names at most.
+pub const DECOYS_NAMED: usize = 16;
+
+/// A source that exceeded a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scan {
-    /// Who: an address, or for IPv6 a network.
+    /// An address, or for IPv6 a network.
     pub source: IpNet,
-    /// The address the last probe came from.
+    /// The address that sent the last probe.
     pub address: IpAddr,
-    /// The host the last probe was for.
+    /// The host that the last probe was sent to.
     pub destination: IpAddr,
-    /// What kind of scan.
     pub kind: ScanKind,
-    /// The ports that make it one, in the order they were tried.
+    /// The ports that exceed the rule, in the order of their last attempts.
     pub attempts: Vec<Attempt>,
     /// When the last probe was captured.
     pub moment: Moment,
-    /// The source's probes since it was first remembered, this one included.
+    /// How many probes the source has sent since the detector first remembered it, including the last one.
     pub probes: u64,
-    /// The rule it broke.
     pub rule: Rule,
-    /// The threshold it exceeded.
+    /// The source tried more than this many ports or hosts ...
     pub threshold: usize,
-    /// Within this span.
+    /// ... within this time.
     pub span: Duration,
-    /// The same source was reported a window ago and has gone on since.
+    /// The source was reported one window ago and has continued since.
     pub continued: bool,
-    /// Others that tried the same first ports at the same time: then most of them, and perhaps this
-    /// one, are decoys. At most [`DECOYS_NAMED`].
+    /// Other sources that tried the same first ports at the same time. Then most of them, and perhaps this
+    /// source, are decoys. At most [`DECOYS_NAMED`].
     pub others: Vec<IpAddr>,
 }
 
 impl Scan {
-    /// The ports alone.
+    /// The ports without times and outcomes.
     pub fn ports(&self) -> Vec<Port> {
         self.attempts.iter().map(|attempt| attempt.port).collect()
     }
 
-    /// Whether its source may be a decoy, forged by somebody else.
+    /// Whether the source may be a decoy, forged by another host.
     pub fn may_be_decoy(&self) -> bool {
         !self.others.is_empty()
     }
 }
 
-/// A port and when it was last tried.
+/// The last attempt at a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
-    /// The port.
     pub port: Port,
-    /// When it was last tried.
     pub moment: Moment,
-    /// What became of it, where the rule looks at that.
+    /// Unknown if the rule does not depend on outcomes.
     #[serde(default, skip_serializing_if = "Outcome::is_unknown")]
     pub outcome: Outcome,
 }
 
 impl Attempt {
-    /// An attempt at a port of whose outcome nothing is known.
+    /// An attempt of unknown outcome.
     pub const fn at(port: Port, moment: Moment) -> Self {
         Self { port, moment, outcome: Outcome::Unknown }
     }
 
-    /// The port, and what became of it if that is known.
-    pub fn told(&self) -> String {
+    /// The port, with its outcome if that is known.
+    pub fn describe(&self) -> String {
         match self.outcome {
             Outcome::Unknown => self.port.to_string(),
             outcome => format!("{} {}", self.port, outcome.as_str()),
@@ -110,17 +105,16 @@ impl Attempt {
     }
 }
 
-/// A scan in sum.
+/// The summary of a scan that is over, or has run for a minute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// Who.
     pub source: IpNet,
-    /// Distinct ports tried.
+    /// Distinct ports.
     pub ports: u32,
-    /// Probes, those of the same port included.
+    /// Probes, including those of repeated ports.
     pub probes: u64,
-    /// From the first to the last of them.
+    /// The time from the first probe to the last one.
     pub length: Duration,
-    /// It was summed up though it has not fallen silent.
+    /// The scan continues.
     pub goes_on: bool,
 }

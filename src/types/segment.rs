@@ -1,13 +1,13 @@
-//! The unit of work: one attempt to open, or to sound out, a TCP port.
+//! A TCP segment, as capture and detector see it.
 //!
-//! Owns the words capture and detector share. Holds no behaviour beyond what the words mean.
+//! Pure. Owns the vocabulary of segments: kinds, directions and outcomes. Performs no I/O.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::clock::Moment;
+use crate::types::Moment;
 
 /// A TCP port.
 #[derive(
@@ -21,22 +21,21 @@ impl fmt::Display for Port {
     }
 }
 
-/// Which way a probe goes.
+/// The direction of a segment, seen from this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// To one of this host's addresses.
+    /// To an address of this host.
     Inbound,
-    /// Through this host, to somebody behind it.
+    /// Through this host, to another host.
     Forwarded,
-    /// From one of this host's addresses.
+    /// From an address of this host.
     Outbound,
 }
 
 impl Direction {
-    /// All directions, in the order of their numbers.
+    /// All directions, in the order of the enum.
     pub const ALL: [Self; 3] = [Self::Inbound, Self::Forwarded, Self::Outbound];
 
-    /// The word for it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Inbound => "inbound",
@@ -46,57 +45,53 @@ impl Direction {
     }
 }
 
-/// A segment that asks something of a port before any connection exists.
+/// A segment that opens or ends a connection, or that belongs to none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// When the kernel captured it.
+    /// When the kernel captured the segment.
     pub moment: Moment,
-    /// Who sent it, if the address is not forged.
+    /// The sender, which may be forged.
     pub source: IpAddr,
-    /// The host it is for: this one, or one behind it.
     pub destination: IpAddr,
-    /// The port it came from.
     pub source_port: Port,
-    /// The port it asks about.
+    /// The destination port.
     pub port: Port,
-    /// What kind of question it is.
     pub kind: SegmentKind,
-    /// The lowest byte of its sequence number: it tells whether anything was sent meanwhile.
+    /// The lowest byte of the sequence number. It shows whether the sender has sent data.
     pub sequence: u8,
-    /// The lowest byte of the number it acknowledges: likewise, whether anything was received.
+    /// The lowest byte of the acknowledgement number. It shows whether the sender has received data.
     pub acknowledged: u8,
-    /// It has fewer TCP options than any operating system gives a connection of its own, twelve bytes or
-    /// more: a program has made it up.
+    /// The segment has fewer than 12 bytes of TCP options. Every operating system adds at least that many, so
+    /// a program has crafted the segment.
     pub crafted: bool,
 }
 
-/// What a probe's flags make of it.
+/// The kind of a segment, which follows from its flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SegmentKind {
-    /// SYN without ACK: what every connection starts with. Other flags beside it (ECN, FIN) do not
-    /// matter.
+    /// SYN without ACK, which opens every connection. Other flags (ECN, FIN) do not matter.
     Syn,
-    /// FIN alone: no client sends it first; a closed port answers RST (RFC 9293, 3.10.7.1).
+    /// FIN alone. No client sends it first. A closed port replies with RST (RFC 9293, 3.10.7.1).
     Fin,
-    /// No flag at all, likewise.
+    /// No flag. No client sends it. A closed port replies with RST.
     Null,
-    /// FIN, PSH and URG, likewise.
+    /// FIN, PSH and URG. No client sends it. A closed port replies with RST.
     Xmas,
-    /// A first fragment too short to hold its flags. No sender needs one: the least MTU holds a
-    /// whole header (RFC 1858 calls it the tiny fragment attack).
+    /// A first fragment that is too short for the flags. No sender needs one, because the smallest MTU has
+    /// room for a whole header (RFC 1858: the tiny fragment attack).
     Fragment,
-    /// SYN and ACK: what an open port answers. This and the following are no probes; they are captured
-    /// only where outcomes count, and tell what became of one.
+    /// SYN and ACK, the reply of an open port. This kind and the kinds below are not probes. They show the
+    /// outcome of a probe, and are captured only if outcomes count.
     SynAck,
-    /// RST alone: what a port answers to a segment of no connection, and a scanner's kernel to the answer
-    /// it did not ask for.
+    /// RST alone: the reply to a segment of no connection, and the reply of a scanner's kernel to a SYN-ACK
+    /// that it did not ask for.
     Reset,
-    /// RST and ACK: what a closed port answers to a SYN, and how a connection is broken off.
+    /// RST and ACK: the reply of a closed port to a SYN, and the end of an aborted connection.
     ResetAck,
-    /// FIN and ACK: how a connection is ended.
+    /// FIN and ACK: the end of a connection.
     FinAck,
-    /// No segment: an ICMP message which says that one did not get to its port. It stands as if the port had
-    /// sent it, with the sequence number of the segment.
+    /// An ICMP message that a segment did not reach its port. The record looks as if the port had sent it,
+    /// with the sequence number of the segment.
     Unreachable,
 }
 
@@ -107,10 +102,10 @@ impl SegmentKind {
     const PSH: u8 = 0x08;
     const ACK: u8 = 0x10;
     const URG: u8 = 0x20;
-    /// All but the two ECN bits, which any sender may set on a SYN (RFC 3168).
+    /// All flags except the two ECN bits, which any sender may set on a SYN (RFC 3168).
     const WITHOUT_ECN: u8 = 0x3f;
 
-    /// The kind of probe with these TCP flags (byte 13 of the header), if it is one.
+    /// The kind of the probe with these TCP flags (byte 13 of the header). Nothing if it is no probe.
     pub const fn of_flags(flags: u8) -> Option<Self> {
         const XMAS: u8 = SegmentKind::FIN | SegmentKind::PSH | SegmentKind::URG;
         if flags & (Self::SYN | Self::ACK) == Self::SYN {
@@ -124,7 +119,7 @@ impl SegmentKind {
         }
     }
 
-    /// Likewise, and what tells of a probe's outcome.
+    /// The kind of the segment with these TCP flags, if it is a probe or shows the outcome of one.
     pub const fn of_flags_with_outcomes(flags: u8) -> Option<Self> {
         const FIN_ACK: u8 = SegmentKind::FIN | SegmentKind::ACK;
         if let Some(probe) = Self::of_flags(flags) {
@@ -139,7 +134,7 @@ impl SegmentKind {
         if flags & FIN_ACK == FIN_ACK { Some(Self::FinAck) } else { None }
     }
 
-    /// Whether this asks something, rather than tells what became of a question.
+    /// Whether this is a probe. Every other kind shows the outcome of a probe.
     pub const fn is_probe(self) -> bool {
         !matches!(
             self,
@@ -147,36 +142,35 @@ impl SegmentKind {
         )
     }
 
-    /// Whether this is part of an ordinary connection rather than a stealth probe.
+    /// Whether ordinary connections contain this kind. The other kinds are stealth probes.
     pub const fn is_ordinary(self) -> bool {
         self.opens_connection() || !self.is_probe()
     }
 
-    /// Whether this is an ordinary connection attempt rather than a stealth probe.
+    /// Whether this is an ordinary connection attempt.
     pub const fn opens_connection(self) -> bool {
         matches!(self, Self::Syn)
     }
 }
 
-/// What became of a probe.
+/// The outcome of a probe.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// Nobody looked, or it could not be seen.
+    /// Not determined, or not visible.
     #[default]
     Unknown,
-    /// The port is open, and the connection came about.
+    /// The port is open, and the connection was established.
     Answered,
-    /// The port is closed, and the host or a firewall said so.
+    /// The host or a firewall has refused the connection.
     Refused,
-    /// Nobody said anything.
+    /// No reply arrived in time.
     Unanswered,
-    /// The port is open, and the connection was left without being completed.
+    /// The port is open, and the client did not complete the handshake.
     HalfOpen,
 }
 
 impl Outcome {
-    /// The word for it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Unknown => "unknown",
@@ -187,7 +181,7 @@ impl Outcome {
         }
     }
 
-    /// Whether there is nothing to say about it.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
     pub fn is_unknown(&self) -> bool {
         *self == Self::Unknown
     }
@@ -198,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flags_make_the_kind() {
+    fn flags_determine_the_kind() {
         for (flags, kind) in [
             (0x02, Some(SegmentKind::Syn)),
             (0xc2, Some(SegmentKind::Syn)),

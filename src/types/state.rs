@@ -1,23 +1,22 @@
-//! The state of the service in one word.
+//! The state of the service, as users see it.
+//!
+//! Pure. Plain records.
 
 use std::fmt;
 
-/// How the service is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Scanners are blocked.
     Enforcing,
-    /// Scanners are reported only, as configured.
+    /// Scanners are only reported, as configured.
     Observing,
-    /// Something does not work as it should.
+    /// Something does not work.
     Degraded,
 }
 
 impl State {
-    /// All states, in the order of their numbers.
+    /// All states, in the order of their discriminants.
     pub const ALL: [Self; 3] = [Self::Enforcing, Self::Observing, Self::Degraded];
 
-    /// The word for it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Enforcing => "enforcing",
@@ -30,5 +29,42 @@ impl State {
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+/// The figures of one address family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FamilyFigures {
+    /// Networks to be blocked.
+    pub blocked: u32,
+    /// Networks blocked in the kernel, as of the last check.
+    pub enforced: u32,
+    /// Packets that the kernel dropped since the start, as of the last check.
+    pub dropped_packets: u64,
+}
+
+/// The condition of the service at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    pub state: State,
+    /// Why it is degraded.
+    pub reason: Option<String>,
+    /// The back end that holds the blocks; `none` in observe mode.
+    pub backend: &'static str,
+    /// IPv4 and IPv6, in the order of `Family::ALL`.
+    pub families: [FamilyFigures; 2],
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        let families = [FamilyFigures::default(); 2];
+        Self { state: State::Enforcing, reason: None, backend: "none", families }
+    }
+}
+
+impl Status {
+    /// Returns how many networks of both families are to be blocked.
+    pub fn blocked(&self) -> u32 {
+        self.families.iter().map(|figures| figures.blocked).sum()
     }
 }

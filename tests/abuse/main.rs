@@ -23,6 +23,8 @@
 mod bus;
 #[path = "../e2e/disk.rs"]
 mod disk;
+#[path = "../e2e/fake_service.rs"]
+mod fake_service;
 #[path = "../e2e/frames.rs"]
 mod frames;
 #[path = "../e2e/kernel.rs"]

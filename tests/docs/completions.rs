@@ -1,4 +1,4 @@
-//! Shell completions: clap's output, extended by the names of interfaces and the blocked addresses.
+//! Shell completions: clap's output, extended by interfaces, running instances and blocked addresses.
 
 use clap_complete::Shell;
 
@@ -15,6 +15,11 @@ _tcptracker_interfaces() {
     # No files, where there is nothing else.
     compopt +o default +o bashdefault 2>/dev/null
     COMPREPLY=( $(compgen -W "any $(command ls /sys/class/net 2>/dev/null)" -- "${cur}") )
+}
+
+_tcptracker_instances() {
+    compopt +o default +o bashdefault 2>/dev/null
+    COMPREPLY=( $(compgen -W "$(INSTANCES)" -- "${cur}") )
 }
 
 _tcptracker_blocked() {
@@ -35,6 +40,12 @@ _tcptracker_interfaces() {
     local -a names; names=(any /sys/class/net/*(N:t))
     compadd -a names
 }
+(( $+functions[_tcptracker_instances] )) ||
+_tcptracker_instances() {
+    local -a names
+    names=(${(f)"$(INSTANCES)"})
+    compadd -a names
+}
 (( $+functions[_tcptracker_blocked] )) ||
 _tcptracker_blocked() {
     local -a addresses
@@ -49,10 +60,22 @@ function __fish_tcptracker_interfaces
     string replace -r '.*/' '' /sys/class/net/*
 end
 
+function __fish_tcptracker_instances
+    INSTANCES
+end
+
 function __fish_tcptracker_blocked
     command tcptracker list 2>/dev/null | awk -F\t '{ print $(NF - 4) }'
 end
 ";
+
+/// Prints the running instances, one per line: the outer keys of `stats --json`. Stands for INSTANCES in
+/// the functions.
+const INSTANCES: &str =
+    r#"command tcptracker stats --json 2>/dev/null | sed -n 's/^  "\(.*\)": {$/\1/p'"#;
+
+/// Commands whose `--interface` need not be a running instance.
+const TAKES_ANY_INTERFACE: [&str; 2] = ["run", "config"];
 
 /// Commands whose argument is a blocked address.
 const TAKES_BLOCKED_ADDRESS: [&str; 2] = ["unblock", "why"];
@@ -63,12 +86,37 @@ pub(crate) fn script(shell: Shell) -> String {
     let text = String::from_utf8(text).unwrap();
     // Some generators write trailing blanks.
     let text: String = text.lines().map(|line| format!("{}\n", line.trim_end())).collect();
-    match shell {
+    let text = match shell {
         Shell::Bash => bash(text),
-        Shell::Zsh => zsh(&text),
+        Shell::Zsh => zsh(text),
         Shell::Fish => fish(&text),
         other => panic!("no completions for {other}"),
-    }
+    };
+    text.replace("INSTANCES", INSTANCES)
+}
+
+/// Returns the commands with an option `--interface`, and the completion function for it.
+fn takes_interface() -> Vec<(String, &'static str)> {
+    let command = tcptracker::cli::command();
+    let with_option = command.get_subcommands().filter(|command| {
+        command.get_arguments().any(|argument| argument.get_long() == Some("interface"))
+    });
+    let names = with_option.map(|command| command.get_name().to_owned());
+    names
+        .map(|name| {
+            let takes_any = TAKES_ANY_INTERFACE.contains(&name.as_str());
+            (name, if takes_any { "interfaces" } else { "instances" })
+        })
+        .collect()
+}
+
+/// Replaces `from` within the part of the text from `begin` to `end`.
+#[track_caller]
+fn replaced_within(text: &mut String, begin: &str, end: &str, from: &str, to: &str) {
+    let at = text.find(begin).unwrap_or_else(|| panic!("no {begin:?}"));
+    let length = text[at..].find(end).unwrap_or_else(|| panic!("no {end:?} after {begin:?}"));
+    let part = replaced(&text[at..at + length], from, to);
+    text.replace_range(at..at + length, &part);
 }
 
 /// Replaces `from` and fails if the text does not contain it.
@@ -79,9 +127,13 @@ fn replaced(text: &str, from: &str, to: &str) -> String {
 }
 
 fn bash(mut text: String) -> String {
-    for option in ["-i)", "--interface)"] {
-        let ours = format!("{option}\n                    _tcptracker_interfaces\n");
-        text = replaced(&text, &format!("{option}{BASH_UNKNOWN}"), &ours);
+    for (command, kind) in takes_interface() {
+        let begin = format!("        tcptracker__subcmd__{command})\n");
+        for option in ["-i)", "--interface)"] {
+            let ours = format!("{option}\n                    _tcptracker_{kind}\n");
+            let theirs = format!("{option}{BASH_UNKNOWN}");
+            replaced_within(&mut text, &begin, "\n            ;;\n", &theirs, &ours);
+        }
     }
     for command in TAKES_BLOCKED_ADDRESS {
         let begin = format!("        tcptracker__subcmd__{command})\n");
@@ -92,14 +144,15 @@ fn bash(mut text: String) -> String {
     text + BASH_FUNCTIONS
 }
 
-fn zsh(text: &str) -> String {
-    let mut text = replaced(text, "]:INTERFACE:' \\\n", "]:INTERFACE:_tcptracker_interfaces' \\\n");
+fn zsh(mut text: String) -> String {
+    for (command, kind) in takes_interface() {
+        let ours = format!("]:INTERFACE:_tcptracker_{kind}' \\\n");
+        let begin = format!("({command})\n");
+        replaced_within(&mut text, &begin, "\n;;\n", "]:INTERFACE:' \\\n", &ours);
+    }
     for command in TAKES_BLOCKED_ADDRESS {
-        let begin = text.find(&format!("\n({command})\n")).unwrap();
-        let length = text[begin..].find("\n;;\n").unwrap();
-        let of_command = &text[begin..begin + length];
-        let ours = replaced(of_command, "192.0.2.0/24:'", "192.0.2.0/24:_tcptracker_blocked'");
-        text.replace_range(begin..begin + length, &ours);
+        let (theirs, ours) = ("192.0.2.0/24:'", "192.0.2.0/24:_tcptracker_blocked'");
+        replaced_within(&mut text, &format!("({command})\n"), "\n;;\n", theirs, ours);
     }
     let last = "\nif [ \"$funcstack[1]\" = \"_tcptracker\" ]; then\n";
     replaced(&text, last, &format!("{ZSH_FUNCTIONS}{last}"))
@@ -113,7 +166,12 @@ fn fish(text: &str) -> String {
         completed.push_str(line);
         if line.contains(" -l interface ") {
             assert!(line.ends_with(" -r -f"), "clap_complete has changed its output: {line}");
-            completed.push_str(" -a \"(__fish_tcptracker_interfaces)\"");
+            let takes = takes_interface();
+            let (_, kind) = takes
+                .iter()
+                .find(|(command, _)| line.contains(&format!("using_subcommand {command}\"")))
+                .unwrap_or_else(|| panic!("clap_complete has changed its output: {line}"));
+            completed.push_str(&format!(" -a \"(__fish_tcptracker_{kind})\""));
         }
         completed.push('\n');
     }

@@ -7,7 +7,7 @@ use tcptracker::internals::{KEYS, Key, SECTIONS};
 
 use crate::roff::{bold, broken, capital, italic, marked, plain, title};
 
-pub(crate) const README_HEADING: &str = "| key | default | meaning |\n";
+pub(crate) const README_HEADING: &str = "| key | default | values | meaning |\n";
 
 /// The line width of comments.
 const WIDTH: usize = 80;
@@ -27,10 +27,11 @@ fn keys_of(section: &str) -> impl Iterator<Item = (&'static Key, &'static str)> 
 
 pub(crate) fn readme_table() -> String {
     let defaults = defaults();
-    let rows = KEYS
-        .iter()
-        .map(|key| format!("| `{}` | `{}` | {} |\n", key.name, defaults[key.name], key.meaning));
-    format!("{README_HEADING}|---|---|---|\n{}", rows.collect::<String>())
+    let rows = KEYS.iter().map(|key| {
+        let default = &defaults[key.name];
+        format!("| `{}` | `{default}` | {} | {} |\n", key.name, key.expected, key.meaning)
+    });
+    format!("{README_HEADING}|---|---|---|---|\n{}", rows.collect::<String>())
 }
 
 pub(crate) fn default_file() -> String {

@@ -8,20 +8,25 @@ use tempfile::TempDir;
 use crate::generated;
 
 /// A command line before Tab, and the expected completion.
-const TYPED: [(&str, &str); 8] = [
+const TYPED: [(&str, &str); 12] = [
     ("tcptracker bl", "block"),
     ("tcptracker list --js", "--json"),
     ("tcptracker replay --preset ba", "balanced"),
     ("tcptracker run -i an", "any"),
-    ("tcptracker why -i an", "any"),
+    ("tcptracker config -i an", "any"),
+    ("tcptracker why -i wg", "wg-0"),
+    ("tcptracker reload --interface wg", "wg-0"),
+    ("tcptracker unblock -i wg", "wg-0"),
+    ("tcptracker unblock 192.0.2.1 2001:db8:", "2001:db8::7"),
     ("tcptracker unblock 192", "192.0.2.7"),
     ("tcptracker why 2001:db8:", "2001:db8::7"),
     ("tcptracker help rel", "reload"),
 ];
 
-/// A fake `tcptracker list` with one blocked address on each of two instances.
+/// A fake tcptracker with one blocked address on each of two instances, and statistics of another one.
 const LIST: &str = "#!/bin/sh\n\
-                    printf 'eth0\\t192.0.2.7\\t2026-01-01T00:00:00Z\\tunblocked\\t-\\tby hand\\n'\n\
+                    [ $1 = stats ] && printf '{\\n  \"wg-0\": {\\n    \"scans\": 1\\n  }\\n}\\n' && exit\n\
+                    printf 'eth0\\t192.0.2.7\\t2026-01-01T00:00:00Z\\tunblocked\\t-\\tmanual\\n'\n\
                     printf 'eth1\\t2001:db8::7\\t2026-01-01T00:00:00Z\\tunblocked\\t-\\t\\n'\n";
 
 /// The generated files, in a directory of their own.

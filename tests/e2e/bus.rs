@@ -324,6 +324,9 @@ fn configuration(address: &str) -> String {
     <!-- Copied from polkit's own policy. -->
     <allow own="org.freedesktop.PolicyKit1"/>
     <allow send_destination="org.freedesktop.PolicyKit1"/>
+    <!-- For the fake systemd. -->
+    <allow own="org.freedesktop.systemd1"/>
+    <allow send_destination="org.freedesktop.systemd1"/>
   </policy>
   <policy user="root">
     <allow send_destination="org.freedesktop.DBus"

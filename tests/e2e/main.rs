@@ -15,6 +15,8 @@ mod bus;
 mod bus_client;
 mod clients;
 mod disk;
+mod fake_service;
+mod fake_systemd;
 mod files;
 mod flood;
 mod frames;

@@ -2,18 +2,17 @@
 
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
 
 use zbus::interface;
 
 use crate::bus::Bus;
+use crate::fake_service::FakeService;
 use crate::tools::TIMEOUT;
 
 /// A polkit that never answers. Disconnects from the bus on drop.
 pub struct UnresponsivePolkit {
     requests: Receiver<()>,
-    stop: Option<async_channel::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    _service: FakeService,
 }
 
 struct Authority(Mutex<Sender<()>>);
@@ -37,29 +36,13 @@ impl Authority {
 impl UnresponsivePolkit {
     pub fn on(bus: &Bus) -> Self {
         let (sender, requests) = channel();
-        let (stop, stopped) = async_channel::bounded::<()>(1);
-        let (signal_ready, ready) = channel();
-        let address = bus.address().to_owned();
-        let thread = std::thread::spawn(move || {
-            zbus::block_on(async {
-                let connection = zbus::connection::Builder::address(address.as_str())
-                    .serve_at(
-                        "/org/freedesktop/PolicyKit1/Authority",
-                        Authority(Mutex::new(sender)),
-                    )
-                    .name("org.freedesktop.PolicyKit1")
-                    .build()
-                    .await;
-                let connection = connection.unwrap();
-                signal_ready.send(()).unwrap();
-                // Returns an error when `stop` is dropped.
-                let _ = stopped.recv().await;
-                // Pending calls would keep the connection open.
-                let _ = connection.close().await;
-            });
+        let service = FakeService::start(bus, |builder| {
+            let authority = Authority(Mutex::new(sender));
+            builder
+                .serve_at("/org/freedesktop/PolicyKit1/Authority", authority)
+                .name("org.freedesktop.PolicyKit1")
         });
-        ready.recv_timeout(TIMEOUT).unwrap();
-        Self { requests, stop: Some(stop), thread: Some(thread) }
+        Self { requests, _service: service }
     }
 
     /// Waits for this number of authorization requests.
@@ -68,12 +51,5 @@ impl UnresponsivePolkit {
         for _ in 0..count {
             self.requests.recv_timeout(TIMEOUT).expect("an authorization request");
         }
-    }
-}
-
-impl Drop for UnresponsivePolkit {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        let _ = self.thread.take().map(JoinHandle::join);
     }
 }

@@ -15,6 +15,24 @@ fn is_id(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
+/// Returns the fields that a log call sets in every case. They end at the text, which begins a line or
+/// follows on the same line.
+fn fields_of(call: &str) -> Fields<'_> {
+    let mut lines = call.split_inclusive('\n');
+    let first = lines.next().unwrap();
+    let end = first.find(" \"").unwrap_or_else(|| {
+        let fields = lines.take_while(|line| !line.trim_start().starts_with('"'));
+        first.len() + fields.map(str::len).sum::<usize>()
+    });
+    call[..end]
+        .split("TCPTRACKER_")
+        .skip(1)
+        .filter_map(|field| field.split_once('='))
+        .filter(|(_, value)| !value.contains(".then(") && !value.contains(".map("))
+        .map(|(field, _)| field.trim())
+        .collect()
+}
+
 /// Returns every message ID in the code with the fields that every such entry has.
 fn messages(code: &str) -> BTreeMap<&str, Fields<'_>> {
     let ids: BTreeMap<&str, &str> = code
@@ -25,25 +43,17 @@ fn messages(code: &str) -> BTreeMap<&str, Fields<'_>> {
         .collect();
     let mut messages: BTreeMap<&str, Fields> = BTreeMap::new();
     for call in code.split("MESSAGE_ID = id::").skip(1) {
-        let name = &call[..call.find(',').unwrap()];
-        // The fields end at the text, which begins a line or follows on the same line.
-        let mut lines = call.split_inclusive('\n');
-        let first = lines.next().unwrap();
-        let end = first.find(", \"").unwrap_or_else(|| {
-            let fields = lines.take_while(|line| !line.trim_start().starts_with('"'));
-            first.len() + fields.map(str::len).sum::<usize>()
-        });
-        let always: Fields = call[..end]
-            .split("TCPTRACKER_")
-            .skip(1)
-            .filter_map(|field| field.split_once('='))
-            .filter(|(_, value)| !value.contains(".then(") && !value.contains(".map("))
-            .map(|(field, _)| field.trim())
-            .collect();
+        let (name, rest) = call.split_once(',').unwrap();
+        let always = fields_of(rest);
         messages
             .entry(ids[name])
             .and_modify(|fields| fields.retain(|field| always.contains(field)))
             .or_insert(always);
+    }
+    // All warnings share one call, to which their IDs are passed.
+    let (_, call) = code.split_once("MESSAGE_ID = id,").unwrap();
+    for pair in code.split("(id::").skip(1) {
+        messages.insert(ids[pair.split_once(',').unwrap().0], fields_of(call));
     }
     assert_eq!(messages.keys().copied().collect::<BTreeSet<_>>(), ids.values().copied().collect());
     messages

@@ -1,30 +1,28 @@
-//! Who may change something: root, group `tcptracker`, and whomever polkit authorises.
+//! Authorization: root, members of group `tcptracker`, and users that polkit authorizes may change blocks.
 //!
-//! Owns the question and the answer's words. Nothing here waits on a thread: a person who types a password
-//! holds up his own call only.
+//! Owns the decision and the texts of refusals. Must never block the bus thread: a user who types a password
+//! delays only their own call.
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use zbus::message::{Flags, Header};
 use zbus::names::UniqueName;
 use zbus::{Connection, OwnedVariant, Variant, fdo};
 
 use crate::api::dbus::error::Error;
-use crate::api::dbus::limiter::Limiter;
-use crate::handles::events::{EventSink, Reader};
-use crate::types::clock::Moment;
-use crate::types::event::{Event, Refusal, Request};
+use crate::handles::{EventSink, Reader};
+use crate::types::{Event, Moment, RateLimit, Refusal, Request};
 
-/// The group whose members may.
+/// The group whose members may make changes.
 const GROUP: &str = "tcptracker";
 
-/// Where local groups are listed (group(5)); sysusers puts ours there.
+/// The local groups (group(5)). sysusers adds ours.
 const GROUPS: &str = "/etc/group";
 
-/// What polkit is asked for.
+/// The polkit action.
 const ACTION: &str = "org.tcptracker.Tracker1.manage";
 
 const POLKIT: &str = "org.freedesktop.PolicyKit1";
@@ -32,125 +30,122 @@ const POLKIT: &str = "org.freedesktop.PolicyKit1";
 /// `CheckAuthorizationFlags`: polkit may ask for a password.
 const ALLOW_USER_INTERACTION: u32 = 1;
 
-/// No such group: the number that is nobody's (credentials(7)).
+/// The gid that no process has (credentials(7)).
 const NO_GROUP: u32 = u32::MAX;
 
-/// Refusals listed in the journal each second. Anybody can be refused as often as he likes, which must not
-/// push out what others have to tell.
+/// Refusals per second in the journal. Any user can cause refusals, which must not push out other entries.
 const REFUSALS: u32 = 10;
 
-/// Questions to polkit that each user may have open. It may be waiting for a password, as long as he likes,
-/// and the bus lets a service have 128 questions open in all (dbus-daemon(1), `max_replies_per_connection`).
-const QUESTIONS: usize = 8;
+/// Pending polkit requests per user. A request waits for a password without a time limit, and the bus
+/// allows a service 128 pending calls in total (dbus-daemon(1), `max_replies_per_connection`).
+const PENDING_PER_USER: usize = 8;
 
-/// Decides who may.
-#[derive(Clone)]
+/// Decides which callers may make changes.
 pub struct Authority {
-    group: Arc<AtomicU32>,
-    refusals: Arc<Mutex<Limiter>>,
-    /// Whose questions polkit has not answered yet, once for each.
-    asking: Arc<Mutex<Vec<u32>>>,
+    group: AtomicU32,
+    refusals: Mutex<RateLimit>,
+    /// The user of each pending polkit request.
+    pending: Mutex<Vec<u32>>,
     events: EventSink,
 }
 
 impl Authority {
-    /// Looks up the group; its name is not looked up for a caller, which could take long.
+    /// Looks up the group once, because a lookup for each caller could take long.
     pub fn new(events: EventSink) -> Self {
-        let refusals = Arc::new(Mutex::new(Limiter::new(REFUSALS)));
-        let (group, asking) = (Arc::new(AtomicU32::new(NO_GROUP)), Arc::default());
-        let authority = Self { group, refusals, asking, events };
+        let refusals = Mutex::new(RateLimit::per_second(REFUSALS));
+        let (group, pending) = (AtomicU32::new(NO_GROUP), Mutex::default());
+        let authority = Self { group, refusals, pending, events };
         authority.look_up_group();
         authority
     }
 
-    /// Looks the group up again: it may have been made meanwhile.
+    /// Looks up the group again. An administrator may have created it meanwhile.
     pub fn look_up_group(&self) {
         let listed = std::fs::read_to_string(Path::new(GROUPS)).unwrap_or_default();
-        self.group.store(number_of(GROUP, &listed).unwrap_or(NO_GROUP), Ordering::Relaxed);
+        self.group.store(find_gid(GROUP, &listed).unwrap_or(NO_GROUP), Ordering::Relaxed);
     }
 
-    /// The user who sent a message, provided he may do what he asks for. Who may not is told why, and so
-    /// is the journal.
-    pub async fn authorise(
+    /// Returns the user that sent a message if the user may make the change. A refusal goes to the caller
+    /// and to the journal.
+    pub async fn authorize(
         &self,
         connection: &Connection,
         header: &Header<'_>,
         request: Request,
     ) -> Result<u32, Error> {
         let sender = header.sender().ok_or(zbus::Error::MissingField)?;
-        let Caller { uid, groups } = Caller::ask_for(connection, sender).await?;
+        let Caller { uid, groups } = Caller::look_up(connection, sender).await?;
         if uid == 0 || groups.contains(&self.group.load(Ordering::Relaxed)) {
+            tracing::debug!("uid {uid}, {request:?}: allowed as root or member of the group");
             return Ok(uid);
         }
         let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
-        let asked = match self.question_by(uid) {
-            Some(_open) => ask_polkit(connection, sender, interactive).await,
+        let decision = match self.begin_request(uid) {
+            Some(_pending) => ask_polkit(connection, sender, interactive).await,
             None => Err(Denial::TooMany),
         };
-        let Err(refusal) = asked else { return Ok(uid) };
+        tracing::debug!("uid {uid}, {request:?}: polkit: {decision:?}");
+        let Err(denial) = decision else { return Ok(uid) };
         let now = Moment::now();
-        if self.refusals.lock().unwrap_or_else(PoisonError::into_inner).permits(now) {
-            let why = Refusal::NotAuthorized(refusal.to_string());
+        if self.refusals.lock().unwrap_or_else(PoisonError::into_inner).allow(now) {
+            let why = Refusal::NotAuthorized(denial.to_string());
             self.events.emit(Event::Refused { request, why, uid });
         } else {
             self.events.count_lost(Reader::Journal);
         }
-        Err(refusal.into())
+        Err(denial.into())
     }
 
-    /// A place among the open questions of a user, as long as it is held.
-    fn question_by(&self, uid: u32) -> Option<Question> {
-        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
-        if asking.iter().filter(|user| **user == uid).count() >= QUESTIONS {
+    /// Counts a polkit request of a user as pending. None if the user has too many.
+    fn begin_request(&self, uid: u32) -> Option<PendingRequest<'_>> {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        if pending.iter().filter(|user| **user == uid).count() >= PENDING_PER_USER {
             return None;
         }
-        asking.push(uid);
-        Some(Question { asking: Arc::clone(&self.asking), uid })
+        pending.push(uid);
+        Some(PendingRequest { pending: &self.pending, uid })
     }
 }
 
-/// An open question. Dropped, also if its caller's task is, there is room for another.
-struct Question {
-    asking: Arc<Mutex<Vec<u32>>>,
+/// A pending polkit request. Dropping it, also with the task of its caller, makes room for another.
+struct PendingRequest<'a> {
+    pending: &'a Mutex<Vec<u32>>,
     uid: u32,
 }
 
-impl Drop for Question {
+impl Drop for PendingRequest<'_> {
     fn drop(&mut self) {
-        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = asking.iter().position(|user| *user == self.uid) {
-            asking.swap_remove(at);
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = pending.iter().position(|user| *user == self.uid) {
+            pending.swap_remove(at);
         }
     }
 }
 
-/// Why somebody may not.
+/// Why a caller may not make a change.
 #[derive(Debug, thiserror::Error)]
 enum Denial {
-    #[error("only root and members of group {GROUP} may do this, as polkit is not running")]
+    #[error("only root and members of group {GROUP} may do this; polkit is not running")]
     NoPolkit,
-    #[error("polkit does not authorise it ({ACTION})")]
+    #[error("polkit does not authorize this user ({ACTION})")]
     Refused,
-    #[error("polkit would ask for a password ({ACTION}), which the caller does not allow")]
+    #[error("polkit requires a password ({ACTION}), and the client does not allow a prompt")]
     WouldAsk,
-    #[error("polkit has not answered {QUESTIONS} questions about this user yet")]
+    #[error("{PENDING_PER_USER} requests of this user are waiting for polkit")]
     TooMany,
-    #[error("polkit could not say whether this is allowed ({0})")]
+    #[error("polkit failed ({0})")]
     Unclear(zbus::Error),
 }
 
 impl Denial {
-    /// What the caller may do about it; the journal's readers need not know.
+    /// What the caller can do. The journal leaves this out.
     const fn advice(&self) -> &'static str {
         match self {
-            Self::NoPolkit | Self::Refused => {
+            Self::NoPolkit | Self::Refused | Self::WouldAsk => {
                 "use sudo, or add yourself to group tcptracker and log in again: \
                  sudo gpasswd -a $USER tcptracker"
             }
-            Self::WouldAsk => {
-                "use sudo, or a client that allows it, as `tcptracker` does on a terminal"
-            }
-            Self::TooMany => "give your password, or end what waits for it",
+            Self::TooMany => "enter the password, or end the waiting commands",
             Self::Unclear(_) => "use sudo",
         }
     }
@@ -167,14 +162,14 @@ impl From<Denial> for Error {
     }
 }
 
-/// A caller, as the bus knows him: it has asked the kernel when he connected.
+/// A caller. The bus asked the kernel for these numbers when the caller connected.
 struct Caller {
     uid: u32,
     groups: Vec<u32>,
 }
 
 impl Caller {
-    async fn ask_for(connection: &Connection, name: &UniqueName<'_>) -> Result<Self, Error> {
+    async fn look_up(connection: &Connection, name: &UniqueName<'_>) -> Result<Self, Error> {
         let bus = "org.freedesktop.DBus";
         let reply = connection
             .call_method(
@@ -185,8 +180,8 @@ impl Caller {
                 name,
             )
             .await?;
-        let mut told: HashMap<String, OwnedVariant> = reply.body().deserialize()?;
-        let mut take = |key: &str| told.remove(key);
+        let mut credentials: HashMap<String, OwnedVariant> = reply.body().deserialize()?;
+        let mut take = |key: &str| credentials.remove(key);
         let uid = take("UnixUserID").and_then(|value| u32::try_from(value).ok());
         let groups = take("UnixGroupIDs").and_then(|value| Vec::<u32>::try_from(value).ok());
         let uid = uid.ok_or(zbus::Error::MissingField)?;
@@ -194,7 +189,7 @@ impl Caller {
     }
 }
 
-/// Asks polkit, which knows by the bus who it is.
+/// Asks polkit, which gets the caller's identity from the bus.
 async fn ask_polkit(
     connection: &Connection,
     name: &UniqueName<'_>,
@@ -223,7 +218,7 @@ async fn ask_polkit(
     }
 }
 
-/// Whether the bus says that there is no polkit, or that it cannot be started.
+/// Whether the error means that polkit does not exist or cannot be started.
 fn is_absence(error: &zbus::Error) -> bool {
     match error {
         zbus::Error::MethodError(name, ..) => names_absence(name),
@@ -233,15 +228,15 @@ fn is_absence(error: &zbus::Error) -> bool {
 }
 
 fn names_absence(name: &str) -> bool {
-    // systemd starts it, and says so where it is masked, for one.
+    // systemd starts polkit, and reports if the unit is masked.
     name.starts_with("org.freedesktop.systemd1.")
         || name.strip_prefix("org.freedesktop.DBus.Error.").is_some_and(|name| {
             matches!(name, "ServiceUnknown" | "NameHasNoOwner") || name.starts_with("Spawn")
         })
 }
 
-/// The number of a group in the text of group(5): `name:password:number:members`.
-fn number_of(group: &str, listed: &str) -> Option<u32> {
+/// Finds the gid of a group in the text of group(5): `name:password:gid:members`.
+fn find_gid(group: &str, listed: &str) -> Option<u32> {
     let fields = listed.lines().map(|line| line.split(':').collect::<Vec<_>>());
     fields.into_iter().find(|fields| fields.first() == Some(&group))?.get(2)?.parse().ok()
 }
@@ -251,15 +246,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_group_is_found_by_its_whole_name() {
+    fn group_is_found_by_its_whole_name() {
         let listed = "root:x:0:\ntcptrackers:x:7:\n# tcptracker:x:8:\ntcptracker:x:983:ann,ben\n";
-        assert_eq!(number_of("tcptracker", listed), Some(983));
-        assert_eq!(number_of("tcp", listed), None);
-        assert_eq!(number_of("tcptracker", "tcptracker:x:"), None);
+        assert_eq!(find_gid("tcptracker", listed), Some(983));
+        assert_eq!(find_gid("tcp", listed), None);
+        assert_eq!(find_gid("tcptracker", "tcptracker:x:"), None);
     }
 
     #[test]
-    fn a_polkit_that_is_not_there_shows_in_the_buses_answer() {
+    fn error_of_the_bus_shows_that_polkit_is_missing() {
         for absence in [
             "org.freedesktop.DBus.Error.ServiceUnknown",
             "org.freedesktop.DBus.Error.NameHasNoOwner",

@@ -1,26 +1,23 @@
-//! The errors callers get: their names are part of the interface.
+//! The errors that callers receive. Their names are part of the interface.
 
 use zbus::message::{Header, Message};
 use zbus::names::ErrorName;
 use zbus::{DBusError, fdo};
 
-use crate::handles::firewall::RequestError;
-use crate::handles::notification::ReloadError;
+use crate::handles::{ReloadError, RequestError};
 
-/// What callers are told when it did not work, a sentence each.
+/// Why a call failed, with a text for the caller.
 #[derive(Debug)]
 pub enum Error {
-    /// What every service has a name for: arguments out of bounds, no authorisation.
+    /// An error that D-Bus defines, such as `AccessDenied`.
     Common(fdo::Error),
-    /// The text is no address or network.
+    /// The text is not an address or network.
     InvalidAddress(String),
-    /// The address is never blocked.
     Exempt(String),
-    /// The address is not blocked.
     NotBlocked(String),
-    /// The kernel did not accept it.
+    /// The kernel did not accept the change.
     FirewallFailed(String),
-    /// The configuration is wrong: a problem a line, with file, line and what was expected.
+    /// A mistake per line, with file and line number.
     InvalidConfiguration(String),
 }
 
@@ -58,7 +55,7 @@ impl From<fdo::Error> for Error {
     }
 }
 
-/// What went wrong between the bus and the service.
+/// An error between the bus and the service.
 impl From<zbus::Error> for Error {
     fn from(error: zbus::Error) -> Self {
         Self::Common(match error {
@@ -69,12 +66,12 @@ impl From<zbus::Error> for Error {
 }
 
 impl From<RequestError> for Error {
-    fn from(refusal: RequestError) -> Self {
-        let text = refusal.to_string();
-        match refusal {
+    fn from(error: RequestError) -> Self {
+        let text = error.to_string();
+        match error {
             RequestError::Exempt { .. } => Self::Exempt(text),
             RequestError::NotBlocked(_) | RequestError::Unknown(_) => Self::NotBlocked(text),
-            RequestError::Kernel(_) => Self::FirewallFailed(text),
+            RequestError::Failed(_) => Self::FirewallFailed(text),
         }
     }
 }

@@ -1,20 +1,20 @@
-//! What is known of an address, as `Why` answers it.
+//! The answer of `Why`: what is known about an address.
 //!
-//! Owns the answer's keys. A key that does not apply is absent.
+//! Owns the keys. A key that does not apply is absent.
 
 use std::collections::HashMap;
 
 use zbus::{OwnedVariant, Variant};
 
-use crate::handles::firewall::{BlockExplanation, Explanation};
-use crate::types::network::show_network;
+use crate::handles::{BlockExplanation, Explanation};
+use crate::types::show_network;
 
-/// The answer of `Why`.
+/// Keys and values.
 pub type Answer = HashMap<&'static str, OwnedVariant>;
 
-/// Puts an account into the answer's keys.
-pub fn answer(account: Explanation) -> Answer {
-    let Explanation { network, block, offences, exempt, grace_until } = account;
+/// Returns the keys of an explanation.
+pub fn answer(explanation: Explanation) -> Answer {
+    let Explanation { network, block, offences, exempt, grace_until } = explanation;
     let mut answer = Answer::new();
     put(&mut answer, "address", show_network(&network));
     put(&mut answer, "blocked", block.is_some());
@@ -60,7 +60,7 @@ fn put_block(answer: &mut Answer, block: BlockExplanation) {
 }
 
 fn put<'a>(answer: &mut Answer, key: &'static str, value: impl Into<Variant<'a>>) {
-    // Fails for file descriptors only.
+    // Fails only for file descriptors.
     if let Ok(value) = value.into().try_into() {
         answer.insert(key, value);
     }

@@ -1,53 +1,51 @@
-//! Signals: what has happened, told to everyone who listens, at a rate nobody minds.
+//! Signals, at a limited rate.
+//!
+//! Owns the limit and the last emitted values of the properties.
 
 use std::time::Duration;
 
 use zbus::Connection;
 use zbus::object_server::{InterfaceRef, SignalEmitter};
 
-use crate::api::dbus::limiter::Limiter;
 use crate::api::dbus::names::object_path;
 use crate::api::dbus::tracker::Tracker;
-use crate::types::clock::Moment;
-use crate::types::event::Event;
-use crate::types::ifname::IfName;
-use crate::types::network::show_network;
+use crate::types::{Event, IfName, Moment, RateLimit, show_network};
 
-/// Signals a second. A flood of scans must not become a flood on the bus, which would disconnect
-/// slow listeners; the journal and the list have all of them.
+/// Signals per second. A flood of scans must not become a flood on the bus, which would disconnect slow
+/// listeners.
 const RATE: u32 = 100;
 
-/// How often at most it is told that the number of blocks is another.
-const COUNT_PACE: Duration = Duration::from_millis(100);
+/// The shortest time between two signals that the number of blocks has changed.
+const COUNT_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Tells what happens.
-pub struct Teller {
+/// Emits the signals of one instance.
+pub struct Signals {
     emitter: SignalEmitter<'static>,
     tracker: InterfaceRef<Tracker>,
-    limiter: Limiter,
-    /// What was last told of the properties that change.
+    limit: RateLimit,
+    /// The last emitted values of the properties that change.
     state: &'static str,
     backend: &'static str,
     blocked: u32,
-    blocked_told: Moment,
+    blocked_emitted: Moment,
 }
 
-impl Teller {
+impl Signals {
     pub async fn new(connection: &Connection, interface: &IfName) -> zbus::Result<Self> {
         let path = object_path(interface);
         let tracker: InterfaceRef<Tracker> =
             connection.object_server().interface(path.as_str()).await?;
         let emitter = SignalEmitter::new(connection, path)?.into_owned();
-        let (state, backend, blocked) = tracker.get().await.changing();
-        let (limiter, blocked_told) = (Limiter::new(RATE), Moment::default());
-        Ok(Self { emitter, tracker, limiter, state, backend, blocked, blocked_told })
+        let (state, backend, blocked) = tracker.get().await.changing_properties();
+        let (limit, blocked_emitted) = (RateLimit::per_second(RATE), Moment::default());
+        Ok(Self { emitter, tracker, limit, state, backend, blocked, blocked_emitted })
     }
 
-    /// Tells an event by the signal it has, unless there were too many: then false. A change of state is
-    /// told in any case: it may be what the flood has brought about.
+    /// Emits the signal of an event. Returns false if there were too many. The limit does not apply to a
+    /// change of state, which may be a consequence of the flood.
     pub async fn emit(&mut self, event: &Event) -> zbus::Result<bool> {
-        let matters = matches!(event, Event::StateChanged { .. });
-        if !matters && !self.limiter.permits(Moment::now()) {
+        let is_limited = !matches!(event, Event::StateChanged { .. });
+        if is_limited && !self.limit.allow(Moment::now()) {
             return Ok(false);
         }
         let emitter = &self.emitter;
@@ -64,18 +62,17 @@ impl Teller {
                 Tracker::unblocked(emitter, &show_network(network), cause.as_str()).await?;
             }
             Event::StateChanged { state, .. } => {
-                Tracker::state_is_another(emitter, state.as_str()).await?;
+                Tracker::state_signal(emitter, state.as_str()).await?;
             }
             _ => {}
         }
         Ok(true)
     }
 
-    /// Tells which properties have other values than were told last, the number of blocks not too often:
-    /// what is left out now is told by a later call.
+    /// Emits the properties that have changed. A change in the number of blocks may wait for a later call.
     pub async fn emit_properties(&mut self) -> zbus::Result<()> {
         let tracker = self.tracker.get().await;
-        let (state, backend, blocked) = tracker.changing();
+        let (state, backend, blocked) = tracker.changing_properties();
         if state != self.state {
             tracker.state_changed(&self.emitter).await?;
             self.state = state;
@@ -85,9 +82,9 @@ impl Teller {
             self.backend = backend;
         }
         let now = Moment::now();
-        if blocked != self.blocked && now.since(self.blocked_told) >= COUNT_PACE {
+        if blocked != self.blocked && now.since(self.blocked_emitted) >= COUNT_INTERVAL {
             tracker.blocked_changed(&self.emitter).await?;
-            (self.blocked, self.blocked_told) = (blocked, now);
+            (self.blocked, self.blocked_emitted) = (blocked, now);
         }
         Ok(())
     }

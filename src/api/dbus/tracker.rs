@@ -1,12 +1,13 @@
 //! The interface `org.tcptracker.Tracker1`.
 //!
-//! Owns its members' names and types. Every change names its caller.
+//! Owns the names and types of its members, and checks their arguments. A change is a command to the
+//! firewall thread or to main, never made here, and each one carries its caller's uid.
 
-use crate::types::event::Request;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_lock::Semaphore;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, fdo, interface};
@@ -15,49 +16,66 @@ use crate::api::dbus::authority::Authority;
 use crate::api::dbus::error::Error;
 use crate::api::dbus::explanation;
 use crate::api::dbus::explanation::Answer;
-use crate::api::dbus::semaphore::{Semaphore, WithPermit};
+use crate::api::dbus::until_sent::UntilSent;
 use crate::api::metrics::Metrics;
-use crate::handles::firewall::{Command, FirewallHandle, Listed, Reply};
-use crate::handles::health::Health;
-use crate::handles::reload::Reloader;
-use crate::types::ifname::IfName;
-use crate::types::network::{parse_network, show_network};
+use crate::handles::{Command, EventSink, FirewallHandle, Health, Listed, Reloader, Reply};
+use crate::types::{IfName, Request, parse_network, show_network};
 
-/// The longest reason, in characters: it is kept as long as the block.
+/// The longest reason, in characters. It is kept as long as the block.
 const LONGEST_REASON: usize = 200;
 
-/// The longest block with an end, in seconds: a hundred years.
+/// The longest block that expires, in seconds: 100 years.
 const LONGEST_BLOCK: u64 = 3_155_760_000;
 
-/// The longest list, in bytes. Whoever sends a message above 32 MiB is thrown off the bus (dbus-daemon(1),
+/// The longest list, in bytes. The bus disconnects the sender of a message above 32 MiB (dbus-daemon(1),
 /// `max_message_size`).
 const LONGEST_LIST: usize = 24 << 20;
 
 /// One instance of the service, as the bus sees it.
 pub struct Tracker {
-    /// The network interface it watches.
-    pub interface: IfName,
-    /// Who may change something.
-    pub authority: Authority,
-    /// The way to main, which reloads.
-    pub reloader: Reloader,
-    /// Where changes go.
-    pub firewall: FirewallHandle,
-    /// The service's state.
-    pub health: Arc<Health>,
-    /// The service's counters.
-    pub metrics: Arc<Metrics>,
-    /// Lets one list at a time be made: anybody may ask for one, and with many blocks it is large.
-    pub one_list: Semaphore,
-    /// Likewise for reloads.
-    pub one_reload: Semaphore,
+    interface: IfName,
+    authority: Authority,
+    reloader: Reloader,
+    firewall: FirewallHandle,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    /// Any user may ask for a list, and with many blocks a list is large: one is made at a time.
+    lists: Arc<Semaphore>,
+    reloads: Semaphore,
 }
 
 impl Tracker {
-    /// Orders something of the firewall's thread and awaits its answer.
-    async fn ask<T>(&self, order: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
+    /// The instance that watches this network interface.
+    pub fn new(
+        interface: IfName,
+        reloader: Reloader,
+        firewall: FirewallHandle,
+        health: Arc<Health>,
+        metrics: Arc<Metrics>,
+        events: EventSink,
+    ) -> Self {
+        Self {
+            interface,
+            authority: Authority::new(events),
+            reloader,
+            firewall,
+            health,
+            metrics,
+            lists: Arc::new(Semaphore::new(1)),
+            reloads: Semaphore::new(1),
+        }
+    }
+
+    /// The properties that change: state, back end, and number of blocks.
+    pub fn changing_properties(&self) -> (&'static str, &'static str, u32) {
+        let status = self.health.status();
+        (status.state.as_str(), status.backend, status.blocked())
+    }
+
+    /// Sends a command to the firewall thread and awaits the answer.
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
         let (reply, answer) = async_channel::bounded(1);
-        if !self.firewall.try_send(order(reply)) {
+        if !self.firewall.try_send(command(reply)) {
             let text = "too many requests at once; try again in a moment";
             return Err(Error::FirewallFailed(text.to_owned()));
         }
@@ -65,23 +83,14 @@ impl Tracker {
     }
 }
 
-impl Tracker {
-    /// The properties that change: state, backend, and how many are blocked.
-    pub fn changing(&self) -> (&'static str, &'static str, u32) {
-        let status = self.health.status();
-        (status.state.as_str(), status.backend, status.blocked())
-    }
-}
-
-/// Watches one network interface for TCP port scans and keeps their sources out.
+/// Watches one network interface for TCP port scans and blocks their sources.
 ///
-/// Addresses are texts: an IPv4 or IPv6 address, or a network in CIDR notation. Times are Unix
-/// seconds.
+/// An address is a text: an IPv4 or IPv6 address, or a network in CIDR notation. Times are Unix seconds.
 #[interface(name = "org.tcptracker.Tracker1")]
 impl Tracker {
-    /// Drops new connections from an address or network for so many seconds; 0: until unblocked. The
-    /// reason, one line of at most 200 characters, is shown wherever the block is. Returns once the kernel
-    /// drops them. An exempt address is refused (`Exempt`). Needs authorisation
+    /// Blocks an address or network for a number of seconds, or until unblocked if that is 0. The reason is
+    /// one line of at most 200 characters. Returns when the kernel blocks the address. The error `Exempt`
+    /// means that the address must not be blocked. Requires authorization
     /// (`org.tcptracker.Tracker1.manage`).
     async fn block(
         &self,
@@ -95,14 +104,14 @@ impl Tracker {
         let reason = checked_reason(reason)?;
         let duration = checked_duration(seconds)?;
         let request = Request::Block(network);
-        let uid = self.authority.authorise(connection, &header, request).await?;
-        let order = |reply| Command::Block { network, duration, reason, uid, reply };
-        Ok(self.ask(order).await??)
+        let uid = self.authority.authorize(connection, &header, request).await?;
+        let command = |reply| Command::Block { network, duration, reason, uid, reply };
+        Ok(self.ask(command).await??)
     }
 
-    /// Lets an address or network in again, with all that holds it or lies in it, and leaves it alone for a
-    /// while (configuration key `block.grace_after_unblock`). Returns once the kernel lets it in. Needs
-    /// authorisation (`org.tcptracker.Tracker1.manage`).
+    /// Unblocks an address or network, and all blocked networks that contain it or are part of it. The
+    /// address is exempt from automatic blocking for `block.grace_after_unblock`. Returns when the kernel
+    /// no longer blocks it. Requires authorization (`org.tcptracker.Tracker1.manage`).
     async fn unblock(
         &self,
         address: &str,
@@ -111,16 +120,17 @@ impl Tracker {
     ) -> Result<(), Error> {
         let network = parse_network(address).map_err(|e| Error::InvalidAddress(e.to_string()))?;
         let request = Request::Unblock(network);
-        let uid = self.authority.authorise(connection, &header, request).await?;
+        let uid = self.authority.authorize(connection, &header, request).await?;
         Ok(self.ask(|reply| Command::Unblock { network, uid, reply }).await??)
     }
 
-    /// Everything that is blocked: address or network; since when and until when, in Unix seconds (until 0:
-    /// until unblocked); which offence it is (0: none, blocked by hand); reason. Where they are more than a
-    /// message of the bus can hold, some 250,000, the error is `org.freedesktop.DBus.Error.LimitsExceeded`.
+    /// All blocks. Each has an address or network, the time when it began, the time when it expires (0:
+    /// when unblocked), the number of the offence (0 for a manual block), and the reason. The error
+    /// `org.freedesktop.DBus.Error.LimitsExceeded` means that one message cannot hold all blocks (about
+    /// 250,000).
     #[zbus(out_args("blocks"))]
-    async fn list(&self) -> Result<WithPermit<Vec<(String, u64, u64, u32, String)>>, Error> {
-        let permit = self.one_list.permit().await;
+    async fn list(&self) -> Result<UntilSent<Vec<(String, u64, u64, u32, String)>>, Error> {
+        let permit = self.lists.acquire_arc().await;
         let blocks = self.ask(|reply| Command::List { reply }).await?;
         let count = blocks.len();
         let mut bytes = 0;
@@ -131,63 +141,62 @@ impl Tracker {
             fits.then_some((address, block.since, block.until, block.offences, block.reason))
         };
         let listed: Option<Vec<_>> = blocks.into_iter().map(shown).collect();
-        listed.map(|listed| permit.until_sent(listed)).ok_or_else(|| {
-            let interface = &self.interface;
+        listed.map(|listed| UntilSent::new(listed, permit)).ok_or_else(|| {
             let why = format!(
-                "the {count} blocks on {interface} are more than a message of the bus can hold; ask for one \
-                 of them (tcptracker why ADDRESS), or the kernel (ipset save)"
+                "too many blocks ({count}) on {} for one D-Bus reply; use `tcptracker why ADDRESS` or \
+                 `ipset save`",
+                self.interface,
             );
             fdo::Error::LimitsExceeded(why).into()
         })
     }
 
-    /// What is known of an address or network: whether, why, since and until when it is blocked, by which
-    /// probes, how many packets the kernel has dropped since, and what keeps it from being blocked.
-    /// Times are Unix seconds. A key that does not apply is absent.
+    /// Explains why an address or network is blocked, or why it is not. Times are Unix seconds. A key that
+    /// does not apply is absent.
     ///
-    /// - `address` s: as blocked, which may be the network that holds it.
+    /// - `address` s: the address, or the blocked network that contains it.
     /// - `blocked` b, `since` t, `until` t (0: until unblocked), `reason` s.
-    /// - `offences` u: scans it was blocked for that still count, the present one included.
-    /// - `kind` s, `rule` s, `threshold` u (ports), `window` t (seconds): of the scan it is blocked for.
-    /// - `ports` aq, `times` ad, `outcomes` as: of the probes that made it one, in order.
-    /// - `dropped` t: packets.
-    /// - `exempt` s: why it is never blocked.
-    /// - `grace_until` t: it was let in by hand and is left alone until then.
-    /// - `decoy` b: its address may be forged.
+    /// - `offences` u: the offences that still count, including the current one.
+    /// - `kind` s, `rule` s, `threshold` u (ports), `window` t (seconds): of the scan.
+    /// - `ports` aq, `times` ad, `outcomes` as: of the probes that matched the rule, in order.
+    /// - `dropped` t: packets that the kernel has dropped.
+    /// - `exempt` s: why the address is exempt.
+    /// - `grace_until` t: a user unblocked the address; it is not blocked automatically until then.
+    /// - `decoy` b: the address may be forged.
     ///
-    /// Where nothing is known the answer is the error `NotBlocked`.
+    /// The error `NotBlocked` means that nothing is known about the address.
     #[zbus(out_args("account"))]
     async fn why(&self, address: &str) -> Result<Answer, Error> {
         let network = parse_network(address).map_err(|e| Error::InvalidAddress(e.to_string()))?;
-        // To ask the kernel what it has dropped takes as long as to list.
-        let _turn = self.one_list.permit().await;
+        // Reading the kernel's packet counters takes as long as a list.
+        let _permit = self.lists.acquire().await;
         Ok(explanation::answer(self.ask(|reply| Command::Why { network, reply }).await??))
     }
 
-    /// Reads the configuration again and goes on with it, without losing a packet or a block. Returns once
-    /// it holds. A wrong one changes nothing: the error `InvalidConfiguration` says file, line and what
-    /// was expected. Needs authorisation (`org.tcptracker.Tracker1.manage`).
+    /// Reloads the configuration. No packet and no block is lost. Returns when the configuration is in
+    /// force. The error `InvalidConfiguration` names file, line and mistake, and nothing is changed.
+    /// Requires authorization (`org.tcptracker.Tracker1.manage`).
     async fn reload(
         &self,
         #[zbus(connection)] connection: &Connection,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<(), Error> {
         let request = Request::Reload;
-        let uid = self.authority.authorise(connection, &header, request).await?;
+        let uid = self.authority.authorize(connection, &header, request).await?;
         self.authority.look_up_group();
-        let _turn = self.one_reload.permit().await;
+        let _permit = self.reloads.acquire().await;
         let stopping = || Error::FirewallFailed("the service is stopping".to_owned());
         Ok(self.reloader.reload(uid).await.ok_or_else(stopping)??)
     }
 
-    /// What was counted since the start, by name: connections, scans, blocks, packets and so on; and how many
-    /// of a thing there are now (`blocked`, `enforced`, `sources`). tcptracker(1) explains each.
+    /// The counters since the start by name, and the current values of `blocked`, `enforced` and `sources`.
+    /// tcptracker(1) explains each name.
     #[zbus(out_args("counters"))]
     fn stats(&self) -> HashMap<&'static str, u64> {
         self.metrics.summary(&self.health.status()).into_iter().collect()
     }
 
-    /// The network interface that is watched.
+    /// The network interface that the instance watches.
     #[zbus(property(emits_changed_signal = "const"))]
     fn interface(&self) -> String {
         self.interface.to_string()
@@ -200,29 +209,29 @@ impl Tracker {
         env!("CARGO_PKG_VERSION")
     }
 
-    /// How the kernel holds the blocked: `ipset`, `iptables`, or `none` where nobody is blocked.
+    /// What holds the blocks in the kernel: `ipset`, `iptables`, or `none` in observe mode.
     #[zbus(property)]
     fn backend(&self) -> &'static str {
         self.health.status().backend
     }
 
-    /// `enforcing`: scanners are blocked; `observing`: they are reported only, as configured; `degraded`:
-    /// something does not work as it should, and the journal says what.
+    /// `enforcing`: scanners are blocked. `observing`: scanners are only reported, as configured. `degraded`:
+    /// something does not work; the journal says what.
     #[zbus(property)]
     fn state(&self) -> &'static str {
         self.health.status().state.as_str()
     }
 
-    /// How many addresses and networks are blocked. Changes are told ten times a second at most.
+    /// The number of blocked addresses and networks. Changes are emitted at most 10 times a second.
     #[zbus(property, name = "Blocked")]
     fn blocked_count(&self) -> u32 {
         self.health.status().blocked()
     }
 
-    /// A source (an address, or for IPv6 a network) tried more ports than the rule allows. The ports are
-    /// those that make it a scan, in order; the kind is `vertical`, `stealth`, `sweep` or `distributed`. Of
-    /// this signal, `Blocked` and `Unblocked` at most 100 a second are sent; `Stats` counts the others
-    /// (`events_lost_bus`). A scan that is above `log.rate`, and only counted, is not told here either.
+    /// A source (an address, or for IPv6 a network) has scanned ports. The ports are those that matched the
+    /// rule, in order. The kind is `vertical`, `stealth`, `sweep` or `distributed`. At most 100 signals a
+    /// second are sent, counting `ScanDetected`, `Blocked` and `Unblocked`; `Stats` counts the rest
+    /// (`events_lost_bus`). A scan above `log.rate` has no signal.
     #[zbus(signal)]
     pub async fn scan_detected(
         emitter: &SignalEmitter<'_>,
@@ -231,8 +240,7 @@ impl Tracker {
         kind: &str,
     ) -> zbus::Result<()>;
 
-    /// The kernel drops new connections from this address or network from now on, until then in Unix seconds;
-    /// 0: until unblocked.
+    /// The kernel blocks an address or network from now on, until the given time (0: until unblocked).
     #[zbus(signal)]
     pub async fn blocked(
         emitter: &SignalEmitter<'_>,
@@ -241,8 +249,8 @@ impl Tracker {
         reason: &str,
     ) -> zbus::Result<()>;
 
-    /// The kernel lets this address or network in again: its time was up (`expired`), somebody asked for it
-    /// (`manual`), it may no longer be blocked (`exempt`), or it had to make way for another (`displaced`).
+    /// The kernel no longer blocks an address or network. The cause is `expired`, `manual` (a user unblocked
+    /// it), `exempt` (it has become exempt) or `displaced` (it was evicted to make room for a newer block).
     #[zbus(signal)]
     pub async fn unblocked(
         emitter: &SignalEmitter<'_>,
@@ -250,21 +258,22 @@ impl Tracker {
         cause: &str,
     ) -> zbus::Result<()>;
 
-    /// The property `State` has this value now.
+    /// The property `State` has changed to this value.
     #[zbus(signal, name = "StateChanged")]
-    pub async fn state_is_another(emitter: &SignalEmitter<'_>, state: &str) -> zbus::Result<()>;
+    pub async fn state_signal(emitter: &SignalEmitter<'_>, state: &str) -> zbus::Result<()>;
 }
 
-/// What an entry of the list takes at most: two texts with their lengths and an end each, two numbers of
-/// eight bytes and one of four, and what aligns them.
+/// The most bytes that an entry of a list can need: two texts, each with a length and a final zero, two
+/// numbers of 8 bytes, one of 4, and their alignment.
 const fn size_on_the_bus(address: &str, reason: &str) -> usize {
     address.len() + reason.len() + 2 * 5 + 2 * 8 + 4 + 3 * 7
 }
 
-/// Zero is until unblocked.
+/// Returns no duration for 0, which means until unblocked.
 pub fn checked_duration(seconds: u64) -> Result<Option<Duration>, Error> {
     if seconds > LONGEST_BLOCK {
-        let why = format!("a block may last {LONGEST_BLOCK} seconds at most; 0: until unblocked");
+        let why =
+            format!("block is too long: at most {LONGEST_BLOCK} seconds; 0 is until unblocked");
         return Err(fdo::Error::InvalidArgs(why).into());
     }
     Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
@@ -273,7 +282,7 @@ pub fn checked_duration(seconds: u64) -> Result<Option<Duration>, Error> {
 pub fn checked_reason(reason: &str) -> Result<String, Error> {
     let refuse = |why: String| Err(fdo::Error::InvalidArgs(why).into());
     if reason.chars().count() > LONGEST_REASON {
-        return refuse(format!("a reason may have {LONGEST_REASON} characters at most"));
+        return refuse(format!("reason is too long: at most {LONGEST_REASON} characters"));
     }
     if reason.chars().any(char::is_control) {
         return refuse("a reason must be one line of plain text".to_owned());

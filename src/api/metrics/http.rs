@@ -1,131 +1,98 @@
-//! `/metrics` and `/health`, from a thread of their own.
+//! `/metrics` and `/health` over HTTP, in one thread.
 //!
-//! Owns what is answered. Only reads; nothing else in the service waits for it, and no client of it can end
-//! or stall the service: clients meet the door, the door asks tiny_http inside.
+//! Owns the answers. Only reads; no thread of the service waits for it. A client meets the relay, and
+//! tiny_http parses what the relay passes on.
 
-use crate::handles::health::Status;
-use std::io::Cursor;
-use std::net::SocketAddr;
+use std::io::{Cursor, ErrorKind};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::time::Duration;
 
-use serde::Serialize;
 use tiny_http::{Header, Method, Request, Response};
 
 use crate::api::metrics::Metrics;
-use crate::api::metrics::door::Door;
-use crate::api::metrics::head::Ask;
-use crate::api::metrics::inside::Inside;
-use crate::handles::health::Health;
-use crate::handles::stop_flag::StopFlag;
-use crate::types::clock::Moment;
-use crate::types::heartbeat::Heartbeat;
-use crate::types::state::State;
+use crate::api::metrics::private_server::PrivateServer;
+use crate::api::metrics::relay::Relay;
+use crate::handles::{Health, StopFlag};
+use crate::types::{Heartbeat, Moment, State, Status};
 
-const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
-const JSON: &str = "application/json";
+/// How often tiny_http is started again at most. Each start costs five threads.
+const RESTART_EVERY: Duration = Duration::from_secs(1);
 
-/// Why the metrics are not served.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot serve metrics on {address}: {error}")]
-pub struct ServeError {
-    address: SocketAddr,
-    error: std::io::Error,
-}
-
-/// The listener.
+/// The metrics server, which listens.
 pub struct MetricsServer {
-    door: Door,
-    inside: Inside,
-    stopping: Arc<StopFlag>,
+    relay: Relay,
+    inner: PrivateServer,
+    stop: Arc<StopFlag>,
 }
 
-/// Asks the metrics thread to end.
-pub struct MetricsStop(Arc<StopFlag>);
-
-impl MetricsStop {
-    /// Ends it.
-    pub fn raise(&self) {
-        self.0.raise();
-    }
+/// Whether the host does not have an address yet.
+pub fn is_missing(address: IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_err_and(|error| error.kind() == ErrorKind::AddrNotAvailable)
 }
 
 impl MetricsServer {
-    /// Listens.
-    pub fn listen(address: SocketAddr) -> Result<Self, ServeError> {
-        let begin = || {
-            let (door, inside) = (Door::open(address)?, Inside::start()?);
-            Ok(Self { door, inside, stopping: Arc::new(StopFlag::new()?) })
-        };
-        begin().map_err(|error| ServeError { address, error })
+    /// Listens on an address. Raising the flag ends [`Self::run`].
+    pub fn listen(address: SocketAddr) -> std::io::Result<(Self, Arc<StopFlag>)> {
+        let (relay, inner) = (Relay::listen(address)?, PrivateServer::start()?);
+        let stop = Arc::new(StopFlag::new()?);
+        Ok((Self { relay, inner, stop: Arc::clone(&stop) }, stop))
     }
 
-    /// Whether nobody can be answered yet, as this host does not have the address.
-    pub const fn awaits_its_address(&self) -> bool {
-        self.door.awaits_its_address()
-    }
-
-    /// What ends [`Self::run`].
-    pub fn stop(&self) -> MetricsStop {
-        MetricsStop(Arc::clone(&self.stopping))
-    }
-
-    /// Serves until told to stop.
+    /// Serves until the thread has to stop.
     pub fn run(
-        mut self,
+        self,
         metrics: &Metrics,
         health: &Health,
         heartbeat: &Heartbeat,
     ) -> std::io::Result<()> {
-        heartbeat.tick();
-        while self.door.wait(&self.stopping)? {
+        let Self { mut relay, mut inner, stop } = self;
+        let mut started = Moment::now();
+        while relay.wait(&stop)? {
             heartbeat.tick();
-            let inside = &mut self.inside;
-            self.door.look(Moment::now(), |Ask { request, .. }| {
-                let answered = inside.ask(request, |request| answer(request, metrics, health));
-                if answered.is_err() {
-                    *inside = Inside::start()?;
+            let now = Moment::now();
+            relay.serve(now, |head| {
+                let exchanged = inner.exchange(head, |request| answer(request, metrics, health));
+                // Without descriptors, tiny_http stops to accept connections for good.
+                if exchanged.is_err() && now.since(started) >= RESTART_EVERY {
+                    (inner, started) = (PrivateServer::start()?, now);
                 }
-                answered
+                exchanged
             });
         }
         Ok(())
     }
 }
 
-/// The original's words, letter for letter.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct HealthAnswer<'a> {
-    message: &'a str,
-    status_text: &'a str,
-    status_code: u16,
-}
-
 fn answer(request: &Request, metrics: &Metrics, health: &Health) -> Response<Cursor<Vec<u8>>> {
     let path = request.url().split('?').next().unwrap_or_default();
-    let (code, kind, body) = match (request.method(), path) {
-        (Method::Get | Method::Head, "/metrics") => match metrics.render(&health.status()) {
-            Ok(text) => (200, PROMETHEUS, text),
-            Err(error) => (500, "text/plain", error.to_string().into_bytes()),
+    let (code, kind, body) = match path {
+        _ if !matches!(request.method(), Method::Get | Method::Head) => text(405, "only GET\n"),
+        "/metrics" => match metrics.render(&health.status()) {
+            Ok(body) => (200, "text/plain; version=0.0.4; charset=utf-8", body),
+            Err(error) => text(500, &error.to_string()),
         },
-        (Method::Get | Method::Head, "/health") => {
-            let Status { state, reason, .. } = health.status();
-            let health = if state == State::Degraded {
-                let message = reason.as_deref().unwrap_or("degraded");
-                HealthAnswer { message, status_text: "Service Unavailable", status_code: 503 }
-            } else {
-                HealthAnswer { message: "healthy", status_text: "OK", status_code: 200 }
-            };
-            (health.status_code, JSON, serde_json::to_vec(&health).unwrap_or_default())
-        }
-        (Method::Get | Method::Head, _) => {
-            (404, "text/plain", b"there are /metrics and /health\n".to_vec())
-        }
-        _ => (405, "text/plain", b"only GET\n".to_vec()),
+        "/health" => health_answer(&health.status()),
+        _ => text(404, "try /metrics or /health\n"),
     };
-    let mut response = Response::from_data(body).with_status_code(code);
-    if let Ok(header) = Header::from_bytes(b"Content-Type", kind.as_bytes()) {
-        response.add_header(header);
+    let response = Response::from_data(body).with_status_code(code);
+    match Header::from_bytes(b"Content-Type", kind.as_bytes()) {
+        Ok(header) => response.with_header(header),
+        Err(()) => response,
     }
-    response
+}
+
+fn text(code: u16, text: &str) -> (u16, &'static str, Vec<u8>) {
+    (code, "text/plain", text.as_bytes().to_vec())
+}
+
+/// Scripts rely on the names and their order.
+fn health_answer(status: &Status) -> (u16, &'static str, Vec<u8>) {
+    let (code, text, message) = match status.state {
+        State::Degraded => (503, "Service Unavailable", status.reason.as_deref()),
+        State::Enforcing | State::Observing => (200, "OK", Some("healthy")),
+    };
+    let message = serde_json::Value::from(message.unwrap_or("degraded"));
+    let body = format!(r#"{{"message":{message},"statusText":"{text}","statusCode":{code}}}"#);
+    (code, "application/json", body.into_bytes())
 }

@@ -1,36 +1,39 @@
-//! How many packets were dropped, ever, though the counters they are read from come and go.
+//! The packets dropped since the start, summed over kernel counters that appear and disappear.
 //!
-//! Pure. A rule that is made anew counts from zero: what it had counted before must not get lost.
+//! Pure. A rule that is made again counts from zero; what the old rule counted must stay in the total.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// The sum over counters that come and go, each known by a key of its own.
+/// A total over counters, each identified by a key.
 #[derive(Debug)]
 pub struct CounterTotals<K> {
-    last: HashMap<K, u64>,
+    /// The previous readings, or `None` before the first: what a crashed instance's rules had counted
+    /// does not belong to this one.
+    previous: Option<HashMap<K, u64>>,
     total: u64,
 }
 
+impl<K> Default for CounterTotals<K> {
+    fn default() -> Self {
+        Self { previous: None, total: 0 }
+    }
+}
+
 impl<K: Eq + Hash> CounterTotals<K> {
-    /// Counts from these readings on.
-    pub fn starting_at(readings: impl IntoIterator<Item = (K, u64)>) -> Self {
-        Self { last: readings.into_iter().collect(), total: 0 }
-    }
-
-    /// Adds what has come since the last readings.
-    pub fn read(&mut self, readings: impl IntoIterator<Item = (K, u64)>) {
-        let mut now = HashMap::new();
-        for (key, packets) in readings {
-            let before = self.last.get(&key).copied().unwrap_or(0);
-            // One that has fallen was set to zero.
-            self.total += packets.checked_sub(before).unwrap_or(packets);
-            now.insert(key, packets);
+    /// Adds the increase since the previous readings. The first readings are the baseline.
+    pub fn update(&mut self, readings: impl IntoIterator<Item = (K, u64)>) {
+        let current: HashMap<K, u64> = readings.into_iter().collect();
+        if let Some(previous) = &self.previous {
+            for (key, packets) in &current {
+                let before = previous.get(key).copied().unwrap_or(0);
+                // A counter below its previous reading was reset.
+                self.total += packets.checked_sub(before).unwrap_or(*packets);
+            }
         }
-        self.last = now;
+        self.previous = Some(current);
     }
 
-    /// The sum.
     pub fn total(&self) -> u64 {
         self.total
     }
@@ -41,14 +44,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_lost_or_counted_twice_when_counters_come_and_go() {
-        let mut tally = CounterTotals::starting_at([("old", 1000)]);
-        tally.read([("old", 1005), ("new", 3)]);
-        assert_eq!(tally.total(), 8);
-        tally.read([("new", 4)]);
-        assert_eq!(tally.total(), 9);
-        // Set to zero by somebody, and one that comes back.
-        tally.read([("new", 2), ("old", 1)]);
-        assert_eq!(tally.total(), 12);
+    fn total_is_right_when_counters_appear_disappear_and_are_reset() {
+        let mut totals = CounterTotals::default();
+        totals.update([("old", 1000)]);
+        assert_eq!(totals.total(), 0);
+        totals.update([("old", 1005), ("new", 3)]);
+        assert_eq!(totals.total(), 8);
+        totals.update([("new", 4)]);
+        assert_eq!(totals.total(), 9);
+        // One counter was reset, the other one returns.
+        totals.update([("new", 2), ("old", 1)]);
+        assert_eq!(totals.total(), 12);
     }
 }

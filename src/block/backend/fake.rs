@@ -1,5 +1,4 @@
-//! An in-memory kernel with a kernel's semantics, for tests of the actor: hooks, chain, rule, set and
-//! members, refusals, order.
+//! A back end in memory that behaves like a kernel, for tests: hooks, chain, rule, set, members, refusals.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -13,25 +12,25 @@ use crate::block::backend::{Backend, FirewallError};
 use crate::block::reconcile::HookFault;
 use crate::block::reconcile::{DesiredState, Fault};
 use crate::config::values::Hook;
-use crate::types::network::Family;
+use crate::types::Family;
 
-/// What the fake kernel holds; shared with the test that looks at it.
+/// The fake kernel, shared with the test that looks at it.
 #[derive(Clone, Default)]
 pub struct FakeKernel(Arc<Mutex<Inner>>);
 
 #[derive(Default)]
 pub struct Inner {
-    /// The sets' elements; none before they are installed.
+    /// The elements of the sets; `None` before the sets are installed.
     pub elements: Option<BTreeMap<IpNet, Duration>>,
-    /// The targets jumped to from INPUT, in order.
+    /// The targets of the rules in INPUT, in order.
     pub input: Vec<&'static str>,
-    /// The rules of our chain; none: there is no such chain.
+    /// The rules of the chain `tcptracker`; `None` if there is no chain.
     pub chain: Option<Vec<&'static str>>,
-    /// How many elements the set may have; no limit: none.
+    /// The number of elements that the sets may hold, if it is limited.
     pub capacity: Option<usize>,
-    /// Refuses to change anything from now on.
+    /// Every change fails.
     pub out_of_order: bool,
-    /// How often something was mended.
+    /// The number of repairs.
     pub mends: usize,
     /// As of the last check.
     enforced: [u32; 2],
@@ -46,7 +45,7 @@ impl FakeKernel {
         self.inner().elements.as_ref()?.get(&network.parse().unwrap()).copied()
     }
 
-    /// Whether a packet of a source would be dropped: it takes everything on its way.
+    /// Whether a packet of a source would be dropped, which needs hook, rule and element.
     pub fn drops(&self, network: &str) -> bool {
         let inner = self.inner();
         let is_hooked = inner.input.first() == Some(&"tcptracker");
@@ -57,7 +56,7 @@ impl FakeKernel {
 }
 
 impl Inner {
-    fn put_up(&mut self) -> Result<(), FirewallError> {
+    fn ensure(&mut self) -> Result<(), FirewallError> {
         if self.out_of_order {
             return Err(IpsetError::NotPermitted.into());
         }
@@ -94,7 +93,7 @@ impl Backend for FakeKernel {
             packets: 0,
         };
         let found = inner.elements.as_ref().map(|found| found.iter().map(element).collect());
-        inner.put_up()?;
+        inner.ensure()?;
         Ok(found)
     }
 
@@ -115,7 +114,7 @@ impl Backend for FakeKernel {
         if inner.out_of_order {
             return Err(IpsetError::NotPermitted.into());
         }
-        // Without its set nobody is blocked.
+        // Without its set nothing is blocked.
         inner.elements.as_mut().map(|elements| elements.remove(&network));
         Ok(())
     }
@@ -161,7 +160,7 @@ impl Backend for FakeKernel {
 
     fn repair(&mut self, desired: &DesiredState<'_>) -> Result<(), FirewallError> {
         let mut inner = self.inner();
-        inner.put_up()?;
+        inner.ensure()?;
         inner.mends += 1;
         let members = Family::ALL.into_iter().flat_map(|family| desired.members(family));
         inner.elements = Some(members.collect());

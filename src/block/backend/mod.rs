@@ -1,14 +1,13 @@
-//! Blocking: one thread owns the ledger and the kernel's side of it; everyone else asks it.
+//! The back ends: what makes the kernel drop the packets of blocked networks.
 //!
-//! It is the only place that starts a process or speaks to netfilter. It says that something is
-//! blocked, or is no longer, only after the kernel has accepted it.
+//! Owns all access to the rules and sets of netfilter, and all processes that the service starts. Must not
+//! decide what is blocked or for how long, and must not report success before the kernel does.
 
 pub mod counter_totals;
 pub mod ipset;
 pub mod iptables;
 pub mod nft_fallback;
 pub mod nftables;
-pub mod none;
 pub mod program;
 pub mod rules;
 pub mod ruleset;
@@ -17,78 +16,56 @@ pub mod select;
 #[cfg(test)]
 pub mod fake;
 
-use crate::block::backend::ipset::netlink::Element;
-use crate::block::backend::ipset::netlink::IpsetError;
-use crate::block::backend::program::RulesError;
-use crate::block::reconcile::DesiredState;
-use crate::block::reconcile::Fault;
-use crate::types::network::Family;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::block::backend::ipset::netlink::{Element, IpsetError};
+use crate::block::backend::program::RulesError;
+use crate::block::reconcile::{DesiredState, Fault};
 use crate::system::netlink::NetlinkError;
+use crate::types::{BlockFailure, Family};
 
-/// Why the kernel's side of a block could not be had.
+/// The reason why the kernel does not enforce a block as requested.
 #[derive(Debug, thiserror::Error)]
 pub enum FirewallError {
-    /// A set.
     #[error(transparent)]
     Set(#[from] IpsetError),
-    /// A rule, chain or hook.
     #[error(transparent)]
     Rules(#[from] RulesError),
-    /// What the kernel tells of its rules or connections.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// There is no room for another block of its family.
-    #[error("there is room for {0} blocks of a family and no more; unblock others first")]
+    #[error("{}", BlockFailure::Full(*.0))]
     Full(u32),
-    /// The host speaks no IPv6.
-    #[error("this host does not speak IPv6: there is nothing to block")]
+    #[error("{}", BlockFailure::NoIpv6)]
     NoIpv6,
-    /// Another backend would have no room for all that is blocked.
     #[error(
-        "{blocked} are blocked, and backend {backend} has room for {room} of a family; unblock others \
-         first, or leave firewall.backend as it is"
+        "cannot switch to firewall.backend = \"{backend}\": {blocked} networks of a family are blocked \
+         and it holds {room}; unblock some first, or keep the current back end"
     )]
-    TooManyFor {
-        /// The backend.
-        backend: &'static str,
-        /// How many are blocked.
-        blocked: u32,
-        /// How many it could hold.
-        room: u32,
-    },
-    /// Nothing is blocked here.
-    #[error(
-        "this instance only observes; to let it block, set block.enabled = true and start it without \
-         --observe"
-    )]
-    Observing,
+    TooManyFor { backend: &'static str, blocked: u32, room: u32 },
 }
 
 impl FirewallError {
-    /// Whether there is merely no room for another block.
+    /// Whether the only problem is that there is no room for another block.
     pub const fn is_full(&self) -> bool {
         matches!(self, Self::Set(IpsetError::Full(_)) | Self::Full(_))
     }
 }
 
-/// The kernel's side: what can hold a block. Every operation is idempotent; what is already so is
-/// success.
+/// What makes the kernel drop the packets of blocked networks. Every operation is idempotent.
 pub trait Backend {
-    /// Its name, as users read it.
+    /// The name in the configuration, D-Bus and the journal.
     fn name(&self) -> &'static str;
 
-    /// Puts up everything that blocks need, and finds what an instance that did not stop in order
-    /// has left behind; none if there was none.
+    /// Installs everything that blocks need. Returns the blocks that a crashed instance has left, or
+    /// `None` if it has left nothing.
     fn install(&mut self) -> Result<Option<Vec<Element>>, FirewallError>;
 
-    /// Drops a network's packets for so long, or for so long from now on.
+    /// Drops a network's packets, for this time from now.
     fn block(&mut self, network: IpNet, duration: Duration) -> Result<(), FirewallError>;
 
-    /// Drops many networks' packets, each for so long. Returns those it could not.
+    /// Drops many networks' packets. Returns the networks that could not be blocked.
     fn block_all(&mut self, networks: &[(IpNet, Duration)]) -> Vec<(IpNet, FirewallError)> {
         let block = |(network, duration): &(IpNet, Duration)| {
             self.block(*network, *duration).err().map(|error| (*network, error))
@@ -96,37 +73,37 @@ pub trait Backend {
         networks.iter().filter_map(block).collect()
     }
 
-    /// Lets a network in again.
+    /// Accepts a network's packets again.
     fn unblock(&mut self, network: IpNet) -> Result<(), FirewallError>;
 
-    /// Lets many networks in again. Returns those it could not.
+    /// Accepts many networks' packets again. Returns the networks that could not be unblocked.
     fn unblock_all(&mut self, networks: &[IpNet]) -> Vec<(IpNet, FirewallError)> {
         let unblock = |network: &IpNet| self.unblock(*network).err().map(|error| (*network, error));
         networks.iter().filter_map(unblock).collect()
     }
 
-    /// Looks for what is not as it should be, as thoroughly as it costs next to nothing; after a mend
-    /// thoroughly.
+    /// Finds what is wrong. Called twice a second, so most calls make only a cheap check; the first call
+    /// after a repair makes a thorough one.
     fn check(&mut self, desired: &DesiredState<'_>) -> Result<Vec<Fault>, FirewallError>;
 
-    /// Puts right what is not as it should be.
+    /// Corrects everything that is wrong.
     fn repair(&mut self, desired: &DesiredState<'_>) -> Result<(), FirewallError>;
 
-    /// How many networks of a family are blocked in fact, as of the last check.
+    /// The networks of a family that are blocked in fact, as of the last check.
     fn enforced(&self, family: Family) -> u32;
 
-    /// Packets of a family dropped since the start, as of the last check.
+    /// The packets of a family that were dropped since the start, as of the last check.
     fn dropped(&self, family: Family) -> u64;
 
-    /// Packets of one blocked network the kernel has dropped since it was put where it is.
+    /// The packets of a blocked network that the kernel has dropped since it holds the block.
     fn dropped_from(&mut self, network: IpNet) -> Result<u64, FirewallError>;
 
-    /// How many networks of a family it can hold.
+    /// The networks of a family that the back end can hold.
     fn capacity(&self) -> u32;
 
-    /// The longest block it can hold without being told again.
+    /// The longest time that the kernel can hold a block without a new request.
     fn longest(&self) -> Duration;
 
-    /// Takes everything down that is this instance's.
+    /// Removes everything that belongs to this instance.
     fn remove(&mut self) -> Result<(), FirewallError>;
 }

@@ -1,77 +1,56 @@
-//! Table `filter` where somebody has added rules with nft(8) that iptables cannot express: then iptables
-//! shows nothing of the table, and deletes nothing from the chains they are in.
+//! The table `filter` after nft(8) has added rules that iptables cannot express: then iptables shows
+//! none of the table's rules and deletes none in the chains that hold such rules.
 //!
-//! Owns the way round it: what nf_tables itself tells is put into the words of `iptables-save`, so that
-//! `listing.rs` reads both alike, and jumps to our chain are deleted by their numbers. Everything else
-//! iptables does as ever, since our own chain is not mixed.
+//! Owns the way around it. What nf_tables reports is written in the words of `iptables-save`, so that
+//! `ruleset.rs` reads both; jumps to the chain `tcptracker` are deleted by their handles. iptables makes
+//! all other changes, because that chain holds only rules that iptables knows.
 
 use crate::block::backend::FirewallError;
-use crate::block::backend::nftables::{Goes, Nftables, Rule};
+use crate::block::backend::nftables::Nftables;
 use crate::block::backend::program::Program;
-use crate::block::backend::ruleset::{CHAIN, delete};
-use crate::types::network::Family;
+use crate::block::backend::ruleset::{CHAIN, deletion};
 
-/// The table, as `iptables-save` would print it, as far as it concerns our chain.
-pub fn show(program: Program, nftables: &mut Nftables) -> Result<String, FirewallError> {
-    let mut shown = Vec::new();
-    if nftables.has_our_chain(program.family)? {
-        shown.push(format!(":{CHAIN} - [0:0]"));
-        shown.extend(program.chain(CHAIN)?.lines().filter_map(counter_in_front));
+/// Returns the part of the table that concerns the chain `tcptracker`, as `iptables-save` prints it.
+pub fn save(program: Program, nftables: &mut Nftables) -> Result<String, FirewallError> {
+    let mut lines = Vec::new();
+    if nftables.has_chain()? {
+        lines.push(format!(":{CHAIN} - [0:0]"));
+        lines.extend(program.list_chain(CHAIN)?.lines().filter_map(move_counters));
     }
-    let others = others(nftables, program.family)?;
-    shown.extend(others.iter().map(|rule| format!("[0:0] {}", words(rule))));
-    Ok(shown.join("\n"))
+    lines.extend(
+        nftables.rules_of_other_chains()?.iter().map(|rule| format!("[0:0] {}", rule.text)),
+    );
+    Ok(lines.join("\n"))
 }
 
-/// Carries out commands that follow from what was shown.
-pub fn handle(
+/// Carries out commands of `iptables-restore` that follow from [`save`].
+pub fn restore(
     program: Program,
     nftables: &mut Nftables,
     commands: &[String],
 ) -> Result<(), FirewallError> {
-    let family = program.family;
-    let deletions = others(nftables, family)?.into_iter().map(|rule| (delete(&words(&rule)), rule));
-    let deletions: Vec<(String, Rule)> =
-        deletions.filter(|(command, _)| commands.contains(command)).collect();
-    let is_left = |command: &&String| !deletions.iter().any(|(deletion, _)| deletion == *command);
-    let rest: Vec<String> = commands.iter().filter(is_left).cloned().collect();
-    let mut delete_all = || {
-        deletions.iter().try_for_each(|(_, rule)| nftables.delete(family, &rule.chain, rule.handle))
-    };
-    // A hook that is moved must not be missing in between; a chain can go only when nobody jumps to it.
-    let is_moved = rest.iter().any(|command| command.starts_with("-I "));
-    if !is_moved {
-        delete_all()?;
+    let mut jumps = nftables.rules_of_other_chains()?;
+    jumps.retain(|rule| commands.contains(&deletion(&rule.text)));
+    let is_for_iptables =
+        |command: &&String| !jumps.iter().any(|rule| deletion(&rule.text) == **command);
+    let rest: Vec<String> = commands.iter().filter(is_for_iptables).cloned().collect();
+    // While a hook moves to the first position there must be one; a chain can only be deleted after the
+    // jumps to it.
+    let moves_hook = rest.iter().any(|command| command.starts_with("-I "));
+    if !moves_hook {
+        nftables.delete_all(&jumps)?;
     }
     if !rest.is_empty() {
         program.restore(&rest)?;
     }
-    if is_moved {
-        delete_all()?;
+    if moves_hook {
+        nftables.delete_all(&jumps)?;
     }
     Ok(())
 }
 
-/// The rules of the other chains.
-fn others(nftables: &mut Nftables, family: Family) -> Result<Vec<Rule>, FirewallError> {
-    let mut rules = nftables.rules(family)?;
-    rules.retain(|rule| rule.chain != CHAIN);
-    Ok(rules)
-}
-
-/// A rule, in iptables' words as far as they matter.
-fn words(rule: &Rule) -> String {
-    let Rule { chain, handle, goes_to_ours } = rule;
-    match goes_to_ours {
-        Goes::Always => format!("-A {chain} -j {CHAIN}"),
-        // A match nobody has, which names the rule.
-        Goes::Sometimes => format!("-A {chain} -m handle --handle {handle} -j {CHAIN}"),
-        Goes::Never => format!("-A {chain}"),
-    }
-}
-
-/// `-A … -c packets bytes -j …`, as `iptables -v -S` prints it, into `[packets:bytes] -A … -j …`.
-fn counter_in_front(line: &str) -> Option<String> {
+/// Turns `-A … -c packets bytes -j …`, which `iptables -v -S` prints, into `[packets:bytes] -A … -j …`.
+fn move_counters(line: &str) -> Option<String> {
     let (matches, rest) = line.rsplit_once(" -c ")?;
     let (packets, rest) = rest.split_once(' ')?;
     let (bytes, target) = rest.split_once(' ')?;
@@ -83,10 +62,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_counter_is_put_where_iptables_save_has_it() {
+    fn counters_move_to_where_iptables_save_prints_them() {
         let line = "-A tcptracker -s 192.0.2.7/32 -m comment --comment \"tcptracker@eth0\" -c 7 420 -j DROP";
         let expected = "[7:420] -A tcptracker -s 192.0.2.7/32 -m comment --comment \"tcptracker@eth0\" -j DROP";
-        assert_eq!(counter_in_front(line).as_deref(), Some(expected));
-        assert_eq!(counter_in_front("-N tcptracker"), None);
+        assert_eq!(move_counters(line).as_deref(), Some(expected));
+        assert_eq!(move_counters("-N tcptracker"), None);
     }
 }

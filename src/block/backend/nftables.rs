@@ -1,14 +1,15 @@
-//! What the kernel's nf_tables is asked without iptables: has anything changed, how many packets have
-//! matched our rules, and who jumps to our chain where iptables cannot tell.
+//! Questions that nf_tables answers without iptables: whether a rule has changed, how many packets the
+//! rules of this instance have matched, and which rules jump to the chain `tcptracker` if iptables cannot
+//! tell.
 //!
-//! Owns the few messages that takes (linux/netfilter/nf_tables.h). Makes no rule: that is iptables', which
-//! keeps compatible what others see.
+//! Owns the few messages for this (linux/netfilter/nf_tables.h). Must not make a rule: iptables makes
+//! them, so that they look to other programs as they always have.
 
 use rustix::net::netlink::NETFILTER;
 
 use crate::block::backend::ruleset::CHAIN;
 use crate::system::netlink::{Attributes, Body, NetlinkError, NetlinkSocket};
-use crate::types::network::Family;
+use crate::types::Family;
 
 const NUMBER: u8 = 10;
 const SUBSYSTEM: u16 = (NUMBER as u16) << 8;
@@ -18,7 +19,7 @@ const GET_RULE: u16 = SUBSYSTEM | 7;
 const DELETE_RULE: u16 = SUBSYSTEM | 8;
 const GET_GENERATION: u16 = SUBSYSTEM | 16;
 
-/// `NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END`: changes are carried out between them.
+/// `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`, which enclose every change.
 const BEGIN: u16 = 16;
 const END: u16 = 17;
 
@@ -40,61 +41,45 @@ const ATTR_VERDICT_CHAIN: u16 = 2;
 
 const ENOENT: i32 = 2;
 
-/// A rule of table `filter`, by what of it is of interest here.
+/// A rule in table `filter`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// The chain it is in.
     pub chain: String,
-    /// Its number, never used twice.
+    /// A number that the kernel never uses twice.
     pub handle: u64,
-    /// Whether it goes to our chain.
-    pub goes_to_ours: Goes,
+    /// The rule in the words of iptables, as far as they concern the chain `tcptracker`.
+    pub text: String,
 }
 
-/// Which of a chain's packets go to ours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Goes {
-    /// All.
-    Always,
-    /// Some.
-    Sometimes,
-    /// None.
-    Never,
+/// A connection to nf_tables, for table `filter` of one family.
+pub struct Nftables {
+    socket: NetlinkSocket,
+    family: Family,
 }
-
-/// A connection to nf_tables.
-pub struct Nftables(NetlinkSocket);
 
 impl Nftables {
-    /// Connects.
-    pub fn connect() -> Result<Self, NetlinkError> {
-        NetlinkSocket::open(Some(NETFILTER), 0).map(Self)
+    pub fn connect(family: Family) -> Result<Self, NetlinkError> {
+        Ok(Self { socket: NetlinkSocket::open(Some(NETFILTER), 0)?, family })
     }
 
-    /// The number of the last change to any rule of this network namespace.
+    /// The number of the last change to any rule in this network namespace.
     pub fn generation(&mut self) -> Result<u32, NetlinkError> {
         let mut generation = None;
-        self.0.query(GET_GENERATION, &Body::with_header(&[0; 4]), |_, answer| {
-            let id = attributes(answer).find(ATTR_GENERATION_ID);
+        self.socket.query(GET_GENERATION, &Body::with_header(&[0; 4]), |_, answer| {
+            let id = Attributes::of_netfilter(answer).find(ATTR_GENERATION_ID);
             generation = id.and_then(|id| id.try_into().ok()).map(u32::from_be_bytes);
         })?;
         generation.ok_or(NetlinkError::Garbled)
     }
 
-    /// Of each rule in our chain with this comment: its handle, never used twice, and the packets that
-    /// have matched it.
-    pub fn counters(
-        &mut self,
-        family: Family,
-        comment: &str,
-    ) -> Result<Vec<(u64, u64)>, NetlinkError> {
-        let body = Body::with_header(&[family.number(), 0, 0, 0])
-            .text(ATTR_RULE_TABLE, TABLE)
-            .text(ATTR_RULE_CHAIN, CHAIN);
-        // iptables has it in a match or in user data, as its version goes; closed with NUL in both.
+    /// Returns, for each rule with this comment in the chain `tcptracker`, its handle and the number of
+    /// packets that it has matched.
+    pub fn counters(&mut self, comment: &str) -> Result<Vec<(u64, u64)>, NetlinkError> {
+        let body = self.rule_request().text(ATTR_RULE_CHAIN, CHAIN);
+        // Some versions of iptables store the comment in a match, others in user data. Both end with NUL.
         let comment = [comment.as_bytes(), &[0]].concat();
         let mut counters = Vec::new();
-        self.0.dump(GET_RULE, &body, |kind, rule| {
+        self.socket.dump(GET_RULE, &body, |kind, rule| {
             if kind == NEW_RULE && rule.windows(comment.len()).any(|part| part == comment) {
                 counters.extend(read_counter(rule));
             }
@@ -102,89 +87,94 @@ impl Nftables {
         Ok(counters)
     }
 
-    /// Whether our chain is there.
-    pub fn has_our_chain(&mut self, family: Family) -> Result<bool, NetlinkError> {
-        let body = Body::with_header(&[family.number(), 0, 0, 0])
+    /// Whether the chain `tcptracker` exists.
+    pub fn has_chain(&mut self) -> Result<bool, NetlinkError> {
+        let body = Body::for_family(self.family)
             .text(ATTR_CHAIN_TABLE, TABLE)
             .text(ATTR_CHAIN_NAME, CHAIN);
-        match self.0.query(GET_CHAIN, &body, |_, _| {}) {
+        match self.socket.query(GET_CHAIN, &body, |_, _| {}) {
             Ok(()) => Ok(true),
             Err(NetlinkError::Refused(ENOENT)) => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    /// All rules of the table, chain by chain, in order.
-    pub fn rules(&mut self, family: Family) -> Result<Vec<Rule>, NetlinkError> {
-        let body = Body::with_header(&[family.number(), 0, 0, 0]).text(ATTR_RULE_TABLE, TABLE);
+    /// The rules of all chains except `tcptracker`, chain by chain, in order.
+    pub fn rules_of_other_chains(&mut self) -> Result<Vec<Rule>, NetlinkError> {
+        let body = self.rule_request();
         let mut rules = Vec::new();
-        self.0.dump(GET_RULE, &body, |kind, rule| {
+        self.socket.dump(GET_RULE, &body, |kind, rule| {
             if kind == NEW_RULE {
-                rules.extend(read_rule(rule));
+                rules.extend(read_rule(rule).filter(|rule| rule.chain != CHAIN));
             }
         })?;
         Ok(rules)
     }
 
-    /// Deletes a rule; one that is not there is no error.
-    pub fn delete(&mut self, family: Family, chain: &str, handle: u64) -> Result<(), NetlinkError> {
+    /// Deletes rules. A rule that does not exist is no error.
+    pub fn delete_all(&mut self, rules: &[Rule]) -> Result<(), NetlinkError> {
         let limit = Body::with_header(&[0, 0, 0, NUMBER]);
-        let rule = Body::with_header(&[family.number(), 0, 0, 0])
-            .text(ATTR_RULE_TABLE, TABLE)
-            .text(ATTR_RULE_CHAIN, chain)
-            .attribute(ATTR_RULE_HANDLE, &handle.to_be_bytes());
-        match self.0.request_between((BEGIN, &limit), (DELETE_RULE, &rule), (END, &limit)) {
-            Ok(()) | Err(NetlinkError::Refused(ENOENT)) => Ok(()),
-            Err(error) => Err(error),
+        for Rule { chain, handle, .. } in rules {
+            let rule = self
+                .rule_request()
+                .text(ATTR_RULE_CHAIN, chain)
+                .attribute(ATTR_RULE_HANDLE, &handle.to_be_bytes());
+            match self.socket.request_between((BEGIN, &limit), (DELETE_RULE, &rule), (END, &limit))
+            {
+                Ok(()) | Err(NetlinkError::Refused(ENOENT)) => {}
+                Err(error) => return Err(error),
+            }
         }
+        Ok(())
+    }
+
+    fn rule_request(&self) -> Body {
+        Body::for_family(self.family).text(ATTR_RULE_TABLE, TABLE)
     }
 }
 
 pub fn read_rule(rule: &[u8]) -> Option<Rule> {
-    let chain = text(attributes(rule).find(ATTR_RULE_CHAIN)?);
-    let handle = attributes(rule).find(ATTR_RULE_HANDLE)?.try_into().ok()?;
-    let expressions = attributes(rule).find(ATTR_RULE_EXPRESSIONS).unwrap_or_default();
-    let name = |expression| Attributes(expression).find(ATTR_EXPRESSION_NAME).map(text);
-    let (mut goes, mut asks) = (false, false);
-    for (_, expression) in Attributes(expressions) {
-        match name(expression).as_deref() {
-            Some("immediate") => goes |= target(expression).as_deref() == Some(CHAIN),
-            Some("counter") => {}
-            _ => asks = true,
+    let rule = Attributes::of_netfilter(rule);
+    let (mut has_jump, mut has_match) = (false, false);
+    for (_, expression) in Attributes::of(rule.find(ATTR_RULE_EXPRESSIONS).unwrap_or_default()) {
+        let expression = Attributes::of(expression);
+        match expression.find(ATTR_EXPRESSION_NAME) {
+            Some(b"immediate\0") => {
+                let target = [
+                    ATTR_EXPRESSION_DATA,
+                    ATTR_IMMEDIATE_DATA,
+                    ATTR_DATA_VERDICT,
+                    ATTR_VERDICT_CHAIN,
+                ];
+                has_jump |= expression.find_nested(&target).map(text).as_deref() == Some(CHAIN);
+            }
+            Some(b"counter\0") => {}
+            _ => has_match = true,
         }
     }
-    let goes_to_ours = match (goes, asks) {
-        (true, false) => Goes::Always,
-        (true, true) => Goes::Sometimes,
-        (false, _) => Goes::Never,
+    let (chain, handle) = (text(rule.find(ATTR_RULE_CHAIN)?), read_handle(&rule)?);
+    let text = match (has_jump, has_match) {
+        (true, false) => format!("-A {chain} -j {CHAIN}"),
+        // iptables has no such match; it identifies the rule.
+        (true, true) => format!("-A {chain} -m handle --handle {handle} -j {CHAIN}"),
+        (false, _) => format!("-A {chain}"),
     };
-    Some(Rule { chain, handle: u64::from_be_bytes(handle), goes_to_ours })
+    Some(Rule { chain, handle, text })
 }
 
-/// Where a rule's verdict jumps or goes to.
-fn target(expression: &[u8]) -> Option<String> {
-    let data = Attributes(expression).find(ATTR_EXPRESSION_DATA)?;
-    let value = Attributes(data).find(ATTR_IMMEDIATE_DATA)?;
-    let verdict = Attributes(value).find(ATTR_DATA_VERDICT)?;
-    Attributes(verdict).find(ATTR_VERDICT_CHAIN).map(text)
+pub fn read_counter(rule: &[u8]) -> Option<(u64, u64)> {
+    let rule = Attributes::of_netfilter(rule);
+    let counter = Attributes::of(rule.find(ATTR_RULE_EXPRESSIONS)?)
+        .map(|(_, expression)| Attributes::of(expression))
+        .find(|expression| expression.find(ATTR_EXPRESSION_NAME) == Some(b"counter\0"))?;
+    let packets = counter.find_nested(&[ATTR_EXPRESSION_DATA, ATTR_COUNTER_PACKETS])?;
+    Some((read_handle(&rule)?, u64::from_be_bytes(packets.try_into().ok()?)))
+}
+
+fn read_handle(rule: &Attributes<'_>) -> Option<u64> {
+    Some(u64::from_be_bytes(rule.find(ATTR_RULE_HANDLE)?.try_into().ok()?))
 }
 
 fn text(value: &[u8]) -> String {
     String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
-}
-
-pub fn read_counter(rule: &[u8]) -> Option<(u64, u64)> {
-    let handle = attributes(rule).find(ATTR_RULE_HANDLE)?.try_into().ok()?;
-    let expressions = attributes(rule).find(ATTR_RULE_EXPRESSIONS)?;
-    let counter = Attributes(expressions).find_map(|(_, expression)| {
-        let name = Attributes(expression).find(ATTR_EXPRESSION_NAME)?;
-        (name == b"counter\0").then(|| Attributes(expression).find(ATTR_EXPRESSION_DATA))?
-    })?;
-    let packets = Attributes(counter).find(ATTR_COUNTER_PACKETS)?.try_into().ok()?;
-    Some((u64::from_be_bytes(handle), u64::from_be_bytes(packets)))
-}
-
-/// The attributes behind an answer's `struct nfgenmsg`.
-fn attributes(answer: &[u8]) -> Attributes<'_> {
-    Attributes(answer.get(4..).unwrap_or_default())
 }

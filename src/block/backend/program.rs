@@ -1,161 +1,191 @@
-//! The programs of iptables: found, run, and what they say understood.
+//! The programs of iptables: finding them, running them, and reading what they print.
 //!
-//! Owns starting them, the only processes the service starts: iptables itself to know what there is,
-//! `iptables-save` to see table `filter`, and `iptables-restore` to change it, all changes at once or none.
-//! Knows no chain or rule.
+//! Owns the only processes that the service starts. `iptables-save` reads table `filter`;
+//! `iptables-restore` makes several changes, all or none; the crate `iptables` makes single ones. Must
+//! not know any chain or rule.
 
-use std::io::Write;
+use std::error::Error;
+use std::io::{ErrorKind, Write};
 use std::process::{Command, Output, Stdio};
 
-use crate::types::network::Family;
+use iptables::IPTables;
+use iptables::error::IptablesError;
 
-/// The table all of it is about.
+use crate::types::Family;
+
 const TABLE: &str = "filter";
 
-/// Seconds to wait for another program that is changing rules (iptables-legacy has a lock).
-const PATIENCE: &str = "5";
+/// Seconds to wait for another program that is changing rules: iptables-legacy has a global lock.
+const WAIT: &str = "5";
 
-/// What `iptables-save` says, with success, of a table it shows nothing of.
-const MIXED: &str = "is incompatible, use 'nft' tool";
+/// What `iptables-save` prints, and succeeds, when it cannot show a table.
+const CANNOT_SHOW: &str = "is incompatible, use 'nft' tool";
 
-/// Why the rules are not as they should be.
+/// The reason why the rules cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RulesError {
-    /// The program is not installed.
-    #[error("{0} is not installed; install the package iptables")]
-    NotInstalled(&'static str),
-    /// The process lacks the privilege.
+    #[error("cannot run {0}: it is not installed; install the package iptables")]
+    NotInstalled(String),
     #[error(
-        "changing firewall rules needs the capability CAP_NET_ADMIN; run it as root or as the service"
+        "cannot change firewall rules: the capability CAP_NET_ADMIN is missing; run tcptracker as \
+         root or start its service"
     )]
     NotPermitted,
-    /// It is iptables-legacy, whose lock the service's user may not have.
+    /// The service's user cannot create the lock file of iptables-legacy.
     #[error(
-        "the lock of iptables, /run/xtables.lock, cannot be opened; for user tcptracker: \
-         systemd-tmpfiles --create tcptracker.conf"
+        "cannot open the lock of iptables-legacy, /run/xtables.lock: permission denied; create it \
+         for user tcptracker: systemd-tmpfiles --create tcptracker.conf"
     )]
     LockDenied,
-    /// The program said no.
-    #[error("`{command}` failed: {said}")]
-    Failed {
-        /// As one would type it.
-        command: String,
-        /// What it printed.
-        said: String,
-    },
+    #[error("`{command}` failed: {output}")]
+    Failed { command: String, output: String },
 }
 
-/// iptables of one family.
+/// iptables of one family and variant.
 #[derive(Clone, Copy, Debug)]
 pub struct Program {
-    /// The family.
-    pub family: Family,
-    /// Its rules are kept by nf_tables, which numbers every change; not by the older ip_tables.
-    pub is_nft: bool,
+    name: &'static str,
+    family: Family,
+    is_nft: bool,
 }
 
 impl Program {
-    /// Finds it; changes nothing.
+    /// Finds the variant that this host uses. Changes nothing.
     pub fn find(family: Family) -> Result<Self, RulesError> {
-        let name = name_of(family);
-        let version = run(name, &["--version"], None)?.ok_or(RulesError::NotInstalled(name))?;
-        Ok(Self { family, is_nft: is_nft(&version) })
+        let name = match family {
+            Family::V4 => "iptables",
+            Family::V6 => "ip6tables",
+        };
+        let found = Self::named(name, family)?;
+        // update-alternatives may point `iptables` to the other variant while there are rules, and only
+        // the variant that made them can delete them. A host with one variant may have the plain name only.
+        Ok(Self::named(variant(family, found.is_nft), family).unwrap_or(found))
     }
 
-    /// The other kind's of the same family, where it is installed beside this one.
-    pub fn other_kind(self) -> Option<Self> {
-        let other = Self { is_nft: !self.is_nft, ..self };
-        // Where there is one kind only, that one answers.
-        let version = other.run("", &["--version"], None).ok()?;
-        (is_nft(&version) == other.is_nft).then_some(other)
+    /// The other variant of the same family, if it is installed, too.
+    pub fn other_variant(self) -> Option<Self> {
+        Self::named(variant(self.family, !self.is_nft), self.family).ok()
     }
 
-    /// The table, as `iptables-save` prints it with counters; none where it has rules that only nf_tables
-    /// knows, made by nft(8), for whose sake iptables shows none at all.
+    fn named(name: &'static str, family: Family) -> Result<Self, RulesError> {
+        let version = run(name, &["--version"], None)?;
+        Ok(Self { name, family, is_nft: version.contains("nf_tables") })
+    }
+
+    pub fn family(self) -> Family {
+        self.family
+    }
+
+    /// Whether nf_tables holds the rules, which has a generation counter; ip_tables has none.
+    pub fn is_nft(self) -> bool {
+        self.is_nft
+    }
+
+    /// Returns the table as `iptables-save` prints it with counters. `None` if nft(8) has added rules to
+    /// it that iptables cannot express: then iptables shows none.
     pub fn save(self) -> Result<Option<String>, RulesError> {
         let saved = self.run("-save", &["-c", "-t", TABLE], None)?;
-        let is_mixed = self.is_nft && saved.contains(MIXED);
-        Ok((!is_mixed).then_some(saved))
+        let is_shown = !self.is_nft || !saved.contains(CANNOT_SHOW);
+        Ok(is_shown.then_some(saved))
     }
 
-    /// A chain, as `iptables -S` prints it with counters. Works whatever is in others.
-    pub fn chain(self, chain: &str) -> Result<String, RulesError> {
-        self.run("", &["-w", PATIENCE, "-t", TABLE, "-v", "-S", chain], None)
+    /// Returns a chain as `iptables -S` prints it with counters, whatever the other chains hold.
+    pub fn list_chain(self, chain: &str) -> Result<String, RulesError> {
+        self.run("", &["-w", WAIT, "-t", TABLE, "-v", "-S", chain], None)
     }
 
-    /// Carries out these commands of `iptables-restore`, all or none, and leaves the rest as it is.
+    /// Carries out these commands of `iptables-restore`, all or none, and keeps all other rules.
     pub fn restore(self, commands: &[String]) -> Result<(), RulesError> {
         let script = format!("*{TABLE}\n{}\nCOMMIT\n", commands.join("\n"));
-        self.run("-restore", &["-w", PATIENCE, "--noflush"], Some(&script)).map(drop)
+        self.run("-restore", &["-w", WAIT, "--noflush"], Some(&script)).map(drop)
     }
 
-    /// Starts it under the name of its kind: which one `iptables` is may be changed while there are rules
-    /// of ours (update-alternatives), and whoever made them has to take them away.
+    /// Adds a rule at the end of a chain.
+    pub fn append(self, chain: &str, rule: &str) -> Result<(), RulesError> {
+        self.change_rule(rule, |iptables, rule| iptables.append(TABLE, chain, rule))
+    }
+
+    /// Adds a rule at the head of a chain.
+    pub fn insert(self, chain: &str, rule: &str) -> Result<(), RulesError> {
+        self.change_rule(rule, |iptables, rule| iptables.insert(TABLE, chain, rule, 1))
+    }
+
+    /// Deletes a rule, which must be in the chain.
+    pub fn delete(self, chain: &str, rule: &str) -> Result<(), RulesError> {
+        self.change_rule(rule, |iptables, rule| iptables.delete(TABLE, chain, rule))
+    }
+
+    fn change_rule(
+        self,
+        rule: &str,
+        change: impl Fn(&IPTables, &str) -> Result<(), Box<dyn Error>>,
+    ) -> Result<(), RulesError> {
+        let iptables =
+            IPTables { cmd: self.name, has_check: true, has_wait: false, is_numeric: false };
+        // The crate's own `--wait` has no limit.
+        let rule = format!("{rule} -w {WAIT}");
+        change(&iptables, &rule).map_err(|error| {
+            let output = match error.downcast_ref::<IptablesError>() {
+                Some(error) => error.msg.clone(),
+                None => error.to_string(),
+            };
+            failure(format!("{} {rule}", self.name), &output)
+        })
+    }
+
     fn run(
         self,
         suffix: &str,
         arguments: &[&str],
         input: Option<&str>,
     ) -> Result<String, RulesError> {
-        let name = name_of(self.family);
-        let kind = if self.is_nft { "nft" } else { "legacy" };
-        let said = match run(&format!("{name}-{kind}{suffix}"), arguments, input)? {
-            Some(said) => Some(said),
-            // Where there is one kind only.
-            None => run(&format!("{name}{suffix}"), arguments, input)?,
-        };
-        said.ok_or(RulesError::NotInstalled(name))
+        run(&format!("{}{suffix}", self.name), arguments, input)
     }
 }
 
-/// What a program prints; none where there is no such program.
+const fn variant(family: Family, is_nft: bool) -> &'static str {
+    match (family, is_nft) {
+        (Family::V4, true) => "iptables-nft",
+        (Family::V4, false) => "iptables-legacy",
+        (Family::V6, true) => "ip6tables-nft",
+        (Family::V6, false) => "ip6tables-legacy",
+    }
+}
+
+/// Runs a program and returns what it prints.
 #[expect(clippy::disallowed_methods, reason = "this file starts the processes of the firewall")]
-fn run(
-    program: &str,
-    arguments: &[&str],
-    input: Option<&str>,
-) -> Result<Option<String>, RulesError> {
-    let failed = |said: &str| RulesError::Failed {
-        command: format!("{program} {}", arguments.join(" ")),
-        said: said.trim().to_owned(),
-    };
-    let output = match start(Command::new(program).args(arguments), input) {
-        Ok(output) => output,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(&error.to_string())),
-    };
+fn run(program: &str, arguments: &[&str], input: Option<&str>) -> Result<String, RulesError> {
+    let command = || format!("{program} {}", arguments.join(" "));
+    let output =
+        start(Command::new(program).args(arguments), input).map_err(|error| {
+            match error.kind() {
+                ErrorKind::NotFound => RulesError::NotInstalled(program.to_owned()),
+                _ => failure(command(), &error.to_string()),
+            }
+        })?;
     if output.status.success() {
-        return Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()));
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    if said.contains("can't open lock file") {
-        return Err(RulesError::LockDenied);
-    }
-    if said.contains("Permission denied") || said.contains("Operation not permitted") {
-        return Err(RulesError::NotPermitted);
-    }
-    Err(failed(&said))
+    Err(failure(command(), &String::from_utf8_lossy(&output.stderr)))
 }
 
-fn name_of(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "iptables",
-        Family::V6 => "ip6tables",
+fn failure(command: String, output: &str) -> RulesError {
+    if output.contains("can't open lock file") {
+        return RulesError::LockDenied;
     }
-}
-
-/// Whether what `iptables --version` prints is the kind whose rules nf_tables keeps.
-fn is_nft(version: &str) -> bool {
-    version.contains("nf_tables")
+    if output.contains("Permission denied") || output.contains("Operation not permitted") {
+        return RulesError::NotPermitted;
+    }
+    RulesError::Failed { command, output: output.trim().to_owned() }
 }
 
 fn start(command: &mut Command, input: Option<&str>) -> std::io::Result<Output> {
-    // It is none of the service manager's business what becomes of a child.
+    // The service manager listens to the service, not to its children.
     command.env_remove("NOTIFY_SOCKET");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn()?;
     if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
-        // Who ends before having read everything has said why.
+        // A child that ends before it has read everything reports why.
         let _ = stdin.write_all(input.as_bytes());
     }
     child.wait_with_output()

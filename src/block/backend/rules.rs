@@ -1,293 +1,238 @@
-//! Hook, chain and rules in table `filter`, for both families.
+//! Hooks, chain and rules of one instance in table `filter`, for one address family.
 //!
-//! Owns when the table is looked at and how it is changed: the chain `tcptracker`, the jumps to it from
-//! the built-in chains (hooks), and in it this instance's own rules, known by their comment. Other
-//! instances' rules are never touched. Every operation is idempotent: what is already so is success.
+//! Owns when the table is read and how it is changed: the chain `tcptracker`, the jumps to it from
+//! built-in chains (hooks), and in it the rules with this instance's comment. Must not touch the rules
+//! of other instances. Every operation is idempotent.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use tracing::{debug, trace};
 
 use crate::block::backend::FirewallError;
 use crate::block::backend::counter_totals::CounterTotals;
 use crate::block::backend::nft_fallback;
 use crate::block::backend::nftables::Nftables;
 use crate::block::backend::program::{Program, RulesError};
-use crate::block::backend::ruleset::{RuleTemplate, Ruleset, Source};
-use crate::block::reconcile::Fault;
+use crate::block::backend::ruleset::{CHAIN, Inspection, RuleTemplate, Ruleset, Source};
 use crate::config::FirewallConfig;
 use crate::config::values::{Established, Hook, Target};
 use crate::system::lock::Lock;
-use crate::types::clock::Moment;
-use crate::types::ifname::IfName;
-use crate::types::network::Family;
+use crate::types::{Family, IfName, Moment};
 
-/// Where the kernel says that it speaks IPv6. (`/proc/net` is not there under `ProcSubset=pid`.)
+/// Exists if the kernel supports IPv6. (`/proc/net` is hidden by `ProcSubset=pid`.)
 const IPV6_PRESENT: &str = "/proc/self/net/if_inet6";
 
-/// How long it is waited for another instance that changes rules.
+/// The longest wait for another instance that is changing rules.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// ip_tables does not number its changes: all there is to do is to look, which takes two processes.
-/// As seldom as something may be noticed and mended within a second.
-const LEGACY_PACE: Duration = Duration::from_millis(700);
+/// ip_tables has no generation counter, so its table has to be read, which takes two processes: as
+/// rarely as still allows a repair within a second.
+const LEGACY_INTERVAL: Duration = Duration::from_millis(700);
 
-/// Another program may change the table between the look and the change, which then fails as a whole.
+/// Another program may change the table after it was read; then the change fails as a whole.
 const ATTEMPTS: u32 = 3;
 
-/// The rules of one instance.
+/// The rules of one instance and family.
 pub struct Rules {
-    sides: Vec<Side>,
+    program: Program,
+    /// `Some` if nf_tables holds the rules.
+    nftables: Option<Nftables>,
+    template: RuleTemplate,
     hooks: Vec<Hook>,
     comment: String,
-    /// Where rules are kept by nf_tables.
-    nftables: Option<Nftables>,
-}
-
-/// The rules of one family.
-struct Side {
-    program: Program,
-    form: RuleTemplate,
-    seen: Seen,
-    /// Others have put rules into the table that iptables cannot show, as of the last look.
+    /// The generation of the table, and when, at its last inspection.
+    inspected: Option<(u32, Moment)>,
+    /// When the table was last read, iptables could not show it.
     is_mixed: bool,
-    /// There are rules in our chain that are no instance's, as of the last look.
-    has_strangers: bool,
-    tally: CounterTotals<RuleKey>,
-    /// Packets are counted since the start: what a killed instance's rules have counted is not ours.
-    tally_begun: bool,
+    /// When the table was last read, the chain held rules of other programs, which new rules must precede.
+    comes_first: bool,
+    totals: CounterTotals<CounterKey>,
 }
 
-/// Up to which change of the table it was looked at.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Seen {
-    Never,
-    Generation(u32),
-    At(Moment),
-}
-
-/// What a rule's counter is known by.
+/// The identity of a rule's counter.
 #[derive(Debug, PartialEq, Eq, Hash)]
-enum RuleKey {
+enum CounterKey {
     /// nf_tables numbers its rules and uses no number twice.
     Handle(u64),
-    /// ip_tables does not; there is one rule for each source.
+    /// ip_tables does not, but there is one rule for each source.
     Source(Source),
 }
 
-/// Table `filter` as it is.
-#[derive(Default)]
-pub struct Look {
-    /// What of chain and hooks is not as it should be.
-    pub faults: Vec<Fault>,
-    /// The sources of this instance's rules that are as they should be, each as often as it is there.
-    pub fitting: Vec<Source>,
-    /// How many of this instance's rules are otherwise.
-    pub misfits: usize,
+/// The families that this host supports. Each is at position `family as usize`.
+pub fn families() -> impl Iterator<Item = Family> {
+    let is_supported =
+        |family: &Family| *family == Family::V4 || std::path::Path::new(IPV6_PRESENT).exists();
+    Family::ALL.into_iter().filter(is_supported)
 }
 
 impl Rules {
-    /// Finds iptables and ip6tables; changes nothing. The rules' form for a family, but for target and
-    /// comment, is `matching`.
+    /// Finds the program. Changes nothing. `matches` is what the rules match besides source and scope.
     pub fn find(
         interface: &IfName,
+        family: Family,
         config: &FirewallConfig,
         established: Established,
-        matching: impl Fn(Family) -> String,
+        matches: &str,
     ) -> Result<Self, FirewallError> {
+        let program = Program::find(family)?;
+        let nftables = program.is_nft().then(|| Nftables::connect(family)).transpose()?;
         let comment = format!("tcptracker@{interface}");
-        let mut sides = Vec::new();
-        for family in Family::ALL {
-            if family == Family::V6 && !std::path::Path::new(IPV6_PRESENT).exists() {
-                continue;
-            }
-            let form = form(&matching(family), &comment, established, config.target, family);
-            sides.push(Side {
-                program: Program::find(family)?,
-                form: RuleTemplate::new(form),
-                seen: Seen::Never,
-                is_mixed: false,
-                has_strangers: false,
-                tally: CounterTotals::starting_at([]),
-                tally_begun: false,
-            });
-        }
-        let nftables = if sides.iter().any(|side| side.program.is_nft) {
-            Some(Nftables::connect()?)
-        } else {
-            None
-        };
-        Ok(Self { sides, hooks: config.hooks.clone(), comment, nftables })
+        let options = options(matches, &comment, established, config.target, family);
+        Ok(Self {
+            program,
+            nftables,
+            template: RuleTemplate::new(options),
+            hooks: config.hooks.clone(),
+            comment,
+            inspected: None,
+            is_mixed: false,
+            comes_first: false,
+            totals: CounterTotals::default(),
+        })
     }
 
-    /// The families this host speaks.
-    pub fn families(&self) -> Vec<Family> {
-        self.sides.iter().map(|side| side.program.family).collect()
+    pub fn family(&self) -> Family {
+        self.program.family()
     }
 
-    /// Looks at the table.
-    pub fn look(&mut self, family: Family) -> Result<Look, FirewallError> {
-        let listing = self.list(family)?;
-        let hooks = self.hooks.clone();
-        let Some((side, _)) = self.side(family) else { return Ok(Look::default()) };
-        let own = listing.own.iter().flatten();
-        let fitting: Vec<Source> =
-            own.filter(|rule| side.form.fits(rule)).map(|rule| rule.source).collect();
-        let misfits = listing.own.iter().flatten().count() - fitting.len();
-        Ok(Look { faults: listing.faults(family, &hooks), fitting, misfits })
+    /// Compares the table with what it should be.
+    pub fn inspect(&mut self) -> Result<Inspection, FirewallError> {
+        Ok(self.read()?.inspect(self.family(), &self.template, &self.hooks))
     }
 
-    /// Looks at the table if it may have changed since the last time.
-    pub fn look_if_changed(
-        &mut self,
-        family: Family,
-        now: Moment,
-    ) -> Result<Option<Look>, FirewallError> {
-        let Some((side, nftables)) = self.side(family) else { return Ok(None) };
-        // Asked before the look: what changes meanwhile is seen at the next one.
-        let seen = match nftables {
-            Some(nftables) => Seen::Generation(nftables.generation()?),
-            None => Seen::At(now),
+    /// Inspects the table if it may have changed since the last call.
+    pub fn inspect_if_changed(&mut self, now: Moment) -> Result<Option<Inspection>, FirewallError> {
+        // The generation is read before the table, so that the next call finds a change in between.
+        let generation = self.nftables.as_mut().map_or(Ok(0), Nftables::generation)?;
+        let is_current = |(before, at)| {
+            before == generation && (self.nftables.is_some() || now.since(at) < LEGACY_INTERVAL)
         };
-        let unchanged = match (side.seen, seen) {
-            (Seen::At(before), Seen::At(now)) => now.since(before) < LEGACY_PACE,
-            (before, now) => before == now,
-        };
-        if unchanged {
+        if self.inspected.is_some_and(is_current) {
             return Ok(None);
         }
-        let look = self.look(family)?;
-        if let Some((side, _)) = self.side(family) {
-            side.seen = seen;
-        }
-        Ok(Some(look))
+        trace!(family = self.family().as_str(), "inspecting the firewall rules");
+        let inspection = self.inspect()?;
+        self.inspected = Some((generation, now));
+        Ok(Some(inspection))
     }
 
-    /// Puts up chain, these rules and hooks, whatever of them is not there, and removes what else there
-    /// is of this instance's.
-    pub fn put_up(
-        &mut self,
-        family: Family,
-        desired: &BTreeSet<Source>,
-    ) -> Result<(), FirewallError> {
-        let _alone = alone();
-        let hooks = self.hooks.clone();
-        self.change(family, |listing, form| listing.to_put_up(desired, form, &hooks))?;
-        self.learn(family)
+    /// Makes hooks, chain and these rules exist, and removes all other rules of this instance.
+    pub fn ensure(&mut self, desired: &BTreeSet<Source>) -> Result<(), FirewallError> {
+        // A deleted rule takes its counter with it.
+        self.update_totals()?;
+        let _lock = lock();
+        self.change(|ruleset, rules| ruleset.diff(desired, &rules.template, &rules.hooks))?;
+        self.learn_template()
     }
 
-    /// Takes down this instance's rules and, if they were the last, hooks and chain.
-    pub fn take_down(&mut self, family: Family) -> Result<(), FirewallError> {
-        let _alone = alone();
-        self.change(family, |listing, _| listing.to_take_down())
+    /// Removes this instance's rules and, after the last rule, hooks and chain.
+    pub fn remove(&mut self) -> Result<(), FirewallError> {
+        let _lock = lock();
+        self.change(|ruleset, _| ruleset.removal())
     }
 
-    /// Takes down what an instance that did not stop in order has left with the other kind of iptables,
-    /// to which [`Self::list`] is blind: its administrator has changed from one to the other since.
-    pub fn take_down_other_kind(&mut self, family: Family) -> Result<(), FirewallError> {
-        let Some((side, _)) = self.side(family) else { return Ok(()) };
-        let Some(other) = side.program.other_kind() else { return Ok(()) };
-        let _alone = alone();
+    /// Removes what a crashed instance has left in the other variant of iptables, whose rules this
+    /// variant does not see: the administrator has switched between them.
+    pub fn remove_from_other_variant(&self) -> Result<(), FirewallError> {
+        let Some(other) = self.program.other_variant() else { return Ok(()) };
+        let _lock = lock();
         let saved = other.save()?.unwrap_or_default();
-        let commands = Ruleset::parse(&saved, &self.comment).to_take_down();
+        let commands = Ruleset::parse(&saved, &self.comment).removal();
         if commands.is_empty() { Ok(()) } else { Ok(other.restore(&commands)?) }
     }
 
-    /// Adds rules to the chain, all or none.
-    pub fn add(&mut self, family: Family, sources: &[Source]) -> Result<(), FirewallError> {
-        let Some((side, _)) = self.side(family) else { return Ok(()) };
-        let in_front = side.has_strangers;
-        let commands: Vec<String> =
-            sources.iter().map(|source| side.form.add(*source, in_front)).collect();
-        side.program.restore(&commands)?;
-        if side.form.is_unseen() { self.learn(family) } else { Ok(()) }
+    /// Adds the rule for a source, in front of rules of other programs.
+    pub fn add(&mut self, source: IpNet) -> Result<(), FirewallError> {
+        let rule = self.template.rule(Some(source));
+        if self.comes_first {
+            self.program.insert(CHAIN, &rule)?;
+        } else {
+            self.program.append(CHAIN, &rule)?;
+        }
+        self.learn_template()
     }
 
-    /// Removes rules from the chain that are in it.
-    pub fn delete(
-        &mut self,
-        family: Family,
-        sources: impl IntoIterator<Item = Source>,
-    ) -> Result<(), FirewallError> {
-        // With a rule goes its counter.
-        self.count(family)?;
-        let Some((side, _)) = self.side(family) else { return Ok(()) };
-        let commands: Vec<String> =
-            sources.into_iter().map(|source| side.form.delete(source)).collect();
-        Ok(side.program.restore(&commands)?)
+    /// Deletes the rule for a source, which must exist.
+    pub fn delete(&mut self, source: IpNet) -> Result<(), FirewallError> {
+        self.update_totals()?;
+        Ok(self.program.delete(CHAIN, &self.template.rule(Some(source)))?)
     }
 
-    /// Reads the counters where that takes no process; elsewhere every look reads them.
-    pub fn count(&mut self, family: Family) -> Result<(), FirewallError> {
-        let comment = self.comment.clone();
-        let Some((side, Some(nftables))) = self.side(family) else { return Ok(()) };
-        let counters = nftables.counters(family, &comment)?;
-        side.read(counters.into_iter().map(|(handle, packets)| (RuleKey::Handle(handle), packets)));
-        Ok(())
-    }
-
-    /// Packets the rule for a source has matched; none where there is no such rule.
-    pub fn matched_by(&mut self, source: IpNet) -> Result<Option<u64>, FirewallError> {
-        let listing = self.list(Family::of(source))?;
-        let mut own = listing.own.iter().flatten();
-        Ok(own.find(|rule| rule.source == Some(source)).map(|rule| rule.packets))
-    }
-
-    /// Packets the rules have matched since the start, as far as counted.
-    pub fn matched(&self, family: Family) -> u64 {
-        let side = self.sides.iter().find(|side| side.program.family == family);
-        side.map_or(0, |side| side.tally.total())
-    }
-
-    fn learn(&mut self, family: Family) -> Result<(), FirewallError> {
-        let listing = self.list(family)?;
-        if let Some((side, _)) = self.side(family) {
-            side.form.learn(&listing);
+    /// Reads the counters if that takes no process. Otherwise every read of the table includes them.
+    pub fn update_totals(&mut self) -> Result<(), FirewallError> {
+        if let Some(nftables) = &mut self.nftables {
+            let counters = nftables.counters(&self.comment)?.into_iter();
+            self.totals
+                .update(counters.map(|(handle, packets)| (CounterKey::Handle(handle), packets)));
         }
         Ok(())
     }
 
-    fn list(&mut self, family: Family) -> Result<Ruleset, FirewallError> {
-        let comment = self.comment.clone();
-        let Some((side, nftables)) = self.side(family) else { return Ok(Ruleset::default()) };
-        let saved = side.program.save()?;
-        side.is_mixed = saved.is_none();
-        let saved = match (saved, nftables) {
+    /// The packets that the rule for a source has matched.
+    pub fn matched_by(&mut self, source: IpNet) -> Result<u64, FirewallError> {
+        let ruleset = self.read()?;
+        let mut counters = ruleset.counters();
+        Ok(counters.find(|(of, _)| *of == Some(source)).map_or(0, |(_, packets)| packets))
+    }
+
+    /// The packets that the rules have matched since the start, as of the last reading.
+    pub fn matched(&self) -> u64 {
+        self.totals.total()
+    }
+
+    fn learn_template(&mut self) -> Result<(), FirewallError> {
+        if !self.template.is_learned() {
+            let made = self.read()?;
+            self.template.learn(&made);
+        }
+        Ok(())
+    }
+
+    fn read(&mut self) -> Result<Ruleset, FirewallError> {
+        let saved = self.program.save()?;
+        self.is_mixed = saved.is_none();
+        let saved = match (saved, &mut self.nftables) {
             (Some(saved), _) => saved,
-            (None, Some(nftables)) => nft_fallback::show(side.program, nftables)?,
-            // Only what nf_tables keeps can be mixed.
+            (None, Some(nftables)) => {
+                debug!(
+                    "iptables cannot show table filter, which nft has changed: asking nf_tables"
+                );
+                nft_fallback::save(self.program, nftables)?
+            }
+            // Only nf_tables can hold rules that iptables cannot show.
             (None, None) => String::new(),
         };
-        let listing = Ruleset::parse(&saved, &comment);
-        side.has_strangers = listing.has_strangers;
-        if !side.program.is_nft {
-            let own = listing.own.iter().flatten();
-            side.read(own.map(|rule| (RuleKey::Source(rule.source), rule.packets)));
+        let ruleset = Ruleset::parse(&saved, &self.comment);
+        self.comes_first = ruleset.has_foreign_rules();
+        if self.nftables.is_none() {
+            let counters = ruleset.counters();
+            self.totals
+                .update(counters.map(|(source, packets)| (CounterKey::Source(source), packets)));
         }
-        Ok(listing)
+        Ok(ruleset)
     }
 
-    /// Looks at the table and carries out what follows from it.
+    /// Reads the table and carries out the commands that follow from it.
     fn change(
         &mut self,
-        family: Family,
-        commands: impl Fn(&Ruleset, &RuleTemplate) -> Vec<String>,
+        commands: impl Fn(&Ruleset, &Self) -> Vec<String>,
     ) -> Result<(), FirewallError> {
         let mut attempt = 1;
         loop {
-            let listing = self.list(family)?;
-            let Some((side, nftables)) = self.side(family) else { return Ok(()) };
-            let commands = commands(&listing, &side.form);
+            let ruleset = self.read()?;
+            let commands = commands(&ruleset, self);
             if commands.is_empty() {
                 return Ok(());
             }
-            side.seen = Seen::Never;
-            let carried_out = match nftables.filter(|_| side.is_mixed) {
-                Some(nftables) => nft_fallback::handle(side.program, nftables, &commands),
-                None => side.program.restore(&commands).map_err(FirewallError::from),
+            debug!(family = self.family().as_str(), ?commands, "changing the firewall rules");
+            self.inspected = None;
+            let result = match self.nftables.as_mut().filter(|_| self.is_mixed) {
+                Some(nftables) => nft_fallback::restore(self.program, nftables, &commands),
+                None => self.program.restore(&commands).map_err(FirewallError::from),
             };
-            match carried_out {
+            match result {
                 Err(FirewallError::Rules(RulesError::Failed { .. })) if attempt < ATTEMPTS => {
                     attempt += 1;
                 }
@@ -295,43 +240,26 @@ impl Rules {
             }
         }
     }
-
-    /// A family's side, with nf_tables where its rules are kept there.
-    fn side(&mut self, family: Family) -> Option<(&mut Side, Option<&mut Nftables>)> {
-        let side = self.sides.iter_mut().find(|side| side.program.family == family)?;
-        let nftables = self.nftables.as_mut().filter(|_| side.program.is_nft);
-        Some((side, nftables))
-    }
 }
 
-impl Side {
-    fn read(&mut self, readings: impl Iterator<Item = (RuleKey, u64)>) {
-        if std::mem::replace(&mut self.tally_begun, true) {
-            self.tally.read(readings);
-        } else {
-            self.tally = CounterTotals::starting_at(readings);
-        }
-    }
-}
-
-/// What every rule says, but for the source it asks for.
-fn form(
-    matching: &str,
+/// The options of every rule, except the source that it matches.
+fn options(
+    matches: &str,
     comment: &str,
     established: Established,
     target: Target,
     family: Family,
 ) -> String {
-    // A segment with neither ACK nor RST is the first of a connection, or a stealth probe (SYN, FIN,
-    // NULL, XMAS); every later one has ACK or RST. This needs no connection tracking, which a flood
-    // could fill and which some hosts do without.
+    // A segment with neither ACK nor RST is the first of a connection or a stealth probe (SYN, FIN,
+    // NULL, XMAS); all later segments have ACK or RST. This needs no connection tracking, whose table a
+    // flood can fill and which some hosts do not use.
     let scope = match established {
         Established::Keep => "-p tcp -m tcp --tcp-flags RST,ACK NONE ",
         Established::Cut => "",
     };
     let target = match (target, established, family) {
         (Target::Drop, _, _) => "DROP",
-        // As a closed port answers. Only TCP can be answered so.
+        // The answer of a closed port. It is valid for TCP only.
         (Target::Reject, Established::Keep, _) => "REJECT --reject-with tcp-reset",
         (Target::Reject, Established::Cut, Family::V4) => {
             "REJECT --reject-with icmp-port-unreachable"
@@ -340,11 +268,11 @@ fn form(
             "REJECT --reject-with icmp6-port-unreachable"
         }
     };
-    format!("{scope}{matching}-m comment --comment {comment} -j {target}")
+    format!("{scope}{matches}-m comment --comment {comment} -j {target}")
 }
 
-/// Held while rules come and go in several steps, so that one instance does not take down what another
-/// puts up. Without it the steps are right unless two instances come or go at the same moment.
-fn alone() -> Option<Lock> {
+/// Held during changes that take several steps, so that one instance does not remove what another one
+/// installs. Without it the changes are right unless two instances make them at the same moment.
+fn lock() -> Option<Lock> {
     Lock::await_free("tcptracker-rules", PATIENCE).ok()
 }

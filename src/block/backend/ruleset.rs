@@ -1,7 +1,7 @@
-//! Table `filter` as it is, held against what is wanted: what differs, and the commands that change it.
+//! The table `filter` as it is, compared with what it should be, and the commands that change it.
 //!
 //! Pure: reads the text of `iptables-save` and writes that of `iptables-restore`. Owns the chain
-//! `tcptracker` and the jumps to it (hooks); of the rules in the chain only those with this instance's
+//! `tcptracker`, the jumps to it (hooks), and of the rules in that chain only those with this instance's
 //! comment.
 
 use std::collections::BTreeSet;
@@ -10,55 +10,63 @@ use ipnet::IpNet;
 
 use crate::block::reconcile::{Fault, HookFault};
 use crate::config::values::Hook;
-use crate::types::network::Family;
+use crate::types::Family;
 
-/// The chain all instances share.
+/// The chain that all instances share.
 pub const CHAIN: &str = "tcptracker";
 
-/// What tells one of an instance's rules from its others: the source it asks for, where it asks for one.
+/// The source that a rule names; `None` for a rule that asks a set. Identifies a rule among those of its
+/// instance.
 pub type Source = Option<IpNet>;
 
-/// One of this instance's rules, as it was found.
+/// A rule of this instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OwnRule {
-    /// The source it asks for.
-    pub source: Source,
-    /// The rest of it, without quotes.
-    pub form: String,
-    /// Packets that matched.
-    pub packets: u64,
-    /// All of it, as it was printed.
+struct OwnRule {
+    source: Source,
+    /// The rest of the rule, without quotes.
+    options: String,
+    packets: u64,
+    /// The whole rule as iptables prints it.
     text: String,
 }
 
-/// The parts of the table that are ours.
+/// The parts of the table that concern this instance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ruleset {
-    /// This instance's rules in the chain; none where there is no such chain.
-    pub own: Option<Vec<OwnRule>>,
-    /// There are other rules in the chain: another instance's, or somebody's.
-    pub shared: bool,
-    /// There are rules in the chain that are no instance's.
-    pub has_strangers: bool,
-    /// One of them stands in front of one of this instance's rules, and may let in who is blocked.
-    is_behind: bool,
-    /// The rules that jump to the chain and do nothing else: from which chain, from which place in it.
+    /// The rules of this instance in the chain; `None` if there is no chain.
+    own: Option<Vec<OwnRule>>,
+    /// The chain holds rules of other instances or of other programs.
+    is_shared: bool,
+    /// The chain holds rules of other programs.
+    has_foreign_rules: bool,
+    /// A rule of another program precedes one of this instance and may accept packets of blocked sources.
+    is_preceded: bool,
+    /// The rules that jump to the chain, as iptables prints them, and their position in their chain.
     jumps: Vec<(String, usize)>,
-    /// The other rules that jump to it, as they were printed.
-    conditional_jumps: Vec<String>,
+}
+
+/// What a look at the table has found.
+#[derive(Clone, Debug, Default)]
+pub struct Inspection {
+    /// What is wrong with chain and hooks.
+    pub faults: Vec<Fault>,
+    /// The sources of this instance's rules that are as they should be.
+    pub sources: BTreeSet<Source>,
+    /// How many further rules this instance has: changed rules and duplicates.
+    pub unexpected: usize,
 }
 
 impl Ruleset {
-    /// Reads what `iptables-save -c -t filter` printed; `comment` is in each of this instance's rules.
+    /// Reads what `iptables-save -c -t filter` prints. Each rule of this instance has this comment.
     pub fn parse(saved: &str, comment: &str) -> Self {
-        let mut listing = Self::default();
-        // The chain whose rules are being read, and how many have been.
+        let mut ruleset = Self::default();
+        // The chain that the lines belong to, and the number of its rules so far.
         let (mut current, mut count) = ("", 0);
         for line in saved.lines() {
             if line.strip_prefix(':').is_some_and(|chain| words(chain).next() == Some(CHAIN)) {
-                listing.own = Some(Vec::new());
+                ruleset.own = Some(Vec::new());
             }
-            let Some((packets, text)) = counted(line) else { continue };
+            let Some((packets, text)) = split_counters(line) else { continue };
             let chain = words(text).nth(1).unwrap_or_default();
             if chain != current {
                 (current, count) = (chain, 0);
@@ -66,182 +74,193 @@ impl Ruleset {
             count += 1;
             if chain == CHAIN {
                 if let Some(rule) = own_rule(text, packets, comment) {
-                    listing.is_behind |= listing.has_strangers;
-                    listing.own.get_or_insert_default().push(rule);
+                    ruleset.is_preceded |= ruleset.has_foreign_rules;
+                    ruleset.own.get_or_insert_default().push(rule);
                 } else {
-                    listing.shared = true;
-                    listing.has_strangers |= !is_an_instances(text);
+                    ruleset.is_shared = true;
+                    ruleset.has_foreign_rules |=
+                        !words(text).any(|word| word.starts_with("tcptracker@"));
                 }
-            } else if words(text).skip(2).eq(["-j", CHAIN]) {
-                listing.jumps.push((chain.to_owned(), count));
-            } else if jumps_to_ours(text) {
-                listing.conditional_jumps.push(text.to_owned());
+            } else if jumps_to_chain(text) {
+                ruleset.jumps.push((text.to_owned(), count));
             }
         }
-        listing
+        ruleset
     }
 
-    /// What of chain and hooks is not as it should be.
-    pub fn faults(&self, family: Family, hooks: &[Hook]) -> Vec<Fault> {
+    pub fn has_foreign_rules(&self) -> bool {
+        self.has_foreign_rules
+    }
+
+    /// The packets that this instance's rules have matched, by source.
+    pub fn counters(&self) -> impl Iterator<Item = (Source, u64)> {
+        self.own().map(|rule| (rule.source, rule.packets))
+    }
+
+    /// Compares the table with what it should be.
+    pub fn inspect(&self, family: Family, template: &RuleTemplate, hooks: &[Hook]) -> Inspection {
+        let sources: BTreeSet<Source> =
+            self.own().filter(|rule| template.matches(rule)).map(|rule| rule.source).collect();
+        let unexpected = self.own().count() - sources.len();
         let chain = self.own.is_none().then_some(Fault::Chain(family));
-        let behind = self.is_behind.then_some(Fault::Behind(family));
+        let preceded = self.is_preceded.then_some(Fault::Behind(family));
         let hooks = hooks.iter().filter_map(|hook| {
             let is = self.hook_fault(*hook)?;
             Some(Fault::Hook { family, hook: *hook, is })
         });
-        chain.into_iter().chain(behind).chain(hooks).collect()
-    }
-
-    fn hook_fault(&self, hook: Hook) -> Option<HookFault> {
-        match *self.places(hook) {
-            [] => Some(HookFault::Gone),
-            [1] => None,
-            _ => Some(HookFault::NotFirst),
+        Inspection {
+            faults: chain.into_iter().chain(preceded).chain(hooks).collect(),
+            sources,
+            unexpected,
         }
     }
 
-    /// From where in a built-in chain it is jumped from to ours.
-    fn places(&self, hook: Hook) -> Vec<usize> {
-        let jumps = self.jumps.iter().filter(|(chain, _)| chain == hook.as_str());
-        jumps.map(|(_, place)| *place).collect()
-    }
-
-    /// The commands that put up chain, this instance's rules and hooks.
-    pub fn to_put_up(
+    /// The commands that make chain, rules of this instance and hooks as they should be.
+    pub fn diff(
         &self,
         desired: &BTreeSet<Source>,
-        form: &RuleTemplate,
+        template: &RuleTemplate,
         hooks: &[Hook],
     ) -> Vec<String> {
         let mut commands = Vec::new();
         if self.own.is_none() {
             commands.push(format!(":{CHAIN} - [0:0]"));
         }
-        let mut there = BTreeSet::new();
-        for rule in self.own.iter().flatten() {
-            // What is wrong, what is there twice, and what has to be in front.
-            if self.is_behind
-                || !form.fits(rule)
+        let mut kept = BTreeSet::new();
+        for rule in self.own() {
+            // Rules that are wrong, duplicate, or have to move to the head.
+            if self.is_preceded
+                || !template.matches(rule)
                 || !desired.contains(&rule.source)
-                || !there.insert(rule.source)
+                || !kept.insert(rule.source)
             {
-                commands.push(delete(&rule.text));
+                commands.push(deletion(&rule.text));
             }
         }
-        let missing = desired.difference(&there);
-        commands.extend(missing.map(|source| form.add(*source, self.has_strangers)));
-        // Packets come only when all stands.
-        for hook in hooks.iter().filter(|hook| self.hook_fault(**hook).is_some()) {
-            let jumps = self.places(*hook);
-            commands.extend(jumps.iter().map(|_| format!("-D {} -j {CHAIN}", hook.as_str())));
-            commands.push(format!("-I {} 1 -j {CHAIN}", hook.as_str()));
-        }
-        // Configured before and no longer. Where there are others in the chain it may be theirs.
-        for hook in Hook::ALL.iter().filter(|hook| !self.shared && !hooks.contains(hook)) {
-            let jumps = self.places(*hook);
-            commands.extend(jumps.iter().map(|_| format!("-D {} -j {CHAIN}", hook.as_str())));
+        let add = if self.has_foreign_rules { "-I" } else { "-A" };
+        let missing = desired.difference(&kept);
+        commands.extend(missing.map(|source| format!("{add} {CHAIN} {}", template.rule(*source))));
+        // The hooks come last: packets must find the chain complete.
+        for hook in Hook::ALL {
+            let is_wanted = hooks.contains(&hook);
+            // Another instance may be configured to have the hook.
+            if if is_wanted { self.hook_fault(hook).is_none() } else { self.is_shared } {
+                continue;
+            }
+            commands.extend(self.positions(hook).map(|_| deletion(&jump(hook))));
+            if is_wanted {
+                commands.push(format!("-I {} 1 -j {CHAIN}", hook.as_str()));
+            }
         }
         commands
     }
 
-    /// The commands that take down this instance's rules and, if they were the last, hooks and chain.
-    pub fn to_take_down(&self) -> Vec<String> {
-        let Some(own) = &self.own else { return Vec::new() };
-        let mut commands: Vec<String> = own.iter().map(|rule| delete(&rule.text)).collect();
-        if !self.shared {
-            commands.extend(self.jumps.iter().map(|(chain, _)| format!("-D {chain} -j {CHAIN}")));
-            commands.extend(self.conditional_jumps.iter().map(|text| delete(text)));
+    /// The commands that remove this instance's rules and, after the last rule, hooks and chain.
+    pub fn removal(&self) -> Vec<String> {
+        if self.own.is_none() {
+            return Vec::new();
+        }
+        let mut commands: Vec<String> = self.own().map(|rule| deletion(&rule.text)).collect();
+        if !self.is_shared {
+            commands.extend(self.jumps.iter().map(|(text, _)| deletion(text)));
             commands.push(format!("-X {CHAIN}"));
         }
         commands
     }
+
+    fn own(&self) -> impl Iterator<Item = &OwnRule> {
+        self.own.iter().flatten()
+    }
+
+    fn hook_fault(&self, hook: Hook) -> Option<HookFault> {
+        let mut positions = self.positions(hook);
+        match (positions.next(), positions.next()) {
+            (None, _) => Some(HookFault::Gone),
+            (Some(1), None) => None,
+            _ => Some(HookFault::NotFirst),
+        }
+    }
+
+    /// The positions of a hook in its built-in chain.
+    fn positions(&self, hook: Hook) -> impl Iterator<Item = usize> {
+        let jumps = self.jumps.iter().filter(move |(text, _)| *text == jump(hook));
+        jumps.map(|(_, position)| *position)
+    }
 }
 
-/// What this instance's rules have in common: all but the source they ask for.
+/// What all rules of this instance have in common: everything but the source.
 #[derive(Clone, Debug)]
 pub struct RuleTemplate {
-    written: String,
-    /// As the program prints what was written, once it has been seen.
+    options: String,
+    /// The options as the program prints them, once they have been seen.
     printed: Option<String>,
 }
 
 impl RuleTemplate {
-    /// A form, as it is given to the program.
-    pub fn new(written: String) -> Self {
-        Self { written, printed: None }
+    pub fn new(options: String) -> Self {
+        Self { options, printed: None }
     }
 
-    /// Whether a rule has this form.
-    pub fn fits(&self, rule: &OwnRule) -> bool {
-        self.printed.as_ref().unwrap_or(&self.written) == &rule.form
+    /// A rule without its chain, as the program takes it.
+    pub fn rule(&self, source: Source) -> String {
+        source
+            .map_or_else(|| self.options.clone(), |source| format!("-s {source} {}", self.options))
     }
 
-    /// Looks how the program prints rules just made: another version of it may put words in another
-    /// order, and that is no fault.
+    /// Learns how the program prints rules that were just made. Versions of iptables differ in the order
+    /// of words, which is no fault.
     pub fn learn(&mut self, made: &Ruleset) {
         if self.printed.is_none() {
-            self.printed = made.own.iter().flatten().next().map(|rule| rule.form.clone());
+            self.printed = made.own().next().map(|rule| rule.options.clone());
         }
     }
 
-    /// Whether it is still to be learned.
-    pub fn is_unseen(&self) -> bool {
-        self.printed.is_none()
+    pub fn is_learned(&self) -> bool {
+        self.printed.is_some()
     }
 
-    /// The command that makes a rule, in front of all others or behind them.
-    pub fn add(&self, source: Source, in_front: bool) -> String {
-        let command = if in_front { "-I" } else { "-A" };
-        match source {
-            Some(source) => format!("{command} {CHAIN} -s {source} {}", self.written),
-            None => format!("{command} {CHAIN} {}", self.written),
-        }
-    }
-
-    /// The command that deletes one.
-    pub fn delete(&self, source: Source) -> String {
-        delete(&self.add(source, false))
+    fn matches(&self, rule: &OwnRule) -> bool {
+        self.printed.as_ref().unwrap_or(&self.options) == &rule.options
     }
 }
 
-/// By what a rule says, not by its position: others may insert and delete at any moment.
-pub fn delete(rule: &str) -> String {
+/// The rule that sends all packets of a built-in chain to the chain.
+fn jump(hook: Hook) -> String {
+    format!("-A {} -j {CHAIN}", hook.as_str())
+}
+
+/// The command that deletes a rule. It names the rule and not its position, because other programs may
+/// insert and delete rules at any moment.
+pub fn deletion(rule: &str) -> String {
     rule.replacen("-A ", "-D ", 1)
 }
 
-/// A rule's packet counter and its text: `[packets:bytes] -A …`.
-fn counted(line: &str) -> Option<(u64, &str)> {
+/// Splits `[packets:bytes] -A …` into the packets and the rule.
+fn split_counters(line: &str) -> Option<(u64, &str)> {
     let (counters, text) = line.strip_prefix('[')?.split_once("] ")?;
     let packets = counters.split(':').next()?.parse().ok()?;
     text.starts_with("-A ").then_some((packets, text))
-}
-
-/// Whether a rule has the comment of an instance, this one or another.
-fn is_an_instances(text: &str) -> bool {
-    words(text).any(|word| word.starts_with("tcptracker@"))
 }
 
 fn own_rule(text: &str, packets: u64, comment: &str) -> Option<OwnRule> {
     if !words(text).any(|word| word == comment) {
         return None;
     }
-    let mut rest: Vec<&str> = words(text).skip(2).collect();
-    let source = match rest[..] {
+    let options: Vec<&str> = words(text).skip(2).collect();
+    let source = match options[..] {
         ["-s", source, ..] => source.parse().ok(),
         _ => None,
     };
-    if source.is_some() {
-        rest.drain(..2);
-    }
-    Some(OwnRule { source, form: rest.join(" "), packets, text: text.to_owned() })
+    let options = options.get(if source.is_some() { 2.. } else { 0.. }).unwrap_or_default();
+    Some(OwnRule { source, options: options.join(" "), packets, text: text.to_owned() })
 }
 
-/// The words of a printed rule, without the quotes put around some.
+/// The words of a printed rule, without the quotes around some of them.
 fn words(line: &str) -> impl Iterator<Item = &str> {
     line.split_whitespace().map(|word| word.trim_matches('"'))
 }
 
-fn jumps_to_ours(text: &str) -> bool {
+fn jumps_to_chain(text: &str) -> bool {
     words(text).zip(words(text).skip(1)).any(|pair| pair == ("-j", CHAIN) || pair == ("-g", CHAIN))
 }
 
@@ -249,11 +268,11 @@ fn jumps_to_ours(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    const FORM: &str =
+    const OPTIONS: &str =
         "-m set --match-set tcptracker-eth0-v4 src -m comment --comment tcptracker@eth0 -j DROP";
     const HOOKS: [Hook; 2] = [Hook::Input, Hook::Forward];
 
-    /// As iptables-save prints it: two instances, and rules of others.
+    /// The output of iptables-save with two instances and rules of other programs.
     const SAVED: &str = r#"# Generated by iptables-save v1.8.9
 *filter
 :INPUT ACCEPT [10:600]
@@ -274,31 +293,41 @@ COMMIT
         Ruleset::parse(saved, "tcptracker@eth0")
     }
 
-    fn to_put_up(saved: &str) -> Vec<String> {
-        let form = RuleTemplate::new(FORM.to_owned());
-        read(saved).to_put_up(&BTreeSet::from([None]), &form, &HOOKS)
+    fn template() -> RuleTemplate {
+        RuleTemplate::new(OPTIONS.to_owned())
+    }
+
+    fn diff(saved: &str) -> Vec<String> {
+        read(saved).diff(&BTreeSet::from([None]), &template(), &HOOKS)
+    }
+
+    fn faults(saved: &str) -> Vec<Fault> {
+        read(saved).inspect(Family::V4, &template(), &HOOKS).faults
+    }
+
+    /// The rule of this instance.
+    fn own_line() -> &'static str {
+        SAVED.lines().find(|line| line.contains("\"tcptracker@eth0\"")).unwrap()
     }
 
     #[test]
-    fn what_is_as_it_should_be_stays_untouched() {
-        let listing = read(SAVED);
-        assert_eq!(listing.faults(Family::V4, &HOOKS), []);
-        let own = listing.own.as_ref().unwrap();
-        assert_eq!((own.len(), own[0].packets), (1, 7));
-        assert!(listing.shared, "the other instance's");
-        assert_eq!(to_put_up(SAVED), Vec::<String>::new());
+    fn correct_table_needs_no_change() {
+        assert_eq!(faults(SAVED), []);
+        let ruleset = read(SAVED);
+        assert_eq!(ruleset.counters().collect::<Vec<_>>(), [(None, 7)]);
+        assert!(ruleset.is_shared, "with the other instance");
+        assert_eq!(diff(SAVED), Vec::<String>::new());
     }
 
     #[test]
-    fn what_is_gone_is_found_and_put_up_the_hooks_last() {
+    fn missing_parts_are_found_and_installed_with_the_hooks_last() {
         let gone = Fault::Hook { family: Family::V4, hook: Hook::Input, is: HookFault::Gone };
-        let faults = read("").faults(Family::V4, &HOOKS);
-        assert_eq!(faults[..2], [Fault::Chain(Family::V4), gone]);
+        assert_eq!(faults("")[..2], [Fault::Chain(Family::V4), gone]);
         assert_eq!(
-            to_put_up(""),
+            diff(""),
             [
                 ":tcptracker - [0:0]",
-                &format!("-A tcptracker {FORM}"),
+                &format!("-A tcptracker {OPTIONS}"),
                 "-I INPUT 1 -j tcptracker",
                 "-I FORWARD 1 -j tcptracker"
             ]
@@ -306,89 +335,98 @@ COMMIT
     }
 
     #[test]
-    fn a_hook_behind_another_rule_or_there_twice_becomes_the_first_and_only_one() {
-        let behind = SAVED.replace(
+    fn late_or_duplicate_hook_becomes_the_first_and_only_one() {
+        let late = SAVED.replace(
             "[9:540] -A INPUT -j tcptracker",
             "[0:0] -A INPUT -j ACCEPT\n[9:540] -A INPUT -j tcptracker",
         );
         let not_first =
             Fault::Hook { family: Family::V4, hook: Hook::Input, is: HookFault::NotFirst };
-        assert_eq!(read(&behind).faults(Family::V4, &HOOKS), std::slice::from_ref(&not_first));
-        let back = ["-D INPUT -j tcptracker", "-I INPUT 1 -j tcptracker"];
-        assert_eq!(to_put_up(&behind), back);
+        assert_eq!(faults(&late), std::slice::from_ref(&not_first));
+        assert_eq!(diff(&late), ["-D INPUT -j tcptracker", "-I INPUT 1 -j tcptracker"]);
 
         let twice = SAVED
             .replace("[0:0] -A FORWARD -j", "[0:0] -A FORWARD -j tcptracker\n[0:0] -A FORWARD -j");
-        assert_eq!(to_put_up(&twice).len(), 3, "{:?}", to_put_up(&twice));
+        assert_eq!(diff(&twice).len(), 3, "{:?}", diff(&twice));
     }
 
     #[test]
-    fn a_rule_of_ours_that_is_another_is_replaced_and_one_there_twice_goes() {
+    fn changed_rule_is_replaced_and_duplicate_rule_is_deleted() {
         let changed = SAVED.replacen("-j DROP", "-j ACCEPT", 1);
-        let commands = to_put_up(&changed);
+        let commands = diff(&changed);
         assert_eq!(commands.len(), 2, "{commands:?}");
         assert!(commands[0].starts_with("-D tcptracker ") && commands[0].ends_with("-j ACCEPT"));
-        assert_eq!(commands[1], format!("-A tcptracker {FORM}"));
+        assert_eq!(commands[1], format!("-A tcptracker {OPTIONS}"));
 
-        let line = SAVED.lines().find(|line| line.contains("\"tcptracker@eth0\"")).unwrap();
+        let line = own_line();
         let twice = SAVED.replace(line, &format!("{line}\n{line}"));
-        assert_eq!(to_put_up(&twice).len(), 1);
+        assert_eq!(diff(&twice).len(), 1);
+        let found = read(&twice).inspect(Family::V4, &template(), &HOOKS);
+        assert_eq!((found.sources.len(), found.unexpected), (1, 1));
     }
 
     #[test]
-    fn a_strangers_rule_in_front_of_ours_gets_behind_it() {
-        let line = SAVED.lines().find(|line| line.contains("\"tcptracker@eth0\"")).unwrap();
-        let strange = "[0:0] -A tcptracker -s 192.0.2.7/32 -j RETURN";
-        let in_front = SAVED.replace(line, &format!("{strange}\n{line}"));
-        assert_eq!(read(&in_front).faults(Family::V4, &HOOKS), [Fault::Behind(Family::V4)]);
-        let commands = to_put_up(&in_front);
+    fn own_rule_moves_in_front_of_a_foreign_rule() {
+        let line = own_line();
+        let foreign = "[0:0] -A tcptracker -s 192.0.2.7/32 -j RETURN";
+        let preceded = SAVED.replace(line, &format!("{foreign}\n{line}"));
+        assert_eq!(faults(&preceded), [Fault::Behind(Family::V4)]);
+        let commands = diff(&preceded);
         assert_eq!(commands.len(), 2, "{commands:?}");
         assert!(commands[0].starts_with("-D tcptracker -m set"), "{commands:?}");
-        assert_eq!(commands[1], format!("-I tcptracker {FORM}"));
+        assert_eq!(commands[1], format!("-I tcptracker {OPTIONS}"));
 
-        // Behind it, or in front of another instance's, it is none of this one's business.
-        let behind = SAVED.replace(line, &format!("{line}\n{strange}"));
-        assert_eq!(read(&behind).faults(Family::V4, &HOOKS), []);
-        assert_eq!(to_put_up(&behind), Vec::<String>::new());
+        // A foreign rule that follows, or that precedes only another instance's rule, does no harm.
+        let followed = SAVED.replace(line, &format!("{line}\n{foreign}"));
+        assert_eq!(faults(&followed), []);
+        assert_eq!(diff(&followed), Vec::<String>::new());
     }
 
     #[test]
-    fn the_last_to_leave_takes_hooks_and_chain_along() {
-        assert_eq!(read(SAVED).to_take_down().len(), 1, "the other instance stays");
-        let line = SAVED.lines().find(|line| line.contains("eth01")).unwrap();
-        let alone = SAVED.replace(&format!("{line}\n"), "");
-        let commands = read(&alone).to_take_down();
+    fn last_instance_removes_hooks_and_chain() {
+        assert_eq!(read(SAVED).removal().len(), 1, "the other instance's rule stays");
+        let other = SAVED.lines().find(|line| line.contains("eth01")).unwrap();
+        let alone = SAVED.replace(&format!("{other}\n"), "");
+        let commands = read(&alone).removal();
         assert_eq!(
             commands[1..],
             ["-D INPUT -j tcptracker", "-D FORWARD -j tcptracker", "-X tcptracker"]
         );
-        assert_eq!(read("").to_take_down(), Vec::<String>::new());
+        assert_eq!(read("").removal(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn hook_that_is_no_longer_configured_is_removed_unless_the_chain_is_shared() {
+        let diff = |saved| read(saved).diff(&BTreeSet::from([None]), &template(), &[Hook::Input]);
+        assert_eq!(diff(SAVED), Vec::<String>::new());
+        let other = SAVED.lines().find(|line| line.contains("eth01")).unwrap();
+        let alone = SAVED.replace(&format!("{other}\n"), "");
+        assert_eq!(diff(&alone), ["-D FORWARD -j tcptracker"]);
     }
 
     #[test]
     fn rules_of_single_addresses_are_told_apart_by_source() {
         let saved = SAVED.replace("-A tcptracker -m set", "-A tcptracker -s 192.0.2.7/32 -m set");
-        let listing = read(&saved);
-        let form = RuleTemplate::new(FORM.to_owned());
-        let own = &listing.own.as_ref().unwrap()[0];
-        assert!(form.fits(own));
-        assert_eq!(own.source, Some("192.0.2.7/32".parse().unwrap()));
+        let ruleset = read(&saved);
+        let found = ruleset.inspect(Family::V4, &template(), &HOOKS);
+        assert_eq!(found.sources, BTreeSet::from([Some("192.0.2.7/32".parse().unwrap())]));
+        assert_eq!(found.unexpected, 0);
         let desired = BTreeSet::from([Some("192.0.2.8/32".parse().unwrap())]);
-        let commands = listing.to_put_up(&desired, &form, &HOOKS);
-        assert_eq!(commands[1], format!("-A tcptracker -s 192.0.2.8/32 {FORM}"));
+        let commands = ruleset.diff(&desired, &template(), &HOOKS);
+        assert_eq!(commands[1], format!("-A tcptracker -s 192.0.2.8/32 {OPTIONS}"));
         assert!(commands[0].starts_with("-D tcptracker -s 192.0.2.7/32"));
     }
 
     #[test]
-    fn another_spelling_of_the_program_is_learned() {
+    fn template_learns_how_the_program_prints_rules() {
         let other = SAVED.replace(
             "-m set --match-set tcptracker-eth0-v4 src",
             "--match-set tcptracker-eth0-v4 src",
         );
-        let mut form = RuleTemplate::new(FORM.to_owned());
         let made = read(&other);
-        assert!(!form.fits(&made.own.as_ref().unwrap()[0]));
-        form.learn(&made);
-        assert!(form.fits(&made.own.as_ref().unwrap()[0]));
+        let mut template = template();
+        assert_eq!(made.inspect(Family::V4, &template, &HOOKS).unexpected, 1);
+        template.learn(&made);
+        assert_eq!(made.inspect(Family::V4, &template, &HOOKS).unexpected, 0);
     }
 }

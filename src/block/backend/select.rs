@@ -1,30 +1,18 @@
-//! Which backend holds the blocks: what is configured, or the best this kernel has.
+//! The choice of the back end: the configured one, or the best that this kernel supports.
+
+use tracing::debug;
 
 use crate::block::backend::ipset::IpsetBackend;
 use crate::block::backend::ipset::netlink::IpsetError;
-use crate::block::backend::iptables::IptablesBackend;
-use crate::block::backend::none::NullBackend;
+use crate::block::backend::iptables::{CAPACITY, IptablesBackend};
 use crate::block::backend::{Backend, FirewallError};
 use crate::config;
 use crate::config::Config;
-use crate::types::event::BackendNote;
-use crate::types::ifname::IfName;
+use crate::types::{BackendNote, IfName};
 
-/// What holds the blocks, and what an operator should know of the choice. Changes nothing yet.
+/// Chooses and connects the back end. Returns with it what an operator should know about the choice.
+/// Changes nothing.
 pub fn connect(
-    interface: &IfName,
-    config: &Config,
-) -> Result<(Box<dyn Backend + Send>, Option<BackendNote>), FirewallError> {
-    let chosen = choose(interface, config);
-    if config.block.enabled {
-        return chosen;
-    }
-    // Without the privilege to look there is nothing that could have been left either.
-    let left_over = chosen.ok().map(|(backend, _)| backend);
-    Ok((Box::new(NullBackend::new(left_over)), None))
-}
-
-fn choose(
     interface: &IfName,
     config: &Config,
 ) -> Result<(Box<dyn Backend + Send>, Option<BackendNote>), FirewallError> {
@@ -40,10 +28,13 @@ fn choose(
         Some(Err(FirewallError::Set(error @ IpsetError::Unsupported)))
             if firewall.backend == config::Backend::Auto =>
         {
-            let capacity = crate::block::backend::iptables::CAPACITY;
-            Some(BackendNote { error: error.to_string(), capacity })
+            Some(BackendNote { error: error.to_string(), capacity: CAPACITY })
         }
-        Some(sets) => return Ok((Box::new(sets?), None)),
+        Some(sets) => {
+            debug!("using back end ipset");
+            return Ok((Box::new(sets?), None));
+        }
     };
+    debug!(?note, "using back end iptables");
     Ok((Box::new(IptablesBackend::find(interface, firewall, established)?), note))
 }

@@ -1,6 +1,7 @@
-//! The ledger: who is blocked, until when, why; who has offended before; who was let in by hand.
+//! The ledger: every block with its end and reason, earlier offences, and grace periods.
 //!
-//! Pure, and what counts: the kernel's sets follow it. Time is an argument.
+//! It is authoritative: the kernel's sets follow it. Pure, time is an argument; it never touches the
+//! kernel or the database.
 
 #[cfg(test)]
 mod tests;
@@ -13,72 +14,59 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lru::LruCache;
 
-use crate::types::block::{Block, Offences, Record};
-use crate::types::clock::Moment;
-use crate::types::network::Family;
+use crate::block::store::records::{Offences, Record};
+use crate::types::{Block, BlockReason, Family, Moment};
 
-/// Past offences and grace periods remembered, each: as many as sources by default.
-const MEMORY: NonZeroUsize = NonZeroUsize::new(131_072).unwrap();
+/// Earlier offences and grace periods, each: as many as sources that the detector remembers by default.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(131_072).unwrap();
 
 struct Entry {
     block: Block,
-    /// When the kernel's side of it has to be looked at: to end it, or to prolong it where the kernel
-    /// cannot hold it long enough at once.
+    /// When the kernel has to be told again: to end the block, or to prolong it if the kernel cannot
+    /// hold it to its end at once.
     due: Moment,
 }
 
-/// What has to be done about a block whose time has come.
+/// What a due block needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
-    /// It is over.
     Expired,
-    /// The kernel must be told again, for so long.
+    /// The kernel has to hold it for this long from now on.
     Prolong(Duration),
 }
 
-/// Of whom something has changed since it was last kept.
-#[derive(Default)]
-struct Changes {
-    blocks: BTreeSet<IpNet>,
-    offences: BTreeSet<IpNet>,
-    graces: BTreeSet<IpNet>,
+/// An empty table for this many networks. It does not allocate their room in advance: few hosts need much
+/// of it.
+fn table<V>(networks: NonZeroUsize) -> LruCache<IpNet, V> {
+    let mut table = LruCache::new(NonZeroUsize::MIN);
+    table.resize(networks);
+    table
 }
 
-/// An empty memory of so many networks. What it will need is not taken before it is needed: nearly nobody
-/// ever needs much of it.
-fn remembering<V>(networks: NonZeroUsize) -> LruCache<IpNet, V> {
-    let mut store = LruCache::new(NonZeroUsize::MIN);
-    store.resize(networks);
-    store
-}
-
-/// The ledger.
 pub struct Ledger {
     blocks: BTreeMap<IpNet, Entry>,
     counts: [u32; 2],
     due: BTreeSet<(Moment, IpNet)>,
     offences: LruCache<IpNet, Offences>,
     graces: LruCache<IpNet, Moment>,
-    changes: Changes,
-    /// The longest the kernel can hold a block without being told again.
+    /// The longest time for which the kernel can hold a block.
     longest: Duration,
 }
 
 impl Ledger {
-    /// An empty ledger for a kernel that can hold a block for `longest`.
+    /// Returns an empty ledger for a kernel that can hold a block for `longest`.
     pub fn new(longest: Duration) -> Self {
         Self {
             blocks: BTreeMap::new(),
             counts: [0; 2],
             due: BTreeSet::new(),
-            offences: remembering(MEMORY),
-            graces: remembering(MEMORY),
-            changes: Changes::default(),
+            offences: table(REMEMBERED),
+            graces: table(REMEMBERED),
             longest,
         }
     }
 
-    /// Another kernel's side holds the blocks from now on, for `longest` at most.
+    /// Another back end holds the blocks from now on, for `longest` at most.
     pub fn set_longest(&mut self, longest: Duration, now: Moment) {
         self.longest = longest;
         let ends = self.blocks.iter().map(|(network, entry)| (*network, entry.block.until));
@@ -87,18 +75,18 @@ impl Ledger {
         }
     }
 
-    /// How long to tell the kernel to hold a block of this length. One with an end is told at most half
-    /// of what the kernel can hold, so that one without is known by its remaining time after a crash.
+    /// Returns how long the kernel has to hold a block of this length. If the block ends, this is at most
+    /// half of the longest time: so a block without an end can be told by its remaining time after a crash.
     pub fn kernel_time(&self, duration: Option<Duration>) -> Duration {
         duration.map_or(self.longest, |duration| duration.min(self.longest / 2))
     }
 
-    /// Whether an element found in the kernel with so much time left is a block without an end.
+    /// Whether an element of the kernel with this remaining time is a block without an end.
     pub fn is_endless(&self, remaining: Duration) -> bool {
         remaining > self.longest / 2
     }
 
-    /// What was due could not be done: it is due again then.
+    /// Makes a block due again at this moment, because the kernel did not do what was due.
     pub fn defer(&mut self, network: IpNet, until: Moment) {
         if let Some(entry) = self.blocks.get_mut(&network) {
             self.due.remove(&(entry.due, network));
@@ -107,28 +95,16 @@ impl Ledger {
         }
     }
 
-    /// Enters a block, or replaces it.
+    /// Inserts or replaces a block.
     pub fn insert(&mut self, network: IpNet, now: Moment, block: Block) {
-        self.changes.blocks.insert(network);
-        self.restore(network, now, block);
-    }
-
-    /// Enters a block that is kept already.
-    pub fn restore(&mut self, network: IpNet, now: Moment, block: Block) {
-        self.take_out(&network);
+        self.remove(&network);
         let due = self.due_time(now, block.until);
         self.due.insert((due, network));
         self.counts[Family::of(network) as usize] += 1;
         self.blocks.insert(network, Entry { block, due });
     }
 
-    /// Removes a block. One that is not here may still be kept: that ends as well.
     pub fn remove(&mut self, network: &IpNet) -> Option<Block> {
-        self.changes.blocks.insert(*network);
-        self.take_out(network)
-    }
-
-    fn take_out(&mut self, network: &IpNet) -> Option<Block> {
         let Entry { block, due } = self.blocks.remove(network)?;
         self.counts[Family::of(*network) as usize] -= 1;
         self.due.remove(&(due, *network));
@@ -145,24 +121,24 @@ impl Ledger {
         self.around(network).next().is_some()
     }
 
-    /// What has to go so that all of this network is let in: its own block, those it lies in, and those
-    /// that lie in it.
+    /// Returns every block that has to end so that nothing of this network is blocked: its own, those
+    /// around it, and those within it.
     pub fn overlapping(&self, network: &IpNet) -> Vec<IpNet> {
-        // In order, networks follow those they lie in.
+        // In this order a network follows those that contain it.
         let within = self.blocks.range(network..).map(|(blocked, _)| *blocked);
         let within =
             within.take_while(|blocked| network.contains(blocked)).filter(|n| n != network);
         self.around(network).chain(within).collect()
     }
 
-    /// The smallest blocked network that holds all of this one, and its block.
+    /// The smallest blocked network that contains all of this one, and its block.
     pub fn block_around(&self, network: &IpNet) -> Option<(IpNet, &Block)> {
         let blocked = self.around(network).next()?;
         Some((blocked, self.get(&blocked)?))
     }
 
-    /// The past offences that still count, of this network or the smallest around it that has any.
-    pub fn past_around(
+    /// The offences that still count, of this network or the smallest one around it that has any.
+    pub fn offences_around(
         &self,
         network: &IpNet,
         now: Moment,
@@ -183,12 +159,12 @@ impl Ledger {
         self.counts[family as usize]
     }
 
-    /// All blocks.
+    /// All blocks, in the order of their networks.
     pub fn blocks(&self) -> impl ExactSizeIterator<Item = (&IpNet, &Block)> {
         self.blocks.iter().map(|(network, entry)| (network, &entry.block))
     }
 
-    /// The blocks of a family, in order, from somewhere on.
+    /// The blocks of a family in order, from this network on.
     pub fn blocks_of(
         &self,
         family: Family,
@@ -204,17 +180,19 @@ impl Ledger {
         self.blocks.range((from, last)).map(|(network, entry)| (network, &entry.block))
     }
 
-    /// When the kernel's side of a network's block has to be looked at next.
+    /// When the kernel has to be told again about the block of a network.
     pub fn due(&self, network: &IpNet) -> Option<Moment> {
         self.blocks.get(network).map(|entry| entry.due)
     }
 
-    /// Of the blocks of scanners the one that ends first: what makes way where there is no room.
+    /// The block of a scanner that expires next: the one to evict if there is no room.
     pub fn next_to_expire(&self, family: Family) -> Option<IpNet> {
         let ends = |(due, network): &&(Moment, IpNet)| {
             let block = self.get(network);
             Family::of(*network) == family
-                && block.is_some_and(|block| block.evidence.is_some() && block.until == Some(*due))
+                && block.is_some_and(|block| {
+                    matches!(block.reason, BlockReason::Scan(_)) && block.until == Some(*due)
+                })
         };
         self.due.iter().find(ends).map(|(_, network)| *network)
     }
@@ -224,18 +202,18 @@ impl Ledger {
         self.due.first().map(|(due, _)| *due)
     }
 
-    /// How many blocks of a family are over at a moment, though not taken out yet.
-    pub fn over(&self, family: Family, moment: Moment) -> usize {
+    /// How many blocks of a family have expired at this moment and are still in the ledger.
+    pub fn expired(&self, family: Family, moment: Moment) -> usize {
         let due = self.due.iter().take_while(|(due, _)| *due <= moment);
-        let is_over = |network: &IpNet| {
+        let has_expired = |network: &IpNet| {
             let until = self.get(network).and_then(|block| block.until);
             Family::of(*network) == family && until.is_some_and(|until| until <= moment)
         };
-        due.filter(|(_, network)| is_over(network)).count()
+        due.filter(|(_, network)| has_expired(network)).count()
     }
 
-    /// The next block that is due by `now`, and what has to be done about it. One that is over is
-    /// still in the ledger; one to be prolonged is put off already.
+    /// Takes the next block that is due by `now`. An expired one stays in the ledger until it is removed;
+    /// one to prolong is already due later.
     pub fn take_due(&mut self, now: Moment) -> Option<(IpNet, Due)> {
         let (due, network) = *self.due.first()?;
         if due > now {
@@ -255,7 +233,7 @@ impl Ledger {
         Some((network, Due::Prolong(self.kernel_time(remaining))))
     }
 
-    /// Which offence one committed now would be.
+    /// The number of an offence committed now.
     pub fn next_offence(&self, network: &IpNet, now: Moment, forget_after: Duration) -> u32 {
         match self.offences.peek(network) {
             Some(past) if now.since(past.latest) < forget_after => past.count.saturating_add(1),
@@ -263,24 +241,36 @@ impl Ledger {
         }
     }
 
-    /// Remembers an offence.
-    pub fn remember_offence(&mut self, network: IpNet, now: Moment, count: u32) {
-        self.changes.offences.insert(network);
-        if let Some((evicted, _)) = self.offences.push(network, Offences { count, latest: now }) {
-            self.changes.offences.insert(evicted);
-        }
+    /// Adds an offence. Returns the rows that change.
+    pub fn add_offence(&mut self, network: IpNet, now: Moment, count: u32) -> Vec<Record<'static>> {
+        let offences = Offences { count, latest: now };
+        let displaced = self.offences.push(network, offences);
+        let displaced = displaced.map(|(network, _)| network).filter(|other| *other != network);
+        let evicted = displaced.map(|network| Record::Offences(network, None));
+        [Record::Offences(network, Some(offences))].into_iter().chain(evicted).collect()
     }
 
-    /// Leaves a network alone until then.
-    pub fn grant_grace(&mut self, network: IpNet, until: Moment) {
-        self.changes.graces.insert(network);
-        if let Some((evicted, _)) = self.graces.push(network, until) {
-            self.changes.graces.insert(evicted);
-        }
+    /// Grants a network a grace period. Returns the rows that change.
+    pub fn grant_grace(&mut self, network: IpNet, until: Moment) -> Vec<Record<'static>> {
+        let displaced = self.graces.push(network, until);
+        let displaced = displaced.map(|(network, _)| network).filter(|other| *other != network);
+        let evicted = displaced.map(|network| Record::Grace(network, None));
+        [Record::Grace(network, Some(until))].into_iter().chain(evicted).collect()
     }
 
-    /// Offences and graces that are kept already, the oldest of each first.
-    pub fn restore_past(
+    /// Ends the grace period of a network and of those within it. That of a larger network stays: it
+    /// covers other addresses, too. Returns the rows that change.
+    pub fn end_grace(&mut self, network: &IpNet) -> Vec<Record<'static>> {
+        let all = self.graces.iter().map(|(graced, _)| *graced);
+        let ended: Vec<IpNet> = all.filter(|graced| network.contains(graced)).collect();
+        for graced in &ended {
+            self.graces.pop(graced);
+        }
+        ended.into_iter().map(|graced| Record::Grace(graced, None)).collect()
+    }
+
+    /// Takes over offences and grace periods from the database.
+    pub fn load(
         &mut self,
         offences: impl IntoIterator<Item = (IpNet, Offences)>,
         graces: impl IntoIterator<Item = (IpNet, Moment)>,
@@ -293,39 +283,29 @@ impl Ledger {
         }
     }
 
-    /// Forgets offences that no longer count and graces that are over, as long as they are the oldest.
-    pub fn forget(&mut self, now: Moment, forget_after: Duration) {
+    /// Forgets offences that no longer count and grace periods that have ended, as long as they are the
+    /// oldest. Returns the rows that change.
+    pub fn forget(&mut self, now: Moment, forget_after: Duration) -> Vec<Record<'static>> {
+        let mut records = Vec::new();
         while let Some((network, past)) = self.offences.peek_lru()
             && now.is_past(past.latest, forget_after)
         {
-            self.changes.offences.insert(*network);
+            records.push(Record::Offences(*network, None));
             self.offences.pop_lru();
         }
         while let Some((network, until)) = self.graces.peek_lru()
             && *until <= now
         {
-            self.changes.graces.insert(*network);
+            records.push(Record::Grace(*network, None));
             self.graces.pop_lru();
         }
+        records
     }
 
-    /// What has changed since it was last kept.
-    pub fn changes(&self) -> impl Iterator<Item = Record<'_>> {
-        let Changes { blocks, offences, graces } = &self.changes;
-        let blocks = blocks.iter().map(|network| Record::Block(*network, self.get(network)));
-        let offences = offences
-            .iter()
-            .map(|network| Record::Offences(*network, self.offences.peek(network).copied()));
-        let graces = graces
-            .iter()
-            .map(|network| Record::Grace(*network, self.graces.peek(network).copied()));
-        blocks.chain(offences).chain(graces)
-    }
-
-    /// Everything there is to keep.
+    /// Every row of a complete database.
     pub fn records(&self) -> impl Iterator<Item = Record<'_>> {
         let blocks = self.blocks().map(|(network, block)| Record::Block(*network, Some(block)));
-        // From the least recent on, as they are recalled.
+        // The oldest first, as the database returns them.
         let offences = self.offences.iter().rev();
         let offences = offences.map(|(network, past)| Record::Offences(*network, Some(*past)));
         let graces = self.graces.iter().rev();
@@ -333,22 +313,7 @@ impl Ledger {
         blocks.chain(offences).chain(graces)
     }
 
-    /// What has changed is kept now, or will be with everything else.
-    pub fn mark_saved(&mut self) {
-        self.changes = Changes::default();
-    }
-
-    /// Ends the grace of a network, and of what lies in it. That of a larger one goes on: others are in it.
-    pub fn end_grace(&mut self, network: &IpNet) {
-        let all = self.graces.iter().map(|(graced, _)| *graced);
-        let ended: Vec<IpNet> = all.filter(|graced| network.contains(graced)).collect();
-        for graced in ended {
-            self.graces.pop(&graced);
-            self.changes.graces.insert(graced);
-        }
-    }
-
-    /// How long a network is still left alone, by its own grace or that of a larger one.
+    /// What is left of a network's grace period, its own or that of a larger network.
     pub fn grace(&self, network: &IpNet, now: Moment) -> Option<Duration> {
         networks_around(network)
             .filter_map(|larger| self.graces.peek(&larger))
@@ -358,8 +323,8 @@ impl Ledger {
     }
 
     fn due_time(&self, now: Moment, until: Option<Moment>) -> Moment {
-        // Halfway through what the kernel was told, so that a service that is down for days still comes
-        // in time.
+        // Halfway through the time that the kernel was told, so that a service that was down for days
+        // is still in time.
         match until {
             None => now + self.longest / 2,
             Some(until) if until.since(now) <= self.longest / 2 => until,
@@ -368,8 +333,8 @@ impl Ledger {
     }
 }
 
-/// A network and all it lies in, the smallest first. One look-up for each is cheap, however many
-/// networks are known.
+/// A network and all that contain it, the smallest first. A look-up for each is cheap, no matter how many
+/// networks the ledger holds.
 fn networks_around(network: &IpNet) -> impl Iterator<Item = IpNet> + use<> {
     let network = *network;
     (0..=network.prefix_len())

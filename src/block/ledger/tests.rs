@@ -1,4 +1,4 @@
-//! The ledger, and against a naive one whatever happens.
+//! The ledger, also compared with a simple model over random steps.
 
 use super::*;
 use proptest::prelude::*;
@@ -20,7 +20,7 @@ fn seconds(seconds: u64) -> Option<Duration> {
 
 fn block(since: u64, duration: Option<Duration>) -> Block {
     let until = duration.map(|duration| at(since) + duration);
-    Block { since: at(since), until, offences: 0, reason: String::new(), evidence: None }
+    Block { since: at(since), until, offences: 0, reason: BlockReason::Found }
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn blocks_are_due_when_they_end() {
 }
 
 #[test]
-fn what_the_kernel_cannot_hold_is_prolonged() {
+fn block_longer_than_the_kernel_can_hold_is_prolonged() {
     let mut ledger = Ledger::new(LONGEST);
     ledger.insert(net("192.0.2.1/32"), at(0), block(0, None));
     ledger.insert(net("192.0.2.2/32"), at(0), block(0, seconds(700)));
@@ -50,7 +50,7 @@ fn what_the_kernel_cannot_hold_is_prolonged() {
 }
 
 #[test]
-fn what_could_not_be_done_is_due_again() {
+fn deferred_block_is_due_again() {
     let mut ledger = Ledger::new(LONGEST);
     let network = net("192.0.2.1/32");
     ledger.insert(network, at(0), block(0, seconds(60)));
@@ -61,7 +61,7 @@ fn what_could_not_be_done_is_due_again() {
 }
 
 #[test]
-fn a_replaced_block_is_due_once() {
+fn replaced_block_is_due_once() {
     let mut ledger = Ledger::new(LONGEST);
     ledger.insert(net("192.0.2.1/32"), at(0), block(0, seconds(10)));
     ledger.insert(net("192.0.2.1/32"), at(5), block(5, seconds(60)));
@@ -71,7 +71,7 @@ fn a_replaced_block_is_due_once() {
 }
 
 #[test]
-fn unblocking_means_the_block_itself_those_around_it_and_those_in_it() {
+fn overlapping_finds_the_block_those_around_it_and_those_within_it() {
     let mut ledger = Ledger::new(LONGEST);
     for text in ["10.0.0.0/8", "10.1.0.0/16", "2001:db8::/64", "192.0.2.1/32", "192.0.2.2/32"] {
         ledger.insert(net(text), at(0), block(0, None));
@@ -87,12 +87,12 @@ fn unblocking_means_the_block_itself_those_around_it_and_those_in_it() {
 }
 
 #[test]
-fn offences_count_until_they_are_forgotten() {
+fn offence_counts_until_it_is_forgotten() {
     let mut ledger = Ledger::new(LONGEST);
     let source = net("192.0.2.1/32");
     let month = Duration::from_secs(100);
     assert_eq!(ledger.next_offence(&source, at(0), month), 1);
-    ledger.remember_offence(source, at(0), 1);
+    ledger.add_offence(source, at(0), 1);
     assert_eq!(ledger.next_offence(&source, at(99), month), 2);
     assert_eq!(ledger.next_offence(&source, at(100), month), 1);
 }
@@ -103,7 +103,7 @@ fn grace_covers_what_lies_in_it_until_it_ends() {
     ledger.grant_grace(net("192.0.2.0/24"), at(10));
     assert_eq!(ledger.grace(&net("192.0.2.1/32"), at(4)), seconds(6));
     assert_eq!(ledger.grace(&net("192.0.2.1/32"), at(10)), None);
-    // One is blocked by hand: the others are still left alone.
+    // A user blocks one address: the grace period of the others stays.
     ledger.end_grace(&net("192.0.2.1/32"));
     assert_eq!(ledger.grace(&net("192.0.2.2/32"), at(4)), seconds(6));
     ledger.end_grace(&net("192.0.0.0/16"));
@@ -112,22 +112,22 @@ fn grace_covers_what_lies_in_it_until_it_ends() {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Enter(u8, Option<u64>),
+    Insert(u8, Option<u64>),
     Remove(u8),
     Pass(u64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        (0..6u8, proptest::option::of(1..3000u64)).prop_map(|(n, d)| Step::Enter(n, d)),
+        (0..6u8, proptest::option::of(1..3000u64)).prop_map(|(n, d)| Step::Insert(n, d)),
         (0..6u8).prop_map(Step::Remove),
         (1..900u64).prop_map(Step::Pass),
     ]
 }
 
 proptest! {
-    /// Against a map of end times: the same blocks at every step, and the kernel, which forgets
-    /// after what it was told, never lets go early.
+    /// Compared with a map of end times: the blocks are the same at every step, and the kernel, which
+    /// expires an element after the time that it was told, never does so early.
     #[test]
     fn equals_a_map_of_end_times(steps in proptest::collection::vec(step(), 1..60)) {
         let mut ledger = Ledger::new(LONGEST);
@@ -137,7 +137,7 @@ proptest! {
         let network = |n: u8| IpNet::from(std::net::IpAddr::from([192, 0, 2, n]));
         for step in steps {
             match step {
-                Step::Enter(n, duration) => {
+                Step::Insert(n, duration) => {
                     let duration = duration.map(Duration::from_secs);
                     kernel.insert(network(n), now + ledger.kernel_time(duration).as_secs());
                     ledger.insert(network(n), at(now), block(now, duration));
@@ -150,7 +150,7 @@ proptest! {
                     );
                 }
                 Step::Pass(time) => {
-                    // The actor wakes whenever something is due.
+                    // The firewall thread wakes up whenever something is due.
                     let end = now + time;
                     while let Some(due) = ledger.next_due().filter(|due| *due <= at(end)) {
                         now = now.max(due.as_nanos() / 1_000_000_000);
@@ -158,7 +158,7 @@ proptest! {
                             match due {
                                 Due::Expired => { ledger.remove(&network); }
                                 Due::Prolong(more) => {
-                                    prop_assert!(kernel[&network] >= now, "let go early");
+                                    prop_assert!(kernel[&network] >= now, "expired early");
                                     kernel.insert(network, now + more.as_secs());
                                 }
                             }
@@ -172,7 +172,7 @@ proptest! {
             prop_assert_eq!(&blocked, &model.keys().copied().collect::<Vec<_>>());
             prop_assert_eq!(ledger.count(Family::V4) as usize, blocked.len());
             for network in blocked {
-                prop_assert!(kernel[&network] > now, "let go early");
+                prop_assert!(kernel[&network] > now, "expired early");
             }
         }
     }

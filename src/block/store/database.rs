@@ -1,6 +1,6 @@
 //! The database file: its tables, and records in and out.
 //!
-//! Owns the SQL. Knows no ledger and decides nothing.
+//! Owns the SQL. It knows nothing of the ledger and decides nothing.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,22 +8,22 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rusqlite::{Connection, OpenFlags, Row, ToSql, Transaction, TransactionBehavior};
 
+use crate::block::store::records::{Offences, Record, Remembered};
 use crate::block::store::timeline::Timeline;
 use crate::block::store::{StoreError, beside};
-use crate::types::block::{Block, Evidence, Offences, Record, Remembered};
-use crate::types::clock::Moment;
+use crate::types::{Block, BlockReason, Evidence, Moment};
 
-/// "tcpt", in the file's header: what file(1) and we know it by.
+/// "tcpt" in the file's header, by which file(1) and this module recognise it.
 const APPLICATION: i32 = 0x7463_7074;
 
 /// The version of the tables below.
 const VERSION: i32 = 1;
 
-/// How long to wait for another writer: the flusher, once in a thousand changes, or a person with
-/// sqlite3(1). Whoever has asked for a block waits as long, so it is short.
+/// How long to wait for another writer: the flusher, once in a thousand changes, or a user of sqlite3(1).
+/// It is short because a caller who asks for a block waits as long.
 const PATIENCE: Duration = Duration::from_millis(250);
 
-/// Moments are nanoseconds on the timeline of the boot that the one row of `timeline` names.
+/// Moments are nanoseconds on the timeline of the boot in the only row of `timeline`.
 const TABLES: &str = "
     CREATE TABLE timeline (
         id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -54,10 +54,10 @@ const TABLES: &str = "
 pub struct Database(Connection);
 
 impl Database {
-    /// Opens the file to read and write; makes it where there is none.
+    /// Opens the file to read and write; creates it if it is missing.
     pub fn open(file: &Path) -> Result<Self, StoreError> {
         let database = Self::connect(file, OpenFlags::SQLITE_OPEN_CREATE)?;
-        if !database.has_our_tables()? {
+        if !database.has_tables()? {
             let transaction = database.0.unchecked_transaction()?;
             transaction.execute_batch(TABLES)?;
             transaction.pragma_update(None, "application_id", APPLICATION)?;
@@ -75,22 +75,21 @@ impl Database {
     /// Opens a file that cannot be written.
     pub fn open_to_read(file: &Path) -> Result<Self, StoreError> {
         let log = beside(file, "-wal").metadata().map_or(0, |data| data.len());
-        // With nothing in its log it can be read as it is. With something SQLite needs the third file,
-        // which is there then.
+        // With an empty log the file is complete. Otherwise SQLite needs the log's index, which exists then.
         let immutable = if log == 0 { "&immutable=1" } else { "" };
         let uri = PathBuf::from(format!("file:{}?mode=ro{immutable}", escaped(file)));
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
         let database =
             Self(Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?);
-        if database.has_our_tables()? { Ok(database) } else { Err(StoreError::Foreign) }
+        if database.has_tables()? { Ok(database) } else { Err(StoreError::Foreign) }
     }
 
     fn connect(file: &Path, create: OpenFlags) -> Result<Self, StoreError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | create;
         let connection = Connection::open_with_flags(file, flags)?;
         connection.busy_timeout(PATIENCE)?;
-        // With a write-ahead log a commit is written, not flushed: it outlives the process at once, and
-        // a power cut when the flusher has been there.
+        // With a write-ahead log a commit is written, not flushed: it outlives the process at once, and a
+        // power cut after the next flush.
         let mode: String =
             connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
         if mode != "wal" {
@@ -98,13 +97,13 @@ impl Database {
         }
         connection.pragma_update(None, "synchronous", "normal")?;
         connection.pragma_update(None, "wal_autocheckpoint", 0)?;
-        // Once its content was moved the log shrinks.
+        // The log shrinks when its content was moved.
         connection.pragma_update(None, "journal_size_limit", 0)?;
         Ok(Self(connection))
     }
 
-    /// Whether the file has our tables; false if it has none.
-    fn has_our_tables(&self) -> Result<bool, StoreError> {
+    /// Whether the file has the tables of this version; false if it has none.
+    fn has_tables(&self) -> Result<bool, StoreError> {
         let number = |name| self.0.pragma_query_value(None, name, |row| row.get(0));
         let (application, version): (i32, i32) =
             (number("application_id")?, number("user_version")?);
@@ -116,14 +115,14 @@ impl Database {
         if tables == 0 { Ok(false) } else { Err(StoreError::Foreign) }
     }
 
-    /// Reads all of the file, to see whether it is as it was written.
+    /// Reads the whole file to see whether it is as it was written.
     pub fn check(&self) -> Result<(), StoreError> {
         let check: String = self.0.query_row("PRAGMA quick_check(1)", (), |row| row.get(0))?;
-        // It may take several lines to say what is wrong.
+        // SQLite may return several lines.
         if check == "ok" { Ok(()) } else { Err(StoreError::Damaged(check.replace('\n', " "))) }
     }
 
-    /// Everything, as it was kept, and the timeline it was kept on; none in a new file.
+    /// Everything in the file, and the timeline on which it was written; none in a new file.
     pub fn load(&self) -> Result<(Remembered, Option<Timeline>), StoreError> {
         self.check()?;
         let blocks = "SELECT network, since, until, offences, reason, evidence FROM block";
@@ -158,7 +157,7 @@ impl Database {
         Ok(values)
     }
 
-    /// Writes some records, all or none.
+    /// Writes all of these records or none.
     pub fn write<'a>(
         &mut self,
         records: impl Iterator<Item = Record<'a>>,
@@ -168,8 +167,8 @@ impl Database {
         Ok(transaction.commit()?)
     }
 
-    /// Writes these records and no others, on this timeline.
-    pub fn write_anew<'a>(
+    /// Replaces all records by these, on this timeline.
+    pub fn replace<'a>(
         &mut self,
         timeline: &Timeline,
         records: impl Iterator<Item = Record<'a>>,
@@ -186,7 +185,7 @@ impl Database {
         write_timeline(&self.0, timeline)
     }
 
-    /// Moves what is in the log into the file itself, flushed, as far as nobody has to wait for it.
+    /// Moves the content of the log into the file and flushes it, as far as no other connection has to wait.
     pub fn checkpoint(&self) -> Result<(), StoreError> {
         Ok(self.0.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()))?)
     }
@@ -214,8 +213,8 @@ fn write_all<'a>(
     for record in records {
         match record {
             Record::Block(network, Some(block)) => {
-                let Block { since, until, offences, reason, evidence } = block;
-                let evidence = evidence.as_deref().map(serde_json::to_string).transpose();
+                let Block { since, until, offences, reason } = block;
+                let evidence = reason.evidence().map(serde_json::to_string).transpose();
                 run(
                     "INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?, ?, ?)",
                     &[
@@ -223,8 +222,8 @@ fn write_all<'a>(
                         &number(*since),
                         &until.map(number),
                         offences,
-                        reason,
-                        // Numbers and addresses can always be written.
+                        &reason.to_string(),
+                        // Numbers and addresses always have a JSON form.
                         &evidence.unwrap_or_default(),
                     ],
                 )?;
@@ -253,33 +252,36 @@ fn write_all<'a>(
 
 fn read_block(row: &Row<'_>) -> Result<(IpNet, Block), StoreError> {
     let until: Option<i64> = row.get(2)?;
-    let evidence: Option<String> = row.get(5)?;
-    let block = Block {
-        since: moment(row.get(1)?)?,
-        until: until.map(moment).transpose()?,
-        offences: row.get(3)?,
-        reason: row.get(4)?,
-        // Evidence of a kind that is not known here is as good as none.
-        evidence: evidence.and_then(|text| serde_json::from_str::<Box<Evidence>>(&text).ok()),
+    let (text, evidence): (String, Option<String>) = (row.get(4)?, row.get(5)?);
+    // Evidence that this version does not understand leaves the text.
+    let evidence = evidence.and_then(|json| serde_json::from_str::<Box<Evidence>>(&json).ok());
+    let reason = match evidence {
+        Some(evidence) => BlockReason::Scan(evidence),
+        None if text == BlockReason::Found.to_string() => BlockReason::Found,
+        None => BlockReason::Manual(text),
     };
+    let (since, offences) = (moment(row.get(1)?)?, row.get(3)?);
+    let block = Block { since, until: until.map(moment).transpose()?, offences, reason };
     Ok((network(row)?, block))
 }
 
 fn network(row: &Row<'_>) -> Result<IpNet, StoreError> {
     let text: String = row.get(0)?;
-    text.parse().map_err(|_| StoreError::Damaged(format!("{text:?} is no network")))
+    text.parse().map_err(|_| StoreError::Damaged(format!("{text:?} is not a network")))
 }
 
 fn moment(number: i64) -> Result<Moment, StoreError> {
     let nanos = u64::try_from(number);
-    nanos.map(Moment::from_nanos).map_err(|_| StoreError::Damaged(format!("{number} is no time")))
+    nanos
+        .map(Moment::from_nanos)
+        .map_err(|_| StoreError::Damaged(format!("{number} is not a time")))
 }
 
 fn number(moment: Moment) -> i64 {
     i64::try_from(moment.as_nanos()).unwrap_or(i64::MAX)
 }
 
-/// A path within a URI, where `%`, `?` and `#` have a meaning.
+/// A path for a URI, in which `%`, `?` and `#` have a meaning.
 fn escaped(file: &Path) -> String {
     let escape = |byte: &u8| {
         let plain = byte.is_ascii_alphanumeric() || b"/._-".contains(byte);

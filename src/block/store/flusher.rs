@@ -1,8 +1,7 @@
-//! The thread that flushes: what was written outlives the process at once, and a power cut once this
-//! thread has been there. Nobody waits for it.
+//! The flusher: a written change outlives the process at once, and a power cut after the next flush.
 //!
-//! Owns when the log is flushed and when it is moved into the file; and the note of where the wall
-//! clock stands, which is all the next boot has to go by.
+//! Owns when the log is flushed and when its content moves into the file, and the note of the wall clock,
+//! which the next boot needs. No other thread may wait for it.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -15,44 +14,47 @@ use std::time::Duration;
 use crate::block::store::database::Database;
 use crate::block::store::timeline::Timeline;
 use crate::block::store::{StoreError, StorePath, beside, boot};
-use crate::types::clock::{Moment, WallClock};
+use crate::types::{Moment, WallClock};
 
-/// How long a change may wait. A power cut costs what is younger, and what a flush takes.
+/// How long a change may wait. A power cut loses changes younger than this and the time of a flush.
 const PACE: Duration = Duration::from_millis(500);
 
-/// How large the log may grow. SQLite begins it anew with the next change after it was moved, and
-/// flushes then: once in some thousand changes.
+/// The size at which the log's content moves into the file. SQLite then restarts the log with the next
+/// change and flushes: once in some thousand changes.
 const LOG_LIMIT: u64 = 4 << 20;
 
-/// The thread.
 pub struct Flusher {
     file: PathBuf,
     written: Receiver<()>,
     failures: SyncSender<StoreError>,
-    /// Somebody has opened the database for writing: until then it is left alone.
+    /// The database is open for writing; before that, the flusher does not touch it.
     in_use: Arc<AtomicBool>,
 }
 
-/// A database's place, and the flusher that belongs to it.
+/// Returns the path of a database and the flusher that belongs to it.
 pub fn flusher(file: PathBuf) -> (StorePath, Flusher) {
-    let (tell, written) = sync_channel(1);
+    let (written_in, written) = sync_channel(1);
     let (failures_in, failures) = sync_channel(1);
     let in_use = Arc::new(AtomicBool::new(false));
-    let place =
-        StorePath { file: file.clone(), written: tell, failures, in_use: Arc::clone(&in_use) };
-    (place, Flusher { file, written, failures: failures_in, in_use })
+    let path = StorePath {
+        file: file.clone(),
+        written: written_in,
+        failures,
+        in_use: Arc::clone(&in_use),
+    };
+    (path, Flusher { file, written, failures: failures_in, in_use })
 }
 
 impl Flusher {
-    /// Works until nobody is left who could write.
-    pub fn run(self, beat: impl Fn()) {
+    /// Runs until the last writer has ended.
+    pub fn run(self, tick: impl Fn()) {
         let boot = boot();
         let present = || Timeline::new(boot.clone(), &WallClock::read());
         let mut noted = present();
         let mut last_round = Moment::default();
         let mut is_dirty = false;
         loop {
-            beat();
+            tick();
             match self.written.recv_timeout(PACE) {
                 Ok(()) => is_dirty = true,
                 Err(RecvTimeoutError::Timeout) => {}
@@ -64,7 +66,7 @@ impl Flusher {
             }
             last_round = now.moment;
             if !now.agrees_with(&noted) && self.in_use.load(Ordering::Relaxed) {
-                // The wall clock was set. Tried once: the next move of the log notes it as well.
+                // The wall clock was set. One attempt is enough: each move of the log notes it again.
                 self.report(self.note(&now));
                 noted = now.clone();
                 is_dirty = true;
@@ -83,7 +85,8 @@ impl Flusher {
         log.sync_data().map_err(StoreError::Flush)?;
         if log.metadata().map_err(StoreError::Flush)?.len() > LOG_LIMIT {
             Database::open_again(&self.file)?.checkpoint()?;
-            // The first change to a new log is flushed by whoever makes it. So it is not a caller.
+            // The writer of the first change to a new log flushes it. This note makes the flusher that
+            // writer, so that no caller waits.
             self.note(now)?;
         }
         Ok(())
@@ -95,7 +98,7 @@ impl Flusher {
 
     fn report(&self, result: Result<(), StoreError>) {
         if let Err(error) = result {
-            // One that has not been heard yet is enough.
+            // One failure that nothing has read yet is enough.
             let _ = self.failures.try_send(error);
         }
     }

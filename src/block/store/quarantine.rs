@@ -1,30 +1,30 @@
-//! A database that is of no use is not thrown away: somebody may want to look at it.
+//! Unusable databases: renamed and kept, because an administrator may want to look at them.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::block::store::beside;
 
-/// How many are kept. They may be large.
+/// How many to keep. They may be large.
 const KEPT: u32 = 3;
 
-/// Renames a database and its log: `tcptracker.db.aside-1`, what bore this name `-2`, and so on. Returns
-/// the new name.
-pub fn set_aside(file: &Path) -> std::io::Result<PathBuf> {
+/// Renames a database and its log to `tcptracker.db.aside-1`, an earlier one of this name to `-2`, and so
+/// on. Returns the new name.
+pub fn quarantine(file: &Path) -> std::io::Result<PathBuf> {
     let kept = |number: u32| beside(file, &format!(".aside-{number}"));
     for number in (1..KEPT).rev() {
         rename(&kept(number), &kept(number + 1))?;
     }
     rename(file, &kept(1))?;
-    // An index of the log, made anew by whoever opens it.
+    // SQLite creates the index of the log again when the file is opened.
     unless_missing(std::fs::remove_file(beside(file, "-shm")))?;
     Ok(kept(1))
 }
 
-/// Renames a database and its log, over others of that name.
+/// Renames a database and its log and replaces those that have the new name.
 fn rename(from: &Path, to: &Path) -> std::io::Result<()> {
     for part in ["", "-wal"] {
-        // A log must never lie beside a database it does not belong to.
+        // A log must never lie next to a database to which it does not belong.
         unless_missing(std::fs::remove_file(beside(to, part)))?;
     }
     for part in ["-wal", ""] {

@@ -1,8 +1,5 @@
-//! The database, on a real file.
+//! The store on a real file.
 
-use crate::block::store::{flusher::flusher, quarantine};
-use crate::types::block::Offences;
-use crate::types::block::{Block, Evidence};
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -12,10 +9,9 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::*;
-use crate::types::clock::Moment;
-use crate::types::rule::Rule;
-use crate::types::scan::{Attempt, ScanKind};
-use crate::types::segment::Port;
+use crate::block::store::flusher::flusher;
+use crate::block::store::records::Offences;
+use crate::types::{Attempt, Block, BlockReason, Evidence, Moment, Port, Rule, ScanKind};
 
 fn at(seconds: u64) -> Moment {
     Moment::from_nanos(seconds * 1_000_000_000)
@@ -30,8 +26,7 @@ fn block(reason: &str) -> Block {
         since: at(999_000),
         until: Some(at(1_003_000)),
         offences: 2,
-        reason: reason.to_owned(),
-        evidence: None,
+        reason: BlockReason::Manual(reason.to_owned()),
     }
 }
 
@@ -51,7 +46,7 @@ fn evidence() -> Evidence {
 }
 
 fn everything() -> Remembered {
-    let scan = Block { evidence: Some(Box::new(evidence())), ..block("stealth scan: \"ports\" 1") };
+    let scan = Block { reason: BlockReason::Scan(Box::new(evidence())), ..block("") };
     let endless = Block { until: None, offences: 0, ..block("for good") };
     Remembered {
         blocks: vec![
@@ -74,36 +69,39 @@ fn records(of: &Remembered) -> impl Iterator<Item = Record<'_>> {
     blocks.chain(offences).chain(graces)
 }
 
-fn place(directory: &TempDir) -> StorePath {
+fn path_in(directory: &TempDir) -> StorePath {
     flusher(directory.path().join("eth0").join(FILE)).0
 }
 
-/// What is recalled, and that all is well.
+/// Loads a database that has to be usable.
 #[track_caller]
-fn recalled(place: &StorePath) -> Remembered {
-    let found = place.load(&clock());
-    assert!(found.store.is_ok(), "{}", found.store.err().unwrap());
-    assert_eq!(found.set_aside, None);
-    found.remembered
+fn load(path: &StorePath) -> Remembered {
+    let opened = path.load(&clock());
+    assert!(opened.store.is_ok(), "{}", opened.store.err().unwrap());
+    assert_eq!(opened.quarantined, None);
+    opened.loaded.remembered
 }
 
 #[test]
-fn what_was_kept_is_recalled_as_it_was_and_what_has_ended_is_not() {
+fn saved_records_load_unchanged_and_deleted_ones_do_not() {
     let directory = TempDir::new().unwrap();
-    let place = place(&directory);
-    let found = place.load(&clock());
-    assert_eq!((found.remembered, found.is_outdated), (Remembered::default(), true));
-    let mut store = found.store.unwrap();
-    store.write_anew(&clock(), records(&everything())).unwrap();
-    // Another connection sees it while this one is open, as after a crash.
-    assert_eq!(recalled(&place), everything());
+    let path = path_in(&directory);
+    let opened = path.load(&clock());
+    assert_eq!(
+        (opened.loaded.remembered, opened.loaded.is_outdated),
+        (Remembered::default(), true)
+    );
+    let mut store = opened.store.unwrap();
+    store.replace(&clock(), records(&everything())).unwrap();
+    // Another connection sees the records while this one is open, as after a crash.
+    assert_eq!(load(&path), everything());
 
     let gone = ["192.0.2.0/24", "192.0.2.9/32", "198.51.100.1/32"].map(|n| n.parse().unwrap());
     let changes = [
         Record::Block(gone[0], None),
         Record::Offences(gone[1], None),
         Record::Grace(gone[2], None),
-        // Never there.
+        // Was never in the database.
         Record::Block(gone[2], None),
     ];
     store.write(changes.into_iter()).unwrap();
@@ -112,38 +110,37 @@ fn what_was_kept_is_recalled_as_it_was_and_what_has_ended_is_not() {
     left.blocks.remove(0);
     left.offences.pop();
     left.graces.clear();
-    assert_eq!(recalled(&place), left);
-    assert!(!beside(&place.file, "-wal").exists(), "closed in order");
+    assert_eq!(load(&path), left);
+    assert!(!beside(&path.file, "-wal").exists(), "the database was closed properly");
 }
 
-/// One that is of no use is kept, and those that were kept before, as far as there is room.
 #[test]
-fn a_useless_file_is_set_aside_and_a_few_of_them_are_kept() {
+fn unusable_files_are_renamed_and_the_last_three_are_kept() {
     let directory = TempDir::new().unwrap();
-    let place = place(&directory);
-    drop(recalled(&place));
-    let kept = |number: u32| beside(&place.file, &format!(".aside-{number}"));
+    let path = path_in(&directory);
+    drop(load(&path));
+    let kept = |number: u32| beside(&path.file, &format!(".aside-{number}"));
     for round in 1..=5u32 {
-        std::fs::write(&place.file, format!("garbage {round}")).unwrap();
-        let found = place.load(&clock());
-        let quarantined = found.set_aside.unwrap();
-        assert!(quarantined.error.contains("is damaged"), "{quarantined:?}");
+        std::fs::write(&path.file, format!("garbage {round}")).unwrap();
+        let opened = path.load(&clock());
+        let quarantined = opened.quarantined.unwrap();
+        assert!(quarantined.error.contains("damaged database"), "{quarantined:?}");
         assert_eq!(quarantined.kept, kept(1));
-        let mut store = found.store.unwrap();
-        store.write_anew(&clock(), records(&everything())).unwrap();
+        let mut store = opened.store.unwrap();
+        store.replace(&clock(), records(&everything())).unwrap();
         drop(store);
-        assert_eq!(recalled(&place), everything());
+        assert_eq!(load(&path), everything());
         for number in 1..=round.min(3) {
             let kept = std::fs::read_to_string(kept(number)).unwrap();
             assert_eq!(kept, format!("garbage {}", round + 1 - number));
         }
     }
-    assert_eq!(std::fs::read_dir(place.file.parent().unwrap()).unwrap().count(), 1 + 3);
+    assert_eq!(std::fs::read_dir(path.file.parent().unwrap()).unwrap().count(), 1 + 3);
 }
 
-/// A log is part of its database, and must never lie beside another.
+/// A log is part of its database and must never lie next to another one.
 #[test]
-fn a_log_goes_with_its_database() {
+fn log_is_renamed_with_its_database() {
     let directory = TempDir::new().unwrap();
     let file = directory.path().join(FILE);
     let kept = |number: u32| beside(&file, &format!(".aside-{number}"));
@@ -153,79 +150,81 @@ fn a_log_goes_with_its_database() {
             std::fs::write(beside(&file, "-wal"), format!("log {round}")).unwrap();
         }
         std::fs::write(beside(&file, "-shm"), "index").unwrap();
-        assert_eq!(quarantine::set_aside(&file).unwrap(), kept(1));
+        assert_eq!(quarantine(&file).unwrap(), kept(1));
     }
     let read = |file: &Path| std::fs::read_to_string(file).ok();
     assert_eq!(read(&kept(1)).as_deref(), Some("file 2"));
     assert_eq!(read(&beside(&kept(1), "-wal")), None);
     assert_eq!(read(&kept(2)).as_deref(), Some("file 1"));
     assert_eq!(read(&beside(&kept(2), "-wal")).as_deref(), Some("log 1"));
-    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 3, "and nothing else");
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 3, "no other files");
 }
 
 #[test]
-fn files_of_others_and_of_later_versions_are_set_aside() {
+fn files_of_other_programs_and_versions_are_renamed() {
     for (sql, why) in [
-        ("CREATE TABLE recipes (soup TEXT)", "no database of tcptracker"),
-        ("PRAGMA user_version = 2; PRAGMA application_id = 1952673908", "of format 2"),
+        ("CREATE TABLE recipes (soup TEXT)", "not a tcptracker database"),
+        (
+            "PRAGMA user_version = 2; PRAGMA application_id = 1952673908",
+            "unsupported database version 2",
+        ),
         ("PRAGMA user_version = 1; PRAGMA application_id = 1952673908", "no such table"),
     ] {
         let directory = TempDir::new().unwrap();
-        let place = place(&directory);
-        std::fs::create_dir(place.file.parent().unwrap()).unwrap();
-        Connection::open(&place.file).unwrap().execute_batch(sql).unwrap();
-        let found = place.load(&clock());
-        let error = found.set_aside.map(|quarantined| quarantined.error).unwrap_or_default();
+        let path = path_in(&directory);
+        std::fs::create_dir(path.file.parent().unwrap()).unwrap();
+        Connection::open(&path.file).unwrap().execute_batch(sql).unwrap();
+        let opened = path.load(&clock());
+        let error = opened.quarantined.map(|quarantined| quarantined.error).unwrap_or_default();
         assert!(error.contains(why), "{error:?}");
-        assert!(found.store.is_ok(), "{why}");
-        assert_eq!(recalled(&place), Remembered::default());
+        assert!(opened.store.is_ok(), "{why}");
+        assert_eq!(load(&path), Remembered::default());
     }
 }
 
 #[test]
-fn damage_anywhere_is_noticed() {
+fn damage_anywhere_in_the_file_is_noticed() {
     let directory = TempDir::new().unwrap();
-    let place = place(&directory);
+    let path = path_in(&directory);
     let many = Remembered {
         blocks: (0..2000u32)
             .map(|n| (IpNet::from(IpAddr::V4(n.into())), block("one of many")))
             .collect(),
         ..Remembered::default()
     };
-    place.load(&clock()).store.unwrap().write_anew(&clock(), records(&many)).unwrap();
-    let whole = std::fs::read(&place.file).unwrap();
+    path.load(&clock()).store.unwrap().replace(&clock(), records(&many)).unwrap();
+    let whole = std::fs::read(&path.file).unwrap();
     assert!(whole.len() > 20 * 4096);
     for damage in [
-        // Cut off; a page of noise; a page of nothing.
+        // Truncated, a page of noise, a page of zeros.
         whole[..whole.len() / 2].to_vec(),
         [&whole[..5 * 4096], &[0xa5; 4096], &whole[6 * 4096..]].concat(),
         [&whole[..9 * 4096], &[0; 4096], &whole[10 * 4096..]].concat(),
     ] {
-        std::fs::write(&place.file, damage).unwrap();
-        let found = place.load(&clock());
-        assert!(found.set_aside.is_some_and(|file| file.error.contains("is damaged")));
-        assert_eq!(found.remembered, Remembered::default());
-        assert!(found.store.is_ok());
+        std::fs::write(&path.file, damage).unwrap();
+        let opened = path.load(&clock());
+        assert!(opened.quarantined.is_some_and(|file| file.error.contains("damaged database")));
+        assert_eq!(opened.loaded.remembered, Remembered::default());
+        assert!(opened.store.is_ok());
     }
 }
 
-/// SQLite would take some characters for its own, the kernel takes them for a name.
+/// Some characters that the kernel accepts in a name have a meaning in a URI.
 #[test]
-fn what_cannot_be_written_is_read_whatever_its_name() {
+fn file_with_special_characters_in_its_path_is_readable() {
     let directory = TempDir::new().unwrap();
     let interface: IfName = "e%3f#?&th".parse().unwrap();
     let state = directory.path().join(interface.as_str());
-    let (place, _) = flusher(file_of(&interface, Some(state.into())));
-    place.load(&clock()).store.unwrap().write_anew(&clock(), records(&everything())).unwrap();
-    let read = Database::open_to_read(&place.file).unwrap();
+    let (path, _) = flusher(file_of(&interface, Some(state.into())));
+    path.load(&clock()).store.unwrap().replace(&clock(), records(&everything())).unwrap();
+    let read = Database::open_to_read(&path.file).unwrap();
     assert_eq!(read.load().unwrap().0, everything());
 }
 
-/// However much changes, the log stays as small as what it has room for.
 #[test]
-fn a_log_that_has_grown_is_moved_into_the_file() {
+fn content_of_a_large_log_moves_into_the_file() {
     let directory = TempDir::new().unwrap();
-    let (place, flusher) = flusher(directory.path().join(FILE));
+    let (path, flusher) = flusher(directory.path().join(FILE));
     let wordy = block(&"why ".repeat(50));
     let many = Remembered {
         blocks: (0..20_000u32)
@@ -233,28 +232,28 @@ fn a_log_that_has_grown_is_moved_into_the_file() {
             .collect(),
         ..Remembered::default()
     };
-    let mut store = place.load(&clock()).store.unwrap();
-    store.write_anew(&clock(), records(&many)).unwrap();
+    let mut store = path.load(&clock()).store.unwrap();
+    store.replace(&clock(), records(&many)).unwrap();
     let length = |file: &Path| file.metadata().unwrap().len();
-    let log = beside(&place.file, "-wal");
+    let log = beside(&path.file, "-wal");
     assert!(length(&log) > 4 << 20);
     flusher.flush(&Timeline::new(boot(), &clock())).unwrap();
     assert!(length(&log) < 1 << 16, "{}", length(&log));
-    assert!(length(&place.file) > 4 << 20);
+    assert!(length(&path.file) > 4 << 20);
     store.write([Record::Block(many.blocks[0].0, None)].into_iter()).unwrap();
-    assert_eq!(recalled(&place).blocks.len(), many.blocks.len() - 1);
+    assert_eq!(load(&path).blocks.len(), many.blocks.len() - 1);
 
     std::fs::remove_file(&log).unwrap();
     let removed = flusher.flush(&Timeline::new(boot(), &clock()));
     assert!(matches!(removed, Err(StoreError::Removed)), "{removed:?}");
 }
 
-/// One instance may have been run by root, the next by its own user.
+/// Root may have run one instance, and another user the next.
 #[test]
-fn only_the_instances_own_directory_is_closed_to_others() {
+fn only_the_directory_of_the_instance_is_private() {
     let directory = TempDir::new().unwrap();
-    let (place, _) = flusher(directory.path().join("lib/eth0").join(FILE));
-    drop(recalled(&place));
+    let (path, _) = flusher(directory.path().join("lib/eth0").join(FILE));
+    drop(load(&path));
     std::fs::create_dir(directory.path().join("ordinary")).unwrap();
     let mode = |path: &str| directory.path().join(path).metadata().unwrap().permissions().mode();
     assert_eq!(mode("lib/eth0") & 0o027, 0);
@@ -262,7 +261,7 @@ fn only_the_instances_own_directory_is_closed_to_others() {
 }
 
 #[test]
-fn the_file_lies_where_the_contract_says() {
+fn file_is_in_the_state_directory() {
     let interface: IfName = "eth0".parse().unwrap();
     let expected = Path::new("/var/lib/tcptracker/eth0/tcptracker.db");
     assert_eq!(file_of(&interface, None), expected);

@@ -1,4 +1,4 @@
-//! What the bus has for the service, and the instances that are on it.
+//! Checks the system bus, its policy and polkit.
 
 use std::path::Path;
 
@@ -6,9 +6,9 @@ use zbus::Connection;
 use zbus::fdo::DBusProxy;
 
 use crate::api::dbus::names::COMMON_NAME;
-use crate::cli::client::{ClientError, Purpose, ask_each, connect, instances_on};
+use crate::cli::client::connect;
 use crate::cli::doctor::system::first_of;
-use crate::cli::doctor::{Finding, Verdict};
+use crate::cli::doctor::{Finding, Verdict, instances};
 use crate::config::Config;
 
 const POLICY: &str = "org.tcptracker.Tracker1.conf";
@@ -17,52 +17,53 @@ const POLICY_DIRECTORIES: [&str; 2] = ["/etc/dbus-1/system.d", "/usr/share/dbus-
 const ACTIONS: &str = "/usr/share/polkit-1/actions/org.tcptracker.Tracker1.policy";
 const POLKIT: &str = "org.freedesktop.PolicyKit1";
 
-pub fn examine(config: &Config) -> Vec<Finding> {
-    // Without the bus the service runs on if it is told to.
-    let serious = if config.bus.enabled { Verdict::Failed } else { Verdict::Warning };
+pub fn examine(config: &Config, file: Option<&Path>) -> Vec<Finding> {
+    // With bus.enabled = false, the service runs without the bus.
+    let severity = if config.bus.enabled { Verdict::Failed } else { Verdict::Warning };
     zbus::block_on(async {
         let connection = match connect().await {
             Ok(connection) => connection,
             Err(error) => {
-                let remedy = "systemctl start dbus; where there is none, bus.enabled = false";
-                return vec![Finding::bad("bus", serious, error.to_string(), remedy)];
+                let remedy =
+                    "systemctl start dbus; on a host without a bus, set bus.enabled = false";
+                return vec![Finding::bad("bus", severity, error.to_string(), remedy)];
             }
         };
         let mut findings = vec![
-            Finding::ok("bus", "answers"),
-            policy(&connection, serious).await,
+            Finding::ok("bus", "reachable"),
+            policy(&connection, severity).await,
             polkit(&connection).await,
         ];
-        findings.extend(instances(&connection).await);
+        findings.extend(instances::examine(&connection, file).await);
         findings
     })
 }
 
-/// Whether the bus would let the service have its names. It is asked itself, where it can be: it may not
-/// have read what is installed.
-async fn policy(connection: &Connection, serious: Verdict) -> Finding {
+/// Checks whether the service may own its bus names. Asks the bus if possible, which may not have read the
+/// installed policy yet.
+async fn policy(connection: &Connection, severity: Verdict) -> Finding {
     const CHECK: &str = "bus policy";
     let file = first_of(&POLICY_DIRECTORIES, POLICY);
-    // Others than root are never let have them.
+    // The policy never allows other users than root.
     let is_root = rustix::process::geteuid().is_root();
     let allowed = if is_root { may_own_our_names(connection).await } else { file.is_some() };
     match (allowed, file) {
         (true, Some(file)) => Finding::ok(CHECK, file.display().to_string()),
-        (true, None) => Finding::ok(CHECK, "the service may have its names"),
+        (true, None) => Finding::ok(CHECK, "the service may own its bus names"),
         (false, Some(file)) => {
-            let found = format!("{} is installed, and the bus does not know it", file.display());
-            Finding::bad(CHECK, serious, found, "systemctl reload dbus")
+            let found = format!("{} is installed, but the bus has not read it", file.display());
+            Finding::bad(CHECK, severity, found, "systemctl reload dbus")
         }
         (false, None) => {
             let remedy =
-                format!("copy it to {}, and: systemctl reload dbus", POLICY_DIRECTORIES[0]);
-            Finding::bad(CHECK, serious, format!("{POLICY} is not installed"), remedy)
+                format!("copy it to {}, then: systemctl reload dbus", POLICY_DIRECTORIES[0]);
+            Finding::bad(CHECK, severity, format!("{POLICY} is not installed"), remedy)
         }
     }
 }
 
 async fn may_own_our_names(connection: &Connection) -> bool {
-    // No instance's: none has a label like this.
+    // No interface has this label, so no instance uses the name.
     let name = format!("{COMMON_NAME}._doctor");
     connection.request_name(name.as_str()).await.is_ok()
 }
@@ -74,53 +75,20 @@ async fn polkit(connection: &Connection) -> Finding {
         let (running, startable) = (bus.list_names().await?, bus.list_activatable_names().await?);
         Ok::<_, zbus::Error>(running.iter().chain(&startable).any(|name| name.as_str() == POLKIT))
     };
-    let (there, known) = (is_there.await.unwrap_or(false), Path::new(ACTIONS).exists());
-    match (there, known) {
-        (true, true) => Finding::ok(CHECK, "there, and knows who may change"),
+    let (is_there, is_known) = (is_there.await.unwrap_or(false), Path::new(ACTIONS).exists());
+    match (is_there, is_known) {
+        (true, true) => {
+            let found = "installed; action org.tcptracker.Tracker1.manage is registered";
+            Finding::ok(CHECK, found)
+        }
         (true, false) => {
-            let remedy = format!("install {ACTIONS}, to let it authorise others");
-            Finding::warning(
-                CHECK,
-                "does not know tcptracker: root and the group may change",
-                remedy,
-            )
+            let found = "installed, but without tcptracker's action: only root and group tcptracker may \
+                         block and unblock";
+            Finding::warning(CHECK, found, format!("to authorize other users, install {ACTIONS}"))
         }
-        (false, _) => Finding::ok(CHECK, "not there: root and group tcptracker may change"),
+        (false, _) => {
+            let found = "not installed: only root and group tcptracker may block and unblock";
+            Finding::ok(CHECK, found)
+        }
     }
-}
-
-async fn instances(connection: &Connection) -> Vec<Finding> {
-    const CHECK: &str = "instance";
-    let instances = match instances_on(connection, None, Purpose::Look).await {
-        Ok(instances) => instances,
-        Err(ClientError::NotRunning) => {
-            let remedy = "systemctl enable --now tcptracker@INTERFACE";
-            return vec![Finding::warning(CHECK, "none is running", remedy)];
-        }
-        Err(error) => {
-            return vec![Finding::failed(CHECK, error.to_string(), "systemctl status dbus")];
-        }
-    };
-    let answers = ask_each(&instances, async |instance| instance.state().await).await;
-    let told = answers.told.into_iter().map(|(interface, (state, version))| {
-        let found = format!("{interface}: {state}");
-        if state == "degraded" {
-            let remedy = "journalctl -t tcptracker -p warning says why, and so does /health";
-            return Finding::failed(CHECK, found, remedy);
-        }
-        if version != env!("CARGO_PKG_VERSION") {
-            let found = format!("{found}, version {version}, which is not this one");
-            return Finding::warning(
-                CHECK,
-                found,
-                format!("systemctl restart {}", interface.unit()),
-            );
-        }
-        Finding::ok(CHECK, found)
-    });
-    let silent = answers.failures.into_iter().map(|error| {
-        let remedy = "if it stays so: systemctl restart 'tcptracker@*'";
-        Finding::failed(CHECK, error.to_string(), remedy)
-    });
-    told.chain(silent).collect()
 }

@@ -1,18 +1,19 @@
-//! What is configured: for all interfaces, and in the files of single ones.
+//! Checks the configuration: the common file, and the files of single interfaces.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::cli::doctor::Finding;
+use crate::cli::interfaces::{is_present, listed, present};
 use crate::config::{Config, Effective, Sources};
-use crate::types::ifname::IfName;
+use crate::types::IfName;
 
 const CHECK: &str = "configuration";
 
-/// What was found, and what is configured for all.
+/// Returns the findings, and the configuration for all interfaces.
 pub fn examine(sources: &Sources) -> (Vec<Finding>, Config) {
     let failed = |problems: Vec<String>| {
-        let remedy = "correct it; `tcptracker config` shows what is read";
+        let remedy = "correct the file; `tcptracker config` checks it again";
         Finding::failed(CHECK, problems.join("\n"), remedy)
     };
     let effective = match Effective::load(sources) {
@@ -28,8 +29,9 @@ pub fn examine(sources: &Sources) -> (Vec<Finding>, Config) {
     let is_valid = problems.is_empty();
     let mut findings = vec![if is_valid { Finding::ok(CHECK, "valid") } else { failed(problems) }];
     let unread = beside.iter().filter(|(file, _)| !is_read_here(file)).map(|(file, _)| {
-        let found = format!("{} is for an interface that is not there", file.display());
-        Finding::warning(CHECK, found, "`ip -brief link` lists those that are; rename it")
+        let found = format!("{}: this host has no such interface", file.display());
+        let remedy = format!("rename the file; the interfaces are: {}", listed(&present()));
+        Finding::warning(CHECK, found, remedy)
     });
     findings.extend(unread);
     if let Some(service) = Reader::service() {
@@ -38,23 +40,21 @@ pub fn examine(sources: &Sources) -> (Vec<Finding>, Config) {
     (findings, effective.config)
 }
 
-/// Whether a file is called as an interface of this host.
+/// Tells whether a file has the name of an interface of this host.
 fn is_read_here(file: &Path) -> bool {
     let name = file.file_stem().and_then(|name| name.to_str());
     let interface = name.and_then(|name| name.parse::<IfName>().ok());
-    interface.is_some_and(|interface| {
-        interface.is_any() || Path::new("/sys/class/net").join(interface.as_str()).exists()
-    })
+    interface.is_some_and(|interface| is_present(&interface))
 }
 
-/// A user who is not root, and his group.
+/// A user and its group.
 struct Reader {
     user: u32,
     group: u32,
 }
 
 impl Reader {
-    /// As whom the unit runs the service.
+    /// The user that the unit runs the service as.
     fn service() -> Option<Self> {
         let users = std::fs::read_to_string("/etc/passwd").ok()?;
         let mut fields =
@@ -63,19 +63,19 @@ impl Reader {
         Some(Self { user: number()?, group: number()? })
     }
 
-    /// What is to be done where he cannot read a file that is there: with it, or with its directory.
+    /// Returns how to make a file readable, if the user cannot read it or enter its directory.
     fn is_kept_from(&self, file: &Path) -> Option<Finding> {
         let directory = file.parent().map(PathBuf::from)?;
         let wrong = [(directory, 0o1, "x"), (file.to_owned(), 0o4, "r")]
             .into_iter()
             .find(|(path, needed, _)| !self.may(path, *needed))?;
         let (path, _, letters) = wrong;
-        let found = format!("{}: the service, user tcptracker, cannot read it", path.display());
+        let found = format!("the service (user tcptracker) cannot read {}", path.display());
         Some(Finding::failed(CHECK, found, format!("chmod a+{letters} {}", path.display())))
     }
 
     fn may(&self, path: &Path, needed: u32) -> bool {
-        // What cannot be looked at has been told of already.
+        // Loading the configuration has reported such a file already.
         let Ok(metadata) = path.metadata() else { return true };
         let bits = metadata.mode();
         let granted = if metadata.uid() == self.user {
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn the_files_of_single_interfaces_are_read_as_well() {
+    fn files_of_single_interfaces_are_checked() {
         let valid = ("lo.toml", "[detection]\nports = 5\n");
         let [(Verdict::Ok, _)] = &findings(&[valid])[..] else { panic!("not ok") };
         let wrong = findings(&[valid, ("any.toml", "[detection]\nports = 0\n")]);
@@ -119,14 +119,14 @@ mod tests {
         let [(Verdict::Ok, _), (Verdict::Warning, found)] = &unread[..] else {
             panic!("{unread:?}")
         };
-        assert!(found.ends_with("nowhere9.toml is for an interface that is not there"), "{found}");
-        // What is wrong for all is told once.
+        assert!(found.ends_with("nowhere9.toml: this host has no such interface"), "{found}");
+        // A problem in the common file is reported once.
         let both = findings(&[("tcptracker.toml", "[log]\nrate = 0\n"), valid]);
         assert_eq!(both.len(), 1, "{both:?}");
     }
 
     #[test]
-    fn what_only_root_may_read_is_told() {
+    fn unreadable_files_are_reported() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("tcptracker.toml");
         std::fs::write(&file, "").unwrap();
@@ -136,14 +136,15 @@ mod tests {
         let set = |path: &Path, mode| {
             std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
         };
-        let told = |reader: &Reader| reader.is_kept_from(&file).and_then(|finding| finding.remedy);
+        let remedy =
+            |reader: &Reader| reader.is_kept_from(&file).and_then(|finding| finding.remedy);
         set(directory.path(), 0o755);
         set(&file, 0o644);
-        assert_eq!((told(&stranger), told(&member)), (None, None));
+        assert_eq!((remedy(&stranger), remedy(&member)), (None, None));
         set(&file, 0o640);
-        assert_eq!(told(&stranger), Some(format!("chmod a+r {}", file.display())));
-        assert_eq!(told(&member), None);
+        assert_eq!(remedy(&stranger), Some(format!("chmod a+r {}", file.display())));
+        assert_eq!(remedy(&member), None);
         set(directory.path(), 0o700);
-        assert_eq!(told(&member), Some(format!("chmod a+x {}", directory.path().display())));
+        assert_eq!(remedy(&member), Some(format!("chmod a+x {}", directory.path().display())));
     }
 }

@@ -1,10 +1,10 @@
-//! Where the self-test runs: namespaces of its own for network, mounts and processes.
+//! The environment of the self-test: namespaces of its own for network, mounts and processes.
 //!
-//! This process is the first one in its process namespace: however it ends, the kernel ends all others
-//! in it and removes the rest. Nothing of the host is touched, so nothing has to be put back.
+//! This process is the first one in its process namespace: when it ends, the kernel ends all others in it
+//! and removes the namespaces. Must not touch the host, so that nothing has to be restored.
 #![expect(
     clippy::disallowed_methods,
-    reason = "it starts ip, mount, dbus-daemon and this very program, and waits for what nobody tells"
+    reason = "it starts ip, mount, dbus-daemon and this program, and polls"
 )]
 
 use std::fs::File;
@@ -23,18 +23,18 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use crate::types::clock::Moment;
+use crate::types::Moment;
 
-/// Says to this program that it is inside.
+/// Set in the environment of the process inside.
 const INSIDE: &str = "TCPTRACKER_SELF_TEST";
 
-/// How long anything may take that takes milliseconds on a machine with time to spare.
+/// How long a step may take. Each takes milliseconds on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How often what nobody tells is looked at.
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// The time between two polls.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// Private, as /run is there.
+/// On a private /run.
 const DIRECTORY: &str = "/run/self-test";
 
 const BUS_CONFIGURATION: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
@@ -51,15 +51,14 @@ const BUS_CONFIGURATION: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//D
 </busconfig>
 "#;
 
-/// On the bus of the laboratory.
+/// The address of the bus inside.
 pub const BUS: &str = "unix:path=/run/self-test/bus";
 
-/// Whether this process is inside already.
 pub fn is_inside() -> bool {
     std::env::var_os(INSIDE).is_some()
 }
 
-/// Becomes the same program inside. Returns only if that is not possible.
+/// Runs this program again inside, in place of this process. Returns only if that fails.
 pub fn enter(json: bool) -> String {
     let program = match std::env::current_exe() {
         Ok(program) => program,
@@ -77,18 +76,17 @@ pub fn enter(json: bool) -> String {
     format!("cannot run unshare ({error}); install the package util-linux")
 }
 
-/// The laboratory; dropped with this process.
 pub struct Lab {
     bus: Child,
 }
 
 impl Lab {
     pub fn make() -> Result<Self, String> {
-        // The first process of a namespace is not ended by a signal it does not ask for.
+        // The kernel ignores signals without a handler to the first process of a namespace.
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             let always = Arc::new(AtomicBool::new(true));
             signal_hook::flag::register_conditional_shutdown(signal, 130, always)
-                .map_err(|error| format!("cannot hear signals: {error}"))?;
+                .map_err(|error| format!("cannot handle signals: {error}"))?;
         }
         run("mount -t tmpfs -o mode=755 tmpfs /run")?;
         std::fs::create_dir(DIRECTORY).map_err(|error| format!("{DIRECTORY}: {error}"))?;
@@ -114,11 +112,12 @@ impl Lab {
         std::fs::write(&configuration, "[metrics]\nlisten = \"off\"\n")
             .map_err(|error| explain("cannot write the configuration", error))?;
         let socket = UnixDatagram::bind(place("notify"))
-            .and_then(|socket| socket.set_read_timeout(Some(LOOK_AGAIN)).map(|()| socket))
-            .map_err(|error| explain("cannot hear the service", error))?;
+            .and_then(|socket| socket.set_read_timeout(Some(POLL_INTERVAL)).map(|()| socket))
+            .map_err(|error| explain("cannot create the notification socket", error))?;
         let log =
-            File::create(place("log")).map_err(|error| explain("cannot make a log", error))?;
-        let program = std::env::current_exe().map_err(|error| explain("this program", error))?;
+            File::create(place("log")).map_err(|error| explain("cannot create the log", error))?;
+        let program =
+            std::env::current_exe().map_err(|error| explain("cannot find this program", error))?;
         let path = std::env::var_os("PATH").unwrap_or_default();
         let mut service = Command::new(program)
             .args(["run", "-i", "eth0", "--config"])
@@ -141,20 +140,20 @@ impl Lab {
             ended || String::from_utf8_lossy(&buffer[..length]).contains("READY=1")
         });
         if ready.is_none() || ended {
-            return Err(format!("the service did not start: {}", self.last_words()));
+            return Err(format!("the service did not start: {}", self.last_log_line()));
         }
         Ok(service)
     }
 
-    /// The last line the service has logged.
-    pub fn last_words(&self) -> String {
+    /// Returns the last line of the service's log.
+    pub fn last_log_line(&self) -> String {
         let _ = &self.bus;
         let log = std::fs::read_to_string(PathBuf::from(DIRECTORY).join("log")).unwrap_or_default();
-        log.lines().last().unwrap_or("it said nothing").to_owned()
+        log.lines().last().unwrap_or("its log is empty").to_owned()
     }
 }
 
-/// Ends the service in order, and waits for it.
+/// Stops the service and waits until it has ended.
 pub fn stop(mut service: Child) -> Result<(), String> {
     let pid = Pid::from_child(&service);
     kill_process(pid, Signal::TERM).map_err(|error| format!("cannot stop the service: {error}"))?;
@@ -163,14 +162,14 @@ pub fn stop(mut service: Child) -> Result<(), String> {
         status = service.try_wait().ok().flatten();
         status.is_some()
     })
-    .ok_or("the service does not stop")?;
+    .ok_or("the service has not stopped")?;
     match status {
         Some(status) if status.success() => Ok(()),
         _ => Err("the service stopped with an error".to_owned()),
     }
 }
 
-/// From the scanner's side: whether a connection attempt is answered, by yes or no.
+/// Tells whether a connection attempt of the scanner is answered, by SYN-ACK or RST.
 pub fn is_answered(to: SocketAddr, within: Duration) -> Result<bool, String> {
     let attempt = || {
         let namespace = File::open("/run/netns/scanner")?;
@@ -187,24 +186,25 @@ pub fn is_answered(to: SocketAddr, within: Duration) -> Result<bool, String> {
     }
 }
 
-/// Looks again and again whether something is so; how long that took, or nothing.
-pub fn wait_for(mut is_so: impl FnMut() -> bool) -> Option<Duration> {
+/// Polls a condition. Returns how long it took to become true, or None after [`PATIENCE`].
+pub fn wait_for(mut condition: impl FnMut() -> bool) -> Option<Duration> {
     let begun = Moment::now();
     loop {
-        if is_so() {
+        if condition() {
             return Some(Moment::now().since(begun));
         }
         if Moment::now().is_past(begun, PATIENCE) {
             return None;
         }
-        std::thread::sleep(LOOK_AGAIN);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
 fn start_bus() -> Result<Child, String> {
     let missing = |error| format!("cannot run dbus-daemon ({error}); install the package dbus");
     let file = Path::new(DIRECTORY).join("bus.conf");
-    std::fs::write(&file, BUS_CONFIGURATION).map_err(|error| format!("the bus: {error}"))?;
+    std::fs::write(&file, BUS_CONFIGURATION)
+        .map_err(|error| format!("cannot write {}: {error}", file.display()))?;
     let mut bus = Command::new("dbus-daemon")
         .args(["--nofork", "--print-address=1", "--config-file"])
         .arg(file)

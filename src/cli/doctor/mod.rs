@@ -1,9 +1,10 @@
-//! `tcptracker doctor`: whether what the service needs is there, and how to mend what is not.
+//! `tcptracker doctor`: checks what the service needs, and suggests fixes.
 //!
-//! Looks only; `--self-test` tries it all out where it can do no harm.
+//! Must not change anything; `--self-test` works in namespaces of its own.
 
 pub mod bus;
 pub mod configuration;
+pub mod instances;
 pub mod lab;
 pub mod self_test;
 pub mod system;
@@ -12,29 +13,31 @@ use serde::Serialize;
 
 use crate::cli::CliError;
 use crate::cli::arguments::Doctor;
-use crate::cli::output::{Style, on_terminal, print, print_json, styled, width, wrapped};
+use crate::cli::output::{
+    Style, counted, on_terminal, print, print_json, safe, styled, width, wrapped,
+};
 use crate::config::Sources;
 
-/// How a check went.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Verdict {
     Ok,
-    /// The service runs without, but somebody should know.
+    /// The service runs, but something needs attention.
     Warning,
-    /// The service cannot do its work.
+    /// The service cannot run, or cannot block.
     Failed,
-    /// Not to be seen by this user.
+    /// This user may not check it.
     Unknown,
 }
 
-/// What a check has found. The keys stay as they are.
+/// The finding of a check, in the JSON output. Its keys are stable.
 #[derive(Serialize)]
 pub struct Finding {
     check: &'static str,
     result: Verdict,
     found: String,
-    /// What to do about it.
+    /// What to do. None if no action is needed.
     remedy: Option<String>,
 }
 
@@ -60,11 +63,11 @@ impl Finding {
         Self::bad(check, Verdict::Warning, found, remedy)
     }
 
-    fn not_seen(check: &'static str) -> Self {
+    fn unknown(check: &'static str) -> Self {
         let (found, remedy) = if rustix::process::geteuid().is_root() {
-            ("cannot be seen without these privileges", "give them, and look again")
+            ("cannot be checked without these capabilities", "add them, and check again")
         } else {
-            ("cannot be seen without root", "sudo tcptracker doctor")
+            ("only root can check this", "sudo tcptracker doctor")
         };
         Self::bad(check, Verdict::Unknown, found, remedy)
     }
@@ -76,7 +79,7 @@ pub fn run(arguments: &Doctor, sources: &Sources) -> Result<(), CliError> {
     }
     let (mut findings, config) = configuration::examine(sources);
     findings.extend(system::examine(&config));
-    findings.extend(bus::examine(&config));
+    findings.extend(bus::examine(&config, arguments.config.as_deref()));
     if arguments.json {
         print_json(&findings)?;
     } else {
@@ -85,8 +88,8 @@ pub fn run(arguments: &Doctor, sources: &Sources) -> Result<(), CliError> {
         }
         print(&summary(&findings))?;
     }
-    let sound = findings.iter().all(|finding| finding.result != Verdict::Failed);
-    if sound { Ok(()) } else { Err(CliError::Shown) }
+    let has_failed = findings.iter().any(|finding| finding.result == Verdict::Failed);
+    if has_failed { Err(CliError::Shown) } else { Ok(()) }
 }
 
 const CHECK_WIDTH: usize = 14;
@@ -100,9 +103,9 @@ fn line(finding: &Finding) -> String {
         Verdict::Unknown => ("unknown", Style::Dim),
     };
     if !on_terminal() {
-        let remedy = finding.remedy.as_deref().unwrap_or_default();
+        let remedy = safe(finding.remedy.as_deref().unwrap_or_default());
         let found = finding.found.replace('\n', "; ");
-        return format!("{word}\t{}\t{found}\t{remedy}\n", finding.check);
+        return format!("{word}\t{}\t{}\t{remedy}\n", finding.check, safe(&found));
     }
     let indent = CHECK_WIDTH + RESULT_WIDTH;
     let room = width().saturating_sub(indent).max(20);
@@ -112,15 +115,13 @@ fn line(finding: &Finding) -> String {
         styled(style, &format!("{word:<RESULT_WIDTH$}")),
         finding.check
     );
-    let found = finding.found.lines().flat_map(|line| wrapped(line, room));
+    let found = finding.found.lines().flat_map(|line| wrapped(&safe(line), room));
     for (at, part) in found.enumerate() {
         let before = if at == 0 { head.clone() } else { " ".repeat(indent) };
         text.push_str(&format!("{before}{part}\n"));
     }
-    for (at, part) in wrapped(finding.remedy.as_deref().unwrap_or_default(), room.saturating_sub(3))
-        .iter()
-        .enumerate()
-    {
+    let remedy = safe(finding.remedy.as_deref().unwrap_or_default());
+    for (at, part) in wrapped(&remedy, room.saturating_sub(3)).iter().enumerate() {
         if !part.is_empty() {
             let arrow = if at == 0 { "-> " } else { "   " };
             text.push_str(&format!(
@@ -137,13 +138,15 @@ fn summary(findings: &[Finding]) -> String {
     if !on_terminal() {
         return String::new();
     }
-    let count = |verdict| findings.iter().filter(|finding| finding.result == verdict).count();
-    match (count(Verdict::Failed), count(Verdict::Unknown)) {
-        (0, 0) => format!("\n{}\n", styled(Style::Green, "The service has what it needs.")),
-        (0, _) => "\nNothing is missing as far as this user can see.\n".to_owned(),
-        (1, _) => format!("\n{}\n", styled(Style::Red, "One thing has to be mended.")),
-        (count, _) => {
-            format!("\n{}\n", styled(Style::Red, &format!("{count} things have to be mended.")))
+    let count =
+        |verdict| findings.iter().map(|finding| u64::from(finding.result == verdict)).sum::<u64>();
+    let (failed, unknown) = (count(Verdict::Failed), count(Verdict::Unknown));
+    let text = match (failed, unknown) {
+        (0, 0) => styled(Style::Green, "No check has failed."),
+        (0, _) => {
+            "No check has failed; run `sudo tcptracker doctor` for the unknown ones.".to_owned()
         }
-    }
+        _ => styled(Style::Red, &format!("{} failed.", counted(failed, "check"))),
+    };
+    format!("\n{text}\n")
 }

@@ -1,4 +1,4 @@
-//! `tcptracker doctor --self-test`: the service started, scanned and stopped where it can do no harm.
+//! `tcptracker doctor --self-test`: starts, scans and stops the service in namespaces of its own.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
@@ -11,38 +11,38 @@ use crate::cli::client::{Instance, Purpose, connect_to, instances_on};
 use crate::cli::doctor::lab;
 use crate::cli::doctor::lab::{Lab, is_answered, wait_for};
 use crate::cli::doctor::{Finding, Verdict, line};
-use crate::cli::output::{Style, on_terminal, print, print_json, styled};
-use crate::types::clock::Moment;
+use crate::cli::output::{Style, counted, on_terminal, print, print_json, styled};
+use crate::types::Moment;
 
 const SERVICE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const SCANNER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 
-/// Somebody listens there.
+/// A port with a listener.
 const OPEN: u16 = 7000;
 
-/// Nobody listens on those; with the first one they are four.
+/// Ports without a listener. With the open one, they are as many as a scan needs.
 const CLOSED: [u16; 3] = [7001, 7002, 7003];
 
-/// Answers come within microseconds, and a first SYN is repeated after a second.
+/// How long to wait before a SYN counts as dropped: its first retransmission comes after 1 s.
 const SILENCE: Duration = Duration::from_millis(1300);
 
-/// The block that is left to end by itself.
+/// The length of the block that is left to expire, in seconds.
 const SHORT_BLOCK: u64 = 2;
 
-/// A step's name, and what came of it or why it failed.
+/// What a step has found, or why it has failed.
 type Outcome = Result<String, String>;
 
 pub fn run(json: bool) -> Result<(), CliError> {
     if !lab::is_inside() {
         if !rustix::process::geteuid().is_root() {
-            let sentence = "the self-test makes namespaces; run it as root: \
+            let sentence = "the self-test creates namespaces; run it as root: \
                             sudo tcptracker doctor --self-test";
             return Err(CliError::SelfTest(sentence.to_owned()));
         }
         return Err(CliError::SelfTest(lab::enter(json)));
     }
     let mut report = Report { json, findings: Vec::new() };
-    let outcome = zbus::block_on(story(&mut report));
+    let outcome = zbus::block_on(steps(&mut report));
     if json {
         print_json(&report.findings)?;
     }
@@ -55,7 +55,7 @@ pub fn run(json: bool) -> Result<(), CliError> {
     }
 }
 
-/// Tells each step as soon as it is done.
+/// Prints each step when it is done.
 struct Report {
     json: bool,
     findings: Vec<Finding>,
@@ -66,7 +66,7 @@ impl Report {
         let finding = match outcome {
             Ok(found) => Finding::ok(check, found),
             Err(found) => {
-                let remedy = "`tcptracker doctor` shows what may be missing";
+                let remedy = "`tcptracker doctor` checks the requirements";
                 Finding::failed(check, found, remedy)
             }
         };
@@ -79,19 +79,22 @@ impl Report {
     }
 }
 
-async fn story(report: &mut Report) -> Result<(), CliError> {
+async fn steps(report: &mut Report) -> Result<(), CliError> {
     let begun = Moment::now();
     let lab = match Lab::make() {
         Ok(lab) => lab,
         Err(error) => return report.step("namespaces", Err(error)),
     };
-    report.step("namespaces", Ok(format!("a service and a scanner, after {}", since(begun))))?;
+    report.step(
+        "namespaces",
+        Ok(format!("created for a service and a scanner in {}", since(begun))),
+    )?;
     let begun = Moment::now();
     let service = match lab.start_service() {
         Ok(service) => service,
         Err(error) => return report.step("start", Err(error)),
     };
-    report.step("start", Ok(format!("ready after {}", since(begun))))?;
+    report.step("start", Ok(format!("ready in {}", since(begun))))?;
     let Ok(_listener) = TcpListener::bind((SERVICE, OPEN)) else {
         return report.step("connect", Err(format!("cannot listen on {SERVICE}")));
     };
@@ -109,8 +112,8 @@ async fn story(report: &mut Report) -> Result<(), CliError> {
     report.step(
         "stop",
         stopped
-            .map(|()| format!("stopped after {}; no rule and no chain is left", since(begun)))
-            .map_err(|error| format!("{error}; {}", lab.last_words())),
+            .map(|()| format!("stopped in {}; no rule and no chain is left", since(begun)))
+            .map_err(|error| format!("{error}; {}", lab.last_log_line())),
     )
 }
 
@@ -128,9 +131,9 @@ fn to(port: u16) -> SocketAddr {
 
 fn connect() -> Outcome {
     if is_answered(to(OPEN), lab::PATIENCE)? {
-        Ok(format!("{SCANNER} gets an answer from port {OPEN}"))
+        Ok(format!("port {OPEN} answers {SCANNER}"))
     } else {
-        Err(format!("{SCANNER} gets no answer from port {OPEN} before it has done anything"))
+        Err(format!("port {OPEN} does not answer {SCANNER}, which has not scanned yet"))
     }
 }
 
@@ -142,10 +145,10 @@ async fn detection(instance: &Instance) -> Outcome {
     let begun = Moment::now();
     is_answered(to(last), SILENCE)?;
     await_blocked(instance, true).await?;
-    Ok(format!("{SCANNER} is blocked {} after its fourth port", since(begun)))
+    Ok(format!("{SCANNER} was blocked {} after its fourth port", since(begun)))
 }
 
-/// Asks again and again, until it is so.
+/// Polls the service until the scanner is blocked, or not.
 async fn await_blocked(instance: &Instance, wanted: bool) -> Result<(), String> {
     let begun = Moment::now();
     while !Moment::now().is_past(begun, lab::PATIENCE) {
@@ -161,7 +164,7 @@ async fn await_blocked(instance: &Instance, wanted: bool) -> Result<(), String> 
 
 async fn drops(instance: &Instance) -> Outcome {
     if is_answered(to(OPEN), SILENCE)? {
-        return Err(format!("{SCANNER} is blocked, and gets an answer all the same"));
+        return Err(format!("{SCANNER} is blocked, but port {OPEN} answers it"));
     }
     let begun = Moment::now();
     let mut dropped = 0;
@@ -170,9 +173,8 @@ async fn drops(instance: &Instance) -> Outcome {
         dropped = counters.get("dropped_packets").copied().unwrap_or(0);
     }
     match dropped {
-        0 => Err("the kernel has counted no dropped packet".to_owned()),
-        1 => Ok("no answer any more; the kernel has dropped 1 packet".to_owned()),
-        count => Ok(format!("no answer any more; the kernel has dropped {count} packets")),
+        0 => Err("the kernel has counted no dropped packets".to_owned()),
+        count => Ok(format!("no answer; the kernel has dropped {}", counted(count, "packet"))),
     }
 }
 
@@ -180,13 +182,13 @@ async fn release(instance: &Instance) -> Outcome {
     let begun = Moment::now();
     let unblocked = instance.unblock(IpNet::from(std::net::IpAddr::V4(SCANNER))).await;
     if !unblocked.map_err(|error| error.to_string())? {
-        return Err(format!("{SCANNER} was not blocked any more"));
+        return Err(format!("{SCANNER} was no longer blocked"));
     }
     let taken = since(begun);
     if is_answered(to(OPEN), lab::PATIENCE)? {
-        Ok(format!("unblocked after {taken}, and gets an answer again"))
+        Ok(format!("unblocked in {taken}; port {OPEN} answers again"))
     } else {
-        Err(format!("{SCANNER} is unblocked, and gets no answer"))
+        Err(format!("{SCANNER} is unblocked, but port {OPEN} does not answer"))
     }
 }
 
@@ -196,13 +198,13 @@ async fn expiry(instance: &Instance) -> Outcome {
     let blocked = instance.block(network, SHORT_BLOCK, "self-test").await;
     blocked.map_err(|error| error.to_string())?;
     let unblocked = wait_for(|| is_answered(to(OPEN), Duration::from_millis(100)).unwrap_or(false));
-    unblocked.ok_or_else(|| format!("a block of {SHORT_BLOCK} s has not ended"))?;
+    unblocked.ok_or_else(|| format!("a block of {SHORT_BLOCK} s has not expired"))?;
     let taken = since(begun);
     await_blocked(instance, false).await?;
-    Ok(format!("a block of {SHORT_BLOCK} s has ended by itself after {taken}"))
+    Ok(format!("a block of {SHORT_BLOCK} s expired after {taken}"))
 }
 
-/// Seen with other eyes than the service's own.
+/// Checks with iptables, independently of the service, that it has removed its rules.
 fn nothing_left() -> Result<(), String> {
     let rules = iptables::new(false).and_then(|iptables| iptables.list_table("filter"));
     if rules.map_err(|error| error.to_string())?.iter().any(|rule| rule.contains("tcptracker")) {

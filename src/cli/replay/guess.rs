@@ -1,14 +1,14 @@
-//! Which host a capture was made on, where nobody says.
+//! Guesses the addresses of the host on which a capture was made, for captures without `--local`.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::types::segment::Segment;
+use crate::types::Segment;
 
-/// The addresses, one a family at the most, that have a part in everything and are asked more than they
-/// ask. A capture made elsewhere has none, nor one of a client.
+/// Returns at most one address per family: it takes part in all connections, and receives more probes than it
+/// sends. A capture of a client or of a router has none.
 pub fn own_addresses(segments: &[Segment]) -> Vec<IpNet> {
     [true, false].into_iter().filter_map(|ipv4| own_address(segments, ipv4)).collect()
 }
@@ -16,26 +16,25 @@ pub fn own_addresses(segments: &[Segment]) -> Vec<IpNet> {
 fn own_address(segments: &[Segment], ipv4: bool) -> Option<IpNet> {
     let of_family = || segments.iter().filter(|segment| segment.source.is_ipv4() == ipv4);
     let mut seen: HashMap<IpAddr, usize> = HashMap::new();
-    let mut asked: HashMap<IpAddr, i64> = HashMap::new();
+    let mut received: HashMap<IpAddr, i64> = HashMap::new();
     for segment in of_family() {
         for end in [segment.source, segment.destination] {
             *seen.entry(end).or_default() += 1;
         }
         if segment.kind.is_probe() {
-            *asked.entry(segment.destination).or_default() += 1;
-            *asked.entry(segment.source).or_default() -= 1;
+            *received.entry(segment.destination).or_default() += 1;
+            *received.entry(segment.source).or_default() -= 1;
         }
     }
     let all = of_family().count();
-    let own = asked.into_iter().filter(|(end, asked)| *asked > 0 && seen[end] == all);
+    let own = received.into_iter().filter(|(end, surplus)| *surplus > 0 && seen[end] == all);
     own.map(|(end, _)| IpNet::from(end)).next()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::clock::Moment;
-    use crate::types::segment::{Port, SegmentKind};
+    use crate::types::{Moment, Port, SegmentKind};
 
     fn segment(kind: SegmentKind, source: &str, destination: &str) -> Segment {
         Segment {
@@ -56,12 +55,12 @@ mod tests {
     }
 
     #[test]
-    fn a_servers_capture_tells_its_addresses_of_both_families() {
+    fn server_addresses_of_both_families_are_found() {
         let server = [
             syn("192.0.2.1", "203.0.113.10"),
             segment(SegmentKind::ResetAck, "203.0.113.10", "192.0.2.1"),
             syn("192.0.2.2", "203.0.113.10"),
-            // It may ask others, too, if it is asked more often.
+            // It may also send probes, if it receives more.
             syn("203.0.113.10", "192.0.2.3"),
             syn("2001:db8::1", "2001:db8::10"),
         ];
@@ -70,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clients_capture_and_one_made_elsewhere_tell_none() {
+    fn captures_of_clients_and_routers_have_none() {
         let client = [syn("203.0.113.10", "192.0.2.1"), syn("203.0.113.10", "192.0.2.2")];
         assert_eq!(own_addresses(&client), []);
         let gateway = [syn("192.0.2.1", "203.0.113.10"), syn("192.0.2.1", "203.0.113.11")];

@@ -1,81 +1,22 @@
-//! `tcptracker replay`: what the detector would have done on a capture.
+//! `tcptracker replay`: what the detector would have reported on capture files.
+//!
+//! Owns the command; [`trials`] runs the detectors, [`report`] makes the output. Must not need privileges
+//! or a running service.
 
-pub mod guess;
-pub mod report;
+mod guess;
+mod report;
+mod trials;
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread;
-use std::time::Duration;
-
-use ipnet::IpNet;
 
 use crate::cli::CliError;
 use crate::cli::arguments::{Compared, Replay};
-use crate::cli::output::{on_terminal, print, say};
-use crate::cli::replay::guess::own_addresses;
-use crate::cli::replay::report::{comparison, listing, print_lines};
+use crate::cli::output::{on_terminal, print, print_error, safe};
+use crate::cli::replay::report::{comparison, listing, print_lines, summary_line};
+use crate::cli::replay::trials::Trials;
 use crate::config::{DetectionConfig, Effective, Per, Preset, Sources, Threshold};
-use crate::detect::balanced::thresholds::WAITS_AT_MOST;
-use crate::detect::classic::ClassicDetector;
-use crate::detect::{Detector, Scratch};
-use crate::system::capture::frame::{probe_in, segment_in};
-use crate::system::capture::saved::{SavedCapture, SavedError, name_of};
-use crate::system::progress::Progress;
-use crate::types::clock::Moment;
-use crate::types::host::Host;
-use crate::types::scan::Scan;
-use crate::types::segment::Direction;
-use crate::types::segment::Segment;
-
-/// Probes read before they are handed over, and how many times as many may wait.
-const BATCH: usize = 4096;
-const BATCHES_AHEAD: usize = 4;
-
-/// A file that takes longer is large: somebody wants to know how far it is.
-const PATIENCE: Duration = Duration::from_millis(500);
-
-/// How often it is looked whether it is time to say so, in packets: they take a microsecond or less.
-const LOOK_AGAIN: u64 = 4096;
-
-/// A detector with one of the presets and thresholds, and what it has found.
-pub struct Trial {
-    preset: Preset,
-    threshold: usize,
-    detector: Detector,
-    found: Vec<Scan>,
-    /// What the detector does not know: how many probes a source has sent in all, where it counts per
-    /// pair or failures.
-    probes_of: Option<HashMap<IpNet, u64>>,
-}
-
-/// All of them side by side, on one file.
-pub struct Trials {
-    host: Host,
-    each: Vec<Trial>,
-    work: Scratch,
-    summary: Summary,
-    rule: DetectionConfig,
-    /// When the latest segment was captured.
-    until: Option<Moment>,
-    /// Whether some look at outcomes, and some do not.
-    outcomes: bool,
-    classic: bool,
-}
-
-/// What a file held.
-#[derive(Default)]
-struct Summary {
-    packets: u64,
-    probes: u64,
-    outbound: u64,
-    first: Option<Moment>,
-    last: Option<Moment>,
-    /// The host's own addresses, where they had to be guessed.
-    guessed: Option<Vec<IpNet>>,
-    one_sided: bool,
-}
+use crate::service::unpack;
+use crate::system::capture::saved::{SavedCapture, name_of};
 
 pub fn run(arguments: &Replay, sources: &Sources) -> Result<(), CliError> {
     let mut rule = Effective::load(sources)?.config.detection;
@@ -95,10 +36,10 @@ pub fn run(arguments: &Replay, sources: &Sources) -> Result<(), CliError> {
     }
     let several = files.len() > 1;
     for file in files {
-        // One file that cannot be read does not hide what the others hold.
+        // An unreadable file does not prevent the replay of the others.
         if let Err(error) = replay(file, several, arguments, &rule) {
             if let Some(CliError::Saved(earlier)) = failure.replace(error) {
-                say(&earlier);
+                print_error(&earlier);
             }
             if matches!(failure, Some(CliError::Output(_))) {
                 break;
@@ -114,7 +55,7 @@ fn replay(
     arguments: &Replay,
     rule: &DetectionConfig,
 ) -> Result<(), CliError> {
-    let capture = SavedCapture::open(file)?;
+    let capture = SavedCapture::open(file, unpack::spawn)?;
     let rule_of = |preset, ports| DetectionConfig { preset, ports, ..rule.clone() };
     let thresholds =
         |list: &[Threshold]| list.iter().map(|ports| rule_of(Preset::Classic, *ports)).collect();
@@ -131,188 +72,21 @@ fn replay(
 
     let path = file.display().to_string();
     if arguments.json {
-        print_lines(&path, &trials.each, compared && !presets, presets)?;
+        print_lines(&path, trials.each(), compared && !presets, presets)?;
     } else {
-        let summary = trials.summary.sentence(&name_of(file), rule, &trials.each);
-        // For programs the output is rows and nothing else, which say of which file they are.
+        let summary = summary_line(&name_of(file), rule, &trials);
+        // Piped output contains only rows. With several files, each row names its file.
         if on_terminal() {
-            print(&(summary + "\n"))?;
+            print(&(safe(&summary) + "\n"))?;
         } else {
-            say(&summary);
+            print_error(&summary);
         }
         let of_file = (several && !on_terminal()).then_some(path.as_str());
         if compared {
-            comparison(&trials.each, presets, of_file).print()?;
-        } else if let [trial] = &trials.each[..] {
+            comparison(trials.each(), presets, of_file).print()?;
+        } else if let [trial] = trials.each() {
             listing(trial, of_file).print()?;
         }
     }
     damage.map_or(Ok(()), |error| Err(error.into()))
-}
-
-impl Trials {
-    fn new(rules: Vec<DetectionConfig>, rule: &DetectionConfig, local: Vec<IpNet>) -> Self {
-        let outcomes = rules.iter().any(|rule| rule.preset == Preset::Balanced);
-        let classic = rules.iter().any(|rule| rule.preset == Preset::Classic);
-        let trial = |rule: DetectionConfig| Trial {
-            preset: rule.preset,
-            threshold: rule.ports.get(),
-            probes_of: (rule.preset == Preset::Balanced || rule.per == Per::Pair)
-                .then(HashMap::new),
-            detector: Detector::new(rule),
-            found: Vec::new(),
-        };
-        let guess = outcomes && local.is_empty();
-        Self {
-            host: Host::with_networks(local),
-            each: rules.into_iter().map(trial).collect(),
-            work: Scratch::default(),
-            summary: Summary { guessed: guess.then(Vec::new), ..Summary::default() },
-            rule: rule.clone(),
-            until: None,
-            outcomes,
-            classic,
-        }
-    }
-
-    /// Reads a file to its end, or to where it is damaged; as in the service, in another thread than the
-    /// one that detects.
-    fn read(&mut self, capture: SavedCapture, name: &str) -> Result<(), SavedError> {
-        let (batches_in, batches) = sync_channel(BATCHES_AHEAD);
-        let (outcomes, stealth) = (self.outcomes, self.rule.stealth);
-        thread::scope(|scope| {
-            let reader =
-                scope.spawn(move || read_probes(capture, name, outcomes, stealth, &batches_in));
-            for (number, batch) in batches.iter().enumerate() {
-                if number == 0
-                    && let Some(guessed) = &mut self.summary.guessed
-                {
-                    *guessed = own_addresses(&batch);
-                    self.host = Host::with_networks(guessed.clone());
-                }
-                self.consider(&batch);
-            }
-            self.finish();
-            match reader.join() {
-                Ok((packets, result)) => {
-                    self.summary.packets = packets;
-                    result
-                }
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        })
-    }
-
-    fn consider(&mut self, segments: &[Segment]) {
-        let only_probes: Vec<Segment>;
-        let probes = if self.outcomes && self.classic {
-            only_probes =
-                segments.iter().filter(|segment| segment.kind.is_probe()).copied().collect();
-            &only_probes[..]
-        } else {
-            segments
-        };
-        self.until = self.until.max(segments.iter().map(|segment| segment.moment).max());
-        let (host, rule) = (&self.host, &self.rule);
-        for trial in &mut self.each {
-            let segments = if trial.preset == Preset::Classic { probes } else { segments };
-            let Trial { detector, found, probes_of: counts, .. } = trial;
-            detector.consider(
-                segments,
-                host,
-                &mut self.work,
-                |detector, segment, direction, scans| {
-                    if let Some(counts) = counts.as_mut()
-                        && segment.kind.is_probe()
-                        && direction != Direction::Outbound
-                    {
-                        *counts.entry(detector.unit_of(rule, segment.source, host)).or_default() +=
-                            1;
-                    }
-                    keep(scans, counts.as_ref(), found);
-                    self.summary.one_sided |= detector.is_one_sided();
-                },
-            );
-        }
-        for probe in segments.iter().filter(|segment| segment.kind.is_probe()) {
-            self.summary.see(probe.moment);
-            if ClassicDetector::direction(&self.host, probe) == Direction::Outbound {
-                self.summary.outbound += 1;
-            }
-        }
-    }
-
-    /// The service would not have stopped where the file does.
-    fn finish(&mut self) {
-        let Some(until) = self.until else { return };
-        let mut scans = Vec::new();
-        for trial in &mut self.each {
-            trial.detector.pass_time(until + WAITS_AT_MOST, &self.host, &mut scans);
-            keep(&mut scans, trial.probes_of.as_ref(), &mut trial.found);
-            self.summary.one_sided |= trial.detector.is_one_sided();
-        }
-    }
-}
-
-/// Keeps scans that are new, with the number of the probe among the source's own.
-fn keep(scans: &mut Vec<Scan>, counts: Option<&HashMap<IpNet, u64>>, found: &mut Vec<Scan>) {
-    for scan in scans.drain(..).filter(|scan| !scan.continued) {
-        let number = counts.and_then(|counts| counts.get(&scan.source));
-        let probes = number.copied().unwrap_or(scan.probes);
-        found.push(Scan { probes, ..scan });
-    }
-}
-
-/// The reading thread: how many packets there were, and whether that was all. The probes go out in
-/// batches, with what tells of their outcomes or without.
-fn read_probes(
-    mut capture: SavedCapture,
-    name: &str,
-    outcomes: bool,
-    stealth: bool,
-    batches: &SyncSender<Vec<Segment>>,
-) -> (u64, Result<(), SavedError>) {
-    let link = capture.link();
-    let mut progress = Progress::after(PATIENCE);
-    let mut packets: u64 = 0;
-    let mut batch = Vec::with_capacity(BATCH);
-    let result = loop {
-        if packets.is_multiple_of(LOOK_AGAIN) {
-            progress.show(|| how_far(name, packets, &capture));
-        }
-        let frame = match capture.next_frame() {
-            Ok(Some(frame)) => frame,
-            Ok(None) => break Ok(()),
-            Err(error) => break Err(error),
-        };
-        packets += 1;
-        let moment = Moment::from_nanos(frame.unix_nanos);
-        let probe = if outcomes {
-            segment_in(link, frame.bytes, moment)
-        } else {
-            probe_in(link, frame.bytes, moment)
-        };
-        batch.extend(probe.filter(|probe| probe.kind.is_ordinary() || stealth));
-        if batch.len() == BATCH {
-            // Nobody takes them only if the detecting thread is gone, and it waits for this one.
-            let _ = batches.send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH)));
-        }
-    };
-    let _ = batches.send(batch);
-    (packets, result)
-}
-
-fn how_far(name: &str, packets: u64, capture: &SavedCapture) -> String {
-    match capture.share_read() {
-        Some(share) => format!("{name}: {:.0}% read, {packets} packets", share * 100.0),
-        None => format!("{name}: {packets} packets read"),
-    }
-}
-
-impl Summary {
-    fn see(&mut self, moment: Moment) {
-        self.probes += 1;
-        self.first = Some(self.first.map_or(moment, |first| first.min(moment)));
-        self.last = self.last.max(Some(moment));
-    }
 }

@@ -1,4 +1,4 @@
-//! What a replay has found, for people and for programs.
+//! The output of a replay: summary, tables and JSON.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -7,44 +7,43 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::cli::CliError;
-use crate::cli::output::print_json_line;
-use crate::cli::replay::{Summary, Trial};
+use crate::cli::output::{counted, print_json_line};
+use crate::cli::replay::trials::{Trial, Trials};
 use crate::cli::table::Table;
+use crate::cli::time::short;
 use crate::config::{DetectionConfig, Preset};
-use crate::types::clock::{HumanDuration, Moment};
-use crate::types::network::show_network;
-use crate::types::scan::{Attempt, Scan};
+use crate::types::{Attempt, HumanDuration, Moment, Scan, show_network};
 
-/// A scan, as a program reads it: one object a line. The keys stay as they are.
+/// A scan in the JSON output, one object per line. Its keys are stable.
 #[derive(Serialize)]
 struct Line<'a> {
     file: &'a str,
-    /// The capture's own time of the probe that fired, in nanoseconds since the Unix epoch.
+    /// The time of the probe that completed the scan, in nanoseconds since the Unix epoch.
     time_ns: u64,
     source: String,
     kind: &'static str,
     ports: Vec<u16>,
-    /// The number of the firing probe among the source's own.
+    /// The number of that probe among those of its source.
     probe: u64,
-    /// With `--compare` and thresholds only.
+    /// Only with `--compare` and thresholds.
     #[serde(skip_serializing_if = "Option::is_none")]
     threshold: Option<usize>,
-    /// With `--compare` and no thresholds only.
+    /// Only with `--compare` without thresholds.
     #[serde(skip_serializing_if = "Option::is_none")]
     preset: Option<&'static str>,
-    /// Where outcomes count.
+    /// Only with preset balanced.
     #[serde(flatten)]
     evidence: Option<Evidence>,
 }
 
-/// What became of the ports, each.
+/// What the balanced preset reports in addition, with one outcome per port.
 #[derive(Serialize)]
 struct Evidence {
     destination: String,
     rule: String,
     times_ns: Vec<u64>,
     outcomes: Vec<&'static str>,
-    /// False where the rule only reports.
+    /// False if the rule only reports.
     blocks: bool,
 }
 
@@ -55,7 +54,7 @@ pub fn print_lines(
     presets: bool,
 ) -> Result<(), CliError> {
     for trial in trials {
-        for scan in &trial.found {
+        for scan in trial.found() {
             let attempts = &scan.attempts;
             let evidence = || Evidence {
                 destination: scan.destination.to_string(),
@@ -71,87 +70,79 @@ pub fn print_lines(
                 kind: scan.kind.as_str(),
                 ports: scan.ports().iter().map(|port| port.0).collect(),
                 probe: scan.probes,
-                threshold: thresholds.then_some(trial.threshold),
-                preset: presets.then(|| trial.preset.as_str()),
-                evidence: (trial.preset == Preset::Balanced).then(evidence),
+                threshold: thresholds.then_some(trial.threshold()),
+                preset: presets.then(|| trial.preset().as_str()),
+                evidence: (trial.preset() == Preset::Balanced).then(evidence),
             })?;
         }
     }
     Ok(())
 }
 
-impl Summary {
-    pub fn sentence(&self, file: &str, rule: &DetectionConfig, trials: &[Trial]) -> String {
-        let span = match (self.first, self.last) {
-            (Some(first), Some(last)) => {
-                let length = Duration::from_secs(last.since(first).as_secs());
-                format!(" in {} from {}", HumanDuration(length), absolute(first))
-            }
-            _ => String::new(),
-        };
-        let outbound = match self.outbound {
-            0 => String::new(),
-            outbound => format!(", {outbound} of them outbound"),
-        };
-        let forgotten: u64 = trials.iter().map(|trial| trial.detector.evicted()).max().unwrap_or(0);
-        let forgotten = match forgotten {
-            0 => String::new(),
-            count => {
-                format!("; {count} sources forgotten for want of room (detection.max_sources)")
-            }
-        };
-        let scans = |trial: &Trial| match trial.found.len() {
-            1 => "1 scan".to_owned(),
-            count => format!("{count} scans"),
-        };
-        let found = match trials {
-            [trial] if trial.preset == Preset::Balanced => {
-                format!("{} (balanced: what failed counts)", scans(trial))
-            }
-            [trial] => format!(
-                "{} (more than {} ports within {})",
-                scans(trial),
-                trial.threshold,
-                HumanDuration(rule.window.get())
-            ),
-            [first, second] if first.preset != second.preset => "presets compared".to_owned(),
-            _ => format!("{} thresholds compared", trials.len()),
-        };
-        let own = match &self.guessed {
-            None => String::new(),
-            Some(own) if own.is_empty() => {
-                "; no address seems to be the host's own (--local NET names them)".to_owned()
-            }
-            Some(own) => {
-                let own: Vec<String> = own.iter().map(show_network).collect();
-                format!(
-                    "; {} is taken for the host's own (--local NET names others)",
-                    own.join(", ")
-                )
-            }
-        };
-        let one_sided = if self.one_sided {
-            "; answers are not seen, or not all: what seems unanswered was judged by the classic rule"
-        } else {
-            ""
-        };
-        let Self { packets, probes, .. } = self;
-        format!(
-            "{file}: {packets} packets, {probes} probes{outbound}{span}: \
-             {found}{forgotten}{own}{one_sided}"
-        )
+/// Returns the summary of a file: what it contains, and what was found in it.
+pub fn summary_line(file: &str, rule: &DetectionConfig, trials: &Trials) -> String {
+    let summary = trials.summary();
+    let (packets, probes) = (counted(summary.packets, "packet"), counted(summary.probes, "probe"));
+    let outbound = match summary.outbound {
+        0 => String::new(),
+        outbound => format!(", {outbound} of them outbound"),
+    };
+    let span = match (summary.first, summary.last) {
+        (Some(first), Some(last)) => {
+            format!(" in {} from {}", short(last.since(first)), absolute(first))
+        }
+        _ => String::new(),
+    };
+    let evicted = match trials.each().iter().map(Trial::evicted).max().unwrap_or(0) {
+        0 => String::new(),
+        count => format!("; {} evicted (detection.max_sources)", counted(count, "source")),
+    };
+    let own = match &summary.guessed {
+        None => String::new(),
+        Some(own) if own.is_empty() => {
+            "; the host's own address is unknown (set it with --local NET)".to_owned()
+        }
+        Some(own) => {
+            let own: Vec<String> = own.iter().map(show_network).collect();
+            let own = own.join(", ");
+            format!("; assuming that {own} is the host's own address (set it with --local NET)")
+        }
+    };
+    let one_sided = if summary.one_sided {
+        "; replies are missing, so the classic rule was used for unanswered probes"
+    } else {
+        ""
+    };
+    let found = result(rule, trials.each());
+    format!("{file}: {packets}, {probes}{outbound}{span}: {found}{evicted}{own}{one_sided}")
+}
+
+fn result(rule: &DetectionConfig, trials: &[Trial]) -> String {
+    let scans = |trial: &Trial| counted(trial.found().len() as u64, "scan");
+    match trials {
+        [trial] if trial.preset() == Preset::Balanced => {
+            format!("{} (preset balanced)", scans(trial))
+        }
+        [trial] => format!(
+            "{} (more than {} ports within {})",
+            scans(trial),
+            trial.threshold(),
+            HumanDuration(rule.window.get())
+        ),
+        [first, second] if first.preset() != second.preset() => "comparing presets".to_owned(),
+        _ => format!("comparing {}", counted(trials.len() as u64, "threshold")),
     }
 }
 
-/// A row for each scan, of one of several files or of one alone.
+/// Returns a row for each scan, with the file in front if there are several.
 pub fn listing(trial: &Trial, of_file: Option<&str>) -> Table {
-    let balanced = trial.preset == Preset::Balanced;
+    let balanced = trial.preset() == Preset::Balanced;
     let mut heading = vec!["TIME", "SOURCE", "KIND", "PROBE", "PORTS"];
     if balanced {
         heading.push("RULE");
     }
     let mut table = Table::new(of_file.map(|_| "FILE").into_iter().chain(heading));
-    for scan in &trial.found {
+    for scan in trial.found() {
         let port = |attempt: &Attempt| {
             if balanced { evidence(attempt, scan) } else { attempt.port.to_string() }
         };
@@ -171,19 +162,20 @@ pub fn listing(trial: &Trial, of_file: Option<&str>) -> Table {
     table
 }
 
-/// A port, what became of it, and how long before the scan was recognised.
+/// Returns a port, its outcome, and the time since the first attempt.
 fn evidence(attempt: &Attempt, scan: &Scan) -> String {
-    let ago = scan.moment.since(attempt.moment).as_secs_f64();
-    format!("{} -{ago:.3}s", attempt.told())
+    let first = scan.attempts.iter().map(|attempt| attempt.moment).min().unwrap_or(scan.moment);
+    let after = attempt.moment.since(first).as_secs_f64();
+    format!("{} +{after:.3}s", attempt.describe())
 }
 
-/// A row for each source that any trial would block: by which probe each does.
+/// Returns a row for each source that any trial blocks, with the probe at which each trial blocks it.
 pub fn comparison(trials: &[Trial], presets: bool, of_file: Option<&str>) -> Table {
     let headings = trials.iter().map(|trial| {
         if presets {
-            trial.preset.as_str().to_uppercase()
+            trial.preset().as_str().to_uppercase()
         } else {
-            format!("MORE THAN {}", trial.threshold)
+            format!("MORE THAN {}", trial.threshold())
         }
     });
     let first = of_file.map(|_| "FILE").into_iter().chain(["SOURCE"]).map(ToOwned::to_owned);
@@ -191,13 +183,13 @@ pub fn comparison(trials: &[Trial], presets: bool, of_file: Option<&str>) -> Tab
     let begin = |source: String| of_file.map(ToOwned::to_owned).into_iter().chain([source]);
     let mut sources: BTreeMap<IpNet, Vec<Option<String>>> = BTreeMap::new();
     for (column, trial) in trials.iter().enumerate() {
-        for scan in trial.found.iter().filter(|scan| scan.rule.blocks()) {
+        for scan in trial.found().iter().filter(|scan| scan.rule.blocks()) {
             let cells = sources.entry(scan.source).or_insert_with(|| vec![None; trials.len()]);
-            let mut cell = format!("at its probe {}", scan.probes);
+            let mut cell = format!("at probe {}", scan.probes);
             if presets {
                 cell += &format!(": {}", scan.rule.sentence(scan.threshold, scan.span));
             }
-            // The first report is the one that blocks.
+            // The first scan is the one that blocks.
             cells[column].get_or_insert(cell);
         }
     }
@@ -211,9 +203,9 @@ pub fn comparison(trials: &[Trial], presets: bool, of_file: Option<&str>) -> Tab
     table
 }
 
-/// UTC, RFC 3339, to the microsecond.
+/// Returns a time in UTC (RFC 3339) in microseconds.
 fn absolute(moment: Moment) -> String {
-    /// 9999-12-31T23:59:59Z, the last second that can be written.
+    /// 9999-12-31T23:59:59Z, the last second that RFC 3339 can represent.
     const LAST: Duration = Duration::from_secs(253_402_300_799);
     let since_epoch = Duration::from_nanos(moment.as_nanos()).min(LAST);
     let time = SystemTime::UNIX_EPOCH.checked_add(since_epoch);

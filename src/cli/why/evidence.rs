@@ -1,4 +1,4 @@
-//! What `Why` answers, as a program reads it.
+//! The evidence for one address: the reply of `Why`, and the JSON output.
 
 use std::collections::HashMap;
 
@@ -6,14 +6,13 @@ use ipnet::IpNet;
 use serde::Serialize;
 use zbus::OwnedVariant;
 
-use crate::types::ifname::IfName;
-use crate::types::network::show_network;
+use crate::types::{IfName, show_network};
 
-/// The evidence one instance has. The keys stay as they are; times are Unix seconds.
+/// The evidence of one instance. Its keys are stable; times are Unix seconds.
 #[derive(Serialize)]
 pub struct Evidence {
     pub interface: IfName,
-    /// As blocked: it may be the network that holds what was asked for.
+    /// The blocked address, or the blocked network that contains the requested one.
     pub address: String,
     pub blocked: bool,
     pub since: Option<u64>,
@@ -25,10 +24,10 @@ pub struct Evidence {
     pub rule: Option<String>,
     pub threshold: Option<u32>,
     pub window: Option<u64>,
-    pub probes: Vec<Segment>,
-    /// Packets the kernel has dropped from it since.
+    pub probes: Vec<Probe>,
+    /// Packets that the kernel has dropped since.
     pub dropped: Option<u64>,
-    /// Why it is never blocked.
+    /// The reason why it is never blocked.
     pub exempt: Option<String>,
     pub grace_until: Option<u64>,
     pub decoy: bool,
@@ -36,47 +35,51 @@ pub struct Evidence {
 
 /// A probe that counted.
 #[derive(Serialize)]
-pub struct Segment {
+pub struct Probe {
     pub port: u16,
     pub time: f64,
     pub outcome: Option<String>,
 }
 
 impl Evidence {
-    pub fn from_bus(interface: &IfName, asked: IpNet, told: HashMap<String, OwnedVariant>) -> Self {
-        let mut told = Told(told);
-        let ports: Vec<u16> = told.take("ports").unwrap_or_default();
-        let times: Vec<f64> = told.take("times").unwrap_or_default();
-        let outcomes: Vec<String> = told.take("outcomes").unwrap_or_default();
+    pub fn from_bus(
+        interface: &IfName,
+        asked: IpNet,
+        reply: HashMap<String, OwnedVariant>,
+    ) -> Self {
+        let mut reply = Reply(reply);
+        let ports: Vec<u16> = reply.take("ports").unwrap_or_default();
+        let times: Vec<f64> = reply.take("times").unwrap_or_default();
+        let outcomes: Vec<String> = reply.take("outcomes").unwrap_or_default();
         let probes = ports.into_iter().zip(times).enumerate().map(|(at, (port, time))| {
             let outcome = outcomes.get(at).filter(|outcome| *outcome != "unknown").cloned();
-            Segment { port, time, outcome }
+            Probe { port, time, outcome }
         });
         Self {
             interface: interface.clone(),
             probes: probes.collect(),
-            address: told.take("address").unwrap_or_else(|| show_network(&asked)),
-            blocked: told.take("blocked").unwrap_or_default(),
-            since: told.take("since"),
-            until: told.take("until").filter(|until| *until > 0),
-            offences: told.take("offences").unwrap_or_default(),
-            reason: told.take("reason"),
-            kind: told.take("kind"),
-            rule: told.take("rule"),
-            threshold: told.take("threshold"),
-            window: told.take("window"),
-            dropped: told.take("dropped"),
-            exempt: told.take("exempt"),
-            grace_until: told.take("grace_until"),
-            decoy: told.take("decoy").unwrap_or_default(),
+            address: reply.take("address").unwrap_or_else(|| show_network(&asked)),
+            blocked: reply.take("blocked").unwrap_or_default(),
+            since: reply.take("since"),
+            until: reply.take("until").filter(|until| *until > 0),
+            offences: reply.take("offences").unwrap_or_default(),
+            reason: reply.take("reason"),
+            kind: reply.take("kind"),
+            rule: reply.take("rule"),
+            threshold: reply.take("threshold"),
+            window: reply.take("window"),
+            dropped: reply.take("dropped"),
+            exempt: reply.take("exempt"),
+            grace_until: reply.take("grace_until"),
+            decoy: reply.take("decoy").unwrap_or_default(),
         }
     }
 }
 
-struct Told(HashMap<String, OwnedVariant>);
+struct Reply(HashMap<String, OwnedVariant>);
 
-impl Told {
-    /// Nothing where it is not there, or is something else than agreed.
+impl Reply {
+    /// Returns None if the value is missing or has another type.
     fn take<T: TryFrom<OwnedVariant>>(&mut self, key: &str) -> Option<T> {
         self.0.remove(key).and_then(|value| T::try_from(value).ok())
     }

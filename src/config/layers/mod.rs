@@ -1,9 +1,11 @@
 //! Where the configuration comes from, and which source wins.
 //!
 //! Owns the order of the layers (defaults, files, environment, flags; the later wins) and the origin
-//! of every value. Every value of every layer is checked, also one that a later layer overrides, and
-//! all that is wrong is told at once: nothing starts half-configured.
+//! of every value. Checks every value of every layer, even one that a later layer overrides, and
+//! reports all problems at once. Never applies a part of a configuration.
 
+mod document;
+mod hints;
 #[cfg(test)]
 mod tests;
 
@@ -13,29 +15,28 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use toml::de::{DeTable, DeValue};
-use toml::{Table, Value};
+use toml::de::{DeValue, ValueDeserializer};
+use toml::{Spanned, Table, Value};
 
 use crate::config::Config;
-use crate::config::reference::{KEYS, SECTIONS, expected};
-use crate::types::ifname::IfName;
-use crate::types::network::{InvalidAddress, parse_network};
+use crate::config::reference::{SECTIONS, expected};
+use crate::types::{IfName, parse_network, printable, quotable};
+use document::{Document, Problem};
 
-/// Where the service's files are.
+/// The directory of the service's files.
 pub const DIRECTORY: &str = "/etc/tcptracker";
 const COMMON_FILE: &str = "tcptracker.toml";
 const PREFIX: &str = "TCPTRACKER_";
+/// An IPv6 network with an IPv4 address in it, and a few characters to spare.
+const LONGEST_NETWORK: usize = 64;
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Nobody has set it.
     Default,
     /// A file, and the line in it.
     File(PathBuf, usize),
-    /// An environment variable.
     Environment(String),
-    /// A flag on the command line.
     Flag(&'static str),
 }
 
@@ -44,13 +45,13 @@ impl fmt::Display for Origin {
         match self {
             Self::Default => f.write_str("default"),
             Self::File(path, line) => write!(f, "{}:{line}", path.display()),
-            Self::Environment(name) => write!(f, "environment {name}"),
+            Self::Environment(name) => write!(f, "environment {}", printable(name)),
             Self::Flag(name) => write!(f, "flag {name}"),
         }
     }
 }
 
-/// Everything that is wrong with the configuration, a line each.
+/// Everything that is wrong with the configuration, a line each, in the order of sources and lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError(pub Vec<String>);
 
@@ -62,25 +63,24 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// Where to look.
+/// The sources of a configuration.
 #[derive(Clone, Debug)]
 pub struct Sources {
-    /// Files, and whether each must exist; the later wins.
+    /// Files, and whether each must exist. The later wins.
     files: Vec<(PathBuf, bool)>,
     environment: Vec<(String, String)>,
     flags: Flags,
 }
 
-/// What the command line says.
+/// The settings of the command line.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Flags {
-    /// `--observe`
     pub observe: bool,
 }
 
 impl Sources {
-    /// The usual places for an interface, or for what all interfaces have in common; an explicit
-    /// file stands for both files.
+    /// Returns the usual sources for an interface, or those that all interfaces share. An explicit file
+    /// replaces both usual files.
     pub fn new(
         interface: Option<&IfName>,
         explicit: Option<&Path>,
@@ -90,7 +90,7 @@ impl Sources {
         Self::within(Path::new(DIRECTORY), interface, explicit, environment, flags)
     }
 
-    pub(crate) fn within(
+    pub fn within(
         directory: &Path,
         interface: Option<&IfName>,
         explicit: Option<&Path>,
@@ -106,18 +106,16 @@ impl Sources {
         };
         Self { files, environment: environment.into_iter().collect(), flags }
     }
-}
 
-impl Sources {
-    /// All files in the usual place; none where another one stands for them.
+    /// Returns all existing files in the usual directory; none if an explicit file replaces them.
     pub fn usual_files(&self) -> Vec<PathBuf> {
         let [(common, false)] = &self.files[..] else { return Vec::new() };
         let others = self.beside().into_iter().map(|(file, _)| file);
         std::iter::once(common.clone()).chain(others).filter(|file| file.exists()).collect()
     }
 
-    /// The files beside the common one, each of which is for one interface, and what is read for that. None
-    /// where another file stands for all of them.
+    /// Returns each file for a single interface, with the sources of that interface; none if an explicit
+    /// file replaces them.
     pub fn beside(&self) -> Vec<(PathBuf, Self)> {
         let [(common, false)] = &self.files[..] else { return Vec::new() };
         let entries = common.parent().and_then(|directory| std::fs::read_dir(directory).ok());
@@ -138,10 +136,12 @@ impl Sources {
 /// A configuration and where each of its values came from.
 #[derive(Clone, Debug)]
 pub struct Effective {
-    /// The values.
     pub config: Config,
-    settings: BTreeMap<String, (Value, Origin)>,
+    settings: Settings,
 }
+
+/// Every key with its value and its origin.
+type Settings = BTreeMap<String, (Value, Origin)>;
 
 impl Effective {
     /// Reads all sources.
@@ -150,17 +150,17 @@ impl Effective {
         let mut problems = Vec::new();
         for (file, required) in &sources.files {
             match std::fs::read_to_string(file) {
-                Ok(text) => effective.read_file(file, &text, &mut problems),
+                Ok(text) => problems.extend(effective.read_file(file, &text)),
                 Err(error) if error.kind() == ErrorKind::NotFound && !required => {}
                 Err(error) => problems.push(unreadable(file, &error)),
             }
         }
         for (name, text) in &sources.environment {
-            effective.read_variable(name, text, &mut problems);
+            problems.extend(effective.read_variable(name, text));
         }
         if sources.flags.observe {
             let origin = Origin::Flag("--observe");
-            effective.set("block.enabled", &Value::Boolean(false), &origin, &mut problems);
+            problems.extend(effective.set("block.enabled", &Value::Boolean(false), &origin));
         }
         if problems.is_empty() { Ok(effective) } else { Err(ConfigError(problems)) }
     }
@@ -170,7 +170,7 @@ impl Effective {
         self.settings.iter().map(|(key, (value, origin))| (key.as_str(), value, origin))
     }
 
-    /// What is another than before: a key, its value and the one it had, each.
+    /// Every changed key, with its value and the value before.
     pub fn changes_since(&self, before: &Self) -> Vec<String> {
         let changed = self.settings.iter().filter_map(|(key, (value, _))| {
             let former = before.settings.get(key).map(|(former, _)| former);
@@ -180,58 +180,94 @@ impl Effective {
         changed.collect()
     }
 
-    fn read_file(&mut self, file: &Path, text: &str, problems: &mut Vec<String>) {
-        let place = |offset: usize| Origin::File(file.to_owned(), line_at(text, offset));
-        let (places, values) = match (DeTable::parse(text), text.parse::<Table>()) {
-            (Ok(places), Ok(values)) => (places, values),
-            (Err(error), _) | (_, Err(error)) => {
-                let line = place(error.span().map_or(0, |span| span.start));
-                problems.push(format!("{line}: {}", error.message().trim()));
-                return;
-            }
-        };
-        for (section, content) in places.get_ref() {
-            let section_name = section.get_ref().as_ref();
-            let DeValue::Table(keys) = content.get_ref() else {
-                let origin = place(section.span().start);
-                problems.push(if is_section(section_name) {
-                    format!("{origin}: {section_name} is a section, written [{section_name}]")
-                } else {
-                    unknown(section_name, &origin)
-                });
-                continue;
-            };
-            // Of another each key is told.
-            if keys.is_empty() && !is_section(section_name) {
-                let origin = place(section.span().start);
-                problems.push(unknown(section_name, &origin));
-            }
-            for key in keys.keys() {
-                let key_name = key.get_ref().as_ref();
-                let Some(value) = values.get(section_name).and_then(|keys| keys.get(key_name))
-                else {
+    /// Applies a file. Returns what is wrong, in the order of lines.
+    fn read_file(&mut self, file: &Path, text: &str) -> Vec<String> {
+        let document = Document::parse(text);
+        let mut problems = Vec::new();
+        for (name, content) in document.entries() {
+            let line = document.line_at(name.span().start);
+            let section = name.get_ref().as_ref();
+            let written = document.written(content.span());
+            let what = match content.get_ref() {
+                DeValue::Table(keys) if is_section(section) => {
+                    for (key, value) in keys {
+                        let name = format!("{section}.{}", key.get_ref());
+                        let line = document.line_at(key.span().start);
+                        problems.extend(self.read_key(&document, file, &name, line, value));
+                    }
                     continue;
-                };
-                let (name, origin) =
-                    (format!("{section_name}.{key_name}"), place(key.span().start));
-                self.set(&name, value, &origin, problems);
-            }
+                }
+                _ if is_section(section) => {
+                    format!("{section} is a section; write [{section}], and its keys below it")
+                }
+                DeValue::Table(_) => hints::unknown_section(section),
+                _ => hints::key_without_section(section, written, |section| {
+                    document.line_of_section(section)
+                }),
+            };
+            problems.push(Problem { line, what });
         }
+        // A syntax error explains what else is wrong on its line.
+        let syntax = document.syntax_problems();
+        problems.retain(|problem| syntax.iter().all(|error| error.line != problem.line));
+        problems.extend(syntax);
+        if let Some(last) = document.last_reliable_line() {
+            problems.retain(|problem| problem.line <= last);
+        }
+        problems.sort_by_key(|problem| problem.line);
+        let file = file.display();
+        problems.iter().map(|Problem { line, what }| format!("{file}:{line}: {what}")).collect()
     }
 
-    fn read_variable(&mut self, name: &str, text: &str, problems: &mut Vec<String>) {
-        // Other variables may begin like ours; those with a section or a key in them are meant for us.
-        let Some(rest) = name.strip_prefix(PREFIX) else { return };
+    fn read_key<'a>(
+        &mut self,
+        document: &Document<'a>,
+        file: &Path,
+        key: &str,
+        line: usize,
+        value: &Spanned<DeValue<'a>>,
+    ) -> Vec<Problem> {
+        let Some(expected) = expected(key) else {
+            return vec![Problem { line, what: hints::unknown_key(key) }];
+        };
+        let broken = document.broken_words(value);
+        if !broken.is_empty() {
+            let is_list = matches!(value.get_ref(), DeValue::Array(_));
+            let problem = |(line, word)| {
+                let what = self.explain_wrong(key, expected, word, is_list);
+                Problem { line, what }
+            };
+            return broken.into_iter().map(problem).collect();
+        }
+        let Ok(read) = Value::deserialize(ValueDeserializer::from(value.clone())) else {
+            // A number that is too large for any key.
+            let word = document.written(value.span());
+            return vec![Problem { line, what: self.explain_wrong(key, expected, word, false) }];
+        };
+        if self.accept(key, &read, &Origin::File(file.to_owned(), line)) {
+            return Vec::new();
+        }
+        let line_of = |index: Option<usize>| {
+            let item = value.get_ref().as_array().and_then(|items| items.get(index?));
+            item.map_or(line, |item| document.line_at(item.span().start))
+        };
+        let problems = self.explain_all(key, expected, &read).into_iter();
+        problems.map(|(index, what)| Problem { line: line_of(index), what }).collect()
+    }
+
+    fn read_variable(&mut self, name: &str, text: &str) -> Vec<String> {
+        // A program that is not tcptracker may have variables that begin with TCPTRACKER_. Only those
+        // that name a section and a key are settings.
+        let Some(rest) = name.strip_prefix(PREFIX) else { return Vec::new() };
+        let origin = Origin::Environment(name.to_owned());
         let Some((section, key)) = rest.split_once("__") else {
-            if let Some((section, key)) = rest.split_once('_')
-                && expected(&format!("{section}.{key}").to_ascii_lowercase()).is_some()
-            {
-                problems.push(format!(
-                    "environment {name}: two underscores stand for the dot, as in \
-                     {PREFIX}{section}__{key}"
-                ));
+            let Some((section, key)) = rest.split_once('_') else { return Vec::new() };
+            if expected(&format!("{section}.{key}").to_ascii_lowercase()).is_none() {
+                return Vec::new();
             }
-            return;
+            return vec![format!(
+                "{origin}: two underscores stand for the dot; write {PREFIX}{section}__{key}"
+            )];
         };
         let key = format!("{section}.{key}").to_ascii_lowercase();
         let written = format!("value = {text}")
@@ -246,40 +282,82 @@ impl Effective {
             }
             (_, None) => Value::String(text.to_owned()),
         };
-        self.set(&key, &value, &Origin::Environment(name.to_owned()), problems);
+        self.set(&key, &value, &origin)
     }
 
-    fn set(&mut self, key: &str, value: &Value, origin: &Origin, problems: &mut Vec<String>) {
+    /// Sets a value that is not from a file. Returns what is wrong.
+    fn set(&mut self, key: &str, value: &Value, origin: &Origin) -> Vec<String> {
         let Some(expected) = expected(key) else {
-            problems.push(unknown(key, origin));
-            return;
+            return vec![format!("{origin}: {}", hints::unknown_key(key))];
         };
-        let mut changed = self.settings.clone();
-        changed.insert(key.to_owned(), (value.clone(), origin.clone()));
-        if let Ok(config) = Config::deserialize(table_of(&changed)) {
-            *self = Self { config, settings: changed };
-            return;
+        if self.accept(key, value, origin) {
+            return Vec::new();
         }
-        for wrong in self.wrong_items(key, value) {
-            problems.push(match unreadable_network(key, &wrong) {
-                Some(why) => format!("{origin}: {key}: {why}"),
-                None => format!("{origin}: {key}: expected {expected}, found {wrong}"),
-            });
-        }
+        let problems = self.explain_all(key, expected, value).into_iter();
+        problems.map(|(_, what)| format!("{origin}: {what}")).collect()
     }
 
-    /// Of a list, what cannot be in it; else the value itself.
-    fn wrong_items(&self, key: &str, value: &Value) -> Vec<Value> {
-        let is_wrong = |item: &Value| {
-            let mut changed = self.settings.clone();
-            let alone = Value::Array(vec![item.clone()]);
-            changed.insert(key.to_owned(), (alone, Origin::Default));
-            Config::deserialize(table_of(&changed)).is_err()
-        };
-        let items = value.as_array().into_iter().flatten();
-        let wrong: Vec<Value> = items.filter(|item| is_wrong(item)).cloned().collect();
-        if wrong.is_empty() { vec![value.clone()] } else { wrong }
+    /// Sets a value if it is valid.
+    fn accept(&mut self, key: &str, value: &Value, origin: &Origin) -> bool {
+        let Some((config, settings)) = self.with(key, value, origin) else { return false };
+        *self = Self { config, settings };
+        true
     }
+
+    fn would_accept(&self, key: &str, value: &Value) -> bool {
+        self.with(key, value, &Origin::Default).is_some()
+    }
+
+    fn with(&self, key: &str, value: &Value, origin: &Origin) -> Option<(Config, Settings)> {
+        let mut settings = self.settings.clone();
+        settings.insert(key.to_owned(), (value.clone(), origin.clone()));
+        let config = Config::deserialize(table_of(&settings)).ok()?;
+        Some((config, settings))
+    }
+
+    /// Explains each wrong item of a list, with its index, or else the value.
+    fn explain_all(
+        &self,
+        key: &str,
+        expected: &str,
+        value: &Value,
+    ) -> Vec<(Option<usize>, String)> {
+        let items = value.as_array().into_iter().flatten().enumerate();
+        let wrong = items.filter(|(_, item)| !self.would_accept(key, &list_of(item)));
+        let mut problems: Vec<(Option<usize>, String)> = wrong
+            .map(|(index, item)| {
+                (Some(index), self.explain_wrong(key, expected, &item.to_string(), true))
+            })
+            .collect();
+        if problems.is_empty() {
+            problems.push((None, self.explain_wrong(key, expected, &value.to_string(), false)));
+        }
+        problems
+    }
+
+    /// Says what a key takes and what it got, and what to write if that can be guessed.
+    fn explain_wrong(&self, key: &str, expected: &str, written: &str, is_item: bool) -> String {
+        let is_quoted = written.starts_with(['"', '\'']);
+        if key == "exempt.networks"
+            && is_quoted
+            && let Some(why) = explain_wrong_network(written.trim_matches(['"', '\'']))
+        {
+            return format!("{key}: {why}");
+        }
+        let found = if written.is_empty() { "nothing" } else { &quotable(written) };
+        // An example shows the quotes.
+        let needs_quotes = !is_quoted && expected.contains('"') && !expected.contains("such as");
+        let quotes = if needs_quotes { " in quotes" } else { "" };
+        let valid = hints::likely_values(written).into_iter().find(|value| {
+            self.would_accept(key, &if is_item { list_of(value) } else { value.clone() })
+        });
+        let advice = valid.map(|value| format!("; write {value}")).unwrap_or_default();
+        format!("{key}: expected {expected}{quotes}, found {found}{advice}")
+    }
+}
+
+fn list_of(item: &Value) -> Value {
+    Value::Array(vec![item.clone()])
 }
 
 impl Default for Effective {
@@ -299,7 +377,7 @@ impl Default for Effective {
     }
 }
 
-fn table_of(settings: &BTreeMap<String, (Value, Origin)>) -> Table {
+fn table_of(settings: &Settings) -> Table {
     let mut table = Table::new();
     for (name, (value, _)) in settings {
         let Some((section, key)) = name.split_once('.') else { continue };
@@ -311,56 +389,41 @@ fn table_of(settings: &BTreeMap<String, (Value, Origin)>) -> Table {
     table
 }
 
-/// Why a file cannot be read. What root has written, the service, which is not root, must be let read.
+/// Why a file cannot be read. The service does not run as root, so it needs permission for a file that
+/// root wrote.
 fn unreadable(file: &Path, error: &std::io::Error) -> String {
-    let said = format!("cannot read {}: {error}", file.display());
-    if error.kind() != ErrorKind::PermissionDenied {
-        return said;
-    }
-    // Where not even that it is there can be seen, it is its directory.
-    match file.parent() {
-        Some(directory) if file.metadata().is_err() => {
-            format!("{said}; let everybody in: chmod a+x {}", directory.display())
+    let failed = format!("cannot read {}: {error}", file.display());
+    match (error.kind(), file.parent()) {
+        (ErrorKind::InvalidData, _) => format!("{failed}; save it as UTF-8"),
+        // If not even its metadata can be read, the directory is the obstacle.
+        (ErrorKind::PermissionDenied, Some(directory)) if file.metadata().is_err() => {
+            format!("{failed}; let everybody in: chmod a+x {}", directory.display())
         }
-        _ => format!("{said}; let everybody read it: chmod a+r {}", file.display()),
+        (ErrorKind::PermissionDenied, _) => {
+            format!("{failed}; let everybody read it: chmod a+r {}", file.display())
+        }
+        _ => failed,
     }
 }
 
-/// What is wrong with an address that should never be blocked.
-fn unreadable_network(key: &str, item: &Value) -> Option<InvalidAddress> {
-    let text = item.as_str().filter(|_| key == "exempt.networks")?;
-    parse_network(text).err()
+/// What is wrong with an address or network that should be exempt. None if it is too long for one.
+fn explain_wrong_network(text: &str) -> Option<String> {
+    let text = text.trim();
+    // RFC 1035: a host name has at most 253 characters, in labels of letters, digits and hyphens.
+    let is_name = text.len() <= 253
+        && text.contains(|c: char| c.is_ascii_alphabetic())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    if is_name {
+        let name = quotable(text);
+        return Some(format!(
+            "\"{name}\" is a host name, and host names are not supported; write its address, such as \
+             \"192.0.2.7\""
+        ));
+    }
+    let error = parse_network(text).err().filter(|_| text.len() <= LONGEST_NETWORK)?;
+    Some(printable(&error.to_string()).into_owned())
 }
 
 fn is_section(name: &str) -> bool {
     SECTIONS.iter().any(|(section, _)| *section == name)
-}
-
-fn unknown(key: &str, origin: &Origin) -> String {
-    let names = KEYS.iter().map(|key| key.name);
-    let closest = names
-        .map(|name| (distance(key, name), name))
-        .min()
-        .filter(|(distance, name)| *distance <= name.len() / 2)
-        .map(|(_, name)| format!("; did you mean {name}?"))
-        .unwrap_or_default();
-    format!("{origin}: unknown key {key}{closest} (`tcptracker config` lists all keys)")
-}
-
-/// Levenshtein's distance, for the hint alone.
-fn distance(one: &str, other: &str) -> usize {
-    let mut row: Vec<usize> = (0..=other.chars().count()).collect();
-    for (i, a) in one.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, b) in other.chars().enumerate() {
-            let substituted = diagonal + usize::from(a != b);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row.last().copied().unwrap_or(0)
-}
-
-fn line_at(text: &str, offset: usize) -> usize {
-    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }

@@ -1,30 +1,32 @@
-//! Connections that have begun: what became of them is not known yet, or may still change.
+//! Connections whose outcome is not known yet or may still change.
 //!
-//! Pure. A ring in the order in which they began, so that who is due is always at a known place, and an
-//! index by addresses and ports. When it is full the oldest goes, and is counted if nobody knows yet what
-//! became of it.
+//! Pure. Owns the half-open connections, in a ring in the order in which they began. The connections whose
+//! time is up are therefore always at a known position. When the ring is full, the oldest connection is
+//! evicted, and counted if its outcome is unknown.
 //!
-//! The index is one of chains, the latest first. Who goes is the oldest, and so the last of its chain:
-//! its end is where links become too old, and nothing need be unlinked.
+//! The index consists of chains, latest connection first. The connection that is evicted is the oldest one,
+//! and so the last of its chain. A chain ends where a link is too old, so nothing needs to be unlinked.
 
 #![expect(
     clippy::cast_possible_truncation,
-    reason = "hashes are cut to the bits that are needed, places fit by construction"
+    reason = "hashes are cut to the bits that are needed, and the capacity fits"
 )]
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use crate::detect::balanced::thresholds::{
-    ANSWERS_ITSELF_WITHIN, ANSWERS_WITHIN, REPEATED_AFTER, SETTLED_AFTER,
+    ANSWERS_ITSELF_WITHIN, ANSWERS_WITHIN, REPEATED_AFTER, SERVICE_PORTS_BELOW, SETTLED_AFTER,
+    SYSTEM_PORTS_BELOW,
 };
-use crate::types::clock::Moment;
-use crate::types::segment::{Port, Segment};
+use crate::types::{Host, Moment, Port, Segment};
 
 /// The end of time.
 const NEVER: Moment = Moment::from_nanos(u64::MAX);
 
-/// A connection by its ends.
+const UNSPECIFIED: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+/// The two ends of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
     pub client: IpAddr,
@@ -34,7 +36,7 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// The flow of which the sender of this segment is the client.
+    /// The flow of a segment that the client has sent.
     pub fn from_client(segment: &Segment) -> Self {
         Self {
             client: segment.source,
@@ -44,7 +46,7 @@ impl Flow {
         }
     }
 
-    /// The flow of which the sender of this segment is the server.
+    /// The flow of a segment that the server has sent.
     pub fn from_server(segment: &Segment) -> Self {
         Self {
             client: segment.destination,
@@ -53,47 +55,166 @@ impl Flow {
             port: segment.source_port,
         }
     }
+
+    /// The address under which open ports of the server are remembered. All addresses of this host share one,
+    /// because a client that is refused over IPv6 continues with IPv4.
+    pub fn server_key(&self, host: &Host) -> IpAddr {
+        if host.owns(self.server) { UNSPECIFIED } else { self.server }
+    }
+
+    /// Whether an out-of-state segment of the client may be a probe. Otherwise it is what a server has sent to
+    /// a client that was gone already.
+    pub fn is_towards_a_service(&self) -> bool {
+        let to_a_service = self.port.0 < SERVICE_PORTS_BELOW;
+        let from_a_service = self.client_port.0 < SERVICE_PORTS_BELOW;
+        self.port.0 < SYSTEM_PORTS_BELOW || to_a_service && !from_a_service
+    }
 }
 
-/// How far a connection has come.
+/// A probe that has an outcome.
+#[derive(Clone, Copy)]
+pub struct Probe {
+    pub flow: Flow,
+    /// The hash of source and host.
+    pub pair: u64,
+    pub moment: Moment,
+    /// See [`Segment::crafted`].
+    pub crafted: bool,
+}
+
+/// The state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Nothing was heard.
-    Begun,
-    /// Nothing was heard in time: it has been counted as failed.
-    GivenUp,
-    /// The server has answered.
+    /// No reply so far.
+    Opening,
+    /// No reply in time: the connection was counted as failed.
+    TimedOut,
+    /// The server has replied.
     Answered,
-    /// There is no more to learn.
+    /// The outcome is final.
     Over,
 }
 
-/// A connection: a cache line.
-#[derive(Clone, Copy, Debug)]
-#[repr(align(64))]
-pub struct Begun {
-    pub flow: Flow,
-    pub moment: Moment,
-    /// The hash of its source and host.
-    pub pair: u64,
-    /// When it was answered, in milliseconds after its begin.
-    pub answered_after: u16,
-    pub stage: Stage,
-    /// The lowest byte of the client's sequence number, and of the server's.
-    pub sequence: u8,
-    pub answer: u8,
-    /// The client is no operating system's, see [`Segment::bare`].
-    pub crafted: bool,
-    /// Nothing listens on the port, as far as is known.
-    pub closed: bool,
-    /// The client has asked again.
-    pub repeated: bool,
+/// What a reply of the server means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The first reply. The connection may have timed out before.
+    First { timed_out: bool },
+    /// The server repeats its reply because the client was silent: the connection stays half-open.
+    Repeated,
+    /// A copy, or a reply to a client that has asked again.
+    Other,
 }
 
-/// The way to a connection: the lower bits of its number, and a few of its hash, so that most that are
-/// looked for in vain are not even looked at.
+/// A connection, which takes a cache line.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub struct Connection {
+    flow: Flow,
+    began: Moment,
+    /// The hash of source and host.
+    pair: u64,
+    /// When the server replied, in milliseconds after the beginning.
+    answered_after: u16,
+    stage: Stage,
+    /// The lowest byte of the client's sequence number.
+    sequence: u8,
+    /// The lowest byte of the server's sequence number.
+    reply_sequence: u8,
+    crafted: bool,
+    /// No service listens on the port, as far as known.
+    closed: bool,
+    /// The client has repeated its SYN.
+    repeated: bool,
+}
+
+impl Connection {
+    const NONE: Self = Self {
+        flow: Flow {
+            client: UNSPECIFIED,
+            server: UNSPECIFIED,
+            client_port: Port(0),
+            port: Port(0),
+        },
+        began: Moment::from_nanos(0),
+        pair: 0,
+        answered_after: 0,
+        stage: Stage::Over,
+        sequence: 0,
+        reply_sequence: 0,
+        crafted: false,
+        closed: false,
+        repeated: false,
+    };
+
+    pub fn probe(&self) -> Probe {
+        Probe { flow: self.flow, pair: self.pair, moment: self.began, crafted: self.crafted }
+    }
+
+    pub fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// Whether no service listens on the port, as far as known.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Ends the connection. Returns its stage until now.
+    pub fn finish(&mut self) -> Stage {
+        std::mem::replace(&mut self.stage, Stage::Over)
+    }
+
+    /// Ends the connection if the server has replied. Returns its stage until now.
+    pub fn finish_if_answered(&mut self) -> Stage {
+        if self.stage == Stage::Answered { self.finish() } else { self.stage }
+    }
+
+    /// Takes note of a SYN-ACK.
+    pub fn on_reply(&mut self, segment: &Segment, now: Moment) -> Reply {
+        let after = now.since(self.began);
+        match self.stage {
+            Stage::Opening | Stage::TimedOut => {
+                let timed_out = self.stage == Stage::TimedOut;
+                self.stage = Stage::Answered;
+                self.answered_after = u16::try_from(after.as_millis()).unwrap_or(u16::MAX);
+                self.reply_sequence = segment.sequence;
+                Reply::First { timed_out }
+            }
+            Stage::Answered
+                if !self.repeated
+                    && after.as_millis()
+                        >= u128::from(self.answered_after) + REPEATED_AFTER.as_millis() =>
+            {
+                self.stage = Stage::Over;
+                Reply::Repeated
+            }
+            Stage::Answered | Stage::Over => Reply::Other,
+        }
+    }
+
+    /// Whether a segment of the client shows that it has sent nothing but its SYN, which takes one sequence
+    /// number.
+    pub fn has_sent_nothing(&self, segment: &Segment) -> bool {
+        segment.sequence == self.sequence.wrapping_add(1)
+    }
+
+    /// Whether a segment of the client shows that it has received nothing but the SYN-ACK.
+    pub fn has_received_nothing(&self, segment: &Segment) -> bool {
+        segment.acknowledged == self.reply_sequence.wrapping_add(1)
+    }
+
+    /// Whether a message that quotes a segment quotes the SYN of this connection. A forged message has to
+    /// guess its sequence number.
+    pub fn is_quoted_by(&self, segment: &Segment) -> bool {
+        segment.sequence == self.sequence
+    }
+}
+
+/// A link to a connection: the lower bits of its number, and 8 bits of its hash, so that most lookups of
+/// absent connections do not even read one.
 ///
-/// Numbers come again. What is found by a link of long ago is another connection, which is seen by its ends.
+/// Numbers wrap around. A link that is very old leads to another connection, which has another flow.
 #[derive(Clone, Copy, Default)]
 struct Link(u32);
 
@@ -104,112 +225,102 @@ impl Link {
         Self(number as u32 & Self::NUMBERS | Self::tag(hash))
     }
 
-    fn may_be_of(self, hash: u64) -> bool {
+    fn may_match(self, hash: u64) -> bool {
         self.0 & !Self::NUMBERS == Self::tag(hash)
     }
 
-    /// How many have begun since, itself among them.
+    /// How many connections have begun since, including the linked one.
     fn age(self, end: u64) -> u64 {
         u64::from((end as u32).wrapping_sub(self.0) & Self::NUMBERS)
     }
 
-    /// Not of those bits that choose the chain.
+    /// Bits of the hash that do not select the chain.
     fn tag(hash: u64) -> u32 {
         (hash >> 32) as u32 & !Self::NUMBERS
     }
 }
 
-/// The time of a connection is up.
+/// A connection whose time is up.
 #[derive(Clone, Copy, Debug)]
-pub struct Due {
-    pub begun: Begun,
-    /// Since when it is: perhaps long ago, if nothing was seen meanwhile.
+pub struct Timeout {
+    pub connection: Connection,
+    /// When the time was up. That may be long ago if no segment has arrived since.
     pub at: Moment,
-    /// It was answered, and nothing bad was seen since; else nothing was heard in time.
+    /// The server has replied, and nothing bad was seen since. Otherwise no reply arrived in time.
     pub answered: bool,
 }
 
 /// The connections.
-pub struct Pending {
-    ring: Vec<Begun>,
-    /// The latest of each chain, and the one before each.
+pub struct Connections {
+    ring: Vec<Connection>,
+    /// The latest connection of each chain.
     heads: Vec<Link>,
-    before: Vec<Link>,
-    /// Numbers of the oldest; of the next; and of the next to be looked at for each time.
+    /// For each connection, the previous one of its chain.
+    previous: Vec<Link>,
+    /// The number of the oldest connection.
     first: u64,
+    /// The number of the next connection.
     end: u64,
-    itself: u64,
-    others: u64,
+    /// The next connection to check for a missing reply of this host's kernel.
+    own_check: u64,
+    /// The next connection to check for a missing reply of any host.
+    check: u64,
     evicted: u64,
 }
 
-impl Pending {
-    /// Room for so many: a power of two.
+impl Connections {
+    /// Room for `capacity` connections, rounded up to a power of two.
     pub fn new(capacity: usize) -> Self {
-        let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-        let none = Begun {
-            flow: Flow { client: nobody, server: nobody, client_port: Port(0), port: Port(0) },
-            moment: Moment::default(),
-            pair: 0,
-            answered_after: 0,
-            stage: Stage::Over,
-            sequence: 0,
-            answer: 0,
-            crafted: false,
-            closed: false,
-            repeated: false,
-        };
         let capacity = capacity.next_power_of_two();
         Self {
-            ring: vec![none; capacity],
+            ring: vec![Connection::NONE; capacity],
             heads: vec![Link::default(); capacity * 2],
-            before: vec![Link::default(); capacity],
+            previous: vec![Link::default(); capacity],
             first: 0,
             end: 0,
-            itself: 0,
-            others: 0,
+            own_check: 0,
+            check: 0,
             evicted: 0,
         }
     }
 
-    /// Connections that had to go before it was known what became of them.
+    /// How many connections were evicted before their outcome was known.
     pub fn evicted(&self) -> u64 {
         self.evicted
     }
 
-    /// A connection begins, or its client asks again. `pair` is the hash of its source and host.
-    pub fn begin(&mut self, probe: &Segment, hash: u64, pair: u64, now: Moment, closed: bool) {
-        let flow = Flow::from_client(probe);
+    /// Adds a connection, or takes note that its client repeats the SYN. `hash` is the hash of the flow,
+    /// `pair` the hash of source and host.
+    pub fn open(&mut self, syn: &Segment, hash: u64, pair: u64, now: Moment, closed: bool) {
+        let flow = Flow::from_client(syn);
         if let Some(known) = self.find(hash, &flow)
-            && (known.stage != Stage::Over || known.sequence == probe.sequence)
+            && (known.stage != Stage::Over || known.sequence == syn.sequence)
         {
-            known.repeated |= now.is_past(known.moment, REPEATED_AFTER);
+            known.repeated |= now.is_past(known.began, REPEATED_AFTER);
             return;
         }
         if self.end - self.first == self.ring.len() as u64 {
             let oldest = self.slot(self.first);
-            self.evicted += u64::from(self.ring[oldest].stage == Stage::Begun);
+            self.evicted += u64::from(self.ring[oldest].stage == Stage::Opening);
             self.drop_first();
         }
         let (slot, home) = (self.slot(self.end), self.home(hash));
-        self.ring[slot] = Begun {
+        self.ring[slot] = Connection {
             flow,
-            moment: now,
+            began: now,
             pair,
-            answered_after: 0,
-            stage: Stage::Begun,
-            sequence: probe.sequence,
-            answer: 0,
-            crafted: probe.crafted,
+            stage: Stage::Opening,
+            sequence: syn.sequence,
+            crafted: syn.crafted,
             closed,
-            repeated: false,
+            ..Connection::NONE
         };
-        self.before[slot] = std::mem::replace(&mut self.heads[home], Link::to(self.end, hash));
+        self.previous[slot] = std::mem::replace(&mut self.heads[home], Link::to(self.end, hash));
         self.end += 1;
     }
 
-    /// The latest connection between these ends, whose hash this is.
-    pub fn find(&mut self, hash: u64, flow: &Flow) -> Option<&mut Begun> {
+    /// The latest connection of a flow with this hash.
+    pub fn find(&mut self, hash: u64, flow: &Flow) -> Option<&mut Connection> {
         let (mut link, mut younger) = (self.heads[self.home(hash)], 0);
         loop {
             let age = link.age(self.end);
@@ -217,84 +328,86 @@ impl Pending {
                 return None;
             }
             let slot = self.slot(self.end - age);
-            if link.may_be_of(hash) && self.ring[slot].flow == *flow {
+            if link.may_match(hash) && self.ring[slot].flow == *flow {
                 return Some(&mut self.ring[slot]);
             }
-            (link, younger) = (self.before[slot], age);
+            (link, younger) = (self.previous[slot], age);
         }
     }
 
-    /// What is due by now, one after the other, in the order in which it is.
-    pub fn due(&mut self, now: Moment) -> Option<Due> {
+    /// The next connection whose time is up by `now`, in the order of the timeouts.
+    pub fn next_timeout(&mut self, now: Moment) -> Option<Timeout> {
         loop {
-            let (first, itself, others) = (
+            let (first, own, any) = (
                 self.time_of(self.first, SETTLED_AFTER),
-                self.time_of(self.itself, ANSWERS_ITSELF_WITHIN),
-                self.time_of(self.others, ANSWERS_WITHIN),
+                self.time_of(self.own_check, ANSWERS_ITSELF_WITHIN),
+                self.time_of(self.check, ANSWERS_WITHIN),
             );
-            let at = first.min(itself).min(others);
+            let at = first.min(own).min(any);
             if at > now {
                 return None;
             }
             if at == first {
-                let begun = self.ring[self.slot(self.first)];
+                let connection = self.ring[self.slot(self.first)];
                 self.drop_first();
-                if begun.stage == Stage::Answered {
-                    return Some(Due { begun, at, answered: true });
+                if connection.stage == Stage::Answered {
+                    return Some(Timeout { connection, at, answered: true });
                 }
                 continue;
             }
-            let number = if at == itself { &mut self.itself } else { &mut self.others };
-            *number += 1;
-            let slot = self.slot(if at == itself { self.itself } else { self.others } - 1);
-            let begun = &mut self.ring[slot];
-            if begun.stage == Stage::Begun && (begun.closed || at != itself) {
-                begun.stage = Stage::GivenUp;
-                return Some(Due { begun: *begun, at, answered: false });
+            let next = if at == own { &mut self.own_check } else { &mut self.check };
+            let number = *next;
+            *next += 1;
+            let slot = self.slot(number);
+            let connection = &mut self.ring[slot];
+            if connection.stage == Stage::Opening && (connection.closed || at != own) {
+                connection.stage = Stage::TimedOut;
+                return Some(Timeout { connection: *connection, at, answered: false });
             }
         }
     }
 
-    /// Reads what leads to a connection of this hash.
-    pub fn read(&self, hash: u64) -> u64 {
+    /// Reads the chain of a hash, so that it is in the cache for a later lookup.
+    pub fn touch(&self, hash: u64) -> u64 {
         self.heads[self.home(hash)].0.into()
     }
 
-    /// So many of those whose answers this host itself would have to give next.
-    pub fn soon_due(&self, count: usize) -> impl Iterator<Item = &Begun> {
-        (self.itself..self.end).take(count).map(|number| &self.ring[self.slot(number)])
+    /// The pairs of the next `count` connections to time out.
+    pub fn next_pairs(&self, count: usize) -> impl Iterator<Item = u64> {
+        (self.own_check..self.end).take(count).map(|number| self.ring[self.slot(number)].pair)
     }
 
-    /// Connections of which nothing was heard, the oldest first.
-    pub fn unanswered(&self) -> impl Iterator<Item = Begun> {
-        let begun = (self.first..self.end).map(|number| self.ring[self.slot(number)]);
-        begun.filter(|begun| matches!(begun.stage, Stage::Begun | Stage::GivenUp))
+    /// The flows without a reply, oldest first.
+    pub fn unanswered(&self) -> impl Iterator<Item = Flow> {
+        let all = (self.first..self.end).map(|number| &self.ring[self.slot(number)]);
+        all.filter(|connection| matches!(connection.stage, Stage::Opening | Stage::TimedOut))
+            .map(|connection| connection.flow)
     }
 
-    /// Whether anything waits for its time.
+    /// Whether a connection waits for a timeout.
     pub fn is_waiting(&self) -> bool {
         self.first < self.end
     }
 
-    /// Forgets all that have begun and not been heard of: what was lost may have been their answers.
-    pub fn give_nobody_up(&mut self) {
+    /// Ends all connections without a reply, because the reply may have been lost.
+    pub fn drop_unanswered(&mut self) {
         for number in self.first..self.end {
             let slot = self.slot(number);
-            if self.ring[slot].stage == Stage::Begun {
+            if self.ring[slot].stage == Stage::Opening {
                 self.ring[slot].stage = Stage::Over;
             }
         }
     }
 
-    /// When the time of a connection is up; never, for the next one.
-    fn time_of(&self, number: u64, after: Duration) -> Moment {
-        if number < self.end { self.ring[self.slot(number)].moment + after } else { NEVER }
+    /// When a connection reaches this age. Never for the next connection.
+    fn time_of(&self, number: u64, age: Duration) -> Moment {
+        if number < self.end { self.ring[self.slot(number)].began + age } else { NEVER }
     }
 
     fn drop_first(&mut self) {
         self.first += 1;
-        self.itself = self.itself.max(self.first);
-        self.others = self.others.max(self.first);
+        self.own_check = self.own_check.max(self.first);
+        self.check = self.check.max(self.first);
     }
 
     fn slot(&self, number: u64) -> usize {
@@ -309,7 +422,7 @@ impl Pending {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::segment::SegmentKind;
+    use crate::types::SegmentKind;
     use proptest::prelude::*;
 
     fn probe(client_port: u16, sequence: u8) -> Segment {
@@ -326,42 +439,42 @@ mod tests {
         }
     }
 
-    /// Some share a chain, and some of those what a link has of the hash.
+    /// Some flows share a chain, and some of them also the hash bits of a link.
     fn hash(client_port: u16) -> u64 {
         u64::from(client_port % 2) << 56 | u64::from(client_port % 3)
     }
 
     proptest! {
-        /// Held against a list that is searched from end to end, where links' numbers begin anew.
+        /// Compares the ring with a list that is searched from end to end, also where the numbers of links wrap.
         #[test]
-        fn equals_a_list(
+        fn connections_equal_a_list(
             begun_before in prop_oneof![Just(0), Just(u64::from(Link::NUMBERS) - 5)],
             steps in proptest::collection::vec((0..4u8, 0..9u16), 1..200),
         ) {
-            let mut pending = Pending::new(8);
-            (pending.first, pending.end) = (begun_before, begun_before);
-            (pending.itself, pending.others) = (begun_before, begun_before);
+            let mut connections = Connections::new(8);
+            (connections.first, connections.end) = (begun_before, begun_before);
+            (connections.own_check, connections.check) = (begun_before, begun_before);
             let mut list: Vec<(u16, u8, Moment)> = Vec::new();
             let mut now = Moment::from_nanos(1);
             for (number, (what, port)) in (0..).zip(steps) {
                 if what == 0 {
                     now = now + SETTLED_AFTER / 4;
-                    while pending.due(now).is_some() {}
-                    list.retain(|(_, _, begun)| *begun + SETTLED_AFTER > now);
+                    while connections.next_timeout(now).is_some() {}
+                    list.retain(|(_, _, began)| *began + SETTLED_AFTER > now);
                 } else {
                     let (probe, hash) = (probe(port, number), hash(port));
-                    if let Some(known) = pending.find(hash, &Flow::from_client(&probe)) {
-                        // The next is another connection.
+                    if let Some(known) = connections.find(hash, &Flow::from_client(&probe)) {
+                        // The next SYN opens another connection.
                         known.stage = Stage::Over;
                     }
-                    pending.begin(&probe, hash, 0, now, false);
+                    connections.open(&probe, hash, 0, now, false);
                     list.push((port, number, now));
                     list = list.split_off(list.len().saturating_sub(8));
                 }
                 for port in 0..9 {
-                    let found = pending.find(hash(port), &Flow::from_client(&probe(port, 0)));
+                    let found = connections.find(hash(port), &Flow::from_client(&probe(port, 0)));
                     let latest = list.iter().rev().find(|(known, ..)| *known == port);
-                    prop_assert_eq!(found.map(|begun| begun.sequence), latest.map(|entry| entry.1));
+                    prop_assert_eq!(found.map(|connection| connection.sequence), latest.map(|entry| entry.1));
                 }
             }
         }

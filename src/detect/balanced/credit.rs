@@ -1,8 +1,8 @@
-//! What connections that came about are good for: one failure in so many is forgiven.
+//! Credit for successful connections, which offsets failures.
 //!
-//! Pure. Counted before anybody has failed, of each source and host, in as many places as there are; who has
-//! connected more often keeps his. Bounded by the minute and the hour: a balance without bounds could be
-//! filled by anybody who makes connections to an open port.
+//! Pure. Owns a fixed number of places for pairs of source and host. A pair earns credit before its first
+//! failure. When two pairs share a place, the pair with more connections keeps it. Credit is limited per minute
+//! and per hour, because any source can earn it with connections to an open port.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -10,11 +10,10 @@
 )]
 
 use crate::detect::balanced::thresholds::{
-    CONNECTIONS_FOR_A_FAILURE, CONNECTIONS_KEPT, CONNECTIONS_KEPT_FOR, CREDITS, FORGIVEN_A_MINUTE,
-    FORGIVEN_AN_HOUR,
+    CONNECTIONS_KEPT, CONNECTIONS_KEPT_FOR, CONNECTIONS_PER_FAILURE, CREDITS, EXCUSED_PER_HOUR,
+    EXCUSED_PER_MINUTE,
 };
-use crate::types::clock::Moment;
-use crate::types::segment::Port;
+use crate::types::{Moment, Port};
 
 const HOUR: u32 = 3600;
 const MINUTE: u32 = 60;
@@ -23,17 +22,19 @@ const MINUTE: u32 = 60;
 struct Credit {
     tag: u32,
     connections: u16,
-    /// The port of the latest on which nothing was said.
-    silent: u16,
-    forgiven: u16,
-    forgiven_in_hour: u16,
-    /// In seconds: the latest connection, and since when it is counted what was forgiven.
+    /// The port of the latest connection without data.
+    without_data: u16,
+    excused_in_minute: u16,
+    excused_in_hour: u16,
+    /// The second of the latest connection.
     latest: u32,
+    /// The second in which the current minute began.
     minute: u32,
+    /// The second in which the current hour began.
     hour: u32,
 }
 
-/// The connections of each source to each host.
+/// The credit of each source at each host.
 pub struct Credits(Vec<Credit>);
 
 impl Credits {
@@ -41,9 +42,9 @@ impl Credits {
         Self(vec![Credit::default(); CREDITS])
     }
 
-    /// A connection of the source and host of this hash came about, or seems to.
+    /// Adds a connection of the source and host with this hash.
     pub fn earn(&mut self, hash: u64, now: Moment) {
-        let (credit, now) = (self.place(hash), seconds(now));
+        let (credit, now) = (self.credit(hash), seconds(now));
         if credit.tag != tag(hash) {
             if credit.counts(now) && credit.connections > 0 {
                 credit.connections -= 1;
@@ -57,48 +58,49 @@ impl Credits {
         credit.latest = now;
     }
 
-    /// One of those counted was none.
-    pub fn take_back(&mut self, hash: u64) {
-        let credit = self.place(hash);
+    /// Removes a connection that was added too early.
+    pub fn undo(&mut self, hash: u64) {
+        let credit = self.credit(hash);
         if credit.tag == tag(hash) {
             credit.connections = credit.connections.saturating_sub(1);
         }
     }
 
-    /// On one of them nothing was said. A monitoring host does so on many ports; on one port over and over
-    /// it is no use to anybody, but to be forgiven.
-    pub fn silent(&mut self, hash: u64, port: Port) {
-        let credit = self.place(hash);
-        if credit.tag == tag(hash) && std::mem::replace(&mut credit.silent, port.0) == port.0 {
+    /// Removes a connection without data if the previous one was on the same port. A monitoring host makes such
+    /// connections to many ports. Repeated on one port, their only use is to earn credit.
+    pub fn without_data(&mut self, hash: u64, port: Port) {
+        let credit = self.credit(hash);
+        if credit.tag == tag(hash) && std::mem::replace(&mut credit.without_data, port.0) == port.0
+        {
             credit.connections = credit.connections.saturating_sub(1);
         }
     }
 
-    /// Whether a failure of theirs is forgiven.
-    pub fn forgives(&mut self, hash: u64, now: Moment) -> bool {
-        let (credit, now) = (self.place(hash), seconds(now));
+    /// Offsets a failure. Returns false if there is not enough credit.
+    pub fn excuses(&mut self, hash: u64, now: Moment) -> bool {
+        let (credit, now) = (self.credit(hash), seconds(now));
         if credit.tag != tag(hash) || !credit.counts(now) {
             return false;
         }
         if now.wrapping_sub(credit.minute) >= MINUTE {
-            (credit.minute, credit.forgiven) = (now, 0);
+            (credit.minute, credit.excused_in_minute) = (now, 0);
         }
         if now.wrapping_sub(credit.hour) >= HOUR {
-            (credit.hour, credit.forgiven_in_hour) = (now, 0);
+            (credit.hour, credit.excused_in_hour) = (now, 0);
         }
-        if credit.connections < CONNECTIONS_FOR_A_FAILURE
-            || credit.forgiven >= FORGIVEN_A_MINUTE
-            || credit.forgiven_in_hour >= FORGIVEN_AN_HOUR
+        if credit.connections < CONNECTIONS_PER_FAILURE
+            || credit.excused_in_minute >= EXCUSED_PER_MINUTE
+            || credit.excused_in_hour >= EXCUSED_PER_HOUR
         {
             return false;
         }
-        credit.connections -= CONNECTIONS_FOR_A_FAILURE;
-        credit.forgiven += 1;
-        credit.forgiven_in_hour += 1;
+        credit.connections -= CONNECTIONS_PER_FAILURE;
+        credit.excused_in_minute += 1;
+        credit.excused_in_hour += 1;
         true
     }
 
-    fn place(&mut self, hash: u64) -> &mut Credit {
+    fn credit(&mut self, hash: u64) -> &mut Credit {
         &mut self.0[(hash >> 32) as usize & (CREDITS - 1)]
     }
 }
@@ -109,7 +111,7 @@ impl Credit {
     }
 }
 
-/// Never zero: that is nobody's.
+/// Never zero, because zero marks an unused place.
 fn tag(hash: u64) -> u32 {
     hash as u32 | 1
 }
@@ -129,41 +131,41 @@ mod tests {
     }
 
     #[test]
-    fn one_in_so_many_is_forgiven_and_no_more_than_an_hour_allows() {
+    fn excused_failures_are_limited_per_minute_and_hour() {
         let mut credits = Credits::new();
-        let (mut forgiven, mut in_a_minute) = (0, 0);
+        let (mut excused, mut in_a_minute) = (0, 0);
         for second in 1000..4600 {
             for _ in 0..1000 {
                 credits.earn(SOURCE, at(second));
             }
-            let now = (0..40).filter(|_| credits.forgives(SOURCE, at(second))).count();
-            forgiven += now;
+            let now = (0..40).filter(|_| credits.excuses(SOURCE, at(second))).count();
+            excused += now;
             in_a_minute += if second < 1060 { now } else { 0 };
         }
-        assert_eq!(in_a_minute, usize::from(FORGIVEN_A_MINUTE));
-        assert_eq!(forgiven, usize::from(FORGIVEN_AN_HOUR));
-        for _ in 1..CONNECTIONS_FOR_A_FAILURE {
+        assert_eq!(in_a_minute, usize::from(EXCUSED_PER_MINUTE));
+        assert_eq!(excused, usize::from(EXCUSED_PER_HOUR));
+        for _ in 1..CONNECTIONS_PER_FAILURE {
             credits.earn(1, at(1000));
         }
-        assert!(!credits.forgives(1, at(1000)), "one connection is missing");
+        assert!(!credits.excuses(1, at(1000)), "one connection short");
     }
 
     #[test]
-    fn what_is_kept_is_bounded_and_forgotten() {
+    fn credit_is_bounded_and_expires() {
         let mut credits = Credits::new();
         for _ in 0..100_000 {
             credits.earn(SOURCE, at(1000));
         }
-        let burst = (0..1000).filter(|_| credits.forgives(SOURCE, at(1100))).count();
-        assert_eq!(burst, usize::from(CONNECTIONS_KEPT / CONNECTIONS_FOR_A_FAILURE));
+        let burst = (0..1000).filter(|_| credits.excuses(SOURCE, at(1100))).count();
+        assert_eq!(burst, usize::from(CONNECTIONS_KEPT / CONNECTIONS_PER_FAILURE));
         for _ in 0..100 {
             credits.earn(SOURCE, at(1100));
         }
-        assert!(!credits.forgives(SOURCE, at(1100 + 3600)));
+        assert!(!credits.excuses(SOURCE, at(1100 + 3600)));
     }
 
     #[test]
-    fn who_connects_more_often_keeps_the_place() {
+    fn pair_with_more_connections_keeps_the_place() {
         let mut credits = Credits::new();
         let other = SOURCE ^ 0xff00;
         for _ in 0..100 {
@@ -172,7 +174,7 @@ mod tests {
         for _ in 0..50 {
             credits.earn(other, at(1000));
         }
-        assert!(credits.forgives(SOURCE, at(1000)));
-        assert!(!credits.forgives(other, at(1000)));
+        assert!(credits.excuses(SOURCE, at(1000)));
+        assert!(!credits.excuses(other, at(1000)));
     }
 }

@@ -1,13 +1,13 @@
-//! What is only reported: very many ports by one source whatever came of them, and failed ports of one
-//! host by many sources.
+//! The rules that only report: very many ports by one source, whatever the outcome, and failed ports of one
+//! host by many sources (a distributed scan).
 //!
-//! Pure. Ports and sources are counted as bits of hashes: that is enough for "very many".
+//! Pure. Owns a fixed number of places. Counts ports and sources as bits of hashes, which is exact enough for
+//! "very many".
 
 use crate::detect::balanced::thresholds::{MANY_PORTS, MANY_SOURCES, MANY_SOURCES_AT_LEAST};
-use crate::types::clock::Moment;
-use crate::types::segment::Port;
+use crate::types::{Moment, Port};
 
-/// Sources, or hosts, followed at a time; each has one place.
+/// How many sources, or hosts, are followed at a time.
 const PLACES: usize = 512;
 const BITS: usize = 512;
 
@@ -17,42 +17,47 @@ struct Place {
     begun: Moment,
     ports: [u64; BITS / 64],
     sources: u64,
-    told: bool,
+    reported: bool,
 }
 
-const EMPTY: Place =
-    Place { tag: 0, begun: Moment::from_nanos(0), ports: [0; BITS / 64], sources: 0, told: false };
+const EMPTY: Place = Place {
+    tag: 0,
+    begun: Moment::from_nanos(0),
+    ports: [0; BITS / 64],
+    sources: 0,
+    reported: false,
+};
 
 impl Place {
-    /// So many distinct ports at the least.
+    /// How many distinct ports there are at least.
     fn ports(&self) -> usize {
         self.ports.iter().map(|word| word.count_ones() as usize).sum()
     }
 
     fn set(&mut self, port: Port) {
-        // Two ports may share a bit: then there are more than were counted, never fewer.
+        // Two ports may share a bit. The count is then too low, never too high.
         let bit = usize::from(port.0.wrapping_mul(0x9e37) >> 7);
         self.ports[bit / 64] |= 1 << (bit % 64);
     }
 }
 
-/// Those that are followed.
-pub struct Crowds {
+/// The sources and hosts that are followed.
+pub struct ReportOnly {
     by_pair: Vec<Place>,
     by_host: Vec<Place>,
 }
 
-impl Crowds {
+impl ReportOnly {
     pub fn new() -> Self {
         Self { by_pair: vec![EMPTY; PLACES], by_host: vec![EMPTY; PLACES] }
     }
 
-    /// A source, of this hash together with the host, was answered on a port. True once, when its ports
-    /// are very many.
+    /// Takes note of a port that has replied, given the hash of source and host. Returns true once, when there
+    /// are very many ports.
     pub fn answered(&mut self, pair: u64, port: Port, now: Moment) -> bool {
         let place = &mut self.by_pair[(pair >> 32) as usize % PLACES];
         if place.tag != pair || now.is_past(place.begun, MANY_PORTS.within) {
-            // Whoever has had many already is not pushed out by somebody with one.
+            // A source with one port does not evict a source with many.
             let busy = place.tag != pair && place.ports() > MANY_PORTS.more_than / 4;
             if busy && !now.is_past(place.begun, MANY_PORTS.within) {
                 return false;
@@ -60,12 +65,13 @@ impl Crowds {
             *place = Place { tag: pair, begun: now, ..EMPTY };
         }
         place.set(port);
-        let many = !place.told && place.ports() > MANY_PORTS.more_than;
-        place.told |= many;
+        let many = !place.reported && place.ports() > MANY_PORTS.more_than;
+        place.reported |= many;
         many
     }
 
-    /// A source failed on a port of the host of this hash. True once, when there are too many of both.
+    /// Takes note of a failed port of the host with this hash. Returns true once, when there are too many ports
+    /// and too many sources.
     pub fn failed(&mut self, host: u64, source: u64, port: Port, now: Moment) -> bool {
         let place = &mut self.by_host[(host >> 32) as usize % PLACES];
         if place.tag != host || now.is_past(place.begun, MANY_SOURCES.within) {
@@ -73,10 +79,10 @@ impl Crowds {
         }
         place.set(port);
         place.sources |= 1 << (source & 63);
-        let many = !place.told
+        let many = !place.reported
             && place.sources.count_ones() >= MANY_SOURCES_AT_LEAST
             && place.ports() > MANY_SOURCES.more_than;
-        place.told |= many;
+        place.reported |= many;
         many
     }
 }

@@ -1,59 +1,59 @@
-//! A source's first failure: what most have, and forged sources never more.
+//! The first failure of each source. Most sources, and all forged ones, have no second one.
 //!
-//! Pure. Each has one place, which the latest takes; only a second failure gets a place in a table. So a
-//! flood of forged sources pushes nobody out who has failed twice.
+//! Pure. Owns a fixed number of places; a later source with the same place overwrites it. Only a second failure
+//! takes an entry in a table, so a flood of forged sources cannot evict a source that has failed twice.
 
 #![expect(
     clippy::cast_possible_truncation,
-    reason = "hashes are cut to the bits that are needed, places fit by construction"
+    reason = "hashes are cut to the bits that are needed, and places fit by construction"
 )]
 
-use crate::types::clock::Moment;
-use crate::types::segment::Outcome;
+use crate::types::{Moment, Outcome};
 
-/// Three words for each place: they are taken from the system only where they are used.
+/// Words per place. Zeroed memory costs nothing until it is used, and words are zeroed by the allocator.
 const WORDS: usize = 3;
 
 const OUTCOMES: [Outcome; 5] =
     [Outcome::Unknown, Outcome::Answered, Outcome::Refused, Outcome::Unanswered, Outcome::HalfOpen];
 
-/// A failure: at a port of a host, or at a host.
+/// A failure at a port of a host, or at a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failure {
+    /// The port, or the hash of the host.
     pub at: u32,
     pub outcome: Outcome,
-    /// Nothing an operating system sends of its own: a stealth probe, a SYN made up.
+    /// The segment was a stealth probe or a crafted SYN.
     pub crafted: bool,
     pub moment: Moment,
 }
 
-/// First failures.
+/// The first failures.
 pub struct FirstFailures {
     words: Vec<u64>,
     places: usize,
 }
 
 impl FirstFailures {
-    /// So many places: a power of two.
+    /// So many places, rounded up to a power of two.
     pub fn new(places: usize) -> Self {
         let places = places.next_power_of_two();
         Self { words: vec![0; places * WORDS], places }
     }
 
-    /// Where whoever has this hash has failed, if only there.
+    /// Where the source with this hash has failed, if it has failed once.
     pub fn known(&self, hash: u64) -> Option<u32> {
         let (places, _) = self.words.as_chunks::<WORDS>();
         let [tag, what, _] = places[self.at(hash)];
         (tag == hash | 1).then_some(what as u32)
     }
 
-    /// Reads the place of this hash.
-    pub fn read(&self, hash: u64) -> u64 {
+    /// Reads the place of a hash, so that it is in the cache for a later lookup.
+    pub fn touch(&self, hash: u64) -> u64 {
         self.words[self.at(hash) * WORDS]
     }
 
-    /// Notes a failure of whoever has this hash. If it has another already, that one is returned, and its
-    /// place is free.
+    /// Takes note of a failure of the source with this hash. If there is another one already, returns it and
+    /// frees its place.
     pub fn note(&mut self, hash: u64, failure: Failure) -> Option<Failure> {
         let tag = hash | 1;
         let place = self.place(hash);
@@ -74,8 +74,8 @@ impl FirstFailures {
         None
     }
 
-    /// It was none.
-    pub fn take_back(&mut self, hash: u64, at: u32) {
+    /// Removes a failure that was none.
+    pub fn undo(&mut self, hash: u64, at: u32) {
         let [tag, what, _] = self.place(hash);
         if *tag == hash | 1 && *what as u32 == at {
             *tag = 0;

@@ -1,8 +1,8 @@
 //! Hashes of addresses and ports.
 //!
-//! Pure. Keyed anew in each process: nobody outside can choose sources that collide. They are handed to the
-//! hasher in as few pieces as they fit in, which is most of what hashing costs; and what is known of one host
-//! is mixed with its ports.
+//! Pure. Owns the key, which is random in each process, so that nothing outside can construct collisions. The
+//! number of writes to the hasher is most of the cost of a hash, so addresses are packed into as few writes
+//! as possible.
 
 use std::cell::Cell;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -11,33 +11,33 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::IpNet;
 
 use crate::detect::balanced::connections::Flow;
-use crate::types::segment::Port;
+use crate::types::Port;
 
-const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+const UNSPECIFIED: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
-/// Of what kind a hash is.
+/// The kind of a hash.
 const PAIR: u64 = 1 << 32;
 const SWEEP: u64 = 2 << 32;
 const HOST: u64 = 3 << 32;
 const SOURCE: u64 = 4 << 32;
 
-/// The keys.
+/// The keyed hash functions.
 pub struct Hashes {
     keys: RandomState,
-    /// The hash of nobody, who stands for this host; and of the host asked about last, which most often is the
-    /// next one too.
-    nobody: u64,
+    /// The hash of the unspecified address, which stands for this host.
+    own_host: u64,
+    /// The host of the last call and its hash. The next call usually is about the same host.
     host: Cell<(IpAddr, u64)>,
 }
 
 impl Hashes {
     pub fn new() -> Self {
-        let (keys, none) = (RandomState::new(), (NOBODY, 0));
-        let hashes = Self { keys, nobody: 0, host: Cell::new(none) };
-        Self { nobody: hashes.of(NOBODY, NOBODY, HOST), ..hashes }
+        let (keys, none) = (RandomState::new(), (UNSPECIFIED, 0));
+        let hashes = Self { keys, own_host: 0, host: Cell::new(none) };
+        Self { own_host: hashes.of(UNSPECIFIED, UNSPECIFIED, HOST), ..hashes }
     }
 
-    /// Of a connection: the same from both ends.
+    /// The hash of a connection, which is the same from both ends.
     pub fn of_flow(&self, flow: &Flow) -> u64 {
         let client = (flow.client, flow.client_port.0);
         let server = (flow.server, flow.port.0);
@@ -45,13 +45,13 @@ impl Hashes {
         self.of(one.0, other.0, u64::from(one.1) << 16 | u64::from(other.1))
     }
 
-    /// Of a source and a host.
+    /// The hash of a source and a host.
     pub fn of_pair(&self, source: &IpNet, host: IpAddr) -> u64 {
         self.of(source.addr(), host, PAIR | u64::from(source.prefix_len()))
     }
 
-    /// Of what has this hash, and one of its ports or hosts: nobody who does not know the one can tell which
-    /// of the others share a place (the mixing is MurmurHash3's, `fmix64`).
+    /// A hash combined with a port or a host. Collisions stay unpredictable, because the hash is secret. (The
+    /// mixing is `fmix64` of MurmurHash3.)
     pub fn with(hash: u64, which: u32) -> u64 {
         let mut mixed = hash ^ u64::from(which).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         mixed = (mixed ^ mixed >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
@@ -59,31 +59,31 @@ impl Hashes {
         mixed ^ mixed >> 33
     }
 
-    /// Of a source and a port it tries on several hosts.
+    /// The hash of a source and a port that it tries on several hosts.
     pub fn of_sweep(&self, source: &IpNet, port: Port) -> u64 {
         let rest = u64::from(port.0) << 8 | u64::from(source.prefix_len());
-        self.of(source.addr(), NOBODY, SWEEP | rest)
+        self.of(source.addr(), UNSPECIFIED, SWEEP | rest)
     }
 
-    /// Of a port of a host.
+    /// The hash of a port of a host.
     pub fn of_port(&self, host: IpAddr, port: Port) -> u64 {
         Self::with(self.of_host(host), port.0.into())
     }
 
-    /// Of a host.
+    /// The hash of a host.
     pub fn of_host(&self, host: IpAddr) -> u64 {
-        if host == NOBODY {
-            return self.nobody;
+        if host == UNSPECIFIED {
+            return self.own_host;
         }
         if self.host.get().0 != host {
-            self.host.set((host, self.of(host, NOBODY, HOST)));
+            self.host.set((host, self.of(host, UNSPECIFIED, HOST)));
         }
         self.host.get().1
     }
 
-    /// Of a source, whatever it tries.
+    /// The hash of a source.
     pub fn of_source(&self, source: IpAddr) -> u64 {
-        self.of(source, NOBODY, SOURCE)
+        self.of(source, UNSPECIFIED, SOURCE)
     }
 
     fn of(&self, one: IpAddr, other: IpAddr, rest: u64) -> u64 {

@@ -1,43 +1,46 @@
-//! At which hosts a source has failed on one port, or left it unused, and whether they are too many.
+//! The hosts at which a source has failed on one port, or has connected without data.
 //!
-//! Pure. Likewise the most recent distinct ones; a host is 32 bits of a hash nobody outside knows.
+//! Pure. Owns the most recent distinct hosts and the sweep limits. A host is 32 bits of a keyed hash.
 
 #![expect(
     clippy::cast_possible_truncation,
-    reason = "hashes are cut to the bits that are needed, places fit by construction"
+    reason = "times are counted modulo their type, and positions fit by construction"
 )]
 
 use std::time::Duration;
 
 use crate::detect::balanced::thresholds::{
-    CONNECTIONS_FOR_A_HOST, CONNECTIONS_FOR_ANOTHER_HOST, HOSTS_FORGIVEN, Limit, SLOW_SWEEP, SWEEP,
+    CONNECTIONS_PER_EXTRA_HOST, CONNECTIONS_PER_HOST, HOSTS_EXCUSED, Limit, SLOW_SWEEP, SWEEP,
     SWEEP_FAILED,
 };
-use crate::types::clock::Moment;
+use crate::types::Moment;
 
 const KEPT: usize = SWEEP.more_than + 1;
 
-/// The most recent hosts, in the order in which they were last tried.
+/// The most recent hosts, in the order of their last attempts.
 #[derive(Clone, Copy, Debug)]
 pub struct RecentHosts {
     hosts: [u32; KEPT],
-    /// In milliseconds since `begun`.
+    /// The attempts, in milliseconds since `began`.
     moments: [u32; KEPT],
-    begun: Moment,
-    /// A bit for each that has failed.
+    began: Moment,
+    /// A bit for each host that has failed.
     failed: u32,
-    /// Likewise, for each that has failed to answer a SYN no operating system makes.
+    /// A bit for each host that has failed on a crafted SYN.
     crafted: u32,
     kept: u8,
+    /// Successful connections within the span of a sweep ...
     connections: u16,
-    /// The host of the latest of them.
+    /// ... the host of the latest one ...
     connected: u32,
-    forgiven: u16,
-    turned: Moment,
-    /// Likewise within a day: connections, and since when they are counted.
+    /// ... how many failures they have offset ...
+    excused: u16,
+    /// ... and the beginning of the span.
+    span: Moment,
+    /// Successful connections within a day, and the beginning of the day.
     in_a_day: u16,
     day: Moment,
-    pub reported: Option<Moment>,
+    reported: Option<Moment>,
 }
 
 impl RecentHosts {
@@ -45,23 +48,33 @@ impl RecentHosts {
         Self {
             hosts: [0; KEPT],
             moments: [0; KEPT],
-            begun: now,
+            began: now,
             failed: 0,
             crafted: 0,
             kept: 0,
             connections: 0,
             connected: 0,
-            forgiven: 0,
-            turned: now,
+            excused: 0,
+            span: now,
             in_a_day: 0,
             day: now,
             reported: None,
         }
     }
 
-    /// A connection to a host came about. Over and over to the same one, it is no use but to be forgiven.
+    /// When the sweep was last reported.
+    pub fn reported(&self) -> Option<Moment> {
+        self.reported
+    }
+
+    pub fn set_reported(&mut self, moment: Option<Moment>) {
+        self.reported = moment;
+    }
+
+    /// Adds a successful connection, unless the previous one was to the same host: the only use of repeated
+    /// connections to one host is to earn credit.
     pub fn earn(&mut self, host: u32, now: Moment) {
-        self.turn(now);
+        self.start_spans(now);
         if std::mem::replace(&mut self.connected, host) == host {
             return;
         }
@@ -69,24 +82,23 @@ impl RecentHosts {
         self.in_a_day = self.in_a_day.saturating_add(1);
     }
 
-    /// Whether a failure is forgiven.
-    pub fn forgives(&mut self, now: Moment) -> bool {
-        self.turn(now);
-        let allowed = (self.connections / CONNECTIONS_FOR_A_HOST)
-            .min(HOSTS_FORGIVEN)
-            .max(self.connections / CONNECTIONS_FOR_ANOTHER_HOST);
-        let forgives = self.forgiven < allowed;
-        self.forgiven += u16::from(forgives);
-        forgives
+    /// Offsets a failure. Returns false if there are too few connections.
+    pub fn excuses(&mut self, now: Moment) -> bool {
+        self.start_spans(now);
+        let allowed = (self.connections / CONNECTIONS_PER_HOST)
+            .min(HOSTS_EXCUSED)
+            .max(self.connections / CONNECTIONS_PER_EXTRA_HOST);
+        let excuses = self.excused < allowed;
+        self.excused += u16::from(excuses);
+        excuses
     }
 
-    /// Whether a host is among them.
+    /// Whether a host is among the most recent ones.
     pub fn knows(&self, host: u32) -> bool {
         self.hosts[..usize::from(self.kept)].contains(&host)
     }
 
-    /// A failure at a host, by a SYN that is bare or not, or a connection left unused; the rule that is
-    /// broken by now, if one is.
+    /// Adds a failure, or a connection without data. Returns the limit that is exceeded now.
     pub fn add(&mut self, host: u32, failed: bool, crafted: bool, now: Moment) -> Option<Limit> {
         let (mut failed, mut crafted) = (failed, failed && crafted);
         let mut kept = usize::from(self.kept);
@@ -109,22 +121,22 @@ impl RecentHosts {
         if within(SWEEP) && self.failed.count_ones() as usize >= SWEEP_FAILED {
             return Some(SWEEP);
         }
-        let all_bare = self.crafted.count_ones() as usize == KEPT;
-        let is_used = usize::from(self.in_a_day / CONNECTIONS_FOR_A_HOST) >= KEPT;
-        (within(SLOW_SWEEP) && all_bare && !is_used).then_some(SLOW_SWEEP)
+        let all_crafted = self.crafted.count_ones() as usize == KEPT;
+        let is_used = usize::from(self.in_a_day / CONNECTIONS_PER_HOST) >= KEPT;
+        (within(SLOW_SWEEP) && all_crafted && !is_used).then_some(SLOW_SWEEP)
     }
 
-    /// A host has answered after all.
-    pub fn take_back(&mut self, host: u32) {
+    /// Removes a host that has replied after all.
+    pub fn undo(&mut self, host: u32) {
         let kept = usize::from(self.kept);
         if let Some(at) = self.hosts[..kept].iter().position(|known| *known == host) {
             self.remove(at);
         }
     }
 
-    /// The first of the hosts that are too many was tried then.
+    /// When the source tried the first of the hosts.
     pub fn first(&self) -> Moment {
-        self.begun + Duration::from_millis(self.moments[0].into())
+        self.began + Duration::from_millis(self.moments[0].into())
     }
 
     fn remove(&mut self, at: usize) {
@@ -135,14 +147,14 @@ impl RecentHosts {
         self.kept -= 1;
     }
 
-    /// Comes round after seven weeks.
+    /// Wraps around after seven weeks.
     fn millis(&self, now: Moment) -> u32 {
-        now.since(self.begun).as_millis() as u32
+        now.since(self.began).as_millis() as u32
     }
 
-    fn turn(&mut self, now: Moment) {
-        if now.is_past(self.turned, SWEEP.within) {
-            (self.turned, self.connections, self.forgiven) = (now, 0, 0);
+    fn start_spans(&mut self, now: Moment) {
+        if now.is_past(self.span, SWEEP.within) {
+            (self.span, self.connections, self.excused) = (now, 0, 0);
         }
         if now.is_past(self.day, SLOW_SWEEP.within) {
             (self.day, self.in_a_day) = (now, 0);
@@ -159,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn thirty_hosts_are_too_many_if_some_have_failed() {
+    fn thirty_hosts_exceed_the_limit_if_some_have_failed() {
         for (every, expected) in [(1, Some(29)), (2, Some(29)), (10, None)] {
             let mut hosts = RecentHosts::new(at(1));
             let mut add = |host| hosts.add(host, host % every == 0, false, at(1)).is_some();
@@ -168,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn slowly_they_are_too_many_if_all_have_failed_by_bare_segments() {
+    fn slow_sweep_exceeds_the_limit_if_all_segments_are_crafted() {
         for (pause, every, expected) in
             [(11, 1, Some(29)), (2900, 1, Some(29)), (3000, 1, None), (11, 29, None)]
         {
@@ -182,9 +194,9 @@ mod tests {
         }
     }
 
-    /// A mail server whose firewall takes the options off its SYNs.
+    /// A mail server behind a firewall that strips the options of its SYNs.
     #[test]
-    fn whoever_uses_a_port_as_well_does_not_sweep_slowly() {
+    fn source_with_successful_connections_is_no_slow_sweep() {
         for (connections, expected) in [(59, Some(29)), (60, None)] {
             let mut hosts = RecentHosts::new(at(1));
             (0..connections).for_each(|host| hosts.earn(host + 1, at(1)));
@@ -194,31 +206,31 @@ mod tests {
         }
     }
 
-    /// However fast it is. Where a third is dead, no more than a fifth of what is alive is forgiven beyond the
-    /// limit.
+    /// However fast the crawler is. If a third of the hosts is dead, only a fifth of the connections counts
+    /// beyond the limit.
     #[test]
-    fn a_crawler_is_forgiven_every_sixth_host() {
+    fn every_sixth_host_of_a_crawler_is_excused() {
         for (connections_each, expected) in [(2, 3000 * 2 / 5), (5, 3000)] {
             let mut hosts = RecentHosts::new(at(1));
-            let mut forgiven = 0;
+            let mut excused = 0;
             for failure in 0..3000 {
                 (0..connections_each).for_each(|next| hosts.earn(failure * 5 + next + 1, at(2)));
-                forgiven += u16::from(hosts.forgives(at(2)));
+                excused += u16::from(hosts.excuses(at(2)));
             }
-            assert_eq!(forgiven, expected, "{connections_each} connections for each failure");
+            assert_eq!(excused, expected, "{connections_each} connections for each failure");
         }
     }
 
     #[test]
-    fn a_host_that_has_failed_once_has_failed_and_one_taken_back_has_not() {
+    fn undone_host_has_not_failed() {
         let mut hosts = RecentHosts::new(at(1));
         let add =
             |hosts: &mut RecentHosts, host, failed| hosts.add(host, failed, false, at(2)).is_some();
         for host in 0..29 {
             add(&mut hosts, host, host < 10);
         }
-        assert!(!add(&mut hosts, 3, false), "the same again is no thirtieth");
-        hosts.take_back(4);
+        assert!(!add(&mut hosts, 3, false), "a known host is no thirtieth");
+        hosts.undo(4);
         assert!(!add(&mut hosts, 30, false));
         assert!(!add(&mut hosts, 31, false), "nine have failed");
         assert!(add(&mut hosts, 31, true));

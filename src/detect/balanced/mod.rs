@@ -1,8 +1,8 @@
-//! BalancedDetector detection: only what failed counts.
+//! The balanced rules: only failed probes count.
 //!
-//! Pure, as the classic rule: segments and moments in, scans out, in fixed memory. A probe is followed
-//! until it is known what became of it; a failure is held against its source, per host and per port.
-//! Every number stands in [`numbers`], with its reason.
+//! Pure: segments and moments in, scans out, in fixed memory. [`Handshakes`] follows each probe until its
+//! outcome is known. [`Rules`] counts the outcome for the source, per host and per port. Every threshold is in
+//! [`thresholds`], with its reason.
 
 pub mod connections;
 pub mod credit;
@@ -14,278 +14,156 @@ pub mod hosts;
 pub mod open_ports;
 pub mod ports;
 pub mod rules;
-pub mod table;
 pub mod thresholds;
 pub mod visibility;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::config::{DetectionConfig, Per};
-use crate::detect::balanced::connections::{Due, Flow, Pending};
-use crate::detect::balanced::credit::Credits;
-use crate::detect::balanced::distributed::Crowds;
-use crate::detect::balanced::first_failure::FirstFailures;
-use crate::detect::balanced::hash::Hashes;
-use crate::detect::balanced::hosts::RecentHosts;
-use crate::detect::balanced::open_ports::{OwnPorts, RecentlySeen};
-use crate::detect::balanced::rules::{Record, SweepKey, Tried};
-use crate::detect::balanced::table::Table;
-use crate::detect::balanced::thresholds::{FOLLOWED, SOUNDINGS};
-use crate::detect::balanced::visibility::Sight;
-use crate::detect::classic::sources::Lookup;
-use crate::detect::classic::{ClassicDetector, unit_of};
-use crate::detect::decoys::Decoys;
-use crate::detect::key::Key;
-use crate::detect::ongoing::OngoingScans;
-use crate::types::clock::Moment;
-use crate::types::host::{Host, Listening};
-use crate::types::network::overlap;
-use crate::types::scan::Scan;
-use crate::types::scan::Summary;
-use crate::types::segment::{Outcome, Port, Segment, SegmentKind};
+use crate::config::{DetectionConfig, Preset};
+use crate::detect::balanced::handshake::Handshakes;
+use crate::detect::balanced::rules::Rules;
+use crate::detect::{BATCH, Detector, Observer, report};
+use crate::types::{Host, Listening, Moment, Scan, Segment, SegmentKind, Summary};
 
-/// Sources that sweep, and sources of stray segments, for each that fails on several ports: there are
-/// fewer of them.
-const SHARE_OF_OTHERS: usize = 16;
+/// The present moment, and the host as it is now.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    pub now: Moment,
+    pub host: &'a Host,
+}
 
-/// The detector of the balanced rules.
+/// The detector of the preset `balanced`.
 pub struct BalancedDetector {
-    rule: DetectionConfig,
-    pending: Pending,
-    first_ports: FirstFailures,
-    records: Table<Key, Record>,
-    credits: Credits,
-    /// Failures that were forgiven.
-    forgiven: RecentlySeen,
-    /// Who seems to have sounded out ports, and when it is time to see whether that was all.
-    soundings: VecDeque<(Moment, Flow)>,
-    first_hosts: FirstFailures,
-    sweeps: Table<SweepKey, RecentHosts>,
-    strays: Table<Key, Record>,
-    crowds: Crowds,
-    sight: Sight,
-    /// Ports on which somebody has answered.
-    open: RecentlySeen,
-    own: OwnPorts,
-    /// Somebody has tried to reach another host than this one.
-    sees_others: bool,
-    /// What is gone back to where answers are not seen.
-    classic: ClassicDetector,
-    sought: Vec<Lookup>,
-    episodes: OngoingScans,
-    decoys: Decoys,
-    hashes: Hashes,
+    handshakes: Handshakes,
+    rules: Rules,
     latest: Moment,
-    evicted: u64,
 }
 
 impl BalancedDetector {
-    /// A detector that has seen nothing.
     pub fn new(rule: DetectionConfig) -> Self {
-        let sources = rule.max_sources.get();
-        Self {
-            pending: Pending::new(FOLLOWED),
-            first_ports: FirstFailures::new(sources * 2),
-            records: Table::new(sources),
-            credits: Credits::new(),
-            forgiven: RecentlySeen::new(),
-            soundings: VecDeque::with_capacity(SOUNDINGS),
-            first_hosts: FirstFailures::new(sources),
-            sweeps: Table::new(sources / SHARE_OF_OTHERS),
-            strays: Table::new(sources / SHARE_OF_OTHERS),
-            crowds: Crowds::new(),
-            sight: Sight::new(),
-            open: RecentlySeen::new(),
-            own: OwnPorts::default(),
-            sees_others: false,
-            classic: ClassicDetector::new(per_host(&rule)),
-            sought: Vec::with_capacity(1),
-            episodes: OngoingScans::new(),
-            decoys: Decoys::new(),
-            hashes: Hashes::new(),
-            latest: Moment::default(),
-            evicted: 0,
-            rule,
-        }
+        Self { handshakes: Handshakes::new(), rules: Rules::new(rule), latest: Moment::default() }
     }
 
-    /// Goes by another configuration; false where what is remembered had to be given up.
-    pub fn reconfigure(&mut self, rule: DetectionConfig) -> bool {
-        let same_sources = |rule: &DetectionConfig| (rule.max_sources, rule.ipv6_prefix);
-        let kept = same_sources(&rule) == same_sources(&self.rule);
-        if kept {
-            self.classic.reconfigure(per_host(&rule));
-            self.rule = rule;
-        } else {
-            let own = std::mem::take(&mut self.own);
-            *self = Self { latest: self.latest, own, ..Self::new(rule) };
-        }
-        kept
-    }
-
-    /// Reads what these segments, and what is due meanwhile, will ask of memory: all at once, instead of one
-    /// after the other, is most of what a flood costs.
-    pub fn read_ahead(&self, segments: &[Segment]) {
-        let mut read = 0;
-        for segment in segments {
-            read ^= self.pending.read(self.hashes.of_flow(&Flow::from_client(segment)));
-        }
-        for begun in self.pending.soon_due(segments.len()) {
-            read ^= self.first_ports.read(begun.pair);
-        }
-        std::hint::black_box(read);
-    }
-
-    /// Considers a segment. Scans it makes known are added to `found`: of its own source, or of one that
-    /// has waited for an answer in vain.
-    pub fn observe(&mut self, segment: &Segment, host: &Host, found: &mut Vec<Scan>) {
-        self.pass_time(segment.moment, host, found);
+    fn consider(&mut self, segment: &Segment, host: &Host) {
+        self.advance(segment.moment, host);
+        let Self { handshakes, rules, .. } = self;
+        let context = Context { now: self.latest, host };
         match segment.kind {
-            SegmentKind::Syn => self.on_syn(segment, host, found),
+            SegmentKind::Syn => handshakes.on_syn(segment, context, rules),
             SegmentKind::Fin | SegmentKind::Null | SegmentKind::Xmas | SegmentKind::Fragment => {
-                if self.rule.stealth && !host.owns(segment.source) {
-                    // Whatever comes of it, nobody honest sends it.
-                    let flow = Flow::from_client(segment);
-                    let pair = self.pair_of(&flow, host);
-                    let tried = Tried { flow, pair, moment: self.latest, crafted: true };
-                    self.failed(tried, Outcome::Unknown, host, found);
-                }
+                rules.stealth_probe(segment, context);
             }
-            SegmentKind::SynAck => self.on_answer(segment, host, found),
-            SegmentKind::Reset | SegmentKind::ResetAck => self.on_reset(segment, host, found),
-            SegmentKind::FinAck => self.on_close(segment, host, found),
-            SegmentKind::Unreachable => self.on_unreachable(segment, host, found),
+            SegmentKind::SynAck => handshakes.on_syn_ack(segment, context, rules),
+            SegmentKind::Reset | SegmentKind::ResetAck => {
+                handshakes.on_reset(segment, context, rules);
+            }
+            SegmentKind::FinAck => handshakes.on_fin(segment, context, rules),
+            SegmentKind::Unreachable => handshakes.on_unreachable(segment, context, rules),
         }
     }
 
-    /// It is `now`, and nothing more has been seen.
-    pub fn pass_time(&mut self, now: Moment, host: &Host, found: &mut Vec<Scan>) {
+    /// Handles everything that is due by `now`, each at its own time: the next segment may arrive much later.
+    fn advance(&mut self, now: Moment, host: &Host) {
         loop {
-            let sounding = self.soundings.front().map(|(due, _)| *due).filter(|due| *due <= now);
-            // Each by its own time: the next segment may come a long while later.
-            if let Some(Due { begun, at, answered }) = self.pending.due(sounding.unwrap_or(now)) {
-                self.latest = self.latest.max(at);
-                if answered {
-                    self.settled(&begun, host, found);
-                } else {
-                    self.unanswered(&begun, host, found);
-                }
-            } else if let Some((at, flow)) = sounding.and_then(|_| self.soundings.pop_front()) {
-                self.latest = self.latest.max(at);
-                self.sounded(&flow, host, found);
+            let check = self.rules.next_check().filter(|due| *due <= now);
+            if let Some(timeout) = self.handshakes.next_timeout(check.unwrap_or(now)) {
+                self.latest = self.latest.max(timeout.at);
+                let context = Context { now: self.latest, host };
+                self.handshakes.on_timeout(&timeout, context, &mut self.rules);
+            } else if let Some(due) = check {
+                self.latest = self.latest.max(due);
+                self.rules.run_check(Context { now: self.latest, host });
             } else {
                 break;
             }
         }
-        // A clock that runs backwards, as in a capture file put together from several, stands still.
+        // A clock that runs backwards, as in a capture file that was merged from several, stands still here.
         self.latest = self.latest.max(now);
     }
 
-    /// Whether anything waits for time to pass.
-    pub fn is_waiting(&self) -> bool {
-        self.pending.is_waiting() || !self.soundings.is_empty()
-    }
-
-    /// Whether answers are not seen, or not all, so that the classic rule holds for what seems
-    /// unanswered.
-    pub fn is_one_sided(&self) -> bool {
-        self.sight.is_one_sided()
-    }
-
-    /// On these ports this host listens.
-    pub fn listens_on(&mut self, ports: Arc<Listening>) {
-        self.own.follow(ports, self.latest);
-    }
-
-    /// Capture has lost packets, answers perhaps: nobody who waits for one is given up.
-    pub fn has_lost(&mut self) {
-        self.pending.give_nobody_up();
-    }
-
-    /// Judges a probe by the classic rule, unless its port has answered while answers were seen: where a host
-    /// has gone, all its clients go on asking.
-    fn fall_back(&mut self, flow: &Flow, host: &Host, found: &mut Vec<Scan>) {
-        if self.is_no_secret(flow, host) {
-            return;
+    fn report_all(&mut self, observer: &mut dyn Observer) {
+        for scan in self.rules.take_scans() {
+            report(self, scan, observer);
         }
-        let probe = Segment {
-            moment: self.latest,
-            source: flow.client,
-            destination: flow.server,
-            source_port: flow.client_port,
-            port: flow.port,
-            kind: SegmentKind::Syn,
-            sequence: 0,
-            acknowledged: 0,
-            crafted: false,
-        };
-        let mut sought = std::mem::take(&mut self.sought);
-        self.classic.seek(std::slice::from_ref(&probe), host, &mut sought);
-        if let Some(sought) = sought.first() {
-            found.extend(self.classic.observe(&probe, sought, host));
-        }
-        self.sought = sought;
-    }
-
-    /// Reported scans that have fallen silent by `now`, or have gone on for a minute, in sum.
-    pub fn sum_up(&mut self, now: Moment) -> (Vec<Summary>, u64) {
-        let (mut summaries, untold) = self.episodes.sum_up(now);
-        let (of_classic, more) = self.classic.sum_up(now);
-        summaries.extend(of_classic);
-        (summaries, untold + more)
-    }
-
-    /// Forgets everything about the sources in a network: it has been let in again.
-    pub fn forget(&mut self, network: IpNet) {
-        let within = |source: &IpNet| overlap(source, &network);
-        self.records.remove_where(|key| within(&key.source));
-        self.strays.remove_where(|key| within(&key.source));
-        self.sweeps.remove_where(|key| within(&key.source));
-        self.episodes.forget(network);
-        self.classic.forget(network);
-    }
-
-    /// A scan could not be handed on: its source's next failure makes it one again.
-    pub fn not_delivered(&mut self, scan: &Scan) {
-        let key = Key { source: scan.source, destination: Some(scan.destination) };
-        let hash = self.hashes.of_pair(&scan.source, scan.destination);
-        let records = [self.records.look(hash, &key), self.strays.look(hash, &key)];
-        for record in records.into_iter().flatten() {
-            record.reported = None;
-        }
-        let port = scan.attempts.first().map_or(Port(0), |attempt| attempt.port);
-        let hash = self.hashes.of_sweep(&scan.source, port);
-        if let Some(sweep) = self.sweeps.look(hash, &SweepKey { source: scan.source, port }) {
-            sweep.reported = None;
-        }
-        self.classic.not_delivered(scan);
-    }
-
-    /// Sources remembered at the moment.
-    pub fn sources(&self) -> usize {
-        self.records.len() + self.classic.sources()
-    }
-
-    /// Sources, and connections, that had to go for others while what was known of them was of use.
-    pub fn evicted(&self) -> u64 {
-        self.evicted + self.pending.evicted() + self.classic.evicted()
-    }
-
-    /// The network an address is counted and blocked as.
-    pub fn unit_of(&self, address: IpAddr, host: &Host) -> IpNet {
-        unit_of(&self.rule, address, host)
     }
 }
 
-/// The classic rule, counting the ports of each host for itself, as the balanced ones do: nobody is to be
-/// taken for a scanner who uses many servers.
-fn per_host(rule: &DetectionConfig) -> DetectionConfig {
-    DetectionConfig { per: Per::Pair, ..rule.clone() }
+impl Detector for BalancedDetector {
+    fn preset(&self) -> Preset {
+        Preset::Balanced
+    }
+
+    fn observe(&mut self, segments: &[Segment], host: &Host, observer: &mut dyn Observer) {
+        for batch in segments.chunks(BATCH) {
+            self.handshakes.read_ahead(batch, &self.rules);
+            let mut passed = 0;
+            for (at, segment) in batch.iter().enumerate() {
+                self.consider(segment, host);
+                if self.rules.has_scans() {
+                    observer.segments(&batch[passed..=at]);
+                    passed = at + 1;
+                    self.report_all(observer);
+                }
+            }
+            observer.segments(&batch[passed..]);
+        }
+    }
+
+    fn pass_time(&mut self, now: Moment, host: &Host, observer: &mut dyn Observer) {
+        self.advance(now, host);
+        self.report_all(observer);
+    }
+
+    fn reconfigure(&mut self, rule: DetectionConfig) -> bool {
+        let kept = self.rules.reconfigure(rule);
+        if !kept {
+            self.handshakes = Handshakes::new();
+        }
+        kept
+    }
+
+    fn sum_up(&mut self, now: Moment) -> (Vec<Summary>, u64) {
+        self.rules.sum_up(now)
+    }
+
+    fn forget(&mut self, network: IpNet) {
+        self.rules.forget(network);
+    }
+
+    fn not_delivered(&mut self, scan: &Scan) {
+        self.rules.not_delivered(scan);
+    }
+
+    fn sources(&self) -> usize {
+        self.rules.sources()
+    }
+
+    fn evicted(&self) -> u64 {
+        self.rules.evicted() + self.handshakes.evicted()
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.handshakes.is_waiting() || self.rules.next_check().is_some()
+    }
+
+    fn is_one_sided(&self) -> bool {
+        self.handshakes.visibility().is_one_sided()
+    }
+
+    fn was_one_sided(&self) -> bool {
+        self.handshakes.visibility().was_one_sided()
+    }
+
+    fn set_listening(&mut self, ports: &Arc<Listening>) {
+        self.rules.set_listening(Arc::clone(ports), self.latest);
+    }
+
+    fn packets_lost(&mut self) {
+        self.handshakes.packets_lost();
+    }
 }

@@ -1,31 +1,30 @@
-//! Which ports of a host a source has tried in vain, and whether they are too many.
+//! The ports of a host on which a source has failed, and the limits for them.
 //!
-//! Pure. The most recent distinct ports and their times are all there is to remember, as in the classic
-//! rule: more than N within a span holds precisely when the N+1 most recent ones lie within it.
+//! Pure. Owns the most recent distinct ports and their times, which is enough, as in the classic rule: there
+//! are more than N within a span exactly if the N+1 most recent ones are.
 
 use std::time::Duration;
 
-use crate::detect::balanced::thresholds::{A_DAY, A_MINUTE, AN_HOUR, Limit, PORTS_KEPT, SOUNDED};
-use crate::types::clock::Moment;
-use crate::types::rule::Rule;
-use crate::types::scan::Attempt;
-use crate::types::segment::{Outcome, Port};
+use crate::detect::balanced::thresholds::{
+    A_DAY, A_MINUTE, AN_HOUR, CONNECT_SCAN, Limit, PORTS_KEPT,
+};
+use crate::types::{Attempt, Moment, Outcome, Port, Rule};
 
-/// A rule that was broken.
+/// A rule that was exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Broken {
+pub struct Violation {
     pub rule: Rule,
     pub threshold: usize,
     pub span: Duration,
 }
 
-impl Broken {
+impl Violation {
     pub fn new(rule: Rule, limit: Limit) -> Self {
         Self { rule, threshold: limit.more_than, span: limit.within }
     }
 }
 
-/// Distinct ports, in the order in which they were last tried.
+/// The most recent distinct ports, in the order of their last attempts.
 #[derive(Clone, Copy, Debug)]
 pub struct RecentPorts {
     recent: [Attempt; PORTS_KEPT],
@@ -42,25 +41,25 @@ impl RecentPorts {
         &self.recent[..usize::from(self.kept)]
     }
 
-    /// Adds a port, or moves it to the end; true if it was not there.
+    /// Adds a port, or moves it to the end. Returns whether the port is new.
     pub fn add(&mut self, attempt: Attempt) -> bool {
         let known = self.attempts().iter().position(|known| known.port == attempt.port);
         if let Some(at) = known {
-            // A port that has failed once is no open one.
+            // A port that has failed once does not count as open.
             let failed = self.recent[at].outcome != Outcome::Answered;
             if attempt.outcome == Outcome::Answered && failed {
                 return false;
             }
             self.remove_at(at);
         } else if usize::from(self.kept) == PORTS_KEPT {
-            // Whoever connects to open ports in between does not push out what failed.
+            // Connections to open ports do not evict failed ports.
             let open = self.recent.iter().position(|a| a.outcome == Outcome::Answered);
             if open.is_none() && attempt.outcome == Outcome::Answered {
                 return false;
             }
             self.remove_at(open.unwrap_or(0));
         }
-        // What stayed unanswered is known later than what was refused.
+        // A missing reply is known later than a refusal.
         let mut at = usize::from(self.kept);
         while at > 0 && self.recent[at - 1].moment > attempt.moment {
             self.recent[at] = self.recent[at - 1];
@@ -71,12 +70,11 @@ impl RecentPorts {
         known.is_none()
     }
 
-    /// Takes a port out: it was answered after all.
-    pub fn take_back(&mut self, port: Port) {
+    /// Removes a port that has replied after all.
+    pub fn undo(&mut self, port: Port) {
         self.retain(|attempt| attempt.port != port);
     }
 
-    /// Takes out what is not to be kept.
     pub fn retain(&mut self, keep: impl Fn(&Attempt) -> bool) {
         for at in (0..usize::from(self.kept)).rev() {
             if !keep(&self.recent[at]) {
@@ -90,7 +88,7 @@ impl RecentPorts {
         self.kept -= 1;
     }
 
-    /// How many lie within a span before now: of all, and of those that failed.
+    /// How many ports were tried within a span before `now`, and how many of these failed.
     pub fn within(&self, span: Duration, now: Moment) -> (usize, usize) {
         let lie_within = self.attempts().iter().filter(|a| !now.is_past(a.moment, span));
         lie_within.fold((0, 0), |(all, failed), attempt| {
@@ -98,24 +96,25 @@ impl RecentPorts {
         })
     }
 
-    /// The rule that is broken, if one is: the one of the shortest span.
-    pub fn broken(&self, now: Moment) -> Option<Broken> {
+    /// The limit for failed ports that is exceeded, with the shortest span first.
+    pub fn violation(&self, now: Moment) -> Option<Violation> {
         let failed = |limit: &Limit| self.within(limit.within, now).1 > limit.more_than;
         let limit = [A_MINUTE, AN_HOUR, A_DAY].into_iter().find(failed)?;
-        Some(Broken::new(Rule::FailedPorts, limit))
+        Some(Violation::new(Rule::FailedPorts, limit))
     }
 
-    /// Whether ports were only sounded out: too many that failed or were left unused, and some of each.
-    pub fn sounded(&self, now: Moment) -> Option<Broken> {
-        let (all, failed) = self.within(SOUNDED.within, now);
-        (all > SOUNDED.more_than && (1..all).contains(&failed))
-            .then(|| Broken::new(Rule::SoundedPorts, SOUNDED))
+    /// Whether this is a connect scan: too many ports failed or were connected to without data, and there are
+    /// some of each kind.
+    pub fn connect_scan(&self, now: Moment) -> Option<Violation> {
+        let (all, failed) = self.within(CONNECT_SCAN.within, now);
+        (all > CONNECT_SCAN.more_than && (1..all).contains(&failed))
+            .then(|| Violation::new(Rule::ConnectScan, CONNECT_SCAN))
     }
 
-    /// The evidence for a broken rule.
-    pub fn evidence(&self, broken: &Broken, now: Moment) -> Vec<Attempt> {
-        let only_failed = broken.rule == Rule::FailedPorts;
-        let lie_within = self.attempts().iter().filter(|a| !now.is_past(a.moment, broken.span));
+    /// The attempts that exceed a rule.
+    pub fn evidence(&self, violation: &Violation, now: Moment) -> Vec<Attempt> {
+        let only_failed = violation.rule == Rule::FailedPorts;
+        let lie_within = self.attempts().iter().filter(|a| !now.is_past(a.moment, violation.span));
         lie_within.filter(|a| !only_failed || a.outcome != Outcome::Answered).copied().collect()
     }
 }
@@ -133,7 +132,7 @@ mod tests {
         Attempt { outcome: Outcome::Refused, ..Attempt::at(Port(port), at(seconds)) }
     }
 
-    /// The rules as one would write them down, remembering everything.
+    /// The rules without any optimisation: they remember everything.
     fn naive(history: &[(u16, u64)], now: u64) -> bool {
         [(3, 60), (4, 3600), (7, 86_400)].into_iter().any(|(more_than, span)| {
             let recent = history.iter().filter(|(_, t)| now - t < span);
@@ -146,7 +145,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn equals_the_naive_model(
+        fn ports_equal_the_naive_model(
             steps in proptest::collection::vec(
                 (0..14u16, prop_oneof![0..3u64, 15..61u64, 600..4000u64, 20_000..50_000u64]),
                 1..60,
@@ -157,13 +156,13 @@ mod tests {
                 now += pause;
                 history.push((port, now));
                 ports.add(refused(port, now));
-                prop_assert_eq!(ports.broken(at(now)).is_some(), naive(&history, now));
+                prop_assert_eq!(ports.violation(at(now)).is_some(), naive(&history, now));
             }
         }
     }
 
     #[test]
-    fn open_ports_in_between_hide_nothing() {
+    fn open_ports_in_between_hide_no_failures() {
         let mut ports = RecentPorts::new();
         for number in 0..4 {
             for open in 0..20 {
@@ -175,8 +174,8 @@ mod tests {
             }
             ports.add(refused(number, 100 * u64::from(number) + 1));
         }
-        assert_eq!(ports.broken(at(302)).map(|broken| broken.rule), None);
+        assert_eq!(ports.violation(at(302)).map(|violation| violation.rule), None);
         ports.add(refused(9, 400));
-        assert_eq!(ports.broken(at(400)).map(|broken| broken.span), Some(AN_HOUR.within));
+        assert_eq!(ports.violation(at(400)).map(|violation| violation.span), Some(AN_HOUR.within));
     }
 }

@@ -1,8 +1,10 @@
 //! Every number of the balanced rules, once, with its reason.
+//!
+//! Pure. Owns constants only; the code that applies them is elsewhere.
 
 use std::time::Duration;
 
-/// A rule's threshold, "more than so many", and the span it holds for.
+/// A threshold ("more than so many") and the span within which it holds.
 #[derive(Clone, Copy, Debug)]
 pub struct Limit {
     pub more_than: usize,
@@ -13,128 +15,132 @@ const fn limit(more_than: usize, seconds: u64) -> Limit {
     Limit { more_than, within: Duration::from_secs(seconds) }
 }
 
-/// How long a host may take to answer. Networks answer within a third of a second, and a client tries
-/// again after one (RFC 6298, 2.1): who has not answered until then does not.
+/// How long a host may take to reply. Networks deliver a reply within a third of a second, and a client
+/// retries after one second (RFC 6298, 2.1). A host that has not replied by then does not reply.
 pub const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 
-/// The same where this host itself would answer, and nothing listens on the port: its own kernel
-/// answers within microseconds, also for a service that has begun to listen just now, or for a container
-/// the port is redirected to.
+/// How long this host may take to reply if no service listens on the port. Its own kernel replies within
+/// microseconds, also for a service that has just begun to listen, or for a container to which the port is
+/// redirected.
 pub const ANSWERS_ITSELF_WITHIN: Duration = Duration::from_millis(5);
 
-/// After so long an answered connection of which nothing bad was seen is taken to be an honest one. A
-/// host repeats its answer after a second if the client says no more (RFC 6298, 2.1).
+/// When an answered connection without bad signs counts as successful. A host repeats its reply after one
+/// second if the client stays silent (RFC 6298, 2.1).
 pub const SETTLED_AFTER: Duration = Duration::from_secs(3);
 
-/// An answer that comes again this long after the first was not heard, unless its client has asked again;
-/// copies of one packet, as on a bridge, come within milliseconds.
+/// When a repeated reply shows that the first one had no effect, unless the client has repeated its SYN.
+/// Copies of one packet, as on a bridge, arrive within milliseconds.
 pub const REPEATED_AFTER: Duration = Duration::from_millis(900);
 
-/// Connections followed at a time: at 20,000 new ones a second, all that are not settled. 64 bytes each.
+/// How many connections are followed at a time: all that are not settled at 20,000 new connections a second.
+/// 64 bytes each.
 pub const FOLLOWED: usize = 1 << 16;
 
-/// Failed ports remembered of a source on a host: as many as the longest rule asks for.
+/// How many failed ports of a source on a host are remembered: as many as the longest rule needs.
 pub const PORTS_KEPT: usize = 8;
 
-/// A fourth failed port within a minute: nobody mistypes that often, and an honest program's two or three
-/// dead ports (a stopped service, an old bookmark) are tried again, which counts once. The classic
-/// threshold, so that a fast scan is recognised at the same probe.
+/// A fourth failed port within a minute. Typing errors are less frequent. The two or three dead ports of an
+/// honest program (a stopped service, an old bookmark) are retried, which counts once. Equals the classic
+/// threshold, so that a fast scan is detected at the same probe.
 pub const A_MINUTE: Limit = limit(3, 60);
 
-/// A fifth within an hour: `nmap -T1` (a port in 15 s, 30 s if nothing answers) and `-T0` (5 minutes).
+/// A fifth failed port within an hour: `nmap -T1` (one port in 15 s, or in 30 s without a reply) and `-T0` (one
+/// port in 5 minutes).
 pub const AN_HOUR: Limit = limit(4, 3600);
 
-/// An eighth within a day: slower than any tool by default.
+/// An eighth failed port within a day: slower than the default of any tool.
 pub const A_DAY: Limit = limit(7, 86_400);
 
-/// A connect scan of a host with open ports: it drops each connection at once, nothing said and nothing
-/// heard, and some fail. An honest client has something to say on the ports it connects to.
-pub const SOUNDED: Limit = limit(3, 60);
-/// Load balancers that look whether services are up do the same, one of which may be down. But they look
-/// again and again, each two to thirty seconds: who has looked again at a port that is open is none.
-pub const SOUNDED_AFTER: Duration = Duration::from_secs(35);
-/// How long it may take in all until a probe is judged.
-pub const WAITS_AT_MOST: Duration =
-    Duration::from_secs(ANSWERS_WITHIN.as_secs() + SOUNDED_AFTER.as_secs());
-/// Those that are waited for at a time; more are not.
-pub const SOUNDINGS: usize = 1 << 10;
+/// A connect scan of a host with open ports. It drops each connection at once, without data in either
+/// direction, and some connections fail. An honest client sends data on the ports that it connects to.
+pub const CONNECT_SCAN: Limit = limit(3, 60);
+/// The delay before a suspected connect scan is reported. Health checks of load balancers look the same if one
+/// service is down. But they repeat every 2 to 30 s, so a source that repeats a connection to an open port
+/// is no scanner.
+pub const CONNECT_SCAN_DELAY: Duration = Duration::from_secs(35);
+/// The longest time between a probe and the verdict about it.
+pub const LONGEST_DELAY: Duration =
+    Duration::from_secs(ANSWERS_WITHIN.as_secs() + CONNECT_SCAN_DELAY.as_secs());
+/// How many suspected connect scans wait at a time. Further ones are reported without delay.
+pub const CONNECT_SCAN_CHECKS: usize = 1 << 10;
 
-/// Segments of no connection (ACK, FIN and ACK) that a host refuses. After a restart it refuses those of
-/// the connections it has forgotten: as many ports as one client uses services. A mail client uses
+/// Refused segments that belong to no connection (ACK, FIN-ACK). After a restart, a host refuses the segments
+/// of the connections that it has forgotten: as many ports as one client uses services. A mail client uses
 /// six.
-pub const STRAY: Limit = limit(7, 60);
-/// Above are the ports of a host's own connections, whose other end sends to as many of them as there
-/// are connections: FreeBSD's begin here, all others' above. Busy proxies and address translation use all from
-/// [`SYSTEM_PORTS_BELOW`] on: there, whoever sends from a port below this one may be the server.
-pub const STRAY_PORTS_BELOW: u16 = 10_000;
+pub const OUT_OF_STATE: Limit = limit(7, 60);
+/// Ports from here on are the local ports of outgoing connections (FreeBSD begins here, other systems above).
+/// Their peers send to as many of these ports as there are connections. Busy proxies and address translation
+/// use all ports from [`SYSTEM_PORTS_BELOW`] on; there, the sender may be the server if its own port is below
+/// this one.
+pub const SERVICE_PORTS_BELOW: u16 = 10_000;
 
-/// Failed hosts on one port. A mail server or a file-sharing program finds a dozen dead in that time.
+/// Failed hosts on one port. A mail server or a file-sharing program finds a dozen dead hosts in that time.
 pub const SWEEP: Limit = limit(29, 300);
-/// The same with SYNs no operating system makes: nobody honest sends those to so many who do not answer,
-/// however slowly (`nmap -T1`: 15 s; `-T0`: 5 minutes). A firewall may take the options off honest ones: who
-/// has [`CONNECTIONS_FOR_A_HOST`] for each of them in that time does not sweep.
+/// Failed hosts on one port with crafted SYNs. No honest program sends those to so many hosts without a reply,
+/// however slowly (`nmap -T1`: 15 s; `-T0`: 5 minutes). A firewall may strip the options of honest SYNs, so a
+/// source with [`CONNECTIONS_PER_HOST`] for each host within that time does not sweep.
 pub const SLOW_SWEEP: Limit = limit(SWEEP.more_than, 86_400);
-/// A connect scan finds open ports as well, and drops them unused: of the hosts of a [`SWEEP`] so many at
-/// least have failed. A load balancer that looks after thirty hosts has fewer dead ones among them.
+/// How many hosts of a [`SWEEP`] must have failed. A connect scan also finds open ports and connects to them
+/// without data. A load balancer with thirty hosts has fewer dead ones among them.
 pub const SWEEP_FAILED: usize = 10;
-/// A failed host is forgiven for so many connections on the same port that came about: sweeps fail
-/// mostly.
-pub const CONNECTIONS_FOR_A_HOST: u16 = 2;
-/// So many at the most in [`SWEEP`]'s span: a busy mail server finds one dead a second. Whoever makes connections
-/// to be forgiven has to make two for each probe, and finds no more.
-pub const HOSTS_FORGIVEN: u16 = 300;
-/// More than those, for so many connections each: a crawler finds one in twenty dead, however fast it is, and
-/// nobody gets five in six right by guessing.
-pub const CONNECTIONS_FOR_ANOTHER_HOST: u16 = 5;
+/// How many successful connections on the same port offset one failed host. Most probes of a sweep fail.
+pub const CONNECTIONS_PER_HOST: u16 = 2;
+/// How many failed hosts are excused at that rate within [`SWEEP`]'s span: a busy mail server finds one dead
+/// host a second. A scanner that connects in order to be excused needs two connections per probe.
+pub const HOSTS_EXCUSED: u16 = 300;
+/// How many connections offset each further host. A crawler finds one dead host in twenty, however fast it is,
+/// and no scanner guesses five in six hosts right.
+pub const CONNECTIONS_PER_EXTRA_HOST: u16 = 5;
 
-/// A failure is forgiven for so many connections of the same source that came about: three times as many as
-/// the three in a hundred of a large network's users who err. With twice as many, one such network in fifty
-/// would by chance be blocked within its first 4,000 connections; with three times, one in 3,000.
-pub const CONNECTIONS_FOR_A_FAILURE: u16 = 10;
-/// So many connections are remembered, good for 32 failures.
+/// How many successful connections of the same source offset one failure: three times as many as needed for a
+/// large network in which three in a hundred connections fail. With twice as many, one network in fifty would
+/// be blocked by chance within its first 4,000 connections; with three times as many, one in 3,000.
+pub const CONNECTIONS_PER_FAILURE: u16 = 10;
+/// How many connections are remembered: enough for 32 failures ...
 pub const CONNECTIONS_KEPT: u16 = 320;
-/// For so long without another.
+/// ... until this long after the last one.
 pub const CONNECTIONS_KEPT_FOR: Duration = Duration::from_secs(3600);
-/// So many failures at the most in a minute: three in a hundred of 70 connections a second. A scanner that
-/// makes connections to be forgiven, or hides among others behind one address, gets no further ...
-pub const FORGIVEN_A_MINUTE: u16 = 128;
-/// ... and so many in an hour: for these it has made 5,120 connections, and is caught with the next four.
-pub const FORGIVEN_AN_HOUR: u16 = 512;
-/// Sources and hosts whose connections are counted: 24 bytes each.
+/// How many failures are excused per minute: three in a hundred of 70 connections a second. This limits a
+/// scanner that connects in order to be excused, or that hides among other hosts behind one address.
+pub const EXCUSED_PER_MINUTE: u16 = 128;
+/// How many failures are excused per hour. A scanner needs 5,120 connections for these, and is detected with
+/// the next four failures.
+pub const EXCUSED_PER_HOUR: u16 = 512;
+/// For how many pairs of source and host connections are counted. 24 bytes each.
 pub const CREDITS: usize = 1 << 16;
 
-/// A port that has answered anybody within this time is no secret: that it does not answer now is the
-/// service's fault, and after its restart all its clients try it in vain.
+/// How long a port that has replied counts as known. If it does not reply now, its service is at fault: after
+/// a restart of the service, all its clients fail.
 pub const KNOWN_OPEN_FOR: Duration = Duration::from_secs(3600);
-/// Open ports, and forgiven failures, remembered: 16 bytes each.
+/// How many open ports, and how many excused failures, are remembered. 16 bytes each.
 pub const OPEN_PORTS: usize = 1 << 13;
 
-/// So many ports of one host by one source, whatever came of it: a host that answers on all its ports (a
-/// tarpit, a front end with SYN cookies) hides what fails. What is transferred by FTP takes a port each, too,
-/// but none below 1024, and each is used.
+/// Ports of one host by one source, whatever the outcome. A host that replies on all its ports (a tarpit, a
+/// front end with SYN cookies) hides failures. FTP transfers take a port each, but none below 1024, and each of
+/// them transfers data.
 pub const MANY_PORTS: Limit = limit(100, 60);
-/// Ports no program is given by chance begin above.
+/// Ports from here on are assigned at random as local ports.
 pub const SYSTEM_PORTS_BELOW: u16 = 1024;
 
-/// Failed ports of one host, each source below the other thresholds.
+/// Failed ports of one host if each source is below the other thresholds.
 pub const MANY_SOURCES: Limit = limit(40, 600);
-/// By so many sources at least.
+/// How many sources must have failed.
 pub const MANY_SOURCES_AT_LEAST: u32 = 10;
 
-/// A service that has stopped within this time is known as one, though nobody has asked it: what
-/// [`KNOWN_OPEN_FOR`] is for, of this host itself.
+/// How long a service of this host that has stopped counts as known, although no client has connected to it.
+/// The same reason as for [`KNOWN_OPEN_FOR`].
 pub const LISTENED_WITHIN: Duration = KNOWN_OPEN_FOR;
 
-/// Probes in a row that nobody was seen to answer make a capture one-sided ...
+/// How many consecutive probes without a reply make a capture one-sided ...
 pub const UNANSWERED_IN_A_ROW: u32 = 128;
-/// ... if so many sources sent them: a single scanner of a silent network makes none.
+/// ... if so many sources have sent them. A single scanner of a silent network must not.
 pub const UNANSWERED_SOURCES: u32 = 16;
-/// So many whom nobody answers any more, while nobody else is answered either, are a line that is down, not a
-/// sweep. A scanner would need two helpers, and hosts that are silent all of them.
+/// How many sources without replies are an outage instead of a sweep, if no other source receives replies
+/// either. A scanner would need two helpers, and a network in which all hosts are silent.
 pub const CUT_OFF_SOURCES: u32 = 3;
-/// Connections that went on though they seemed unanswered, of so many sources in an hour, show the same
-/// of a part of the traffic (an asymmetric route). One source alone could feign them; where no answer has
-/// ever been seen, one will do.
+/// How many sources within an hour must have connections that continue although no reply was seen. They show
+/// that some replies are not visible (an asymmetric route). A single source could feign that. If no reply was
+/// ever seen, one source is enough.
 pub const UNSEEN_SOURCES: u32 = 8;
-/// How long that holds without being shown again.
+/// How long that evidence holds.
 pub const UNSEEN_FOR: Duration = Duration::from_secs(3600);

@@ -1,33 +1,37 @@
-//! Whether answers can be seen at all.
+//! Whether replies are visible to the capture.
 //!
-//! Pure. A mirror port may show one direction only, and an asymmetric route hides the answers of a part of
-//! the connections. Then silence means nothing. Owns noticing it; where answers are seen, a single source
-//! cannot feign it.
+//! Pure. A mirror port may show one direction only, and an asymmetric route hides some of the replies. Then
+//! silence means nothing. Owns the evidence for that. While replies are visible, a single source cannot feign
+//! that they are not.
 
 use crate::detect::balanced::thresholds::{
     CUT_OFF_SOURCES, UNANSWERED_IN_A_ROW, UNANSWERED_SOURCES, UNSEEN_FOR, UNSEEN_SOURCES,
 };
-use crate::types::clock::Moment;
+use crate::types::Moment;
 
-/// What can be seen.
-pub struct Sight {
-    /// When an answer was last seen, if ever.
+/// What the capture shows of replies.
+pub struct Visibility {
+    /// When a reply was last seen.
     answered: Option<Moment>,
-    /// Probes since the last answer, and a bit for each of their sources.
+    /// Probes without a reply since the last reply.
     unanswered: u32,
+    /// A bit for each source of these probes.
     sources: u64,
-    /// Likewise, of those whose SYNs an operating system has made.
+    /// A bit for each source of these probes whose SYNs are not crafted.
     ordinary: u64,
-    /// A bit for each source whose connections went on though they seemed unanswered, since when.
+    /// A bit for each source whose connections continued although no reply was seen ...
     unseen: u64,
+    /// ... since this moment.
     since: Moment,
-    /// No answer is seen.
+    /// No reply is visible.
     blind: bool,
-    /// Not all are, as was shown then.
+    /// When it was last evident that some replies are not visible.
     partly: Option<Moment>,
+    /// Replies were missing at least once.
+    ever: bool,
 }
 
-impl Sight {
+impl Visibility {
     pub fn new() -> Self {
         Self {
             answered: None,
@@ -38,34 +42,41 @@ impl Sight {
             since: Moment::default(),
             blind: false,
             partly: None,
+            ever: false,
         }
     }
 
-    /// No answer is seen: silence means nothing.
+    /// Whether no reply is visible, so that silence means nothing.
     pub fn is_blind(&self) -> bool {
         self.blind
     }
 
-    /// Answers are not seen, or not all: silence means little.
+    /// Whether some or all replies are not visible, so that silence means little.
     pub fn is_one_sided(&self) -> bool {
         self.blind || self.partly.is_some()
     }
 
-    /// Whether since then nobody is answered any more, whoever he is: the way to all of them is cut.
+    /// Whether replies were ever missing.
+    pub fn was_one_sided(&self) -> bool {
+        self.ever
+    }
+
+    /// Whether several sources have received no reply since `then` and no other source has received one
+    /// either: a line is down.
     pub fn is_cut_off(&self, then: Moment) -> bool {
         self.answered.is_some_and(|answered| answered < then)
             && many(self.ordinary, CUT_OFF_SOURCES)
     }
 
-    /// Somebody has answered.
+    /// Takes note of a reply.
     pub fn answered(&mut self, now: Moment) {
         (self.unanswered, self.sources, self.ordinary) = (0, 0, 0);
         (self.answered, self.blind) = (Some(now), false);
         self.partly = self.partly.filter(|shown| !now.is_past(*shown, UNSEEN_FOR));
     }
 
-    /// A probe of then, of the source of this hash, has stayed unanswered. If somebody was answered since,
-    /// answers were seen all the while it waited.
+    /// Takes note of a probe without a reply, given the hash of its source. A reply since then shows that
+    /// replies were visible while the probe waited.
     pub fn unanswered(&mut self, source: u64, then: Moment, crafted: bool) {
         if self.answered.is_some_and(|answered| answered >= then) {
             return;
@@ -75,9 +86,10 @@ impl Sight {
         self.ordinary |= if crafted { 0 } else { bit(source) };
         self.blind |=
             self.unanswered >= UNANSWERED_IN_A_ROW && many(self.sources, UNANSWERED_SOURCES);
+        self.ever |= self.blind;
     }
 
-    /// A connection of the source of this hash went on whose answer was not seen.
+    /// Takes note of a connection that continued although no reply was seen, given the hash of its source.
     pub fn unseen(&mut self, source: u64, now: Moment) {
         if now.is_past(self.since, UNSEEN_FOR) {
             (self.since, self.unseen) = (now, 0);
@@ -87,6 +99,7 @@ impl Sight {
         if many(self.unseen, UNSEEN_SOURCES) {
             self.partly = Some(now);
         }
+        self.ever |= self.is_one_sided();
     }
 }
 
@@ -94,7 +107,7 @@ fn bit(source: u64) -> u64 {
     1 << (source & 63)
 }
 
-/// Whether a set of bits, chosen by chance, is of so many at least.
+/// Whether so many bits are set at least. Sources that share a bit count once.
 fn many(bits: u64, sources: u32) -> bool {
     bits.count_ones() >= sources
 }

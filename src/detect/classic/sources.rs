@@ -1,11 +1,9 @@
-//! What is remembered of sources, in fixed memory.
+//! What the detector remembers of sources, in fixed memory.
 //!
-//! Pure. Two stages: those that have tried a single port ([`FirstContacts`]), and those that have
-//! tried several, in an LRU ([`SeveralPorts`]). Only a source of the second kind can take a place in the
-//! LRU, so forged single probes, however many, cannot push a scanner out of it. One [`Index`] knows
-//! where a source is.
+//! Pure. Two stages: sources that have tried a single port ([`Candidates`]), and sources that have tried
+//! several ([`MultiPortSources`]). Only the second stage is an LRU, so forged single probes cannot evict a
+//! scanner, however many there are. One [`Index`] finds a source in either stage.
 
-use crate::detect::key::Key;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
@@ -13,228 +11,238 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::detect::classic::candidates::{Contact, FirstContacts};
-use crate::detect::classic::index::{Index, Place, Tag};
-use crate::detect::classic::lru::{Memory, SeveralPorts};
-use crate::types::clock::Moment;
-use crate::types::network::overlap;
-use crate::types::scan::Attempt;
-use crate::types::segment::Direction;
-use crate::types::segment::Segment;
+use crate::detect::classic::candidates::{Candidate, Candidates};
+use crate::detect::classic::lru::{Memory, MultiPortSources};
+use crate::detect::index::{Index, Tag};
+use crate::detect::key::Key;
+use crate::types::{Attempt, Moment, Segment, overlap};
 
-/// Places for first contacts per source of the second kind. At the default of 131,072 sources that
-/// is room for two seconds of a flood of 200,000 forged sources a second: a scanner of one probe a
-/// second is still there when its second comes.
-const FIRST_CONTACTS_PER_SOURCE: usize = 3;
+/// Candidates per source of the second stage. At the default of 131,072 sources, the candidates cover two
+/// seconds of a flood of 200,000 forged sources a second. A scanner that sends one probe a second is then
+/// still present when its second probe arrives.
+const CANDIDATES_PER_SOURCE: usize = 3;
 
-/// A probe whose source has been looked for.
+/// Where a source is remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Candidate(u32),
+    MultiPort(u32),
+}
+
+impl Place {
+    /// The place as a number for the index. Configuration limits both kinds to 2^26 places.
+    fn number(self) -> u32 {
+        match self {
+            Self::Candidate(at) => at << 1,
+            Self::MultiPort(at) => at << 1 | 1,
+        }
+    }
+
+    fn of(number: u32) -> Self {
+        if number & 1 == 0 { Self::Candidate(number >> 1) } else { Self::MultiPort(number >> 1) }
+    }
+}
+
+/// The result of looking up the source of a probe.
 #[derive(Clone, Copy, Debug)]
 pub struct Lookup {
-    /// Which way the probe goes.
-    pub direction: Direction,
     tag: Tag,
-    /// Where it seemed to be at that time.
+    /// Where the source seemed to be at the time of the lookup.
     place: Option<Place>,
 }
 
-/// All that is remembered.
+/// The sources.
 pub struct Sources {
     index: Index,
-    several_ports: SeveralPorts,
-    one_port: FirstContacts,
+    several_ports: MultiPortSources,
+    one_port: Candidates,
     hasher: RandomState,
     span: Duration,
     evicted: u64,
 }
 
 impl Sources {
-    /// Room for so many sources that have tried several ports, and some times as many others, for a rule
-    /// of so many ports within a span.
+    /// Room for `capacity` sources that have tried several ports, and several times as many candidates, under
+    /// a rule of `ports` within `span`.
     pub fn new(capacity: usize, ports: usize, span: Duration) -> Self {
         let capacity = capacity.max(1);
-        let first_contacts = capacity.saturating_mul(FIRST_CONTACTS_PER_SOURCE);
+        let candidates = capacity.saturating_mul(CANDIDATES_PER_SOURCE);
         Self {
             index: Index::new(),
-            several_ports: SeveralPorts::new(capacity, ports, span),
-            one_port: FirstContacts::new(first_contacts),
+            several_ports: MultiPortSources::new(capacity, ports, span),
+            one_port: Candidates::new(candidates),
             hasher: RandomState::new(),
             span,
             evicted: 0,
         }
     }
 
-    /// Goes on for a rule of so many ports within another span, with all that is remembered.
-    pub fn follow_rule(&mut self, ports: usize, span: Duration) {
+    /// Applies another rule and keeps all sources.
+    pub fn set_rule(&mut self, ports: usize, span: Duration) {
         self.span = span;
-        self.several_ports.follow_rule(ports, span);
+        self.several_ports.set_rule(ports, span);
     }
 
-    /// Goes on with the number of sources that had to go.
-    pub fn count_on_from(&mut self, evicted: u64) {
+    /// Continues the count of evicted sources from another instance.
+    pub fn set_evicted(&mut self, evicted: u64) {
         self.evicted = evicted;
     }
 
-    /// What to look for.
-    pub fn sought(&self, direction: Direction, key: &Key) -> Lookup {
-        Lookup { direction, tag: self.tag(key), place: None }
+    /// A lookup that has yet to be carried out by [`Self::seek`].
+    pub fn lookup(&self, key: &Key) -> Lookup {
+        Lookup { tag: self.tag(key), place: None }
     }
 
-    /// The same for the key that is a single IPv4 address: nearly always so, and much quicker.
+    /// Equals [`Self::lookup`] for a key that is a single IPv4 address, which is by far the most common key.
     #[inline]
-    pub fn sought_ipv4(&self, direction: Direction, source: Ipv4Addr) -> Lookup {
-        Lookup { direction, tag: self.tag_ipv4(source), place: None }
+    pub fn lookup_ipv4(&self, source: Ipv4Addr) -> Lookup {
+        Lookup { tag: self.tag_ipv4(source), place: None }
     }
 
-    /// Looks for several sources. Each step is taken for all of them before the next: the processor then
-    /// waits for the memory of all at the same time, and to wait for memory is most of what there is to
-    /// do. Changes nothing.
+    /// Carries out several lookups, one step at a time for all of them. The processor then waits for memory
+    /// once per step instead of once per source, and waiting for memory is most of the cost.
     pub fn seek(&self, all: &mut [Lookup]) {
-        let touched = all.iter().fold(0, |sum, sought| sum ^ self.index.touch(sought.tag));
+        let touched = all.iter().fold(0, |sum, lookup| sum ^ self.index.touch(lookup.tag));
         black_box(touched);
-        for sought in &mut *all {
-            sought.place = self.index.candidate(sought.tag);
+        for lookup in &mut *all {
+            lookup.place = self.index.candidate(lookup.tag).map(Place::of);
         }
-        let touched = all.iter().fold(0, |sum, sought| {
-            sum ^ match sought.place {
-                Some(Place::SeveralPorts(at)) => self.several_ports.touch(at),
-                Some(Place::FirstContact(at)) => self.one_port.touch(at),
+        let touched = all.iter().fold(0, |sum, lookup| {
+            sum ^ match lookup.place {
+                Some(Place::MultiPort(at)) => self.several_ports.touch(at),
+                Some(Place::Candidate(at)) => self.one_port.touch(at),
                 None => 0,
             }
         });
         black_box(touched);
-        // Whoever has to go for the new ones is looked up as well.
-        let new = all.iter().filter(|sought| sought.place.is_none()).count();
-        let oldest = self.one_port.next_to_go(new);
-        black_box(oldest.fold(0, |sum, old| sum ^ self.index.touch(old.tag)));
+        // New sources evict the oldest candidates, which the index must find as well.
+        let new = all.iter().filter(|lookup| lookup.place.is_none()).count();
+        let oldest = self.one_port.next_to_evict(new);
+        black_box(oldest.fold(0, |sum, old| sum ^ self.index.touch(old.tag())));
     }
 
-    /// What is remembered of the source with this key, which tries a port; nothing, as long as it is its only one. A memory
-    /// that is new holds the first port already, but not this one.
+    /// What the detector remembers of the source of a probe. Returns nothing while the source has tried a
+    /// single port. Memory that is new contains the first port already, but not the port of this probe.
     pub fn on_probe(
         &mut self,
-        sought: &Lookup,
+        lookup: &Lookup,
         key: impl Fn() -> Key,
         probe: &Segment,
         now: Moment,
     ) -> Option<Memory<'_>> {
-        let tag = sought.tag;
-        let still_there = sought.place.filter(|place| self.is_at(*place, tag));
+        let tag = lookup.tag;
+        let still_there = lookup.place.filter(|place| self.is_at(*place, tag));
         let at = match still_there.or_else(|| self.find(tag)) {
-            Some(Place::SeveralPorts(at)) => at,
-            Some(Place::FirstContact(at)) => self.second_probe(at, key, probe, now)?,
+            Some(Place::MultiPort(at)) => at,
+            Some(Place::Candidate(at)) => self.on_probe_of_candidate(at, key, probe, now)?,
             None => {
-                self.welcome(tag, probe, now);
+                self.add_candidate(tag, probe, now);
                 return None;
             }
         };
         self.several_ports.visit(at, now)
     }
 
-    /// A source is there for the first time.
-    fn welcome(&mut self, tag: Tag, probe: &Segment, now: Moment) {
+    fn add_candidate(&mut self, tag: Tag, probe: &Segment, now: Moment) {
         let stealthy = !probe.kind.opens_connection();
-        let (at, oldest) = self.one_port.add(Contact::new(tag, probe.port, stealthy, now));
+        let (at, oldest) = self.one_port.add(Candidate::new(tag, probe.port, stealthy, now));
         if let Some(oldest) = oldest {
-            self.index.remove(oldest.tag, Place::FirstContact(at));
-            self.count_evicted(oldest.moment, now);
+            self.index.remove(oldest.tag(), Place::Candidate(at).number());
+            self.count_evicted(oldest.latest(), now);
         }
-        self.index.insert(tag, Place::FirstContact(at));
+        self.index.insert(tag, Place::Candidate(at).number());
     }
 
-    /// A source that has tried a single port is there again. With a second port it gets a place among
-    /// those of several.
-    fn second_probe(
+    /// Moves a candidate to the second stage when it tries a second port.
+    fn on_probe_of_candidate(
         &mut self,
         at: u32,
         key: impl Fn() -> Key,
         probe: &Segment,
         now: Moment,
     ) -> Option<u32> {
-        let contact = self.one_port.get_mut(at)?;
-        if contact.port == probe.port {
-            // It keeps its place: whoever only ever tries one port needs no better one.
-            // After a silent window it begins anew, as a source of several ports does.
-            contact.stealthy &= !now.is_past(contact.moment, self.span);
-            contact.stealthy |= !probe.kind.opens_connection();
-            contact.moment = now;
-            contact.probes = contact.probes.saturating_add(1);
+        let candidate = self.one_port.get_mut(at)?;
+        if candidate.port() == probe.port {
+            // The candidate keeps its place in the ring. A source that only ever tries one port needs no
+            // better one.
+            candidate.count(!probe.kind.opens_connection(), now, self.span);
             return None;
         }
-        let contact = *contact;
-        self.one_port.leave(at);
-        let first = Attempt::at(contact.port, contact.moment);
-        let (place, gone) = self.several_ports.add(contact.tag, key(), first);
-        if let Some(gone) = gone {
-            self.index.remove(gone.tag, Place::SeveralPorts(place));
-            self.count_evicted(gone.latest, now);
+        let candidate = *candidate;
+        self.one_port.remove(at);
+        let first = Attempt::at(candidate.port(), candidate.latest());
+        let (to, evicted) = self.several_ports.add(candidate.tag(), key(), first);
+        if let Some(evicted) = evicted {
+            self.index.remove(evicted.tag, Place::MultiPort(to).number());
+            self.count_evicted(evicted.latest, now);
         }
-        self.index.replace(contact.tag, Place::FirstContact(at), Place::SeveralPorts(place));
-        let mut memory = self.several_ports.get(place)?;
-        memory.count(contact.probes);
-        *memory.stealthy() = contact.stealthy;
-        Some(place)
+        let (from, place) = (Place::Candidate(at), Place::MultiPort(to));
+        self.index.replace(candidate.tag(), from.number(), place.number());
+        let mut memory = self.several_ports.get(to)?;
+        memory.count(candidate.probes());
+        *memory.stealthy() = candidate.is_stealthy();
+        Some(to)
     }
 
-    /// A source had to go: that counts as long as what was known of it was still of use.
+    /// Counts an evicted source if what was known of it could still lead to a scan.
     fn count_evicted(&mut self, latest: Moment, now: Moment) {
         self.evicted += u64::from(!now.is_past(latest, self.span));
     }
 
-    /// A source has not been reported after all.
-    pub fn not_reported(&mut self, key: Key) {
-        if let Some(Place::SeveralPorts(at)) = self.find(self.tag(&key))
+    /// Marks a source as not reported.
+    pub fn clear_reported(&mut self, key: Key) {
+        if let Some(Place::MultiPort(at)) = self.find(self.tag(&key))
             && let Some(mut memory) = self.several_ports.get(at)
         {
             memory.set_reported(None);
         }
     }
 
-    /// Forgets all that is known of a network, and of what lies in it or around it.
+    /// Forgets all sources that overlap a network.
     pub fn forget(&mut self, network: IpNet) {
         let tag = self.tag(&Key { source: network, destination: None });
         match self.find(tag) {
-            Some(place @ Place::SeveralPorts(at)) => {
+            Some(place @ Place::MultiPort(at)) => {
                 self.several_ports.forget(at);
-                self.index.remove(tag, place);
+                self.index.remove(tag, place.number());
                 return;
             }
-            // A single port is no evidence worth forgetting, except that of the network itself.
-            Some(place @ Place::FirstContact(at)) => {
-                self.one_port.leave(at);
-                self.index.remove(tag, place);
+            // A single port is no evidence worth a search, except that of the network itself.
+            Some(place @ Place::Candidate(at)) => {
+                self.one_port.remove(at);
+                self.index.remove(tag, place.number());
             }
             None => {}
         }
-        let known: Vec<u32> = self
-            .several_ports
-            .iter()
-            .filter(|(_, key)| overlap(&key.source, &network))
-            .map(|(at, _)| at)
+        let sources = self.several_ports.iter();
+        let known: Vec<(u32, Tag)> = sources
+            .filter(|(_, _, key)| overlap(&key.source, &network))
+            .map(|(at, tag, _)| (at, tag))
             .collect();
-        for at in known {
-            let tag = self.several_ports.forget(at);
-            self.index.remove(tag, Place::SeveralPorts(at));
+        for (at, tag) in known {
+            self.several_ports.forget(at);
+            self.index.remove(tag, Place::MultiPort(at).number());
         }
     }
 
-    /// Sources remembered at the moment.
+    /// How many sources are remembered.
     pub fn len(&self) -> usize {
         self.several_ports.len() + self.one_port.len()
     }
 
-    /// Sources that had to go for others while what was known of them was still of use.
+    /// How many sources were evicted while what was known of them could still lead to a scan.
     pub fn evicted(&self) -> u64 {
         self.evicted
     }
 
     fn find(&self, tag: Tag) -> Option<Place> {
-        self.index.find(tag, |place| self.is_at(place, tag))
+        self.index.find(tag, |number| self.is_at(Place::of(number), tag)).map(Place::of)
     }
 
     fn is_at(&self, place: Place, tag: Tag) -> bool {
         match place {
-            Place::FirstContact(at) => self.one_port.get(at).is_some_and(|c| c.tag == tag),
-            Place::SeveralPorts(at) => self.several_ports.is_at(at, tag),
+            Place::Candidate(at) => self.one_port.get(at).is_some_and(|c| c.tag() == tag),
+            Place::MultiPort(at) => self.several_ports.is_at(at, tag),
         }
     }
 
@@ -247,7 +255,7 @@ impl Sources {
         };
         let mut hasher = self.hasher.build_hasher();
         hasher.write_u128(source);
-        // Families and the absence of a destination are told apart beside the addresses.
+        // The families, and the absence of a destination, are hashed beside the addresses.
         let mut kinds = u64::from(family) << 8 | u64::from(key.source.prefix_len());
         if let Some(destination) = key.destination {
             let (destination, family) = bits(destination);
@@ -258,7 +266,7 @@ impl Sources {
         hasher.finish()
     }
 
-    /// Four bytes: no other key has as few.
+    /// The tag of four bytes. No other key is as short.
     #[inline]
     fn tag_ipv4(&self, source: Ipv4Addr) -> Tag {
         let mut hasher = self.hasher.build_hasher();
@@ -278,7 +286,7 @@ fn bits(address: IpAddr) -> (u128, u8) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::segment::{Port, SegmentKind};
+    use crate::types::{Port, SegmentKind};
 
     const SPAN: Duration = Duration::from_secs(60);
 
@@ -290,10 +298,10 @@ mod tests {
         Moment::from_nanos(seconds * 1_000_000_000)
     }
 
-    fn look_for(sources: &Sources, key: Key) -> Lookup {
-        let mut sought = [sources.sought(Direction::Inbound, &key)];
-        sources.seek(&mut sought);
-        sought[0]
+    fn look_up(sources: &Sources, key: Key) -> Lookup {
+        let mut lookup = [sources.lookup(&key)];
+        sources.seek(&mut lookup);
+        lookup[0]
     }
 
     fn probe(port: u16) -> Segment {
@@ -311,11 +319,11 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_single_probes_pushes_nobody_out_who_tried_two() {
+    fn flood_of_single_probes_does_not_evict_source_with_two_ports() {
         let mut sources = Sources::new(1024, 3, SPAN);
         let mut meet = |source, port, second| {
-            let sought = look_for(&sources, key(source));
-            let mut memory = sources.on_probe(&sought, || key(source), &probe(port), at(second))?;
+            let lookup = look_up(&sources, key(source));
+            let mut memory = sources.on_probe(&lookup, || key(source), &probe(port), at(second))?;
             memory.window().record(Port(port), at(second), SPAN);
             Some(memory.window().attempts().map(|attempt| attempt.port.0).collect::<Vec<_>>())
         };
@@ -330,11 +338,11 @@ mod tests {
     }
 
     #[test]
-    fn a_second_port_brings_the_first_back() {
+    fn second_port_recalls_the_first() {
         let mut sources = Sources::new(1024, 3, SPAN);
         let mut meet = |port, second| {
-            let sought = look_for(&sources, key(7));
-            let mut memory = sources.on_probe(&sought, || key(7), &probe(port), at(second))?;
+            let lookup = look_up(&sources, key(7));
+            let mut memory = sources.on_probe(&lookup, || key(7), &probe(port), at(second))?;
             let earlier: Vec<_> = memory.window().attempts().collect();
             Some((earlier, memory.count(0)))
         };
@@ -346,31 +354,34 @@ mod tests {
     }
 
     #[test]
-    fn what_was_looked_for_may_have_moved_or_gone() {
+    fn source_is_found_after_it_moved_since_the_lookup() {
         let mut sources = Sources::new(1, 3, SPAN);
-        let nobody = look_for(&sources, key(1));
-        assert!(sources.on_probe(&nobody, || key(1), &probe(1), at(0)).is_none());
-        let waiting = look_for(&sources, key(1));
+        let unknown = look_up(&sources, key(1));
+        assert!(sources.on_probe(&unknown, || key(1), &probe(1), at(0)).is_none());
+        let waiting = look_up(&sources, key(1));
         assert!(
-            sources.on_probe(&nobody, || key(1), &probe(2), at(0)).is_some(),
-            "found all the same"
+            sources.on_probe(&unknown, || key(1), &probe(2), at(0)).is_some(),
+            "another lookup finds it"
         );
-        assert!(sources.on_probe(&waiting, || key(1), &probe(3), at(0)).is_some(), "has moved");
-        let known = look_for(&sources, key(1));
+        assert!(sources.on_probe(&waiting, || key(1), &probe(3), at(0)).is_some(), "it has moved");
+        let known = look_up(&sources, key(1));
         for port in [1, 2] {
-            let other = look_for(&sources, key(2));
+            let other = look_up(&sources, key(2));
             sources.on_probe(&other, || key(2), &probe(port), at(1));
         }
         assert_eq!(sources.evicted(), 1);
-        assert!(sources.on_probe(&known, || key(1), &probe(4), at(1)).is_none(), "begins anew");
+        assert!(
+            sources.on_probe(&known, || key(1), &probe(4), at(1)).is_none(),
+            "it was evicted and starts over"
+        );
     }
 
     #[test]
-    fn what_goes_counts_only_while_it_was_of_use() {
+    fn eviction_counts_only_within_the_span() {
         let mut sources = Sources::new(1, 3, SPAN);
         for (number, second) in [(1, 0), (2, 30), (3, 30), (4, 60), (5, 61)] {
-            let sought = look_for(&sources, key(number));
-            sources.on_probe(&sought, || key(number), &probe(1), at(second));
+            let lookup = look_up(&sources, key(number));
+            sources.on_probe(&lookup, || key(number), &probe(1), at(second));
         }
         assert_eq!((sources.len(), sources.evicted()), (3, 1));
         sources.forget("0.0.0.5/32".parse().unwrap());
@@ -378,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_has_its_own_bytes() {
+    fn every_key_has_its_own_tag() {
         let sources = Sources::new(1024, 3, SPAN);
         let keys = [
             key(1),
@@ -393,7 +404,7 @@ mod tests {
         let tags: std::collections::HashSet<Tag> =
             keys.iter().map(|key| sources.tag(key)).collect();
         assert_eq!(tags.len(), keys.len());
-        let short = sources.sought_ipv4(Direction::Inbound, Ipv4Addr::new(0, 0, 0, 1));
+        let short = sources.lookup_ipv4(Ipv4Addr::new(0, 0, 0, 1));
         assert_eq!(short.tag, sources.tag(&key(1)));
     }
 }

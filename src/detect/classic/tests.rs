@@ -1,11 +1,12 @@
-//! What the detector finds, and what it does not.
+//! Tests of the classic rule.
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::*;
 use crate::config::{Span, Threshold};
-use crate::types::segment::Port;
-use crate::types::segment::SegmentKind;
+use crate::types::Port;
 use proptest::prelude::*;
-use std::time::Duration;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -35,16 +36,11 @@ fn host() -> Host {
 
 fn scan(detector: &mut ClassicDetector, probes: impl IntoIterator<Item = Segment>) -> Vec<Scan> {
     let host = host();
-    let mut found = Vec::new();
-    let observe = |probe: Segment| {
-        detector.seek(&[probe], &host, &mut found);
-        detector.observe(&probe, &found[0], &host)
-    };
-    probes.into_iter().filter_map(observe).collect()
+    probes.into_iter().filter_map(|probe| detector.observe_one(&probe, &host)).collect()
 }
 
 #[test]
-fn a_scan_is_reported_at_the_fourth_port_and_once() {
+fn scan_is_reported_once_at_the_fourth_port() {
     let mut detector = ClassicDetector::new(rule(|_| {}));
     let scans = scan(&mut detector, (1..=50).map(|port| probe("192.0.2.1", port, 1)));
     assert_eq!(scans.len(), 1);
@@ -54,7 +50,7 @@ fn a_scan_is_reported_at_the_fourth_port_and_once() {
 }
 
 #[test]
-fn a_scan_that_goes_on_is_reported_once_a_window() {
+fn continued_scan_is_reported_once_per_window() {
     let mut detector = ClassicDetector::new(rule(|_| {}));
     let scans = scan(&mut detector, (1..=150).map(|n| probe("192.0.2.1", n, n.into())));
     let reports: Vec<_> =
@@ -63,7 +59,7 @@ fn a_scan_that_goes_on_is_reported_once_a_window() {
 }
 
 #[test]
-fn a_source_silent_for_a_window_begins_anew() {
+fn source_that_was_silent_for_a_window_starts_over() {
     let mut detector = ClassicDetector::new(rule(|_| {}));
     let first = (1..=4).map(|port| probe("192.0.2.1", port, 0));
     let second = (1..=4).map(|port| probe("192.0.2.1", port, 60));
@@ -72,7 +68,7 @@ fn a_source_silent_for_a_window_begins_anew() {
 }
 
 #[test]
-fn sources_are_counted_apart() {
+fn sources_are_counted_separately() {
     let mut detector = ClassicDetector::new(rule(|_| {}));
     let probes =
         (1..=3).flat_map(|port| [probe("192.0.2.1", port, 1), probe("192.0.2.2", port + 10, 1)]);
@@ -80,7 +76,7 @@ fn sources_are_counted_apart() {
 }
 
 #[test]
-fn per_pair_counts_destinations_apart() {
+fn per_pair_counts_destinations_separately() {
     let probes = |per| {
         let mut detector = ClassicDetector::new(rule(|r| r.per = per));
         let to = |last: u8, port| Segment {
@@ -94,7 +90,7 @@ fn per_pair_counts_destinations_apart() {
 }
 
 #[test]
-fn stealth_probes_count_unless_switched_off() {
+fn stealth_probes_count_unless_disabled() {
     for (stealth, kinds) in [(true, vec![ScanKind::Stealth]), (false, vec![])] {
         let mut detector = ClassicDetector::new(rule(|r| r.stealth = stealth));
         let fin =
@@ -105,7 +101,7 @@ fn stealth_probes_count_unless_switched_off() {
 }
 
 #[test]
-fn an_ipv6_network_is_one_source_but_neighbours_are_not() {
+fn ipv6_network_is_one_source_but_neighbours_are_not() {
     let mut detector = ClassicDetector::new(rule(|_| {}));
     let hopping = (1..=4).map(|n| probe(&format!("2001:db8::{n}"), n, 1));
     let scans = scan(&mut detector, hopping);
@@ -118,7 +114,7 @@ fn an_ipv6_network_is_one_source_but_neighbours_are_not() {
 }
 
 #[test]
-fn a_clock_that_runs_backwards_does_no_harm() {
+fn clock_that_runs_backwards_stands_still() {
     let mut detector = ClassicDetector::new(rule(|_| {}));
     let times = [100, 90, 80, 70];
     let probes = times.into_iter().zip(1..).map(|(t, port)| probe("192.0.2.1", port, t));
@@ -126,7 +122,7 @@ fn a_clock_that_runs_backwards_does_no_harm() {
 }
 
 #[test]
-fn memory_is_bounded_and_what_goes_is_counted() {
+fn memory_is_bounded_and_evictions_are_counted() {
     let mut detector = ClassicDetector::new(rule(|r| r.max_sources = 1024.try_into().unwrap()));
     let flood = (0..5000u32).map(|n| Segment {
         source: std::net::Ipv4Addr::from(0x0b00_0000 + n).into(),
@@ -137,7 +133,7 @@ fn memory_is_bounded_and_what_goes_is_counted() {
 }
 
 #[test]
-fn decoys_are_known_from_the_first_on() {
+fn first_report_names_the_decoys() {
     let mut detector = ClassicDetector::new(rule(|_| {}));
     let sources = ["198.51.100.1", "192.0.2.1", "203.0.113.1"];
     let probes = (1..=9).flat_map(|port| sources.map(|source| probe(source, port, port.into())));
@@ -150,7 +146,7 @@ fn decoys_are_known_from_the_first_on() {
 }
 
 #[test]
-fn forgetting_lets_a_source_begin_anew() {
+fn forgotten_source_starts_over() {
     let mut detector = ClassicDetector::new(rule(|_| {}));
     scan(&mut detector, (1..=4).map(|port| probe("192.0.2.1", port, 1)));
     detector.forget("192.0.2.1/32".parse().unwrap());
@@ -158,7 +154,7 @@ fn forgetting_lets_a_source_begin_anew() {
     assert_eq!(scan(&mut detector, (6..=8).map(|p| probe("192.0.2.1", p, 2))).len(), 1);
 }
 
-/// The rule as one would write it down, remembering every probe of every source.
+/// The rule without any optimisation: it remembers every probe of every source.
 fn naive(probes: &[Segment], threshold: usize, span: Duration) -> Vec<(IpAddr, u64)> {
     let mut fired = Vec::new();
     for (at, probe) in probes.iter().enumerate() {
@@ -173,10 +169,34 @@ fn naive(probes: &[Segment], threshold: usize, span: Duration) -> Vec<(IpAddr, u
     fired
 }
 
+/// A report names the segments up to its last probe first, and an undelivered scan is reported again.
+#[test]
+fn observer_receives_segments_before_the_scan_and_may_refuse_it() {
+    struct Calls(Vec<usize>);
+    impl Observer for Calls {
+        fn segments(&mut self, segments: &[Segment]) {
+            self.0.push(segments.len());
+        }
+
+        fn scan(&mut self, scan: Arc<Scan>) -> bool {
+            assert_eq!(scan.attempts.len(), 4);
+            self.0.push(0);
+            false
+        }
+    }
+    let mut detector = ClassicDetector::new(rule(|_| {}));
+    let mut calls = Calls(Vec::new());
+    let mut probes: Vec<Segment> = (1..=6).map(|port| probe("192.0.2.1", port, 1)).collect();
+    // Replies of open ports are no probes.
+    probes.insert(0, Segment { kind: SegmentKind::SynAck, ..probe("192.0.2.1", 9, 1) });
+    detector.observe(&probes, &host(), &mut calls);
+    assert_eq!(calls.0, [5, 0, 1, 0, 1, 0, 0]);
+}
+
 proptest! {
-    /// Through both stages, for several sources at once: who fires, and at which of its probes.
+    /// Compares which sources are reported, and at which probe, through both stages.
     #[test]
-    fn equals_the_naive_rule(
+    fn detector_equals_the_naive_rule(
         threshold in 1..=64u64,
         seconds in 1..=3600u64,
         steps in proptest::collection::vec((0..6u8, 0..80u16, 0..3u64), 1..250),
@@ -207,14 +227,18 @@ proptest! {
 }
 
 #[test]
-fn another_rule_keeps_what_is_remembered() {
+fn another_threshold_keeps_the_sources() {
     let mut detector = ClassicDetector::new(rule(|_| {}));
     assert_eq!(scan(&mut detector, (1..=3).map(|port| probe("192.0.2.1", port, 1))), []);
     assert_eq!(scan(&mut detector, [probe("192.0.2.2", 1, 1)]), []);
     let stricter = rule(|rule| rule.ports = Threshold::try_from(1).unwrap());
     assert!(detector.reconfigure(stricter));
-    assert_eq!(scan(&mut detector, [probe("192.0.2.1", 1, 2)]).len(), 1, "has tried three");
-    assert_eq!(scan(&mut detector, [probe("192.0.2.2", 2, 2)]).len(), 1, "first contacts as well");
+    assert_eq!(
+        scan(&mut detector, [probe("192.0.2.1", 1, 2)]).len(),
+        1,
+        "it has tried three ports"
+    );
+    assert_eq!(scan(&mut detector, [probe("192.0.2.2", 2, 2)]).len(), 1, "candidates count too");
 
     let mut detector = ClassicDetector::new(rule(|_| {}));
     assert_eq!(scan(&mut detector, (1..=3).map(|port| probe("192.0.2.1", port, 1))), []);
@@ -224,7 +248,7 @@ fn another_rule_keeps_what_is_remembered() {
     let found = scan(&mut detector, [probe("192.0.2.1", 6, 3)]);
     assert_eq!(found[0].ports(), (1..=6).map(Port).collect::<Vec<_>>());
 
-    // Another window holds for what was before as well.
+    // Another window applies to earlier probes, too.
     let mut detector = ClassicDetector::new(rule(|_| {}));
     assert_eq!(scan(&mut detector, (1..=3).map(|port| probe("192.0.2.1", port, 1))), []);
     let shorter = rule(|rule| rule.window = Span::constant("10s").try_into().unwrap());
@@ -233,7 +257,7 @@ fn another_rule_keeps_what_is_remembered() {
 }
 
 #[test]
-fn whose_ports_are_counted_together_cannot_be_changed_afterwards() {
+fn another_unit_of_counting_forgets_the_sources() {
     let mut detector = ClassicDetector::new(rule(|_| {}));
     assert_eq!(scan(&mut detector, (1..=3).map(|port| probe("192.0.2.1", port, 1))), []);
     assert!(!detector.reconfigure(rule(|rule| rule.per = Per::Pair)));

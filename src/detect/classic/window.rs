@@ -1,27 +1,24 @@
 //! The sliding window of one source.
 //!
-//! Pure. Exact for the question it answers, "were more than N distinct ports tried within the
-//! window?", and small: that holds precisely when the (N+1)-th most recently tried distinct port
-//! lies inside the window, so the N+1 most recent distinct ports and their times are all there is
-//! to remember, however many probes come.
+//! Pure. Owns the answer to "did the source try more than N distinct ports within the window?". It did
+//! exactly if the (N+1)-th most recently tried distinct port lies inside the window. So the window needs only
+//! the N+1 most recent distinct ports and their times, however many probes arrive.
 
-use crate::types::scan::Attempt;
 use std::time::Duration;
 
-use crate::types::clock::Moment;
-use crate::types::segment::Port;
+use crate::types::{Attempt, Moment, Port};
 
-/// What a probe changed.
+/// What a probe has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tried {
-    /// The port was not tried before within the span.
+    /// The source had not tried the port within the span.
     pub new_port: bool,
-    /// As many ports as there is room for were.
+    /// The source has tried more ports than the rule allows.
     pub too_many: bool,
 }
 
-/// An attempt in eight bytes: the port above, and below the lower 48 bits of its moment. Those come round
-/// after three days; what is older than a window, a day at the most, is never looked at.
+/// An attempt in 8 bytes: the port in the upper bits, and the lower 48 bits of its moment. The moment wraps
+/// around after three days, and a window is at most one day.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Packed(u64);
 
@@ -33,7 +30,6 @@ impl Packed {
         Self(u64::from(port.0) << MOMENT_BITS | moment.as_nanos() & MOMENT)
     }
 
-    /// All of it.
     pub fn bits(self) -> u64 {
         self.0
     }
@@ -42,30 +38,28 @@ impl Packed {
         Port((self.0 >> MOMENT_BITS) as u16)
     }
 
-    /// When it was, seen from a moment less than three days later.
+    /// The moment of the attempt, given a moment less than three days later.
     fn moment(self, seen_from: Moment) -> Moment {
         let age = seen_from.as_nanos().wrapping_sub(self.0) & MOMENT;
         Moment::from_nanos(seen_from.as_nanos().saturating_sub(age))
     }
 }
 
-/// The most recent distinct ports of a source, latest first, in memory that is somebody else's: room for
+/// The most recent distinct ports of a source, latest first. The caller owns the memory, which has room for
 /// one port more than the rule allows.
 pub struct Window<'a> {
     room: &'a mut [Packed],
-    /// How much of the room is taken, by attempts that were within the span at the latest of them.
+    /// How many attempts there are. All were within the span at the latest attempt.
     taken: &'a mut u8,
     latest: &'a mut Moment,
 }
 
 impl<'a> Window<'a> {
-    /// The window in this room, of which so much is taken.
     pub fn new(room: &'a mut [Packed], taken: &'a mut u8, latest: &'a mut Moment) -> Self {
         Self { room, taken, latest }
     }
 
-    /// Records that `port` was tried at `now`, which must not be before any earlier call's. What counts is
-    /// the half-open span `(now - span, now]`.
+    /// Records an attempt. `now` must not go backwards. The half-open span `(now - span, now]` counts.
     pub fn record(&mut self, port: Port, now: Moment, span: Duration) -> Tried {
         let silent = now.is_past(*self.latest, span);
         let mut taken = if silent { 0 } else { usize::from(*self.taken) };
@@ -77,23 +71,23 @@ impl<'a> Window<'a> {
             taken = self.room.len().min(taken + 1);
             taken - 1
         });
-        // A handful at the most: to call for their move would take longer.
+        // There are only a few attempts, so a call of memmove would take longer.
         for at in (0..last).rev() {
             self.room[at + 1] = self.room[at];
         }
         self.room[0] = Packed::new(port, now);
         *self.latest = now;
-        // The configuration allows 64 ports at the most.
+        // Configuration allows 64 ports at most.
         *self.taken = u8::try_from(taken).unwrap_or(u8::MAX);
         Tried { new_port: known.is_none(), too_many: taken == self.room.len() }
     }
 
-    /// When the latest probe came.
+    /// When the source sent its latest probe.
     pub fn latest(&self) -> Moment {
         *self.latest
     }
 
-    /// The ports tried within the span before the latest, in the order they were tried.
+    /// The attempts within the span before the latest one, oldest first.
     pub fn attempts(&self) -> impl Iterator<Item = Attempt> {
         self.room[..usize::from(*self.taken)]
             .iter()
@@ -113,7 +107,7 @@ mod tests {
         Moment::from_nanos(seconds * SECOND)
     }
 
-    /// Room for a threshold, as somebody else keeps it.
+    /// Memory for a threshold.
     struct Room {
         attempts: Vec<Packed>,
         taken: u8,
@@ -135,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fourth_distinct_port_fires_and_the_third_does_not() {
+    fn fourth_distinct_port_fires_and_third_does_not() {
         let mut window = Room::for_threshold(3);
         assert!(!record(&mut window, 1, at(0)));
         assert!(!record(&mut window, 2, at(1)));
@@ -147,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_exactly_as_old_as_the_window_no_longer_counts() {
+    fn probe_exactly_as_old_as_the_window_does_not_count() {
         for (fourth, fires) in [(60 * SECOND, false), (60 * SECOND - 1, true)] {
             let mut window = Room::for_threshold(3);
             for port in 1..=3 {
@@ -158,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repeated_port_is_refreshed() {
+    fn repeated_port_is_refreshed() {
         let mut window = Room::for_threshold(3);
         record(&mut window, 1, at(0));
         record(&mut window, 2, at(10));
@@ -168,16 +162,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_older_than_all_bits_of_a_moment_is_not_taken_for_new() {
+    fn attempt_older_than_the_wrap_around_does_not_count() {
         let mut window = Room::for_threshold(3);
         for port in 1..=3 {
             record(&mut window, port, at(0));
         }
-        // 2^48 ns later the lower bits are the same again.
+        // 2^48 ns later the lower bits repeat.
         assert!(!record(&mut window, 4, Moment::from_nanos(1 << MOMENT_BITS)));
     }
 
-    /// The rule as one would write it down, remembering everything.
+    /// The rule without any optimisation: it remembers everything.
     fn naive(history: &[(u16, u64)], ports: usize, span: Duration) -> bool {
         let now = Moment::from_nanos(history.last().unwrap().1);
         let mut distinct: Vec<u16> = history
@@ -192,13 +186,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn equals_the_naive_model(
+        fn window_equals_the_naive_model(
             ports in 1..=64usize,
             span in prop_oneof![Just(1u64), 2..120u64, Just(86_400)],
             steps in proptest::collection::vec((0..70u16, 0..4u64), 1..400),
         ) {
             let span = Duration::from_secs(span);
-            // Steps of a quarter of what makes `ports` of them fill the window: the edge is met often.
+            // A step is so long that the probes often meet the edge of the window.
             let unit = u64::try_from(span.as_nanos() / (2 * ports as u128)).unwrap().max(1);
             let mut room = Room::for_threshold(ports);
             let mut history = Vec::new();

@@ -1,97 +1,102 @@
-//! The actor against the fake kernel: what it does when others interfere, and when there is no room.
+//! The firewall thread with the fake kernel: other programs interfere, or there is no room.
 
 use std::time::Duration;
 
 use crate::block::backend::fake::Inner;
-use crate::handles::firewall::RequestError;
+use crate::handles::RequestError;
 use crate::service::firewall::TICK;
 use crate::service::firewall::test_bench::{Bench, HOUR, bench, clock};
-use crate::types::block::{SkipReason, UnblockCause};
-use crate::types::clock::Moment;
-use crate::types::event::Event;
-use crate::types::state::State;
+use crate::types::{BlockFailure, Event, Moment, SkipReason, State, UnblockCause};
 
 const SCANNER: &str = "198.51.100.1/32";
 
 impl Bench {
-    /// Something happens to the kernel, and the actor looks round; what it says of it.
+    /// Damages the kernel and runs one round of maintenance. Returns what the thread reports.
     fn after(&mut self, second: u64, damage: impl FnOnce(&mut Inner)) -> Vec<String> {
         self.events();
         damage(&mut self.kernel.inner());
-        self.thread.look_round(&clock(second));
-        let told = self.events().into_iter().filter_map(|event| match event {
+        self.thread.maintain(&clock(second));
+        let reported = self.events().into_iter().filter_map(|event| match event {
             Event::StateChanged { state, reason: None } => Some(state.to_string()),
             Event::StateChanged { state, reason: Some(reason) } => {
                 Some(format!("{state}: {reason}"))
             }
-            Event::Repaired { found } => Some(format!("mended: {found}")),
+            Event::Repaired { found } => Some(format!("repaired: {found}")),
             _ => None,
         });
-        told.collect()
+        reported.collect()
     }
 }
 
 type Damage = fn(&mut Inner);
 
 #[test]
-fn whatever_is_damaged_is_told_and_mended() {
-    let damages: [(&str, Damage); 8] = [
-        ("hook INPUT (ipv4) gone", |kernel| kernel.input.clear()),
-        ("hook INPUT (ipv4) not the first rule", |kernel| kernel.input.insert(0, "ACCEPT")),
-        ("rule (ipv4) gone or changed", |kernel| kernel.chain = Some(Vec::new())),
-        ("hook INPUT (ipv4) gone, chain tcptracker (ipv4) gone", |kernel| {
+fn every_kind_of_damage_is_reported_and_repaired() {
+    const NONE: &str = "blocks are not enforced";
+    const SOME: &str = "some blocks are not enforced";
+    let damages: [(&str, &str, Damage); 8] = [
+        (NONE, "hook INPUT (ipv4) was missing", |kernel| kernel.input.clear()),
+        ("blocks may not be enforced", "hook INPUT (ipv4) was not the first rule", |kernel| {
+            kernel.input.insert(0, "ACCEPT");
+        }),
+        (NONE, "rule (ipv4) was missing or changed", |kernel| kernel.chain = Some(Vec::new())),
+        (NONE, "hook INPUT (ipv4) was missing, chain tcptracker (ipv4) was missing", |kernel| {
             (kernel.chain, kernel.input) = (None, vec!["ACCEPT"]);
         }),
-        ("set (ipv4) gone or of another kind", |kernel| kernel.elements = None),
-        ("1 blocked (ipv4) missing", |kernel| {
+        (NONE, "set (ipv4) was missing or of another type", |kernel| kernel.elements = None),
+        (SOME, "1 set member (ipv4) was missing", |kernel| {
             kernel.elements.as_mut().unwrap().clear();
         }),
-        ("1 not blocked (ipv6) there", |kernel| {
-            let elements = kernel.elements.as_mut().unwrap();
-            elements.insert("2001:db8::/32".parse().unwrap(), Duration::MAX);
-        }),
-        ("1 blocked (ipv4) missing and 1 not blocked there", |kernel| {
+        (
+            "the kernel drops packets of sources that are not blocked",
+            "1 set member (ipv6) was unexpected",
+            |kernel| {
+                let elements = kernel.elements.as_mut().unwrap();
+                elements.insert("2001:db8::/32".parse().unwrap(), Duration::MAX);
+            },
+        ),
+        (SOME, "1 set member (ipv4) was missing, 1 was unexpected", |kernel| {
             let elements = kernel.elements.as_mut().unwrap();
             let (_, time) = elements.pop_first().unwrap();
             elements.insert("203.0.113.1/32".parse().unwrap(), time);
         }),
     ];
-    for (found, damage) in damages {
+    for (effect, found, damage) in damages {
         let mut bench = bench(|_| {});
         bench.scan(SCANNER, 0);
-        let told = bench.after(1, damage);
+        let reported = bench.after(1, damage);
         assert_eq!(
-            told,
+            reported,
             [
-                format!("degraded: blocks are not enforced: {found}"),
-                format!("mended: {found}"),
+                format!("degraded: {effect}: {found}"),
+                format!("repaired: {found}"),
                 "enforcing".to_owned()
             ]
         );
         assert!(bench.kernel.drops(SCANNER), "{found}");
         let left = bench.kernel.inner().elements.as_ref().unwrap().len();
-        assert_eq!(left, 1, "{found}: nobody else is blocked");
-        assert_eq!(bench.after(2, |_| {}), Vec::<String>::new(), "{found}: told once");
+        assert_eq!(left, 1, "{found}: nothing else is blocked");
+        assert_eq!(bench.after(2, |_| {}), Vec::<String>::new(), "{found}: reported once");
     }
 }
 
-/// Else somebody who asks for something all the time would put off what mends.
+/// Otherwise a client that sends commands all the time would postpone repairs.
 #[test]
-fn orders_do_not_put_off_the_next_look() {
+fn commands_do_not_postpone_maintenance() {
     let mut bench = bench(|_| {});
     let at = |millis: u64| Moment::from_nanos(millis * 1_000_000);
     let pause = |bench: &Bench, now: u64| bench.thread.pause(at(now), at(1000));
     assert_eq!(pause(&bench, 1000), TICK);
     assert_eq!(pause(&bench, 1399), Duration::from_millis(1));
     assert_eq!(pause(&bench, 1500), Duration::ZERO);
-    // What ends sooner comes sooner.
+    // The end of a block comes first.
     bench.block("203.0.113.1", 1, 0).unwrap();
     bench.block("203.0.113.2", 60, 0).unwrap();
     assert_eq!(pause(&bench, 700), Duration::from_millis(300));
 }
 
 #[test]
-fn a_mend_leaves_a_block_its_remaining_time() {
+fn repair_keeps_the_remaining_time_of_a_block() {
     let mut bench = bench(|_| {});
     bench.scan(SCANNER, 0);
     bench.after(600, |kernel| kernel.elements = None);
@@ -100,7 +105,7 @@ fn a_mend_leaves_a_block_its_remaining_time() {
 }
 
 #[test]
-fn a_block_that_meets_damage_is_made_at_once() {
+fn block_repairs_damage_at_once() {
     let mut bench = bench(|_| {});
     bench.kernel.inner().elements = None;
     bench.scan(SCANNER, 0);
@@ -109,40 +114,40 @@ fn a_block_that_meets_damage_is_made_at_once() {
 }
 
 #[test]
-fn what_cannot_be_mended_is_told_until_it_can() {
+fn failed_repair_is_reported_until_one_succeeds() {
     let mut bench = bench(|_| {});
     bench.scan(SCANNER, 0);
-    let told = bench.after(1, |kernel| (kernel.out_of_order, kernel.chain) = (true, None));
-    assert!(told.last().unwrap().contains("mending failed: "), "{told:?}");
+    let reported = bench.after(1, |kernel| (kernel.out_of_order, kernel.chain) = (true, None));
+    assert!(reported.last().unwrap().contains("repair failed: "), "{reported:?}");
     assert_eq!(bench.health.status().state, State::Degraded);
-    let told = bench.after(2, |kernel| kernel.out_of_order = false);
-    assert_eq!(told, ["mended: chain tcptracker (ipv4) gone", "enforcing"]);
+    let reported = bench.after(2, |kernel| kernel.out_of_order = false);
+    assert_eq!(reported, ["repaired: chain tcptracker (ipv4) was missing", "enforcing"]);
 }
 
 #[test]
-fn who_undoes_every_mend_is_answered_ever_more_seldom_until_he_rests() {
+fn repairs_get_rarer_while_another_program_undoes_them() {
     let mut bench = bench(|_| {});
     bench.scan(SCANNER, 0);
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     for second in 1..=120 {
-        told.extend(bench.after(second, |kernel| kernel.input.insert(0, "ACCEPT")));
+        reported.extend(bench.after(second, |kernel| kernel.input.insert(0, "ACCEPT")));
     }
     let mends = bench.kernel.inner().mends;
     assert!((10..30).contains(&mends), "{mends} in two minutes");
-    let complaint = "degraded: another program keeps changing what blocks are enforced with";
-    let complaints = told.iter().filter(|line| line.starts_with(complaint)).count();
-    assert_eq!(complaints, 1, "one is enough: {told:?}");
+    let complaint = "degraded: another program keeps undoing repairs";
+    let complaints = reported.iter().filter(|line| line.starts_with(complaint)).count();
+    assert_eq!(complaints, 1, "reported once: {reported:?}");
     assert_eq!(bench.health.status().state, State::Degraded);
 
     for second in 121..200 {
         bench.after(second, |_| {});
     }
     assert!(bench.kernel.drops(SCANNER));
-    assert_eq!(bench.state(), (State::Enforcing, None), "peace");
+    assert_eq!(bench.state(), (State::Enforcing, None), "the other program has stopped");
 }
 
 #[test]
-fn a_fight_that_the_other_gives_up_is_over_after_a_minute() {
+fn state_recovers_a_minute_after_the_last_undone_repair() {
     let mut bench = bench(|_| {});
     let mut second = 0;
     while !bench.health.status().reason.is_some_and(|reason| reason.starts_with("another program"))
@@ -152,24 +157,28 @@ fn a_fight_that_the_other_gives_up_is_over_after_a_minute() {
         assert!(second < 60);
     }
     bench.after(second + 1, |kernel| kernel.input.retain(|target| *target == "tcptracker"));
-    assert_eq!(bench.health.status().state, State::Degraded, "he may only be resting");
+    assert_eq!(
+        bench.health.status().state,
+        State::Degraded,
+        "the other program may only be pausing"
+    );
     bench.after(second + 61, |_| {});
     assert_eq!(bench.state(), (State::Enforcing, None));
 }
 
 #[test]
-fn a_mend_that_fails_again_and_again_is_no_fight() {
+fn repeatedly_failing_repair_is_not_blamed_on_another_program() {
     let mut bench = bench(|_| {});
     bench.after(1, |kernel| (kernel.out_of_order, kernel.chain) = (true, None));
     for second in 2..60 {
         bench.after(second, |_| {});
         let reason = bench.health.status().reason.unwrap();
-        assert!(reason.contains("mending failed"), "{reason}");
+        assert!(reason.contains("repair failed"), "{reason}");
     }
 }
 
 #[test]
-fn without_room_a_new_scanner_takes_the_place_of_the_one_nearest_his_end() {
+fn full_list_evicts_the_scanner_that_expires_next() {
     let mut bench = bench(|_| {});
     bench.kernel.inner().capacity = Some(3);
     bench.block("203.0.113.1", 60, 0).unwrap();
@@ -180,32 +189,28 @@ fn without_room_a_new_scanner_takes_the_place_of_the_one_nearest_his_end() {
     bench.scan("198.51.100.3/32", 20);
     assert!(bench.kernel.drops("198.51.100.3/32"));
     assert!(bench.kernel.drops("198.51.100.1/32"));
-    assert_eq!(bench.kernel.holds("198.51.100.2/32"), None, "nearest its end");
-    assert!(bench.kernel.drops("203.0.113.1/32"), "what was blocked by hand stays");
-    let displaced = bench.events().into_iter().any(|event| {
+    assert_eq!(bench.kernel.holds("198.51.100.2/32"), None, "expires next");
+    assert!(bench.kernel.drops("203.0.113.1/32"), "a manual block stays");
+    let evicted = bench.events().into_iter().any(|event| {
         matches!(event, Event::Unblocked { cause: UnblockCause::Evicted, network, .. }
             if network.to_string() == "198.51.100.2/32")
     });
-    assert!(displaced);
+    assert!(evicted);
     let (state, reason) = bench.state();
     assert_eq!(state, State::Degraded);
-    assert!(reason.unwrap().contains("no room for more blocks"));
+    assert!(reason.unwrap().contains("block limit reached (3 per address family)"));
 
     let refused = bench.block("203.0.113.2", 60, 21);
-    assert!(
-        matches!(&refused, Err(RequestError::Kernel(text)) if text.contains("no more")),
-        "{refused:?}"
-    );
+    assert!(matches!(&refused, Err(RequestError::Failed(BlockFailure::Full(3)))), "{refused:?}");
     assert_eq!(bench.list(21).len(), 3);
 
     bench.unblock("203.0.113.1", 22).unwrap();
-    bench.thread.look_round(&clock(22));
+    bench.thread.maintain(&clock(22));
     assert_eq!(bench.state(), (State::Enforcing, None), "there is room again");
 }
 
-/// Where there are always as many scanners as there is room for.
 #[test]
-fn room_for_one_is_not_told_as_room() {
+fn single_free_place_does_not_end_the_degraded_state() {
     let mut bench = bench(|_| {});
     bench.kernel.inner().capacity = Some(200);
     for last in 0..201 {
@@ -215,7 +220,7 @@ fn room_for_one_is_not_told_as_room() {
     assert_eq!(state(&bench), State::Degraded);
     let unblocked = |bench: &mut Bench, last: u64| {
         bench.unblock(&format!("198.51.100.{last}"), 300 + last).unwrap();
-        bench.thread.look_round(&clock(300 + last));
+        bench.thread.maintain(&clock(300 + last));
     };
     for last in [1, 2] {
         unblocked(&mut bench, last);
@@ -226,11 +231,11 @@ fn room_for_one_is_not_told_as_room() {
 }
 
 #[test]
-fn blocks_by_hand_do_not_make_way() {
+fn manual_blocks_are_never_evicted() {
     let mut bench = bench(|_| {});
     bench.kernel.inner().capacity = Some(1);
     bench.block("203.0.113.1", 60, 0).unwrap();
     bench.scan(SCANNER, 1);
-    assert!(matches!(bench.spared(), Some(SkipReason::Failed(_))));
+    assert!(matches!(bench.skipped(), Some(SkipReason::Failed(_))));
     assert!(bench.kernel.drops("203.0.113.1/32"));
 }

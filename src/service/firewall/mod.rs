@@ -1,14 +1,7 @@
-//! The firewall's thread: one owner of the ledger and of the kernel's side of it.
+//! The firewall thread: it receives scans and commands, asks the policy, and calls the blocklist.
 //!
-//! Takes orders one after the other. The kernel comes first: ledger, replies, events and metrics
-//! follow its acknowledgement.
-
-pub mod enforce;
-pub mod explain;
-pub mod persister;
-pub mod reconfigure;
-pub mod restore;
-pub mod unblock;
+//! Owns the order of its work, and turns what the blocklist reports into events, health and commands to
+//! the detector. It says that something is blocked only after the blocklist has.
 
 #[cfg(test)]
 mod enforcement_tests;
@@ -27,90 +20,74 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use tracing::debug;
 
 use crate::api::metrics::Metrics;
 use crate::block::backend::{Backend, FirewallError};
-use crate::block::exemptions::{AskSessions, Exemptions};
-use crate::block::ledger::Ledger;
-use crate::block::policy::{Verdict, verdict};
-use crate::block::rate_limit::BlockRateLimit;
-use crate::block::reconcile::Reconciler;
-use crate::block::store::StorePath;
-use crate::config::{BlockConfig, Config, FirewallConfig};
-use crate::handles::detector::DetectorCommand;
-use crate::handles::events::EventSink;
-use crate::handles::firewall::{Command, Listed, RequestError};
-use crate::handles::health::{Component, Health};
-use crate::service::firewall::enforce::WhenFull;
-use crate::service::firewall::persister::Persister;
-use crate::system::conntrack::Conntrack;
-use crate::types::block::{Block, Evidence};
-use crate::types::block::{BlockCause, ExemptReason, SkipReason};
-use crate::types::clock::{Moment, WallClock};
-use crate::types::event::{BackendNote, Event, Request};
-use crate::types::host::Host;
-use crate::types::network::Family;
-use crate::types::scan::{Scan, ScanKind};
+use crate::block::blocklist::{Added, Blocklist, Change, NotAdded, OnProgress, Removed, WhenFull};
+use crate::block::exemptions::{AskSessions, Exemptions, Sessions};
+use crate::block::policy::{Policy, Verdict};
+use crate::block::reconcile::{Checked, Repaired, Trouble, list_of};
+use crate::block::store::persister::StoreNews;
+use crate::block::store::{Quarantined, StorePath};
+use crate::config::Config;
+use crate::handles::{
+    BlockExplanation, Command, Component, DetectorCommand, EventSink, Explanation, Health, Listed,
+    RequestError,
+};
+use crate::types::{
+    BackendNote, Block, BlockFailure, BlockReason, Event, Evidence, ExemptReason, Family, Host,
+    Moment, Request, Scan, SkipReason, UnblockCause, WallClock, Warning,
+};
 
-/// How often at least the thread looks round: shows that it is alive, and whether all is in the kernel
-/// that ought to be, often enough to mend within a second what is not.
+/// The longest time between two rounds of maintenance. It is short enough to repair the firewall within a
+/// second.
 pub const TICK: Duration = Duration::from_millis(400);
 
-/// How long the spoofing guard must not have held anything back until all is well again.
-const GUARD_RESTS: Duration = Duration::from_secs(60);
+/// How long the rate limit must not have held back a block until the state is good again.
+const CALM: Duration = Duration::from_secs(60);
 
-/// Ports named in a reason; the rest is counted.
-const PORTS_IN_REASON: usize = 8;
+/// The most networks in one command to the detector.
+const FORGET_AT_ONCE: usize = 1024;
 
-/// Opens the back end that a configuration asks for, without changing anything yet; with what an operator
-/// should know of the choice.
+/// Opens the back end for a configuration, and changes nothing yet. The note says if it is not the one to
+/// expect.
 pub type OpenBackend = Box<
     dyn FnMut(&Config) -> Result<(Box<dyn Backend + Send>, Option<BackendNote>), FirewallError>
         + Send,
 >;
 
-/// The firewall's thread.
 pub struct FirewallThread {
-    pub backend: Box<dyn Backend + Send>,
-    pub open_backend: OpenBackend,
-    pub config: BlockConfig,
-    pub firewall: FirewallConfig,
-    pub exemptions: Exemptions,
-    pub ledger: Ledger,
-    pub persister: Persister,
-    pub rate_limit: BlockRateLimit,
-    pub reconciler: Reconciler,
-    pub conntrack: Conntrack,
-    pub events: EventSink,
-    pub metrics: Arc<Metrics>,
-    pub health: Arc<Health>,
-    pub detector: SyncSender<DetectorCommand>,
-    /// When the guard last held a block back.
+    policy: Policy,
+    blocklist: Blocklist,
+    /// The configuration in force.
+    config: Config,
+    open_backend: OpenBackend,
+    events: EventSink,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    detector: SyncSender<DetectorCommand>,
+    /// When the rate limit last held back a block.
     throttled: Option<Moment>,
-    /// Something asked of the kernel has to be asked again.
-    pub unfinished: bool,
+    /// The kernel refused something that has to be tried again.
+    unfinished: bool,
 }
 
 impl FirewallThread {
-    /// An actor for a backend that is not installed yet.
+    /// Returns a thread that blocks nothing before [`Self::install`].
     pub fn new(
-        (backend, open_backend): (Box<dyn Backend + Send>, OpenBackend),
+        open_backend: OpenBackend,
         config: Config,
         (host, ask_sessions): (Arc<Host>, AskSessions),
         store_path: Option<StorePath>,
         (events, metrics, health): (EventSink, Arc<Metrics>, Arc<Health>),
         detector: SyncSender<DetectorCommand>,
     ) -> Self {
+        let exemptions = Exemptions::new(config.exempt.clone(), host, ask_sessions);
         Self {
-            ledger: Ledger::new(backend.longest()),
-            persister: Persister::new(store_path, events.clone(), Arc::clone(&health)),
-            rate_limit: BlockRateLimit::new(config.block.max_per_minute.0),
-            reconciler: Reconciler::default(),
-            conntrack: Conntrack::default(),
-            exemptions: Exemptions::new(config.exempt, host, ask_sessions),
-            config: config.block,
-            firewall: config.firewall,
-            backend,
+            policy: Policy::new(config.block.clone(), exemptions),
+            blocklist: Blocklist::new(store_path),
+            config,
             open_backend,
             events,
             metrics,
@@ -121,49 +98,80 @@ impl FirewallThread {
         }
     }
 
-    /// Works until told to stop; then takes everything down.
-    pub fn run(mut self, orders: &Receiver<Command>, beat: impl Fn()) -> Result<(), FirewallError> {
-        let mut looked_round = Moment::default();
+    /// Installs the back end and restores the blocks of the last run. After an error nothing is installed.
+    /// Without a back end, because the service only observes, removes what a crashed instance has left in
+    /// the kernel.
+    pub fn install(
+        &mut self,
+        backend: Option<Box<dyn Backend + Send>>,
+        clock: &WallClock,
+        on_progress: OnProgress<'_>,
+    ) -> Result<(), FirewallError> {
+        if let Some(backend) = backend {
+            let config = self.config.clone();
+            return self.restore(backend, &config, clock, on_progress);
+        }
+        // A process that may not look at the firewall cannot have left anything there.
+        if let Ok((mut left_over, _)) = (self.open_backend)(&self.config) {
+            left_over.remove()?;
+        }
+        self.maintain(clock);
+        Ok(())
+    }
+
+    /// Runs until the command to stop, then removes everything from the kernel.
+    pub fn run(
+        mut self,
+        commands: &Receiver<Command>,
+        tick: impl Fn(),
+    ) -> Result<(), FirewallError> {
+        let mut maintained = Moment::default();
         loop {
-            beat();
-            let order = match orders.recv_timeout(self.pause(Moment::now(), looked_round)) {
+            tick();
+            let command = match commands.recv_timeout(self.pause(Moment::now(), maintained)) {
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => {
-                    self.persister.finish(&mut self.ledger, &WallClock::read());
-                    return self.backend.remove();
+                    return self.stop(&WallClock::read());
                 }
-                Ok(order) => Some(order),
+                Ok(command) => Some(command),
                 Err(RecvTimeoutError::Timeout) => None,
             };
             let clock = WallClock::read();
-            // First, as whose time is up is no more to be listed, however late this thread comes to it.
-            self.follow_time(&clock);
-            if let Some(order) = order {
-                self.handle(order, &clock);
+            // First, because a command must not see an expired block, however late this thread comes to it.
+            self.expire(&clock);
+            if let Some(command) = command {
+                self.handle(command, &clock);
             }
-            if clock.now().since(looked_round) >= TICK {
-                looked_round = clock.now();
-                self.look_round(&clock);
+            if clock.now().since(maintained) >= TICK {
+                maintained = clock.now();
+                self.maintain(&clock);
             }
         }
     }
 
-    /// How long nothing has to be done unless somebody asks for it.
-    pub fn pause(&self, now: Moment, looked_round: Moment) -> Duration {
-        // Counted from the last look, whatever has been asked for since.
-        let next = looked_round + TICK;
-        self.ledger.next_due().map_or(next, |due| due.min(next)).since(now)
+    /// How long there is nothing to do without a command.
+    fn pause(&self, now: Moment, maintained: Moment) -> Duration {
+        // Commands do not postpone the next round.
+        let next = maintained + TICK;
+        self.blocklist.ledger().next_due().map_or(next, |due| due.min(next)).since(now)
     }
 
-    pub fn handle(&mut self, order: Command, clock: &WallClock) {
-        // Whoever asked may have gone: a reply nobody takes is no error.
-        match order {
+    fn stop(self, clock: &WallClock) -> Result<(), FirewallError> {
+        let Self { mut blocklist, events, health, .. } = self;
+        let result = blocklist.finish(clock);
+        report_store(&mut blocklist, &health, &events);
+        result
+    }
+
+    fn handle(&mut self, command: Command, clock: &WallClock) {
+        // A caller that has gone away takes no reply; that is not an error.
+        match command {
             Command::Scan { scan, listed } => self.on_scan(&scan, listed, clock),
             Command::Block { network, duration, reason, uid, reply } => {
-                let result = self.block_by_hand(network, duration, reason, uid, clock);
+                let result = self.block_manually(network, duration, reason, uid, clock);
                 let _ = reply.try_send(result);
             }
             Command::Unblock { network, uid, reply } => {
-                let result = self.unblock_by_hand(network, uid, clock);
+                let result = self.unblock_manually(network, uid, clock);
                 let _ = reply.try_send(result);
             }
             Command::List { reply } => {
@@ -173,90 +181,66 @@ impl FirewallThread {
                 let _ = reply.try_send(self.explain(network, clock));
             }
             Command::Reconfigure { config, reply } => {
-                let changed = self.reconfigure(*config, clock);
-                let _ = reply.try_send(changed.map_err(|error| error.to_string()));
+                let result = self.reconfigure(*config, clock);
+                let _ = reply.try_send(result.map_err(|error| error.to_string()));
             }
             Command::Host(host) => {
-                self.exemptions.follow(host);
+                self.policy.exemptions().set_host(host);
                 self.unblock_exempt(clock);
             }
-            // Handled by the loop, which ends with it.
+            // Ends the loop, which handles it.
             Command::Stop => {}
         }
     }
 
     fn on_scan(&mut self, scan: &Arc<Scan>, listed: bool, clock: &WallClock) {
-        let (network, now) = (scan.source, clock.now());
-        let why = match self.verdict(scan, now) {
-            Verdict::AlreadyBlocked => return,
-            Verdict::Spare(why) => why,
+        let now = clock.now();
+        let verdict = self.policy.verdict(scan, self.blocklist.ledger(), now);
+        debug!(
+            source = %scan.source,
+            kind = scan.kind.as_str(),
+            ports = ?scan.ports(),
+            probes = scan.probes,
+            rule = ?scan.rule,
+            ?verdict,
+            "verdict on a scan"
+        );
+        let why = match verdict {
+            Verdict::AlreadyBlocked => {
+                if listed && !scan.continued {
+                    self.events.emit(Event::AlreadyBlocked { source: scan.source });
+                }
+                return;
+            }
+            Verdict::Skip(why) => why,
             Verdict::Block { duration, offence } => {
-                match self.enforce(network, duration, WhenFull::Evict, clock) {
-                    Ok(()) => {
-                        let latency = Moment::now().since(scan.moment);
-                        self.metrics.block_latency.observe(latency.as_secs_f64());
-                        self.rate_limit.count(now);
-                        let block = Block {
-                            since: now,
-                            until: duration.map(|duration| now + duration),
-                            offences: offence,
-                            reason: reason_of(scan),
-                            evidence: Some(Box::new(Evidence::from(&**scan))),
-                        };
-                        // What an innocent decoy is blocked for is no offence of his.
-                        if !scan.may_be_decoy() {
-                            self.ledger.remember_offence(network, now, offence);
-                        }
-                        self.enter(network, clock, block, BlockCause::Scan, None);
+                let block = Block {
+                    since: now,
+                    until: duration.map(|duration| now + duration),
+                    offences: offence,
+                    reason: BlockReason::Scan(Box::new(Evidence::from(&**scan))),
+                };
+                match self.add(scan.source, &block, WhenFull::Evict, None, clock) {
+                    Ok(accepted) => {
+                        self.metrics.observe_block_latency(accepted.since(scan.moment));
+                        self.policy.count_block(now);
                         return;
                     }
-                    Err(error) => SkipReason::Failed(self.kernel_failed(&error)),
+                    Err(why) => SkipReason::Failed(why),
                 }
             }
         };
         if let SkipReason::Throttled { .. } = why {
-            // Said once, as a state: a flood must not fill the journal.
+            // A state, which is reported once: a flood must not fill the journal.
             self.health.set_degraded(Component::BlockRate, why.to_string());
             self.throttled = Some(now);
         } else if listed && !scan.continued {
             self.events.emit(Event::NotBlocked { scan: Arc::clone(scan), why });
         }
+        self.report();
     }
 
-    fn verdict(&mut self, scan: &Scan, now: Moment) -> Verdict {
-        let (network, may_be_decoy) = (&scan.source, scan.may_be_decoy());
-        let (config, exemptions, ledger) = (&self.config, &self.exemptions, &self.ledger);
-        let rate_limit = &mut self.rate_limit;
-        match verdict(network, may_be_decoy, now, config, exemptions, ledger, rate_limit) {
-            // Asked only for who would be blocked: a flood of forged scans must not become a flood
-            // of questions.
-            block @ Verdict::Block { .. } => self
-                .forbid_for_session(network, now)
-                .map_or(block, |why| Verdict::Spare(SkipReason::Exempt(why))),
-            verdict => verdict,
-        }
-    }
-
-    /// Why a network must not be blocked: somebody in it has an SSH session open, at this moment.
-    pub fn forbid_for_session(&mut self, network: &IpNet, now: Moment) -> Option<ExemptReason> {
-        self.ask_for_sessions(now);
-        self.exemptions.forbid_for_session(network)
-    }
-
-    pub fn ask_for_sessions(&mut self, now: Moment) {
-        match self.exemptions.ask_for_sessions(now) {
-            Ok(()) => self.health.clear(Component::SshSessions),
-            Err(error) => self.health.set_degraded(
-                Component::SshSessions,
-                format!(
-                    "cannot see who has an SSH session open: {error}; load the kernel module \
-                     tcp_diag, or set exempt.automatic = false and list them in exempt.networks"
-                ),
-            ),
-        }
-    }
-
-    fn block_by_hand(
+    fn block_manually(
         &mut self,
         network: IpNet,
         duration: Option<Duration>,
@@ -264,140 +248,418 @@ impl FirewallThread {
         uid: u32,
         clock: &WallClock,
     ) -> Result<(), RequestError> {
-        let why = self
-            .exemptions
-            .forbid(&network)
-            .or_else(|| self.forbid_for_session(&network, clock.now()));
-        let result = match why {
-            Some(why) => Err(RequestError::Exempt { network, why }),
-            None => self
-                .enforce(network, duration, WhenFull::Fail, clock)
-                .map_err(|error| RequestError::Kernel(self.kernel_failed(&error))),
+        let now = clock.now();
+        let result = if let Some(why) = self.exempt_reason(&network, now) {
+            Err(RequestError::Exempt { network, why })
+        } else {
+            let until = duration.map(|duration| now + duration);
+            let reason = BlockReason::Manual(reason);
+            let block = Block { since: now, until, offences: 0, reason };
+            let added = self.add(network, &block, WhenFull::Fail, Some(uid), clock);
+            added.map(drop).map_err(RequestError::Failed)
         };
-        if let Err(error) = result {
-            self.emit_refused(Request::Block(network), &error, uid);
-            return Err(error);
-        }
-        self.ledger.end_grace(&network);
-        let since = clock.now();
-        let until = duration.map(|duration| since + duration);
-        let block = Block { since, until, offences: 0, reason, evidence: None };
-        self.enter(network, clock, block, BlockCause::Manual, Some(uid));
-        Ok(())
+        debug!(%network, uid, ?result, "a user blocks");
+        self.report();
+        result.inspect_err(|error| self.emit_refused(Request::Block(network), error, uid))
     }
 
-    /// Enters a block the kernel has accepted; keeps it, and then tells it.
-    fn enter(
+    /// Adds a block. If the kernel fails, repairs what another program may have removed, and tries again.
+    /// Returns when the kernel accepted it.
+    fn add(
         &mut self,
         network: IpNet,
-        clock: &WallClock,
-        block: Block,
-        cause: BlockCause,
+        block: &Block,
+        when_full: WhenFull,
         uid: Option<u32>,
-    ) {
-        self.ledger.insert(network, clock.now(), block);
-        self.persister.save_changes(&mut self.ledger, clock.now());
-        self.count();
-        self.emit_blocked(network, clock, cause, uid);
+        clock: &WallClock,
+    ) -> Result<Moment, BlockFailure> {
+        let now = clock.now();
+        let mut result = self.blocklist.add(network, block, when_full, now);
+        if let Err(NotAdded { why: BlockFailure::Kernel(_), changes }) = result {
+            self.publish(changes, None, clock);
+            if let Err(error) = self.reconcile(clock) {
+                self.kernel_failed(&error);
+                return Err(BlockFailure::Kernel(error.to_string()));
+            }
+            result = self.blocklist.add(network, block, when_full, now);
+        }
+        let (changes, result) = match result {
+            Ok(Added { changes, accepted }) => (changes, Ok(accepted)),
+            Err(NotAdded { why, changes }) => (changes, Err(why)),
+        };
+        let is_eviction = |change: &Change| {
+            matches!(change, Change::Unblocked { cause: UnblockCause::Evicted, .. })
+        };
+        if matches!(result, Err(BlockFailure::Full(_))) || changes.iter().any(is_eviction) {
+            let reason = format!(
+                "block limit reached ({} per address family); a new scanner's block evicts the one that \
+                 expires next",
+                self.blocklist.capacity()
+            );
+            self.health.set_degraded(Component::Capacity, reason);
+        }
+        if let Err(why @ BlockFailure::Kernel(_)) = &result {
+            self.health.set_degraded(Component::Firewall, why.to_string());
+        }
+        self.publish(changes, uid, clock);
+        result
+    }
+
+    fn unblock_manually(
+        &mut self,
+        network: IpNet,
+        uid: u32,
+        clock: &WallClock,
+    ) -> Result<(), RequestError> {
+        let now = clock.now();
+        let grace_until = now + self.policy.config().grace_after_unblock.get();
+        let result = match self.blocklist.remove_manually(network, grace_until, now) {
+            None => Err(RequestError::NotBlocked(network)),
+            Some(Removed { changes, failed }) => {
+                self.publish(changes, Some(uid), clock);
+                failed.first().map_or(Ok(()), |(_, error)| {
+                    self.kernel_failed(error);
+                    Err(RequestError::Failed(BlockFailure::Kernel(error.to_string())))
+                })
+            }
+        };
+        debug!(%network, uid, ?result, "a user unblocks");
+        result.inspect_err(|error| self.emit_refused(Request::Unblock(network), error, uid))
+    }
+
+    fn exempt_reason(&mut self, network: &IpNet, now: Moment) -> Option<ExemptReason> {
+        self.policy.exemptions().reason(network, Sessions::At(now))
+    }
+
+    fn unblock_exempt(&mut self, clock: &WallClock) {
+        let exempt = self.policy.exempt_blocks(self.blocklist.ledger());
+        self.unblock(exempt, clock);
+    }
+
+    fn unblock_peers(&mut self, clock: &WallClock) {
+        let peers = self.policy.blocks_with_sessions(self.blocklist.ledger(), clock.now());
+        self.unblock(peers, clock);
+    }
+
+    /// Unblocks what has become exempt.
+    fn unblock(&mut self, exempt: Vec<IpNet>, clock: &WallClock) {
+        let removed = if exempt.is_empty() {
+            Removed::default()
+        } else {
+            self.blocklist.remove(exempt, UnblockCause::Exempt, clock.now())
+        };
+        self.publish_removed(removed, clock);
+    }
+
+    fn expire(&mut self, clock: &WallClock) {
+        let removed = self.blocklist.expire(clock.now());
+        self.publish_removed(removed, clock);
+    }
+
+    fn publish_removed(&mut self, removed: Removed, clock: &WallClock) {
+        self.publish(removed.changes, None, clock);
+        for (_, error) in removed.failed {
+            self.kernel_failed(&error);
+            self.unfinished = true;
+        }
+    }
+
+    /// Turns changes into events, and has the detector forget sources that are no longer blocked.
+    fn publish(&mut self, changes: Vec<Change>, uid: Option<u32>, clock: &WallClock) {
+        if changes.is_empty() {
+            return;
+        }
+        // First, so that the state already says whether the changes are saved.
+        self.report();
+        let unblocked: Vec<IpNet> = changes
+            .iter()
+            .filter_map(|change| match change {
+                Change::Unblocked { network, .. } => Some(*network),
+                Change::Blocked { .. } => None,
+            })
+            .collect();
+        for some in unblocked.chunks(FORGET_AT_ONCE) {
+            // The detector reads its commands before its next probe, and never waits for this thread, so
+            // this thread may wait for it.
+            let _ = self.detector.send(DetectorCommand::Forget(some.to_vec()));
+        }
+        for change in changes {
+            debug!(?change, "blocks changed");
+            self.events.emit(match change {
+                Change::Blocked { network, block } => blocked_event(network, &block, uid, clock),
+                Change::Unblocked { network, cause } => Event::Unblocked { network, cause, uid },
+            });
+        }
     }
 
     fn list(&self, clock: &WallClock) -> Vec<Listed> {
-        let listed = self.ledger.blocks().map(|(network, block)| Listed {
+        let listed = self.blocklist.ledger().blocks().map(|(network, block)| Listed {
             network: *network,
             since: clock.unix_seconds(block.since),
             until: block.until.map_or(0, |until| clock.unix_seconds(until)),
             offences: block.offences,
-            reason: block.reason.clone(),
+            reason: block.reason.to_string(),
         });
         listed.collect()
     }
 
-    pub fn look_round(&mut self, clock: &WallClock) {
-        if self.throttled.is_some_and(|last| clock.now().since(last) >= GUARD_RESTS) {
+    fn explain(&mut self, asked: IpNet, clock: &WallClock) -> Result<Explanation, RequestError> {
+        let now = clock.now();
+        let exempt = self.exempt_reason(&asked, now);
+        self.report();
+        let ledger = self.blocklist.ledger();
+        let past = ledger.offences_around(&asked, now, self.policy.config().forget_after.get());
+        let grace = ledger.grace(&asked, now);
+        let found = ledger.block_around(&asked);
+        let blocked = found.map(|(network, _)| network);
+        if blocked.is_none() && exempt.is_none() && grace.is_none() && past.is_none() {
+            return Err(RequestError::Unknown(asked));
+        }
+        let past_count = past.map_or(0, |(_, past)| past.count);
+        let offences = found.map_or(past_count, |(_, block)| block.offences.max(past_count));
+        let block = found.map(|(_, block)| {
+            let evidence = block.reason.evidence();
+            let attempts = evidence.iter().flat_map(|evidence| &evidence.attempts);
+            BlockExplanation {
+                since: clock.unix_seconds(block.since),
+                until: block.until.map_or(0, |until| clock.unix_seconds(until)),
+                reason: block.reason.to_string(),
+                times: attempts.map(|attempt| clock.unix_time(attempt.moment)).collect(),
+                evidence: evidence.cloned(),
+                dropped: None,
+            }
+        });
+        let dropped = blocked.and_then(|network| self.blocklist.dropped_from(network));
+        Ok(Explanation {
+            network: blocked.or(past.map(|(network, _)| network)).unwrap_or(asked),
+            block: block.map(|block| BlockExplanation { dropped, ..block }),
+            offences,
+            exempt,
+            grace_until: grace.map(|remaining| clock.unix_seconds(now + remaining)),
+        })
+    }
+
+    /// Applies another configuration. If the kernel refuses, the present one stays in force.
+    fn reconfigure(
+        &mut self,
+        new: Config,
+        clock: &WallClock,
+    ) -> Result<Option<BackendNote>, FirewallError> {
+        let (was_enabled, is_enabled) = (self.config.block.enabled, new.block.enabled);
+        let needs_backend = !was_enabled
+            || new.firewall != self.config.firewall
+            || new.block.established != self.config.block.established;
+        let (mut backend, mut note) = (None, None);
+        if is_enabled && needs_backend {
+            let (opened, said) = (self.open_backend)(&new)?;
+            (backend, note) = (Some(opened), said);
+        }
+        // Before anything is blocked again, because something may be exempt by now.
+        let (block, exempt) = self.policy.configure(new.block.clone(), new.exempt.clone());
+        let established = new.block.established;
+        let result = match (was_enabled, is_enabled, backend) {
+            (true, false, _) => self.suspend(),
+            (false, true, Some(backend)) => self.restore(backend, &new, clock, &mut |_, _| {}),
+            (true, true, Some(backend)) => {
+                self.blocklist.replace_backend(backend, established, clock.now())
+            }
+            _ => Ok(()),
+        };
+        if let Err(error) = result {
+            self.policy.configure(block, exempt);
+            self.report();
+            self.kernel_failed(&error);
+            return Err(error);
+        }
+        self.config = new;
+        self.health.set_backend(self.blocklist.backend_name());
+        self.unblock_exempt(clock);
+        self.unblock_peers(clock);
+        self.report();
+        Ok(note)
+    }
+
+    fn suspend(&mut self) -> Result<(), FirewallError> {
+        match self.blocklist.suspend() {
+            Ok(count) => {
+                self.events.emit(Event::Warning(Warning::BlocksSuspended { count }));
+                Ok(())
+            }
+            Err(error) => {
+                self.unfinished = true;
+                Err(error)
+            }
+        }
+    }
+
+    fn restore(
+        &mut self,
+        backend: Box<dyn Backend + Send>,
+        config: &Config,
+        clock: &WallClock,
+        on_progress: OnProgress<'_>,
+    ) -> Result<(), FirewallError> {
+        let exemptions = self.policy.exemptions();
+        let sessions = Sessions::At(clock.now());
+        let mut is_exempt = |network: &IpNet| exemptions.reason(network, sessions).is_some();
+        let established = config.block.established;
+        let restored =
+            self.blocklist.restore(backend, established, clock, &mut is_exempt, on_progress)?;
+        for error in restored.stale_failed.iter().chain(&restored.failed) {
+            self.kernel_failed(error);
+        }
+        if restored.stale > 0 {
+            let warning = Warning::StaleBlocksRemoved { count: restored.stale };
+            self.events.emit(Event::Warning(warning));
+        }
+        self.publish(restored.changes, None, clock);
+        let (blocks, expired) = (restored.blocks, restored.expired);
+        if blocks + expired > 0 {
+            self.events.emit(Event::Restored { blocks, expired });
+        }
+        if let Some(error) = restored.failed.first() {
+            let (count, error) = (restored.failed.len(), error.to_string());
+            self.events.emit(Event::Warning(Warning::RestoreIncomplete { count, error }));
+        }
+        self.unblock_exempt(clock);
+        self.expire(clock);
+        self.maintain(clock);
+        Ok(())
+    }
+
+    /// One round of maintenance: exemptions, the database, and the kernel.
+    fn maintain(&mut self, clock: &WallClock) {
+        let now = clock.now();
+        if self.throttled.is_some_and(|last| now.since(last) >= CALM) {
             self.throttled = None;
             self.health.clear(Component::BlockRate);
         }
-        let unfinished = std::mem::take(&mut self.unfinished);
-        if unfinished {
+        let was_unfinished = std::mem::take(&mut self.unfinished);
+        if was_unfinished {
             self.unblock_exempt(clock);
         }
         self.unblock_peers(clock);
-        self.ledger.forget(clock.now(), self.config.forget_after.get());
-        self.persister.save_changes(&mut self.ledger, clock.now());
-        self.persister.look_round(&mut self.ledger, clock);
-        self.count();
-        let looked = self.reconcile(clock);
-        let cut = self.cut_connections();
-        let well = [looked, cut].into_iter().all(|result| match result {
-            Ok(()) => true,
-            Err(error) => {
-                self.kernel_failed(&error);
-                false
-            }
-        });
-        if well && !unfinished {
+        self.blocklist.forget(now, self.policy.config().forget_after.get());
+        self.blocklist.maintain_store(clock);
+        self.report();
+        let reconciled = self.reconcile(clock);
+        let cut = self.blocklist.end_connections().map_err(FirewallError::from);
+        let mut is_well = !was_unfinished;
+        for error in [reconciled, cut].into_iter().filter_map(Result::err) {
+            self.kernel_failed(&error);
+            is_well = false;
+        }
+        if is_well {
             self.health.clear(Component::Firewall);
         }
     }
 
-    /// Shows how many are to be blocked.
-    pub fn count(&self) {
+    /// Compares the kernel with the ledger, and repairs it. Fails if the kernel cannot be read.
+    fn reconcile(&mut self, clock: &WallClock) -> Result<(), FirewallError> {
+        if self.blocklist.has_room() {
+            self.health.clear(Component::Capacity);
+        }
+        let checked = self.blocklist.check(clock.now())?;
+        self.show_enforced();
+        match checked {
+            Checked::Sound => self.health.clear(Component::Enforcement),
+            Checked::Unsettled | Checked::Waiting(None) => {}
+            Checked::Waiting(Some(trouble)) => self.set_trouble(&trouble),
+            Checked::Broken { faults, is_new } => {
+                let found = list_of(&faults);
+                debug!(found, "repairing the firewall");
+                if is_new {
+                    // Visible during the repair, which may take seconds.
+                    self.set_trouble(&Trouble::Broken(faults.clone()));
+                }
+                let repaired = self.blocklist.repair(faults, clock.now());
+                self.show_enforced();
+                match repaired {
+                    Repaired::Fully { is_settled } => {
+                        self.events.emit(Event::Repaired { found });
+                        if is_settled {
+                            self.health.clear(Component::Enforcement);
+                        }
+                    }
+                    Repaired::Not(trouble) => self.set_trouble(&trouble),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn set_trouble(&self, trouble: &Trouble) {
+        self.health.set_degraded(Component::Enforcement, trouble.to_string());
+    }
+
+    fn show_enforced(&self) {
         for family in Family::ALL {
-            self.health.set_blocked(family, self.ledger.count(family));
+            let (enforced, dropped) =
+                (self.blocklist.enforced(family), self.blocklist.dropped(family));
+            self.health.set_enforced(family, enforced, dropped);
         }
     }
 
-    pub fn kernel_failed(&self, error: &FirewallError) -> String {
-        let text = error.to_string();
-        // Not to block is what an observer is for, what is not spoken needs no blocking, and want of room
-        // is told as such.
-        let is_told =
-            matches!(error, FirewallError::Observing | FirewallError::NoIpv6) || error.is_full();
-        if !is_told {
-            self.health.set_degraded(Component::Firewall, text.clone());
+    /// Passes on to health how many networks are to be blocked, and whether the database and the kernel's
+    /// list of sessions are available.
+    fn report(&mut self) {
+        report_store(&mut self.blocklist, &self.health, &self.events);
+        match self.policy.exemptions().sessions_error() {
+            None => self.health.clear(Component::SshSessions),
+            Some(error) => self.health.set_degraded(
+                Component::SshSessions,
+                format!(
+                    "cannot list SSH sessions: {error}; load the kernel module tcp_diag, or set \
+                     exempt.automatic = false and add their addresses to exempt.networks"
+                ),
+            ),
         }
-        text
+        for family in Family::ALL {
+            self.health.set_blocked(family, self.blocklist.ledger().count(family));
+        }
     }
 
-    /// Tells a block that is in the ledger.
-    pub fn emit_blocked(
-        &self,
-        network: IpNet,
-        clock: &WallClock,
-        cause: BlockCause,
-        uid: Option<u32>,
-    ) {
-        let Some(block) = self.ledger.get(&network) else { return };
-        let attempts = block.evidence.iter().flat_map(|evidence| &evidence.attempts);
-        self.events.emit(Event::Blocked {
-            network,
-            until: block.until.map_or(0, |until| clock.unix_seconds(until)),
-            duration: block.until.map(|until| until.since(clock.now())),
-            reason: block.reason.clone(),
-            cause,
-            ports: attempts.map(|attempt| attempt.port).collect(),
-            offences: block.offences,
-            uid,
-        });
+    fn kernel_failed(&self, error: &FirewallError) {
+        // A full set and missing IPv6 have their own reports.
+        if !error.is_full() && !matches!(error, FirewallError::NoIpv6) {
+            self.health.set_degraded(Component::Firewall, error.to_string());
+        }
     }
 
-    pub fn emit_refused(&self, request: Request, error: &RequestError, uid: u32) {
+    fn emit_refused(&self, request: Request, error: &RequestError, uid: u32) {
         self.events.emit(Event::Refused { request, why: error.refusal(), uid });
     }
 }
 
-/// The evidence in a few words.
-fn reason_of(scan: &Scan) -> String {
-    let ports = scan.ports();
-    let named: Vec<String> = ports.iter().take(PORTS_IN_REASON).map(ToString::to_string).collect();
-    let more = match ports.len().saturating_sub(PORTS_IN_REASON) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    let decoy = if scan.may_be_decoy() { ", as others did at the same time (decoys?)" } else { "" };
-    let named = named.join(", ");
-    match scan.kind {
-        ScanKind::Sweep => format!("sweep: port {named} of more than {} hosts", scan.threshold),
-        kind => format!("{} scan: ports {named}{more}{decoy}", kind.as_str()),
+fn report_store(blocklist: &mut Blocklist, health: &Health, events: &EventSink) {
+    for news in blocklist.take_store_news() {
+        match news {
+            StoreNews::Failed { file, error } => health.set_degraded(
+                Component::Store,
+                format!("new blocks are not being saved: {}: {error}", file.display()),
+            ),
+            StoreNews::Recovered => health.clear(Component::Store),
+            StoreNews::Quarantined { file: Quarantined { file, kept, error }, at_start } => {
+                let warning = Warning::DatabaseQuarantined { file, kept, error, at_start };
+                events.emit(Event::Warning(warning));
+            }
+        }
+    }
+}
+
+fn blocked_event(network: IpNet, block: &Block, uid: Option<u32>, clock: &WallClock) -> Event {
+    Event::Blocked {
+        network,
+        until: block.until.map_or(0, |until| clock.unix_seconds(until)),
+        duration: block.until.map(|until| until.since(clock.now())),
+        reason: block.reason.to_string(),
+        cause: block.reason.cause(),
+        ports: block
+            .reason
+            .evidence()
+            .map(|evidence| evidence.ports().collect())
+            .unwrap_or_default(),
+        offences: block.offences,
+        uid,
     }
 }

@@ -1,5 +1,5 @@
-//! The actor ends and starts again, with a real database: what is remembered, and who is right where the
-//! kernel says otherwise.
+//! Restarts of the firewall thread with a real database: what survives, and what counts if the database and
+//! the kernel differ.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,15 +9,13 @@ use tempfile::TempDir;
 use crate::block::backend::fake::FakeKernel;
 use crate::block::store::flusher::flusher;
 use crate::config::{BlockDuration, Config};
+use crate::handles::Command;
 use crate::service::firewall::test_bench::{Bench, EPOCH, HOUR, bench_on, clock};
-use crate::types::block::Evidence;
-use crate::types::block::{BlockCause, SkipReason, UnblockCause};
-use crate::types::event::{Event, Warning};
-use crate::types::state::State;
+use crate::types::{BlockCause, Event, Port, SkipReason, State, UnblockCause, Warning};
 
 const SCANNER: &str = "198.51.100.1/32";
 
-/// The next instance, on what the last has left.
+/// Starts the next instance on what the last one has left.
 fn start(state: &Path, kernel: &FakeKernel, seconds: u64) -> Bench {
     start_as(state, kernel, seconds, |_| {})
 }
@@ -30,7 +28,7 @@ fn start_as(
 ) -> Bench {
     let (store_path, _) = flusher(state.join("tcptracker.db"));
     let mut bench = bench_on(kernel.clone(), Some(store_path), edit);
-    bench.thread.install(&clock(seconds), &mut |_, _| {}).unwrap();
+    bench.install(seconds);
     bench
 }
 
@@ -51,15 +49,15 @@ fn blocks_are_restored_as_they_were_with_their_remaining_time() {
     // After a stop the kernel holds nothing.
     let kernel = FakeKernel::default();
     let mut bench = start(state.path(), &kernel, 110);
-    assert_eq!(bench.list(110), listed[..2], "the third was over meanwhile");
+    assert_eq!(bench.list(110), listed[..2], "the third one has expired");
     assert_eq!(kernel.holds(SCANNER), Some(Duration::from_secs(HOUR - 100)));
     assert!(kernel.holds("203.0.113.0/24").unwrap() > Duration::from_secs(1_000_000));
     assert_eq!(kernel.holds("2001:db8::/64"), None);
-    let told = bench.events();
-    assert!(matches!(told[..], [Event::Restored { blocks: 2, expired: 1 }]), "{told:?}");
+    let events = bench.events();
+    assert!(matches!(events[..], [Event::Restored { blocks: 2, expired: 1 }]), "{events:?}");
 
-    // They end, and are prolonged, as if nothing had happened.
-    bench.thread.follow_time(&clock(10 + HOUR));
+    // They expire, and are prolonged, as without a restart.
+    bench.thread.expire(&clock(10 + HOUR));
     assert_eq!(addresses(&mut bench, 10 + HOUR), ["203.0.113.0/24"]);
     assert!(matches!(bench.events()[..], [Event::Unblocked { cause: UnblockCause::Expired, .. }]));
     drop(bench);
@@ -67,23 +65,23 @@ fn blocks_are_restored_as_they_were_with_their_remaining_time() {
 }
 
 #[test]
-fn offences_and_graces_and_evidence_are_remembered() {
+fn offences_grace_periods_and_evidence_survive_a_restart() {
     let state = TempDir::new().unwrap();
     let kernel = FakeKernel::default();
     let mut bench = start(state.path(), &kernel, 0);
     bench.scan(SCANNER, 10);
     bench.scan("198.51.100.2/32", 11);
     bench.unblock("198.51.100.2", 12).unwrap();
-    // Killed: nothing is said to anybody.
+    // Killed: nothing is removed.
     drop(bench);
 
     let mut bench = start(state.path(), &kernel, HOUR);
     let network = SCANNER.parse().unwrap();
-    let evidence = |bench: &Bench| bench.thread.ledger.get(&network).unwrap().evidence.clone();
-    let ports = |evidence: Evidence| evidence.attempts.iter().map(|a| a.port.0).collect::<Vec<_>>();
-    assert_eq!(ports(*evidence(&bench).unwrap()), [1, 2, 3, 4]);
+    let question = |reply| Command::Why { network, reply };
+    let evidence = bench.ask(HOUR, question).unwrap().block.unwrap().evidence.unwrap();
+    assert_eq!(evidence.ports().collect::<Vec<_>>(), [1, 2, 3, 4].map(Port));
     bench.scan("198.51.100.2/32", HOUR);
-    assert!(matches!(bench.spared(), Some(SkipReason::Grace { .. })));
+    assert!(matches!(bench.skipped(), Some(SkipReason::Grace { .. })));
     drop(bench);
 
     let mut bench = start(state.path(), &FakeKernel::default(), 2 * HOUR);
@@ -98,7 +96,7 @@ fn offences_and_graces_and_evidence_are_remembered() {
 }
 
 #[test]
-fn forever_is_remembered_as_such() {
+fn block_without_an_end_survives_a_restart() {
     let state = TempDir::new().unwrap();
     let forever = |config: &mut Config| {
         config.block.durations = vec![BlockDuration::Forever];
@@ -110,9 +108,9 @@ fn forever_is_remembered_as_such() {
     assert_eq!((listed[0].since, listed[0].until, listed[0].offences), (EPOCH + 10, 0, 1));
 }
 
-/// The file does not grow with every source that ever scanned.
+/// Otherwise the file would grow with every source that ever scanned.
 #[test]
-fn what_is_forgotten_is_no_longer_kept() {
+fn forgotten_offences_and_grace_periods_are_deleted() {
     let state = TempDir::new().unwrap();
     let mut bench = start(state.path(), &FakeKernel::default(), 0);
     bench.scan(SCANNER, 10);
@@ -125,46 +123,46 @@ fn what_is_forgotten_is_no_longer_kept() {
     };
     assert_eq!(["block", "offences", "grace"].map(rows), [1, 1, 1]);
     let month = 30 * 24 * HOUR;
-    bench.thread.follow_time(&clock(HOUR + 10));
-    bench.thread.look_round(&clock(HOUR + 30));
+    bench.thread.expire(&clock(HOUR + 10));
+    bench.thread.maintain(&clock(HOUR + 30));
     assert_eq!(["block", "offences", "grace"].map(rows), [0, 1, 0]);
-    bench.thread.look_round(&clock(month + 9));
+    bench.thread.maintain(&clock(month + 9));
     assert_eq!(["block", "offences", "grace"].map(rows), [0, 1, 0]);
-    bench.thread.look_round(&clock(month + 10));
+    bench.thread.maintain(&clock(month + 10));
     assert_eq!(["block", "offences", "grace"].map(rows), [0, 0, 0]);
 }
 
 #[test]
-fn who_has_become_exempt_meanwhile_is_not_blocked_again() {
+fn newly_exempt_address_is_not_restored() {
     let state = TempDir::new().unwrap();
     let kernel = FakeKernel::default();
     let mut bench = start(state.path(), &kernel, 0);
     bench.scan(SCANNER, 10);
     bench.scan("198.51.100.2/32", 10);
     drop(bench);
-    // Whether the kernel still holds it or not.
+    // The kernel still holds it, or does not.
     for kernel in [kernel, FakeKernel::default()] {
         let mut bench = start_as(state.path(), &kernel, 20, |config| {
             config.exempt.networks = vec![SCANNER.parse().unwrap()];
         });
         assert_eq!(addresses(&mut bench, 20), ["198.51.100.2/32"]);
         assert_eq!(kernel.holds(SCANNER), None);
-        let is_told = |event: &Event| {
+        let is_reported = |event: &Event| {
             matches!(event, Event::Unblocked { network, cause: UnblockCause::Exempt, .. }
                 if *network == SCANNER.parse().unwrap())
         };
-        assert!(bench.events().iter().any(is_told));
-        // For the next round.
+        assert!(bench.events().iter().any(is_reported));
+        // It stays exempt.
         bench.block("198.51.100.1", 0, 20).unwrap_err();
         drop(bench);
         start(state.path(), &kernel, 30).scan(SCANNER, 30);
     }
 }
 
-/// Killed between the kernel's acknowledgement and the database's: nobody was told yet. What was told is
-/// in the database.
+/// The instance was killed between the kernel and the database, so no caller had its answer yet. What
+/// callers were told is in the database.
 #[test]
-fn a_killed_instance_is_continued_by_what_callers_were_told() {
+fn restart_after_a_kill_keeps_what_callers_were_told() {
     let state = TempDir::new().unwrap();
     let kernel = FakeKernel::default();
     let mut bench = start(state.path(), &kernel, 0);
@@ -179,11 +177,11 @@ fn a_killed_instance_is_continued_by_what_callers_were_told() {
         let mut put = |network: &str, seconds| {
             elements.insert(network.parse().unwrap(), Duration::from_secs(seconds))
         };
-        // Blocked, not yet kept; for longer, not yet kept; over, and the kernel rounds up.
+        // Blocked and not saved yet; prolonged and not saved yet; expired, but the kernel rounds up.
         put("203.0.113.9/32", 300);
         put("203.0.113.2/32", 7000);
         put("203.0.113.4/32", 1);
-        // Unblocked, not yet kept; or flushed by somebody.
+        // Unblocked and not saved yet; or removed by another program.
         elements.remove(&"203.0.113.3/32".parse().unwrap());
     }
     let mut bench = start(state.path(), &kernel, 100);
@@ -195,19 +193,19 @@ fn a_killed_instance_is_continued_by_what_callers_were_told() {
     assert_eq!(ends, expected);
     assert_eq!(kernel.holds("203.0.113.2/32"), Some(Duration::from_secs(500)));
     assert_eq!(kernel.holds("203.0.113.4/32"), None);
-    let told = bench.events();
-    let found = told
+    let events = bench.events();
+    let found = events
         .iter()
         .filter(|event| matches!(event, Event::Blocked { cause: BlockCause::Found, .. }));
-    assert_eq!(found.count(), 1, "{told:?}");
+    assert_eq!(found.count(), 1, "{events:?}");
     drop(bench);
-    // And so it stays.
+    // The next restart changes nothing.
     assert_eq!(start(state.path(), &kernel, 100).list(100).len(), 4);
 }
 
-/// By a program that keeps sets over a boot (netfilter-persistent, ipset.service).
+/// A program may save and restore sets (netfilter-persistent, ipset.service).
 #[test]
-fn who_was_let_in_stays_so_though_the_sets_of_before_are_brought_back() {
+fn unblocked_address_stays_unblocked_when_another_program_restores_sets() {
     let (scanner, other) = (SCANNER.parse().unwrap(), "198.51.100.2/32".parse().unwrap());
     let hour = Duration::from_secs(HOUR);
     for (is_of_another_boot, left) in [(false, vec!["198.51.100.2/32"]), (true, vec![])] {
@@ -223,19 +221,19 @@ fn who_was_let_in_stays_so_though_the_sets_of_before_are_brought_back() {
         let kernel = FakeKernel::default();
         kernel.inner().elements = Some([(scanner, hour), (other, hour)].into());
         let mut bench = start(state.path(), &kernel, 30);
-        assert_eq!(addresses(&mut bench, 30), left, "within a boot it may be the last moment's");
+        assert_eq!(addresses(&mut bench, 30), left, "within a boot it may be of the last moment");
         assert_eq!(kernel.holds(SCANNER), None);
         assert_eq!(kernel.holds("198.51.100.2/32").is_some(), !is_of_another_boot);
-        let told = bench.events();
-        let is_told =
+        let events = bench.events();
+        let is_reported =
             |event: &Event| matches!(event, Event::Warning(Warning::StaleBlocksRemoved { .. }));
-        assert!(told.iter().any(is_told), "{told:?}");
+        assert!(events.iter().any(is_reported), "{events:?}");
     }
 }
 
-/// The state directory becomes useless while the service runs, and again usable.
+/// The state directory becomes unusable while the service runs, and then usable again.
 #[test]
-fn blocks_go_on_while_nothing_can_be_kept_and_are_kept_as_soon_as_it_can() {
+fn blocks_continue_without_a_database_and_are_saved_as_soon_as_possible() {
     let directory = TempDir::new().unwrap();
     let (state, away) = (directory.path().join("state"), directory.path().join("away"));
     std::fs::write(&state, "in the way").unwrap();
@@ -244,7 +242,7 @@ fn blocks_go_on_while_nothing_can_be_kept_and_are_kept_as_soon_as_it_can() {
     let (degraded, why) = bench.state();
     assert_eq!(degraded, State::Degraded);
     let why = why.unwrap();
-    assert!(why.contains("state/tcptracker.db: its directory cannot be made"), "{why}");
+    assert!(why.contains("state/tcptracker.db: cannot create its directory"), "{why}");
     bench.scan(SCANNER, 1);
     bench.block("203.0.113.7", 0, 1).unwrap();
     assert!(kernel.holds(SCANNER).is_some());
@@ -252,19 +250,19 @@ fn blocks_go_on_while_nothing_can_be_kept_and_are_kept_as_soon_as_it_can() {
     assert_eq!(bench.health.status().state, State::Degraded);
 
     std::fs::rename(&state, &away).unwrap();
-    bench.thread.look_round(&clock(4));
-    assert_eq!(bench.health.status().state, State::Degraded, "not tried all the time");
-    bench.thread.look_round(&clock(5));
+    bench.thread.maintain(&clock(4));
+    assert_eq!(bench.health.status().state, State::Degraded, "there is a pause between attempts");
+    bench.thread.maintain(&clock(5));
     assert_eq!(bench.state(), (State::Enforcing, None));
     let listed = bench.list(5);
     drop(bench);
     assert_eq!(start(&state, &FakeKernel::default(), 6).list(6), listed);
 }
 
-/// What is read may be old where it cannot be written: then the kernel knows better, as long as it has
-/// not been told to stop.
+/// A database that is not writable may be outdated: then the kernel is right, as long as the last instance
+/// has not removed its sets.
 #[test]
-fn what_happened_while_nothing_could_be_kept_is_taken_from_the_kernel() {
+fn changes_missing_in_the_database_are_taken_from_the_kernel() {
     let directory = TempDir::new().unwrap();
     let state = directory.path().join("state");
     let kernel = FakeKernel::default();
@@ -274,7 +272,7 @@ fn what_happened_while_nothing_could_be_kept_is_taken_from_the_kernel() {
     }
     bench.block("203.0.113.3", 60, 0).unwrap();
     drop(bench);
-    // From here on somebody keeps it locked.
+    // From here on another program locks it.
     let file = state.join("tcptracker.db");
     let other = rusqlite::Connection::open(&file).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -298,29 +296,29 @@ fn what_happened_while_nothing_could_be_kept_is_taken_from_the_kernel() {
         *remaining -= elapsed;
     }
     let mut bench = start(&state, &kernel, 100);
-    assert_eq!(ends(&mut bench), expected, "what was let in stays so, what was blocked as well");
+    assert_eq!(ends(&mut bench), expected, "unblocked stays unblocked, blocked stays blocked");
     drop(bench);
     drop(other);
 
-    // Once it can be written again, everything is: what is in it already is old.
+    // Once the database is writable, all of it is written: its content is outdated.
     drop(start(&state, &kernel, 100));
     assert_eq!(ends(&mut start(&state, &FakeKernel::default(), 100)), expected);
 }
 
 #[test]
-fn a_file_that_is_of_no_use_keeps_nobody_from_being_blocked() {
+fn unusable_database_does_not_keep_the_service_from_blocking() {
     let state = TempDir::new().unwrap();
     let kernel = FakeKernel::default();
     start(state.path(), &kernel, 0).scan(SCANNER, 10);
-    std::fs::write(state.path().join("tcptracker.db"), "not what it was").unwrap();
+    std::fs::write(state.path().join("tcptracker.db"), "garbage").unwrap();
     let _ = std::fs::remove_file(state.path().join("tcptracker.db-wal"));
     let mut bench = start(state.path(), &kernel, 20);
     assert_eq!(addresses(&mut bench, 20), [SCANNER], "the kernel still holds it");
     assert_eq!(bench.state(), (State::Enforcing, None));
-    let told = bench.events();
+    let events = bench.events();
     assert!(
-        told.iter().any(|event| matches!(event, Event::Warning(Warning::DatabaseQuarantined { error, at_start: true, .. })
-            if error.contains("it is damaged"))),
-        "{told:?}"
+        events.iter().any(|event| matches!(event, Event::Warning(Warning::DatabaseQuarantined { error, at_start: true, .. })
+            if error.contains("damaged database"))),
+        "{events:?}"
     );
 }

@@ -1,4 +1,4 @@
-//! The bench on which the actor is tested: a fake kernel, a clock of one's choice, and what is told.
+//! The bench for tests of the firewall thread: a fake kernel, a clock to choose, and the emitted events.
 
 use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -10,26 +10,18 @@ use crate::block::backend::Backend;
 use crate::block::backend::fake::FakeKernel;
 use crate::block::store::StorePath;
 use crate::config::Config;
-use crate::handles::detector::DetectorCommand;
-use crate::handles::events::EventSink;
-use crate::handles::firewall::{Command, Listed, Reply, RequestError};
-use crate::handles::health::Health;
+use crate::handles::{Command, DetectorCommand, EventSink, Health, Listed, Reply, RequestError};
 use crate::service::firewall::{FirewallThread, OpenBackend};
 use crate::system::netlink::NetlinkError;
-use crate::types::block::SkipReason;
-use crate::types::clock::{Moment, WallClock};
-use crate::types::event::Event;
-use crate::types::host::Host;
-use crate::types::rule::Rule;
-use crate::types::scan::{Attempt, Scan, ScanKind};
-use crate::types::segment::Port;
-use crate::types::state::State;
+use crate::types::{
+    Attempt, Event, Host, Moment, Port, Rule, Scan, ScanKind, SkipReason, State, WallClock,
+};
 
 pub const HOUR: u64 = 3600;
 /// Unix time at moment zero.
 pub const EPOCH: u64 = 1_700_000_000;
 
-/// An actor, and everything around it.
+/// A firewall thread and everything around it.
 pub struct Bench {
     pub thread: FirewallThread,
     pub kernel: FakeKernel,
@@ -45,14 +37,14 @@ pub fn clock(seconds: u64) -> WallClock {
     WallClock::at(Moment::from_nanos(seconds * 1_000_000_000), EPOCH + seconds)
 }
 
-/// An actor that is installed.
+/// A bench with an installed thread.
 pub fn bench(edit: impl FnOnce(&mut Config)) -> Bench {
     let mut bench = bench_on(FakeKernel::default(), None, edit);
-    bench.thread.install(&clock(0), &mut |_, _| {}).unwrap();
+    bench.install(0);
     bench
 }
 
-/// One that is not, on a kernel that may have a past, with a memory that may have one.
+/// A bench with a thread that is not installed; the kernel and the database may have a past.
 pub fn bench_on(
     kernel: FakeKernel,
     store_path: Option<StorePath>,
@@ -65,7 +57,8 @@ pub fn bench_on(
     let metrics = Arc::new(Metrics::new().unwrap());
     let events = EventSink::new(journal, None, Arc::clone(&metrics) as _);
     let observing = !config.block.enabled;
-    let health = Arc::new(Health::new(observing, kernel.name(), events.clone()));
+    let backend = if observing { "none" } else { kernel.name() };
+    let health = Arc::new(Health::new(observing, backend, events.clone()));
     let host = Arc::new(Host::with_addresses(["192.0.2.5/24".parse().unwrap()]));
     let sessions = Arc::new(Mutex::new(Some(Vec::new())));
     let asked = Arc::clone(&sessions);
@@ -76,14 +69,19 @@ pub fn bench_on(
         let next = opened.lock().unwrap().take().unwrap_or_default();
         Ok((Box::new(next), None))
     });
-    let telling = (events, metrics, Arc::clone(&health));
-    let backend: Box<dyn Backend + Send> = Box::new(kernel.clone());
-    let thread =
-        FirewallThread::new((backend, open), config, (host, ask), store_path, telling, control_in);
+    let reporting = (events, metrics, Arc::clone(&health));
+    let thread = FirewallThread::new(open, config, (host, ask), store_path, reporting, control_in);
     Bench { thread, kernel, emitted, control, health, sessions, next_backend }
 }
 
 impl Bench {
+    /// Installs the thread, with a back end unless it only observes.
+    pub fn install(&mut self, seconds: u64) {
+        let enabled = self.thread.config.block.enabled;
+        let backend = enabled.then(|| Box::new(self.kernel.clone()) as Box<dyn Backend + Send>);
+        self.thread.install(backend, &clock(seconds), &mut |_, _| {}).unwrap();
+    }
+
     /// The state, and why it is degraded.
     pub fn state(&self) -> (State, Option<String>) {
         let status = self.health.status();
@@ -122,14 +120,14 @@ impl Bench {
     }
 
     pub fn block(&mut self, address: &str, length: u64, seconds: u64) -> Result<(), RequestError> {
-        let network = crate::types::network::parse_network(address).unwrap();
+        let network = crate::types::parse_network(address).unwrap();
         let duration = (length > 0).then(|| Duration::from_secs(length));
         let reason = "test".to_owned();
         self.ask(seconds, |reply| Command::Block { network, duration, reason, uid: 1000, reply })
     }
 
     pub fn unblock(&mut self, address: &str, seconds: u64) -> Result<(), RequestError> {
-        let network = crate::types::network::parse_network(address).unwrap();
+        let network = crate::types::parse_network(address).unwrap();
         self.ask(seconds, |reply| Command::Unblock { network, uid: 1000, reply })
     }
 
@@ -141,13 +139,13 @@ impl Bench {
         self.emitted.try_iter().filter_map(Arc::into_inner).collect()
     }
 
-    /// These have an SSH session open; none: the kernel does not tell.
+    /// Sets the peers of SSH sessions; none: the kernel does not answer.
     pub fn sessions(&self, peers: Option<&[&str]>) {
         let peers = peers.map(|peers| peers.iter().map(|peer| peer.parse().unwrap()).collect());
         *self.sessions.lock().unwrap() = peers;
     }
 
-    pub fn spared(&self) -> Option<SkipReason> {
+    pub fn skipped(&self) -> Option<SkipReason> {
         self.events().into_iter().find_map(|event| match event {
             Event::NotBlocked { why, .. } => Some(why),
             _ => None,

@@ -1,4 +1,4 @@
-//! The actor against the fake kernel: what users are promised of a block's life.
+//! The firewall thread with the fake kernel: the life of a block, as users are promised.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -6,19 +6,20 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use tempfile::TempDir;
+
 use crate::block::backend::fake::FakeKernel;
+use crate::block::store::flusher::flusher;
 use crate::config::{Config, ExemptConfig};
-use crate::handles::detector::DetectorCommand;
-use crate::handles::firewall::{Command, Listed, RequestError};
+use crate::handles::{Command, DetectorCommand, Listed, RequestError};
 use crate::service::firewall::test_bench::{EPOCH, HOUR, bench, bench_on, clock};
-use crate::types::block::{BlockCause, ExemptReason, SkipReason, UnblockCause};
-use crate::types::clock::{Moment, WallClock};
-use crate::types::event::Event;
-use crate::types::host::Host;
-use crate::types::state::State;
+use crate::types::{
+    BlockCause, BlockFailure, Event, ExemptReason, Host, Moment, SkipReason, State, UnblockCause,
+    WallClock,
+};
 
 #[test]
-fn a_scanner_is_blocked_in_the_kernel_listed_and_told() {
+fn scanner_is_blocked_in_the_kernel_listed_and_reported() {
     let mut bench = bench(|_| {});
     bench.scan("198.51.100.1/32", 10);
     assert_eq!(bench.kernel.holds("198.51.100.1/32"), Some(Duration::from_secs(HOUR)));
@@ -32,29 +33,29 @@ fn a_scanner_is_blocked_in_the_kernel_listed_and_told() {
 }
 
 #[test]
-fn nothing_is_said_to_be_blocked_that_the_kernel_did_not_take() {
+fn block_that_the_kernel_refuses_is_not_reported_as_blocked() {
     let mut bench = bench(|_| {});
     bench.kernel.inner().out_of_order = true;
     bench.scan("198.51.100.1/32", 0);
-    assert!(matches!(bench.spared(), Some(SkipReason::Failed(_))));
+    assert!(matches!(bench.skipped(), Some(SkipReason::Failed(_))));
     assert_eq!(bench.list(0), []);
     assert_eq!(bench.health.status().state, State::Degraded);
-    assert!(matches!(bench.block("198.51.100.2", 0, 0), Err(RequestError::Kernel(_))));
+    assert!(matches!(bench.block("198.51.100.2", 0, 0), Err(RequestError::Failed(_))));
 
     bench.kernel.inner().out_of_order = false;
     bench.scan("198.51.100.1/32", 1);
-    bench.thread.look_round(&clock(1));
+    bench.thread.maintain(&clock(1));
     assert_eq!(bench.state(), (State::Enforcing, None));
 }
 
 #[test]
-fn a_block_ends_when_its_time_is_up_and_the_next_is_longer() {
+fn block_expires_and_the_next_one_is_longer() {
     let mut bench = bench(|_| {});
     bench.scan("198.51.100.1/32", 0);
-    bench.thread.follow_time(&clock(HOUR - 1));
+    bench.thread.expire(&clock(HOUR - 1));
     assert_eq!(bench.list(HOUR - 1).len(), 1);
     bench.events();
-    bench.thread.follow_time(&clock(HOUR));
+    bench.thread.expire(&clock(HOUR));
     assert_eq!(bench.list(HOUR), []);
     assert_eq!(bench.kernel.holds("198.51.100.1/32"), None);
     assert!(matches!(bench.events()[..], [Event::Unblocked { cause: UnblockCause::Expired, .. }]));
@@ -65,23 +66,23 @@ fn a_block_ends_when_its_time_is_up_and_the_next_is_longer() {
     assert_eq!((block.offences, block.until - block.since), (2, 4 * HOUR));
 }
 
-/// An order may wait for this thread together with the end of a block, on a busy machine.
+/// On a busy machine, a command and the end of a block may wait for the thread at the same time.
 #[test]
-fn whose_time_is_up_is_not_listed_however_late_that_is_noticed() {
+fn expired_block_is_not_listed_however_late_the_thread_is() {
     let mut bench = bench(|_| {});
     bench.block("198.51.100.1", 60, 0).unwrap();
     let (reply, listed) = async_channel::bounded(1);
-    let (orders_in, orders) = channel();
-    orders_in.send(Command::List { reply }).unwrap();
-    orders_in.send(Command::Stop).unwrap();
-    // The machine is up for longer than a minute.
-    bench.thread.run(&orders, || {}).unwrap();
+    let (commands_in, commands) = channel();
+    commands_in.send(Command::List { reply }).unwrap();
+    commands_in.send(Command::Stop).unwrap();
+    // The machine has been up for longer than a minute.
+    bench.thread.run(&commands, || {}).unwrap();
     assert_eq!(listed.try_recv().unwrap(), []);
 }
 
-/// Whoever forges somebody's address again and again keeps him out for an hour at a time, not for a week.
+/// An attacker who keeps forging an address has it blocked for an hour at a time, not for a week.
 #[test]
-fn a_decoy_is_blocked_as_for_a_first_offence_and_it_counts_for_nothing() {
+fn possible_decoy_is_always_blocked_as_a_first_offence() {
     let mut bench = bench(|_| {});
     let others = vec![IpAddr::from([198, 51, 100, 2])];
     for round in 0..3 {
@@ -91,44 +92,44 @@ fn a_decoy_is_blocked_as_for_a_first_offence_and_it_counts_for_nothing() {
         assert_eq!((block.offences, block.until - block.since), (1, HOUR));
         let reason = "vertical scan: ports 1, 2, 3, 4, as others did at the same time (decoys?)";
         assert_eq!(block.reason, reason);
-        bench.thread.follow_time(&clock(now + HOUR));
+        bench.thread.expire(&clock(now + HOUR));
     }
     bench.scan("198.51.100.1/32", 7 * HOUR);
-    assert_eq!(bench.list(7 * HOUR)[0].offences, 1, "the first of his own");
+    assert_eq!(bench.list(7 * HOUR)[0].offences, 1, "decoys do not count");
 }
 
 #[test]
-fn unblocked_by_hand_stays_unblocked_for_the_grace_period() {
+fn manually_unblocked_address_stays_unblocked_for_the_grace_period() {
     let mut bench = bench(|_| {});
     bench.scan("198.51.100.1/32", 0);
     bench.events();
     assert_eq!(bench.unblock("198.51.100.1", 5), Ok(()));
     assert_eq!(bench.kernel.holds("198.51.100.1/32"), None);
     bench.scan("198.51.100.1/32", 6);
-    assert!(matches!(bench.spared(), Some(SkipReason::Grace { .. })));
+    assert!(matches!(bench.skipped(), Some(SkipReason::Grace { .. })));
     assert_eq!(bench.list(6), []);
 
     bench.scan("198.51.100.1/32", 5 + HOUR);
-    assert_eq!(bench.list(5 + HOUR).len(), 1, "the grace is over");
+    assert_eq!(bench.list(5 + HOUR).len(), 1, "the grace period has ended");
     assert!(matches!(bench.unblock("198.51.100.9", 5), Err(RequestError::NotBlocked(_))));
 }
 
 #[test]
-fn a_block_by_hand_ends_the_grace() {
+fn manual_block_ends_the_grace_period() {
     let mut bench = bench(|_| {});
     bench.scan("198.51.100.1/32", 0);
     bench.unblock("198.51.100.1", 1).unwrap();
     bench.block("198.51.100.1", 60, 2).unwrap();
-    bench.thread.follow_time(&clock(62));
+    bench.thread.expire(&clock(62));
     bench.scan("198.51.100.1/32", 63);
     assert_eq!(bench.list(63).len(), 1);
 }
 
 #[test]
-fn nobody_exempt_is_blocked_by_any_path() {
+fn exempt_address_is_not_blocked_on_any_path() {
     let mut bench = bench(|c| c.exempt.networks = vec!["203.0.113.0/24".parse().unwrap()]);
     bench.scan("203.0.113.7/32", 0);
-    assert!(matches!(bench.spared(), Some(SkipReason::Exempt(_))));
+    assert!(matches!(bench.skipped(), Some(SkipReason::Exempt(_))));
     for address in ["203.0.113.7", "203.0.0.0/16", "192.0.2.5", "192.0.2.0/24", "0.0.0.0/0"] {
         let answer = bench.block(address, 0, 0);
         assert!(matches!(answer, Err(RequestError::Exempt { .. })), "{address}: {answer:?}");
@@ -137,7 +138,7 @@ fn nobody_exempt_is_blocked_by_any_path() {
 }
 
 #[test]
-fn an_address_that_becomes_exempt_is_released() {
+fn newly_exempt_address_is_unblocked() {
     let mut bench = bench(|_| {});
     bench.scan("198.51.100.1/32", 0);
     bench.events();
@@ -149,41 +150,41 @@ fn an_address_that_becomes_exempt_is_released() {
 }
 
 #[test]
-fn who_has_an_ssh_session_is_not_blocked_as_long_as_it_lasts() {
+fn peer_of_an_ssh_session_is_not_blocked_while_it_lasts() {
     let mut bench = bench(|_| {});
     bench.sessions(Some(&["198.51.100.1"]));
     bench.scan("198.51.100.1/32", 0);
     let why = ExemptReason::SshSession("198.51.100.1".parse().unwrap());
-    assert_eq!(bench.spared(), Some(SkipReason::Exempt(why.clone())));
+    assert_eq!(bench.skipped(), Some(SkipReason::Exempt(why.clone())));
     let refused = bench.block("198.51.100.0/24", 0, 0).unwrap_err().to_string();
     assert_eq!(refused, format!("198.51.100.0/24 is never blocked: {why}"));
 
     bench.sessions(Some(&[]));
     bench.scan("198.51.100.1/32", 1);
-    assert_eq!(bench.list(1).len(), 1, "it is over");
+    assert_eq!(bench.list(1).len(), 1, "the session has ended");
 }
 
 #[test]
-fn who_gets_an_ssh_session_although_blocked_is_released() {
+fn blocked_peer_of_an_ssh_session_is_unblocked() {
     let mut bench = bench(|_| {});
     for network in ["198.51.100.1", "198.51.100.0/24", "198.51.100.2", "2001:db8::/64"] {
         bench.block(network, 0, 0).unwrap();
     }
     bench.sessions(Some(&["198.51.100.1", "2001:db8::7", "203.0.113.1"]));
-    bench.thread.look_round(&clock(1));
+    bench.thread.maintain(&clock(1));
     let left: Vec<_> = bench.list(1).iter().map(|block| block.network.to_string()).collect();
     assert_eq!(left, ["198.51.100.2/32"]);
     assert_eq!(bench.kernel.inner().elements.as_ref().map(BTreeMap::len), Some(1));
 }
 
 #[test]
-fn sessions_nobody_tells_of_are_no_secret() {
+fn state_is_degraded_while_the_kernel_does_not_list_sessions() {
     let mut bench = bench(|_| {});
     bench.sessions(Some(&["198.51.100.1"]));
     bench.scan("198.51.100.1/32", 0);
     bench.sessions(None);
     bench.scan("198.51.100.1/32", 1);
-    assert_eq!(bench.list(1), [], "those of before still count");
+    assert_eq!(bench.list(1), [], "the last answer still counts");
     let (state, reason) = bench.state();
     assert_eq!(state, State::Degraded);
     assert!(reason.unwrap().contains("tcp_diag"));
@@ -193,32 +194,37 @@ fn sessions_nobody_tells_of_are_no_secret() {
 }
 
 #[test]
-fn that_nobody_tells_of_sessions_is_said_no_longer_than_it_is_so() {
+fn state_recovers_when_the_kernel_lists_sessions_again() {
     let mut bench = bench(|_| {});
     bench.sessions(None);
     bench.scan("198.51.100.1/32", 0);
     bench.unblock("198.51.100.1", 1).unwrap();
-    bench.thread.look_round(&clock(2));
+    bench.thread.maintain(&clock(2));
     assert_eq!(bench.health.status().state, State::Degraded);
     bench.sessions(Some(&[]));
-    bench.thread.look_round(&clock(3));
-    assert_eq!(bench.state(), (State::Enforcing, None), "though nobody is blocked");
+    bench.thread.maintain(&clock(3));
+    assert_eq!(bench.state(), (State::Enforcing, None), "although nothing is blocked");
 }
 
 #[test]
-fn observing_reports_and_leaves_the_kernel_alone() {
+fn observer_reports_and_does_not_touch_the_kernel() {
     let mut bench = bench(|c| c.block.enabled = false);
     bench.scan("198.51.100.1/32", 0);
-    assert_eq!(bench.spared(), Some(SkipReason::Observing));
-    assert_eq!(bench.kernel.holds("198.51.100.1/32"), None);
+    assert_eq!(bench.skipped(), Some(SkipReason::Observing));
+    assert_eq!(bench.kernel.inner().elements, None);
+    let status = bench.health.status();
+    assert_eq!((status.state, status.backend), (State::Observing, "none"));
+    let refused = bench.block("198.51.100.1", 0, 0);
+    assert_eq!(refused, Err(RequestError::Failed(BlockFailure::Observing)));
+    bench.thread.maintain(&clock(1));
     assert_eq!(bench.health.status().state, State::Observing);
 }
 
-/// A reload that fails leaves all of the running configuration in force.
+/// A failed reload leaves all of the running configuration in force.
 #[test]
-fn who_a_refused_configuration_would_exempt_is_not_exempt() {
+fn exemptions_of_a_refused_configuration_do_not_count() {
     let mut bench = bench_on(FakeKernel::default(), None, |config| config.block.enabled = false);
-    bench.thread.install(&clock(0), &mut |_, _| {}).unwrap();
+    bench.install(0);
     let refuses = FakeKernel::default();
     refuses.inner().out_of_order = true;
     let network = "198.51.100.1/32".parse().unwrap();
@@ -226,13 +232,13 @@ fn who_a_refused_configuration_would_exempt_is_not_exempt() {
     let exempt = ExemptConfig { networks: vec![network], automatic: true };
     let new = Config { exempt, ..Config::default() };
     bench.thread.reconfigure(new, &clock(1)).unwrap_err();
-    assert_eq!(bench.thread.exemptions.forbid(&network), None);
+    assert_eq!(bench.thread.exempt_reason(&network, clock(1).now()), None);
     bench.scan("198.51.100.1/32", 2);
-    assert!(matches!(bench.spared(), Some(SkipReason::Observing)));
+    assert!(matches!(bench.skipped(), Some(SkipReason::Observing)));
 }
 
 #[test]
-fn a_flood_of_scans_buys_no_more_blocks_than_the_guard_permits() {
+fn flood_of_scans_causes_no_more_blocks_than_the_rate_limit() {
     let mut bench = bench(|c| c.block.max_per_minute = crate::config::Rate(3));
     for last in 1..=10 {
         bench.scan(&format!("198.51.100.{last}/32"), 0);
@@ -241,24 +247,24 @@ fn a_flood_of_scans_buys_no_more_blocks_than_the_guard_permits() {
     let (state, reason) = bench.state();
     assert_eq!(state, State::Degraded);
     assert!(reason.unwrap().contains("block.max_per_minute"));
-    assert_eq!(bench.block("198.51.100.99", 0, 0), Ok(()), "by hand is no flood");
-    bench.thread.look_round(&clock(59));
+    assert_eq!(bench.block("198.51.100.99", 0, 0), Ok(()), "manual blocks do not count");
+    bench.thread.maintain(&clock(59));
     assert_eq!(bench.health.status().state, State::Degraded);
-    bench.thread.look_round(&clock(60));
+    bench.thread.maintain(&clock(60));
     assert_eq!(bench.health.status().state, State::Enforcing);
 }
 
 #[test]
-fn who_was_held_back_is_blocked_when_the_guard_permits() {
+fn throttled_source_is_blocked_when_the_rate_limit_permits() {
     let mut bench = bench(|c| c.block.max_per_minute = crate::config::Rate(1));
     for source in ["198.51.100.1/32", "198.51.100.2/32"] {
         bench.scan(source, 0);
     }
     assert_eq!(bench.list(0).len(), 1);
-    // It goes on, and is handed over again a window later.
+    // It keeps scanning, and the detector reports it again a window later.
     bench.scan_as("198.51.100.2/32", 60, |scan| scan.continued = true);
     assert_eq!(bench.list(60).len(), 2);
-    bench.thread.look_round(&clock(60));
+    bench.thread.maintain(&clock(60));
     assert_eq!(bench.state(), (State::Enforcing, None));
     let changes = bench.events().into_iter().filter_map(|event| match event {
         Event::StateChanged { state, .. } => Some(state),
@@ -268,27 +274,27 @@ fn who_was_held_back_is_blocked_when_the_guard_permits() {
 }
 
 #[test]
-fn what_the_kernel_refuses_to_end_is_ended_later() {
+fn block_that_the_kernel_refuses_to_end_ends_later() {
     let mut bench = bench(|_| {});
     bench.scan("198.51.100.1/32", 0);
     bench.kernel.inner().out_of_order = true;
-    bench.thread.follow_time(&clock(HOUR));
-    assert_eq!(bench.list(HOUR).len(), 1, "the kernel did not say that it is over");
-    bench.thread.look_round(&clock(HOUR));
+    bench.thread.expire(&clock(HOUR));
+    assert_eq!(bench.list(HOUR).len(), 1, "the kernel has not unblocked it");
+    bench.thread.maintain(&clock(HOUR));
     assert_eq!(bench.health.status().state, State::Degraded);
 
     bench.kernel.inner().out_of_order = false;
-    bench.thread.follow_time(&clock(HOUR + 1));
+    bench.thread.expire(&clock(HOUR + 1));
     assert_eq!(bench.list(HOUR + 1), []);
-    bench.thread.look_round(&clock(HOUR + 1));
-    bench.thread.look_round(&clock(HOUR + 2));
-    assert_eq!(bench.state(), (State::Enforcing, None), "well again by itself");
+    bench.thread.maintain(&clock(HOUR + 1));
+    bench.thread.maintain(&clock(HOUR + 2));
+    assert_eq!(bench.state(), (State::Enforcing, None), "recovered without help");
     bench.scan("198.51.100.1/32", HOUR + 2);
     assert_eq!(bench.list(HOUR + 2).len(), 1, "and blocked again");
 }
 
 #[test]
-fn an_address_unblocked_within_its_network_is_not_blocked_with_it_again() {
+fn network_of_an_unblocked_address_is_not_blocked_again() {
     let mut bench = bench(|_| {});
     bench.scan("2001:db8::/64", 0);
     bench.unblock("2001:db8::7", 1).unwrap();
@@ -298,31 +304,64 @@ fn an_address_unblocked_within_its_network_is_not_blocked_with_it_again() {
 }
 
 #[test]
-fn what_a_killed_instance_left_is_taken_over_with_its_remaining_time() {
+fn blocks_of_a_killed_instance_are_adopted_with_their_remaining_time() {
     let kernel = FakeKernel::default();
     let left = [("198.51.100.1/32", 600), ("192.0.2.5/32", 600), ("198.51.100.2/32", 1_999_000)];
     let left = left.map(|(network, s)| (network.parse().unwrap(), Duration::from_secs(s)));
     kernel.inner().elements = Some(left.into());
     let mut bench = bench_on(kernel, None, |_| {});
-    bench.thread.install(&clock(0), &mut |_, _| {}).unwrap();
+    bench.install(0);
     let listed = bench.list(0);
     let shown: Vec<_> = listed.iter().map(|b| (b.network.to_string(), b.until)).collect();
     assert_eq!(
         shown,
         [("198.51.100.1/32".to_owned(), EPOCH + 600), ("198.51.100.2/32".to_owned(), 0)],
-        "an own address is released, what was to be prolonged stays"
+        "an own address is unblocked, a block without an end stays"
     );
     assert_eq!(bench.kernel.holds("192.0.2.5/32"), None);
 }
 
 #[test]
-fn a_step_of_the_wall_clock_moves_what_is_shown_and_frees_nobody() {
+fn step_of_the_wall_clock_changes_displayed_times_and_unblocks_nothing() {
     let mut bench = bench(|_| {});
     bench.scan("198.51.100.1/32", 0);
     let stepped = WallClock::at(Moment::from_nanos(1_000_000_000), EPOCH + 1_000_000);
-    bench.thread.follow_time(&stepped);
+    bench.thread.expire(&stepped);
     let (reply, answer) = async_channel::bounded(1);
     bench.thread.handle(Command::List { reply }, &stepped);
     let listed: Vec<Listed> = answer.try_recv().unwrap();
     assert_eq!(listed[0].until, EPOCH + 1_000_000 - 1 + HOUR);
+}
+
+/// Otherwise the rule of the dead instance would stay forever.
+#[test]
+fn observer_removes_what_a_killed_enforcer_left() {
+    let left = FakeKernel::default();
+    left.inner().elements = Some([("198.51.100.1/32".parse().unwrap(), Duration::MAX)].into());
+    let mut bench = bench_on(FakeKernel::default(), None, |config| config.block.enabled = false);
+    *bench.next_backend.lock().unwrap() = Some(left.clone());
+    bench.install(0);
+    assert_eq!(left.inner().elements, None);
+    assert_eq!(bench.list(0), []);
+}
+
+#[test]
+fn suspended_blocks_return_when_the_service_blocks_again() {
+    let state = TempDir::new().unwrap();
+    let (store_path, _) = flusher(state.path().join("tcptracker.db"));
+    let mut bench = bench_on(FakeKernel::default(), Some(store_path), |_| {});
+    bench.install(0);
+    bench.scan("198.51.100.1/32", 0);
+    let mut config = Config::default();
+    config.block.enabled = false;
+    bench.thread.reconfigure(config, &clock(1)).unwrap();
+    assert_eq!((bench.list(1), bench.health.status().backend), (Vec::new(), "none"));
+    assert_eq!(bench.kernel.inner().elements, None);
+
+    let next = FakeKernel::default();
+    *bench.next_backend.lock().unwrap() = Some(next.clone());
+    bench.thread.reconfigure(Config::default(), &clock(2)).unwrap();
+    assert_eq!(bench.list(2).len(), 1);
+    assert_eq!(next.holds("198.51.100.1/32"), Some(Duration::from_secs(HOUR - 2)));
+    assert_eq!(bench.health.status().backend, "fake");
 }

@@ -1,29 +1,68 @@
-//! The way from capture to detector: batches of probes in a bounded channel, used over and over.
+//! The channel from capture to detector: batches of segments, bounded, and reused.
 //!
-//! Capture never waits here. While the channel is full it goes on filling the batch in its hand;
-//! when that is full too, probes are dropped and counted. One lock is taken per batch, and nothing
-//! is allocated once the pool is made.
+//! Owns the batches. Capture never waits here. While the channel is full, capture fills the batch in hand;
+//! when that is full too, segments are dropped and counted. A batch takes one lock, and nothing is
+//! allocated after the start.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
-use crate::types::segment::Segment;
+use crate::types::Segment;
 
-/// Probes handed over together.
-pub type Batch = Vec<Segment>;
-
-/// Probes in a full batch.
+/// Segments in a full batch.
 const BATCH: usize = 4096;
 
-/// BatchReceiver that may wait for the detector.
+/// Batches that may wait for the detector.
 const DEPTH: usize = 16;
+
+/// Segments in the order of their capture, and what was lost before them.
+pub struct Batch {
+    segments: Vec<Segment>,
+    lost: u64,
+    /// No capture was open for a while before these.
+    after_gap: bool,
+    /// The capture filter let through what tells the outcomes of probes.
+    outcomes: bool,
+}
+
+impl Batch {
+    fn empty() -> Self {
+        let segments = Vec::with_capacity(BATCH);
+        Self { segments, lost: 0, after_gap: false, outcomes: false }
+    }
+
+    /// The segments.
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// Removes all segments but the probes.
+    pub fn retain_probes(&mut self) {
+        self.segments.retain(|segment| segment.kind.is_probe());
+    }
+
+    /// Returns whether packets were lost before this batch, after the one before it.
+    pub fn follows_loss(&self) -> bool {
+        self.lost > 0 || self.after_gap
+    }
+
+    /// Returns whether the capture filter let through what tells the outcomes of probes.
+    pub fn has_outcomes(&self) -> bool {
+        self.outcomes
+    }
+}
 
 /// Capture's end.
 pub struct BatchSender {
     full: SyncSender<Batch>,
     empty: Receiver<Batch>,
     current: Batch,
-    lost: u64,
+    /// What the batches to come are marked with.
+    outcomes: bool,
+    /// Segments dropped since the batch in hand is full.
+    dropped: u64,
+    /// Segments dropped since the last call of [`BatchSender::take_dropped`].
+    uncounted: u64,
 }
 
 /// The detector's end.
@@ -32,56 +71,83 @@ pub struct BatchReceiver {
     empty: SyncSender<Batch>,
 }
 
-/// Both ends of a new channel.
+/// Makes a channel and its pool of batches.
 pub fn channel() -> (BatchSender, BatchReceiver) {
-    // Room for all there are: a full channel shows by the pool that is empty.
+    // Room for every batch: an empty pool, not a full channel, shows that the detector is too slow.
     let (full_in, full_out) = sync_channel(DEPTH + 2);
-    // One batch more than may wait: the one the detector works on. Capture holds another.
+    // One more than may wait, which the detector works on. Capture holds another.
     let (empty_in, empty_out) = sync_channel(DEPTH + 1);
     for _ in 0..=DEPTH {
         // The channel has room for exactly these.
-        let _ = empty_in.try_send(Batch::with_capacity(BATCH));
+        let _ = empty_in.try_send(Batch::empty());
     }
-    let current = Batch::with_capacity(BATCH);
     (
-        BatchSender { full: full_in, empty: empty_out, current, lost: 0 },
+        BatchSender {
+            full: full_in,
+            empty: empty_out,
+            current: Batch::empty(),
+            outcomes: false,
+            dropped: 0,
+            uncounted: 0,
+        },
         BatchReceiver { full: full_out, empty: empty_in },
     )
 }
 
 impl BatchSender {
-    /// Adds a probe to the batch in hand.
-    pub fn push(&mut self, probe: Segment) {
-        if self.current.len() == BATCH {
+    /// Adds a segment to the batch in hand, or drops it if there is no room.
+    pub fn push(&mut self, segment: Segment) {
+        if self.current.segments.len() == BATCH {
             self.flush();
         }
-        if self.current.len() < BATCH {
-            self.current.push(probe);
+        if self.current.segments.len() < BATCH {
+            self.current.segments.push(segment);
         } else {
-            self.lost += 1;
+            self.dropped += 1;
+            self.uncounted += 1;
         }
     }
 
-    /// Hands the batch over if there is room; keeps it otherwise.
+    /// Notes packets that the kernel or the interface lost. They count as lost before the batch in hand,
+    /// because the kernel does not say between which packets it lost them.
+    pub fn note_lost(&mut self, packets: u64) {
+        self.current.lost += packets;
+    }
+
+    /// Begins the segments of another capture.
+    pub fn begin_capture(&mut self, outcomes: bool, after_gap: bool) {
+        self.flush();
+        self.outcomes = outcomes;
+        // If the detector is so slow that the last segments are still in hand, the batch keeps its mark. The
+        // detector then ignores outcomes or expects none, and neither leads to a wrong verdict.
+        if self.current.segments.is_empty() {
+            self.current.outcomes = outcomes;
+        }
+        self.current.after_gap |= after_gap;
+    }
+
+    /// Sends the batch in hand if there is room, and keeps it otherwise.
     pub fn flush(&mut self) {
-        if self.current.is_empty() {
+        if self.current.segments.is_empty() && !self.current.follows_loss() {
             return;
         }
-        // Without an empty batch to go on with, the detector has as many as it may.
-        let Ok(empty) = self.empty.try_recv() else { return };
-        let full = std::mem::replace(&mut self.current, empty);
+        // An empty pool means that as many batches wait for the detector as may.
+        let Ok(mut next) = self.empty.try_recv() else { return };
+        next.lost = std::mem::take(&mut self.dropped);
+        next.outcomes = self.outcomes;
+        let full = std::mem::replace(&mut self.current, next);
         match self.full.try_send(full) {
             Ok(()) => {}
-            // The detector has ended: the process is about to. (There is a place for every batch.)
+            // The detector has ended, and the process is about to. (There is room for every batch.)
             Err(TrySendError::Disconnected(batch) | TrySendError::Full(batch)) => {
-                self.lost += batch.len() as u64;
+                self.uncounted += batch.segments.len() as u64;
             }
         }
     }
 
-    /// Probes dropped since the last call.
-    pub fn take_lost(&mut self) -> u64 {
-        std::mem::take(&mut self.lost)
+    /// Returns how many segments were dropped since the last call.
+    pub fn take_dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.uncounted)
     }
 }
 
@@ -91,19 +157,18 @@ impl BatchReceiver {
         self.full.recv_timeout(timeout)
     }
 
-    /// Gives a batch back to be filled again.
+    /// Returns a batch to the pool.
     pub fn give_back(&self, mut batch: Batch) {
-        batch.clear();
-        // Full only if a batch was made from nothing; then this one is simply freed.
-        let _ = self.empty.try_send(batch);
+        batch.segments.clear();
+        // The pool has room for every batch that there is.
+        let _ = self.empty.try_send(Batch { lost: 0, after_gap: false, ..batch });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::clock::Moment;
-    use crate::types::segment::{Port, SegmentKind};
+    use crate::types::{Moment, Port, SegmentKind};
 
     fn probe(number: u64) -> Segment {
         Segment {
@@ -119,28 +184,37 @@ mod tests {
         }
     }
 
+    /// Returns for each batch that waits its numbers and whether it follows a loss.
+    fn receive(batches: &BatchReceiver) -> Vec<(Vec<u64>, bool)> {
+        let mut received = Vec::new();
+        while let Ok(batch) = batches.next(Duration::ZERO) {
+            let numbers = batch.segments().iter().map(|probe| probe.moment.as_nanos()).collect();
+            received.push((numbers, batch.follows_loss()));
+            batches.give_back(batch);
+        }
+        received
+    }
+
     #[test]
-    fn a_stalled_detector_costs_probes_and_never_capture_time() {
+    fn slow_detector_costs_segments_and_never_capture_time() {
         let (mut out, batches) = channel();
         let sent = (BATCH * (DEPTH + 4)) as u64;
         for number in 0..sent {
             out.push(probe(number));
         }
         out.flush();
-        let lost = out.take_lost();
-        let mut received = 0;
-        while let Ok(batch) = batches.next(Duration::ZERO) {
-            received += batch.len() as u64;
-            batches.give_back(batch);
-        }
+        let dropped = out.take_dropped();
+        let mut received = receive(&batches);
         out.flush();
-        while let Ok(batch) = batches.next(Duration::ZERO) {
-            received += batch.len() as u64;
-            batches.give_back(batch);
-        }
-        assert!(lost > 0, "there was no room for all");
-        assert_eq!(received + lost, sent, "each probe arrives or is counted");
-        assert_eq!(out.take_lost(), 0);
+        received.extend(receive(&batches));
+        assert!(dropped > 0, "there was room for all");
+        let arrived: usize = received.iter().map(|(numbers, _)| numbers.len()).sum();
+        assert_eq!(arrived as u64 + dropped, sent, "each segment arrives or is counted");
+        assert_eq!(out.take_dropped(), 0);
+        assert!(received.iter().all(|(_, follows_loss)| !follows_loss), "the loss is after them");
+        out.push(probe(sent));
+        out.flush();
+        assert_eq!(receive(&batches), [(vec![sent], true)]);
     }
 
     #[test]
@@ -150,11 +224,40 @@ mod tests {
             out.push(probe(number));
             out.flush();
         }
-        let mut seen = Vec::new();
-        while let Ok(batch) = batches.next(Duration::ZERO) {
-            seen.extend(batch.iter().map(|probe| probe.moment.as_nanos()));
-            batches.give_back(batch);
+        let received = receive(&batches).into_iter().flat_map(|(numbers, _)| numbers);
+        assert_eq!(received.collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn losses_are_noted_in_order_and_once() {
+        let (mut out, batches) = channel();
+        out.push(probe(0));
+        out.flush();
+        out.push(probe(1));
+        out.note_lost(7);
+        out.flush();
+        out.push(probe(2));
+        out.flush();
+        // Also if nothing arrives after the loss.
+        out.begin_capture(false, true);
+        out.flush();
+        out.flush();
+        let expected = [(vec![0], false), (vec![1], true), (vec![2], false), (Vec::new(), true)];
+        assert_eq!(receive(&batches), expected);
+        out.push(probe(3));
+        out.flush();
+        assert_eq!(receive(&batches), [(vec![3], false)], "a reused batch notes no old loss");
+    }
+
+    #[test]
+    fn batches_tell_whether_their_capture_had_outcomes() {
+        let (mut out, batches) = channel();
+        for (number, outcomes) in [(0, false), (1, true), (2, true), (3, false)] {
+            out.begin_capture(outcomes, false);
+            out.push(probe(number));
         }
-        assert_eq!(seen, (0..10).collect::<Vec<_>>());
+        out.flush();
+        let next = || batches.next(Duration::ZERO).map(|batch| batch.has_outcomes());
+        assert_eq!([next(), next(), next(), next()], [Ok(false), Ok(true), Ok(true), Ok(false)]);
     }
 }

@@ -1,53 +1,53 @@
-//! The kernel's share of the work: the BPF filter that lets through what may be a probe.
+//! The BPF filter that the kernel applies: it lets through what may be a probe.
 //!
-//! Owns the filter text. It may let through too much, which [`super::frame`] then refuses, but
+//! Owns the filter text. The filter may let through too much, which [`super::frame`] then rejects, but
 //! never too little.
 
 use crate::system::capture::frame::LinkLayer;
 
 /// SYN without ACK, or one of the three stealth probes (FIN, NULL, XMAS; the two ECN bits aside).
-/// `{}` stands for the byte that holds the flags.
+/// `{}` stands for the byte of the flags.
 const FLAGS: &str = "({}&18=2 or {}&63=0 or {}&63=1 or {}&63=0x29)";
 
-/// Likewise, and what tells of a probe's outcome: whatever has SYN, RST or FIN set. One or two for
-/// each direction of a connection.
+/// Also what tells the outcome of a probe: every segment with SYN, RST or FIN. That is one or two for each
+/// direction of a connection.
 const FLAGS_WITH_OUTCOMES: &str = "({}&7!=0 or {}&63=0)";
 
-/// What ICMP tells of TCP segments that did not arrive, right behind the link layer's header; the kinds of
-/// tunnels that cost a clause each are left out.
+/// ICMP messages about undelivered TCP segments, directly after the header of the link layer. Tunnels are
+/// left out: each kind would need its own clause.
 const UNREACHABLE: &str =
     "(ip and icmp[0]=3 and icmp[17]=6) or (ip6 and ip6[6]=58 and ip6[40]=1 and ip6[54]=6)";
 
-/// The extension headers a TCP header may hide behind: BPF cannot walk them.
+/// The extension headers after which a TCP header may follow: BPF cannot walk them.
 const IPV6_EXTENSIONS: [u8; 8] = [0, 43, 44, 51, 60, 135, 139, 140];
 
-/// Where the IP header of a PPPoE session frame begins, and its PPP protocol field.
+/// The offsets of the IP header and of the PPP protocol field in a PPPoE session frame.
 const PPPOE_IP: usize = 22;
 const PPPOE_PROTOCOL: usize = 20;
 
-/// MPLS labels that are looked behind: one for the path, one for the service.
+/// How many MPLS labels may precede the IP header: one for the path, one for the service.
 const MPLS_LABELS: usize = 2;
 
-/// The filter for an interface of this kind, in pcap-filter(7)'s language: of probes.
+/// Returns the filter for probes, in the language of pcap-filter(7).
 pub fn probes_on(link: LinkLayer) -> String {
     filter(link, FLAGS, None)
 }
 
-/// Likewise, and of what tells of their outcomes.
+/// Returns the filter for probes and for what tells their outcomes.
 pub fn segments_on(link: LinkLayer) -> String {
     filter(link, FLAGS_WITH_OUTCOMES, Some(UNREACHABLE))
 }
 
-fn filter(link: LinkLayer, wanted: &str, beside: Option<&str>) -> String {
-    let crafted = match beside {
-        None => crafted(wanted),
-        Some(beside) => format!("({} or {beside})", crafted(wanted)),
+fn filter(link: LinkLayer, wanted: &str, also: Option<&str>) -> String {
+    let plain = match also {
+        None => plain(wanted),
+        Some(also) => format!("({} or {also})", plain(wanted)),
     };
     match link {
-        // Each `vlan` moves the offsets of all that follows it by one tag, so that it comes last.
+        // Each `vlan` moves the offsets of everything after it by one tag, so that it comes last.
         LinkLayer::Ethernet => {
             let tunnelled = format!("{} or {}", pppoe(wanted), mpls(wanted));
-            format!("{crafted} or {tunnelled} or (vlan and ({crafted} or (vlan and {crafted})))")
+            format!("{plain} or {tunnelled} or (vlan and ({plain} or (vlan and {plain})))")
         }
         // `vlan` does not compile for the others.
         LinkLayer::LinuxSll
@@ -55,12 +55,12 @@ fn filter(link: LinkLayer, wanted: &str, beside: Option<&str>) -> String {
         | LinkLayer::RawIp
         | LinkLayer::Loopback
         | LinkLayer::Ppp
-        | LinkLayer::CiscoHdlc => crafted,
+        | LinkLayer::CiscoHdlc => plain,
     }
 }
 
-/// Probes in IP right behind the link layer's header.
-fn crafted(wanted: &str) -> String {
+/// Segments in IP directly after the header of the link layer.
+fn plain(wanted: &str) -> String {
     // First fragments come first: `tcp[13]` on a fragment that ends before its flags is a load out
     // of range, which rejects the packet whatever else the filter says.
     format!(
@@ -72,7 +72,7 @@ fn crafted(wanted: &str) -> String {
     )
 }
 
-/// Probes in a PPPoE session. The keyword `pppoes` would move the offsets of all that follows.
+/// Segments in a PPPoE session. The keyword `pppoes` would move the offsets of everything after it.
 fn pppoe(wanted: &str) -> String {
     let protocol = format!("ether[{PPPOE_PROTOCOL}:2]");
     format!(
@@ -82,20 +82,20 @@ fn pppoe(wanted: &str) -> String {
     )
 }
 
-/// Probes behind MPLS labels; likewise without the keyword.
+/// Segments after MPLS labels. The keyword `mpls` would move offsets, too.
 fn mpls(wanted: &str) -> String {
-    let behind = |labels: usize| {
+    let after = |labels: usize| {
         let (bottom, ip) = (14 + labels * 4 - 2, 14 + labels * 4);
         format!("(ether[{bottom}]&1=1 and ({} or {}))", ipv4_at(ip, wanted), ipv6_at(ip, wanted))
     };
-    let labels: Vec<String> = (1..=MPLS_LABELS).map(behind).collect();
+    let labels: Vec<String> = (1..=MPLS_LABELS).map(after).collect();
     format!("((ether[12:2]=0x8847 or ether[12:2]=0x8848) and ({}))", labels.join(" or "))
 }
 
-/// Probes in an IPv4 packet that begins at this offset of an Ethernet frame.
+/// Segments in an IPv4 packet that begins at this offset of an Ethernet frame.
 fn ipv4_at(at: usize, wanted: &str) -> String {
     let (fragment, protocol) = (at + 6, at + 9);
-    // Byte 13 of TCP, behind as many words as the IP header's length field says.
+    // Byte 13 of TCP, after as many words as the length field of the IP header says.
     let tcp_flags = format!("ether[{} + ((ether[{at}]&15)<<2)]", at + 13);
     format!(
         "(ether[{at}]&0xf0=0x40 and ether[{protocol}]=6 and (ether[{fragment}:2]&0x3fff=0x2000 \
@@ -104,7 +104,7 @@ fn ipv4_at(at: usize, wanted: &str) -> String {
     )
 }
 
-/// Probes in an IPv6 packet that begins at this offset of an Ethernet frame.
+/// Segments in an IPv6 packet that begins at this offset of an Ethernet frame.
 fn ipv6_at(at: usize, wanted: &str) -> String {
     let next = format!("ether[{}]", at + 6);
     let tcp_flags = format!("ether[{}]", at + 53);
@@ -127,7 +127,7 @@ fn extensions(next_header: &str) -> String {
 mod tests {
     use super::*;
     use crate::system::capture::frame::{probe_in, segment_in, tests as frames};
-    use crate::types::clock::Moment;
+    use crate::types::Moment;
     use pcap::{BpfProgram, Capture, Linktype};
 
     fn program(linktype: i32) -> BpfProgram {
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn every_frame_that_holds_a_probe_passes() {
+    fn every_frame_with_a_probe_passes() {
         for (linktype, name, frame) in frames::probes() {
             let link = LinkLayer::of_linktype(linktype).unwrap();
             assert!(probe_in(link, &frame, Moment::default()).is_some(), "{name}");
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_icmp_says_of_segments_passes_the_wider_filter_only() {
+    fn icmp_about_segments_passes_only_the_wider_filter() {
         let (v4, v6) = (frames::refusal(3, 3, &tcp(4)), frames::refusal_v6(1, &tcp(6)));
         for (linktype, before) in [(1, vec![0; 12]), (113, vec![0; 14])] {
             for (packet, ether_type) in [(&v4, [8, 0]), (&v6, [0x86, 0xdd])] {
@@ -171,11 +171,11 @@ mod tests {
         }
     }
 
-    /// A segment that was not delivered.
+    /// Returns a segment that was not delivered.
     fn tcp(version: u8) -> Vec<u8> {
         let of_version = |(_, _, packet): &(i32, &str, Vec<u8>)| packet[0] >> 4 == version;
-        let crafted = frames::probes().into_iter().filter(|(linktype, ..)| *linktype == 12);
-        crafted.filter(of_version).map(|(_, _, packet)| packet).next().unwrap()
+        let plain = frames::probes().into_iter().filter(|(linktype, ..)| *linktype == 12);
+        plain.filter(of_version).map(|(_, _, packet)| packet).next().unwrap()
     }
 
     fn wider(linktype: i32) -> BpfProgram {
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn every_frame_that_tells_of_an_outcome_passes_the_wider_filter_only() {
+    fn every_frame_with_an_outcome_passes_only_the_wider_filter() {
         for (linktype, name, mut frame) in frames::probes() {
             let Some(flags) = frames::flags_in(&frame) else { continue };
             let link = LinkLayer::of_linktype(linktype).unwrap();

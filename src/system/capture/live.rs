@@ -1,9 +1,8 @@
 //! A live interface as a source of frames.
 //!
-//! Owns the libpcap handle. Opens it so that a scanner is seen within about a millisecond while a
-//! flood costs little, and turns libpcap's texts into situations a person can act on.
+//! Owns the libpcap handle. Opens it in such a way that a probe arrives within about 1 ms and a flood costs
+//! little.
 
-use crate::types::capture::CaptureCounters;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use pcap::{Active, Capture, Device, Precision};
@@ -11,40 +10,37 @@ use pcap::{Active, Capture, Device, Precision};
 use crate::system::capture::CaptureError;
 use crate::system::capture::filter;
 use crate::system::capture::frame::LinkLayer;
-use crate::types::ifname::IfName;
+use crate::types::{CaptureCounters, IfName};
 
-/// Bytes kept of each packet: Ethernet, three VLAN tags, the longest IPv4 header or a few IPv6
-/// extension headers, and TCP's first 14 bytes.
+/// Bytes captured of each packet: Ethernet, three VLAN tags, the longest IPv4 header or a few IPv6
+/// extension headers, and the first 14 bytes of TCP.
 const SNAPSHOT: i32 = 256;
 
-/// How long the kernel may hold a packet back to hand over several at once. In the ring mode this
-/// selects, a packet costs a tenth of what it does in immediate mode; the price is this much latency.
+/// How long the kernel may hold a packet back to deliver several at once. This selects a ring mode in which
+/// a packet costs a tenth of the time of immediate mode, at the price of this latency.
 const HOLD_MILLISECONDS: i32 = 1;
 
-/// The kernel's ring: 80 ms of a flood of 300,000 SYNs a second. libpcap divides it into blocks of
-/// 256 KiB, each of which is handed over after [`HOLD_MILLISECONDS`], full or not; so that of few
-/// packets, too, it holds only what comes in 16 ms in which this thread is not given a processor.
+/// The size of the ring that the kernel shares: 80 ms of a flood of 300,000 SYNs per second. libpcap divides
+/// it into blocks of 256 KiB, which the kernel delivers after [`HOLD_MILLISECONDS`], full or not. So even
+/// few packets are lost if this thread gets no processor for 16 ms.
 const RING_BYTES: i32 = 4 << 20;
 
-/// An open interface that delivers what may be probes.
+/// An open interface.
 pub struct LiveCapture {
     handle: Capture<Active>,
     link: LinkLayer,
     outcomes: bool,
 }
 
-/// A frame and the wall-clock time, in nanoseconds since the Unix epoch, at which the kernel saw
-/// it.
+/// A frame and the time at which the kernel saw it.
 pub struct Frame<'a> {
-    /// The captured bytes.
     pub bytes: &'a [u8],
     /// Nanoseconds since the Unix epoch.
     pub unix_nanos: u64,
 }
 
 impl LiveCapture {
-    /// As [`Self::open`]; nothing where the interface exists and is down, for which there is no
-    /// opening it yet.
+    /// Opens `interface` like [`Self::open`], or returns nothing if it is down.
     pub fn open_if_up(interface: &IfName, outcomes: bool) -> Result<Option<Self>, CaptureError> {
         match Self::open(interface, outcomes) {
             Ok(capture) => Ok(Some(capture)),
@@ -53,7 +49,8 @@ impl LiveCapture {
         }
     }
 
-    /// Opens `interface` for reading without waiting: probes only, or with what tells of their outcomes.
+    /// Opens `interface` for reading without waiting, to capture only probes, or also what tells their
+    /// outcomes.
     pub fn open(interface: &IfName, outcomes: bool) -> Result<Self, CaptureError> {
         let explain = |error: pcap::Error| CaptureError::explain(interface, &text_of(&error));
         let handle = Capture::from_device(interface.as_str())
@@ -80,17 +77,17 @@ impl LiveCapture {
         Ok(capture)
     }
 
-    /// Whether what tells of outcomes is let through.
+    /// Returns whether it captures what tells the outcomes of probes.
     pub fn outcomes(&self) -> bool {
         self.outcomes
     }
 
-    /// How this interface wraps its packets.
+    /// The link layer of the interface.
     pub fn link(&self) -> LinkLayer {
         self.link
     }
 
-    /// The next frame, or nothing for now.
+    /// Returns the next frame, or nothing if none has arrived.
     pub fn next_frame(&mut self, interface: &IfName) -> Result<Option<Frame<'_>>, CaptureError> {
         match self.handle.next_packet() {
             Ok(packet) => Ok(Some(frame_of(&packet))),
@@ -99,7 +96,7 @@ impl LiveCapture {
         }
     }
 
-    /// The kernel's counters.
+    /// Reads the kernel's counters.
     pub fn counters(&mut self) -> Option<CaptureCounters> {
         let stats = self.handle.stats().ok()?;
         Some(CaptureCounters {
@@ -116,8 +113,7 @@ impl AsFd for LiveCapture {
     }
 }
 
-/// A packet as libpcap hands it out with nanosecond precision: the nanoseconds stand where
-/// microseconds did.
+/// Converts a packet of libpcap. With nanosecond precision, its field for microseconds holds nanoseconds.
 pub fn frame_of<'a>(packet: &pcap::Packet<'a>) -> Frame<'a> {
     let seconds = u64::try_from(packet.header.ts.tv_sec).unwrap_or(0);
     let nanos = u64::try_from(packet.header.ts.tv_usec).unwrap_or(0);
@@ -125,14 +121,14 @@ pub fn frame_of<'a>(packet: &pcap::Packet<'a>) -> Frame<'a> {
     Frame { bytes: packet.data, unix_nanos }
 }
 
-/// libpcap's text, without the words the crate puts in front of it.
+/// Returns libpcap's text without the prefix of the crate.
 pub fn text_of(error: &pcap::Error) -> String {
     let text = error.to_string();
     text.strip_prefix("libpcap error: ").unwrap_or(&text).to_owned()
 }
 
-/// The interfaces there are, for an error message.
-pub fn interfaces_here() -> String {
+/// Returns the names of all interfaces, for an error message.
+pub fn present_interfaces() -> String {
     let names: Vec<String> = Device::list()
         .unwrap_or_default()
         .into_iter()

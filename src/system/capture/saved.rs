@@ -1,15 +1,15 @@
 //! A capture file as a source of frames: pcap and pcapng, plain or gzip, or standard input.
 //!
-//! Owns the file's handle and, where bytes have to be unpacked or come from standard input, the
-//! thread that feeds them to libpcap through a pipe. What can be read is read; what cannot is said.
+//! Owns the libpcap handle of the file. Bytes that libpcap cannot read by itself come through a pipe, from
+//! a thread that the caller starts. So an unpacked file of any size takes no more memory than the pipe.
 
 use std::fs::File;
-use std::io::{self, Cursor, PipeReader, Read, stdin};
+use std::io::{self, Cursor, PipeReader, PipeWriter, Read, stdin};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use flate2::read::MultiGzDecoder;
 use pcap::{Capture, Offline, Precision};
@@ -19,7 +19,7 @@ use crate::system::capture::live::{Frame, frame_of, text_of};
 
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
-/// How a pcapng file begins, and what surrounds a packet in it and in a pcap file, in bytes.
+/// How a pcapng file begins, and the bytes around a packet in it and in a pcap file.
 const PCAPNG: [u8; 2] = [0x0a, 0x0d];
 const AROUND_IN_PCAPNG: u64 = 32;
 const AROUND_IN_PCAP: u64 = 16;
@@ -27,7 +27,7 @@ const AROUND_IN_PCAP: u64 = 16;
 /// Stands for standard input.
 const STDIN: &str = "-";
 
-/// A file as people read of it.
+/// Returns the name of a file for people.
 pub fn name_of(file: &Path) -> String {
     if file.as_os_str() == STDIN { "standard input".into() } else { file.display().to_string() }
 }
@@ -35,81 +35,93 @@ pub fn name_of(file: &Path) -> String {
 /// Why a capture file cannot be read, or not to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum SavedError {
-    /// The file cannot be opened.
     #[error("cannot read {}: {error}", name_of(.file))]
-    Unreadable {
-        /// The file.
-        file: PathBuf,
-        /// The system's error.
-        error: io::Error,
-    },
-    /// The file is something else.
+    Unreadable { file: PathBuf, error: io::Error },
     #[error("{} is not a capture file (pcap or pcapng, plain or gzip): {text}", name_of(.file))]
     NotACapture {
-        /// The file.
         file: PathBuf,
         /// libpcap's text.
         text: String,
     },
-    /// The file carries something that is not understood.
     #[error("{} holds {name} frames, which tcptracker cannot read", name_of(.file))]
     UnknownLinkLayer {
-        /// The file.
         file: PathBuf,
         /// libpcap's name of the link type.
         name: String,
     },
-    /// The file ends too early, or goes wrong halfway.
+    /// The file ends too early, or is invalid from some point on.
     #[error("{} is damaged, and only what comes before that was read: {text}", name_of(.file))]
     Damaged {
-        /// The file.
         file: PathBuf,
         /// What libpcap or the unpacker says.
         text: String,
     },
 }
 
+/// The thread that unpacks, and its result.
+type UnpackThread = JoinHandle<io::Result<()>>;
+
 /// An open capture file.
 pub struct SavedCapture {
     file: PathBuf,
     handle: Capture<Offline>,
     link: LinkLayer,
-    feeder: Option<Feeder>,
-    /// Its size; none where nobody knows.
+    feed: Option<Feed>,
+    /// The size of the file, if it has one.
     size: Option<u64>,
-    /// How much of it was read, about.
+    /// Approximately how much of it was read.
     read: u64,
     around: u64,
 }
 
-/// The thread that unpacks, and the end of the pipe libpcap reads from.
-struct Feeder {
+/// The end of the pipe from which libpcap reads.
+struct Feed {
     pipe: PipeReader,
-    thread: JoinHandle<io::Result<()>>,
-    taken: Arc<AtomicU64>,
+    thread: UnpackThread,
+    consumed: Arc<AtomicU64>,
 }
 
-/// A file, and how much was taken from it.
+/// The work of the thread that feeds libpcap.
+pub struct Unpacker {
+    input: Box<dyn Read + Send>,
+    pipe: PipeWriter,
+}
+
+impl Unpacker {
+    /// Feeds libpcap until the input ends, or the capture is closed.
+    pub fn run(mut self) -> io::Result<()> {
+        match io::copy(&mut self.input, &mut self.pipe) {
+            // The capture was closed.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            result => result.map(drop),
+        }
+    }
+}
+
+/// A file, and how much of it was consumed.
 struct Counted {
     input: Box<dyn Read + Send>,
-    taken: Arc<AtomicU64>,
+    consumed: Arc<AtomicU64>,
 }
 
 impl Read for Counted {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.input.read(buffer)?;
-        self.taken.fetch_add(length as u64, Ordering::Relaxed);
+        self.consumed.fetch_add(length as u64, Ordering::Relaxed);
         Ok(length)
     }
 }
 
 impl SavedCapture {
-    /// Opens a file; `-` is standard input.
-    pub fn open(file: &Path) -> Result<Self, SavedError> {
+    /// Opens a file; `-` is standard input. `start` runs an [`Unpacker`] in a thread, if the file needs one.
+    pub fn open(
+        file: &Path,
+        start: impl FnOnce(Unpacker) -> io::Result<UnpackThread>,
+    ) -> Result<Self, SavedError> {
         let unreadable = |error| SavedError::Unreadable { file: file.to_owned(), error };
-        let Opened { feeder, size, around } = opened(file).map_err(unreadable)?;
-        let path = match &feeder {
-            Some(feeder) => PathBuf::from(format!("/proc/self/fd/{}", feeder.pipe.as_raw_fd())),
+        let Opened { feed, size, around } = open_input(file, start).map_err(unreadable)?;
+        let path = match &feed {
+            Some(feed) => PathBuf::from(format!("/proc/self/fd/{}", feed.pipe.as_raw_fd())),
             None => file.to_owned(),
         };
         let handle = Capture::from_file_with_precision(path, Precision::Nano).map_err(|error| {
@@ -121,25 +133,25 @@ impl SavedCapture {
                 file: file.to_owned(),
                 name: linktype.get_name().unwrap_or_else(|_| linktype.0.to_string()),
             })?;
-        Ok(Self { file: file.to_owned(), handle, link, feeder, size, read: 0, around })
+        Ok(Self { file: file.to_owned(), handle, link, feed, size, read: 0, around })
     }
 
-    /// How much of the file was read, as a share; none where nobody knows how large it is.
+    /// Returns the share of the file that was read, or nothing if its size is unknown.
     pub fn share_read(&self) -> Option<f64> {
-        let read =
-            self.feeder.as_ref().map_or(self.read, |feeder| feeder.taken.load(Ordering::Relaxed));
+        let consumed = |feed: &Feed| feed.consumed.load(Ordering::Relaxed);
+        let read = self.feed.as_ref().map_or(self.read, consumed);
         #[expect(clippy::cast_precision_loss, reason = "a share, for people")]
         self.size.filter(|size| *size > 0).map(|size| (read as f64 / size as f64).min(1.0))
     }
 
-    /// How the file wraps its packets.
+    /// The link layer of the file's packets.
     pub fn link(&self) -> LinkLayer {
         self.link
     }
 
-    /// The next frame, or nothing at the end.
+    /// Returns the next frame, or nothing at the end.
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, SavedError> {
-        let Self { file, handle, feeder, read, around, .. } = self;
+        let Self { file, handle, feed, read, around, .. } = self;
         let damaged = |text| SavedError::Damaged { file: file.clone(), text };
         match handle.next_packet() {
             Ok(packet) => {
@@ -147,8 +159,8 @@ impl SavedCapture {
                 Ok(Some(frame_of(&packet)))
             }
             Err(pcap::Error::NoMorePackets) => {
-                // Only now is it known whether all of it could be unpacked.
-                match feeder.take().map(|feeder| feeder.thread.join()) {
+                // Only at the end is it known whether everything could be unpacked.
+                match feed.take().map(|feed| feed.thread.join()) {
                     Some(Ok(Err(error))) => Err(damaged(error.to_string())),
                     _ => Ok(None),
                 }
@@ -158,16 +170,18 @@ impl SavedCapture {
     }
 }
 
-/// What is found at the beginning of a file.
+/// What the beginning of a file shows.
 struct Opened {
-    feeder: Option<Feeder>,
+    feed: Option<Feed>,
     size: Option<u64>,
     around: u64,
 }
 
-/// What libpcap cannot read by itself comes through a pipe.
-fn opened(file: &Path) -> io::Result<Opened> {
-    // What can be read once only, libpcap must not open again.
+fn open_input(
+    file: &Path,
+    start: impl FnOnce(Unpacker) -> io::Result<UnpackThread>,
+) -> io::Result<Opened> {
+    // Only a regular file can be opened a second time, by libpcap.
     let mut size = None;
     let input: Box<dyn Read + Send> = if file.as_os_str() == STDIN {
         Box::new(stdin())
@@ -176,33 +190,28 @@ fn opened(file: &Path) -> io::Result<Opened> {
         size = Some(opened.metadata()?).filter(std::fs::Metadata::is_file).map(|data| data.len());
         Box::new(opened)
     };
-    let taken = Arc::new(AtomicU64::new(0));
-    let mut input = Counted { input, taken: Arc::clone(&taken) };
-    let mut start = Vec::with_capacity(GZIP.len());
-    input.by_ref().take(GZIP.len() as u64).read_to_end(&mut start)?;
-    let packed = start == GZIP;
-    let around = if start == PCAPNG { AROUND_IN_PCAPNG } else { AROUND_IN_PCAP };
-    if !packed && size.is_some() {
-        return Ok(Opened { feeder: None, size, around });
+    let consumed = Arc::new(AtomicU64::new(0));
+    let mut input = Counted { input, consumed: Arc::clone(&consumed) };
+    let mut head = Vec::with_capacity(GZIP.len());
+    input.by_ref().take(GZIP.len() as u64).read_to_end(&mut head)?;
+    let is_packed = head == GZIP;
+    let around = if head == PCAPNG { AROUND_IN_PCAPNG } else { AROUND_IN_PCAP };
+    if !is_packed && size.is_some() {
+        return Ok(Opened { feed: None, size, around });
     }
-    let (pipe, mut feed) = io::pipe()?;
-    let mut bytes: Box<dyn Read + Send> = Box::new(Cursor::new(start).chain(input));
-    if packed {
+    let (reader, writer) = io::pipe()?;
+    let mut bytes: Box<dyn Read + Send> = Box::new(Cursor::new(head).chain(input));
+    if is_packed {
         bytes = Box::new(MultiGzDecoder::new(bytes));
     }
-    let thread = thread::Builder::new().name("unpack".to_owned()).spawn(move || {
-        match io::copy(&mut bytes, &mut feed) {
-            // libpcap has seen enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            result => result.map(drop),
-        }
-    })?;
-    Ok(Opened { feeder: Some(Feeder { pipe, thread, taken }), size, around })
+    let thread = start(Unpacker { input: bytes, pipe: writer })?;
+    Ok(Opened { feed: Some(Feed { pipe: reader, thread, consumed }), size, around })
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::thread::spawn;
 
     use flate2::Compression;
     use flate2::write::GzEncoder;
@@ -210,7 +219,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn how_much_was_read_is_known_of_files_that_have_a_size() {
+    #[expect(clippy::disallowed_methods, reason = "the caller of `open` starts the thread")]
+    fn share_read_is_known_for_files_with_a_size() {
         let number = |number: u32| number.to_le_bytes();
         let mut pcap: Vec<u8> =
             [0xa1b2_3c4d, 2 | 4 << 16, 0, 0, 65_535, 1].into_iter().flat_map(number).collect();
@@ -226,7 +236,8 @@ mod tests {
         let file = directory.path().join("capture");
         for bytes in [pcap, gzip] {
             std::fs::write(&file, bytes).unwrap();
-            let mut capture = SavedCapture::open(&file).unwrap();
+            let mut capture =
+                SavedCapture::open(&file, |unpacker| Ok(spawn(|| unpacker.run()))).unwrap();
             let (mut last, mut packets) = (capture.share_read().unwrap(), 0);
             while capture.next_frame().unwrap().is_some() {
                 let share = capture.share_read().unwrap();

@@ -1,8 +1,8 @@
-//! Files that say what this host depends on: reading them, and noticing that they have changed.
+//! Files that describe what this host depends on: reading them, and noticing that they have changed.
 //!
-//! Owns the watch (inotify(7)). Knows no file's meaning. It watches directories rather than files, as
-//! most programs replace a file instead of writing it; each directory on the way of a symbolic link;
-//! and the file itself, which may be mounted from elsewhere, as in containers.
+//! Owns the watch (inotify(7)), and knows nothing about the contents. It watches the directory of a file,
+//! because most programs replace a file instead of writing it; each directory on the path of a symbolic
+//! link; and the file itself, which may be a mount point, as in containers.
 
 use std::fs::{read_link, read_to_string};
 use std::io::{self, ErrorKind};
@@ -14,7 +14,7 @@ use glob::{GlobResult, glob};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::{Errno, read};
 
-/// What tells that a name in a directory stands for something else now.
+/// Events after which a name in a directory may stand for another file.
 const DIRECTORY: WatchFlags = WatchFlags::ONLYDIR
     .union(WatchFlags::CREATE)
     .union(WatchFlags::DELETE)
@@ -23,37 +23,37 @@ const DIRECTORY: WatchFlags = WatchFlags::ONLYDIR
     .union(WatchFlags::DELETE_SELF)
     .union(WatchFlags::MOVE_SELF);
 
-/// What tells that a file has other contents, or may be read now.
+/// Events after which a file may have other contents, or be readable.
 const FILE: WatchFlags = WatchFlags::CLOSE_WRITE.union(WatchFlags::ATTRIB);
 
-/// As many symbolic links as the kernel follows.
+/// The kernel follows at most so many symbolic links.
 const LINKS: usize = 40;
 
-/// A reader of files.
-pub struct Files {
+/// A reader of files that notices when they change.
+pub struct FileWatcher {
     watch: Option<OwnedFd>,
 }
 
-impl Files {
-    /// A reader that remembers what it has read, and hears of its changes. Where the system has no
-    /// watch to spare it hears of none.
-    pub fn watched() -> Self {
+impl FileWatcher {
+    /// Makes a reader that watches the files that it reads. If the system has no inotify instance left, it
+    /// notices no change.
+    pub fn new() -> Self {
         Self { watch: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok() }
     }
 
-    /// A reader for one look.
-    pub const fn unwatched() -> Self {
+    /// Makes a reader that watches nothing.
+    pub const fn once() -> Self {
         Self { watch: None }
     }
 
-    /// What is ready to be read when something has changed.
+    /// The file descriptor that is readable after a change.
     pub fn watch(&self) -> Option<BorrowedFd<'_>> {
         self.watch.as_ref().map(AsFd::as_fd)
     }
 
-    /// Reads a file; nothing where there is none.
+    /// Reads a file. Returns nothing if it does not exist.
     pub fn read(&self, path: &Path) -> io::Result<Option<String>> {
-        // First, so that no change falls between.
+        // Before reading, so that no change goes unnoticed.
         self.follow(path);
         match read_to_string(path) {
             Ok(text) => Ok(Some(text)),
@@ -66,20 +66,20 @@ impl Files {
         }
     }
 
-    /// The files a pattern stands for, as shells understand it, in order.
+    /// Returns the files that match a shell pattern, in order.
     pub fn matching(&self, pattern: &Path) -> impl Iterator<Item = GlobResult> {
         self.follow(pattern);
         let found = pattern.to_str().and_then(|pattern| glob(pattern).ok());
         found.into_iter().flatten()
     }
 
-    /// Whether anything that was read may have changed since the last call.
+    /// Returns whether any file that was read may have changed since the last call.
     pub fn changed(&self) -> bool {
         let Some(watch) = &self.watch else { return false };
         let mut changed = false;
         let mut buffer = [MaybeUninit::<u8>::uninit(); 4096];
         loop {
-            // What has changed does not matter: all is read again. A lost event is one, too.
+            // Everything is read again, whatever has changed. An overflow is an event, too.
             match read(watch, &mut buffer) {
                 Ok(_) => changed = true,
                 Err(Errno::INTR) => {}
@@ -90,12 +90,12 @@ impl Files {
 
     fn follow(&self, path: &Path) {
         let Some(watch) = &self.watch else { return };
-        // Not there, or not for us to see: its directory tells when that changes.
+        // If the file does not exist or is unreadable, its directory shows when that changes.
         let _ = inotify::add_watch(watch, path, FILE);
         let mut path = path.to_owned();
         for _ in 0..LINKS {
             let Some(directory) = path.parent().map(Path::to_owned) else { return };
-            // Where that does not exist yet either, the nearest that does.
+            // If the directory does not exist yet: its nearest ancestor that does.
             directory.ancestors().find(|up| inotify::add_watch(watch, *up, DIRECTORY).is_ok());
             let Ok(target) = read_link(&path) else { return };
             path = directory.join(target);
@@ -110,20 +110,20 @@ mod tests {
     use std::os::unix::fs::symlink;
     use std::path::PathBuf;
 
-    /// inotify tells of a change before the call that made it returns.
+    /// inotify reports a change before the call that made it returns.
     #[test]
-    fn every_way_to_change_a_file_is_noticed() {
-        let place = tempfile::tempdir().unwrap();
-        let at = |name: &str| place.path().join(name);
+    fn every_kind_of_change_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
         let (file, link) = (at("deep/er/file"), at("link"));
         symlink("deep/er/file", &link).unwrap();
-        let files = Files::watched();
+        let files = FileWatcher::new();
         let look = || files.read(&link).unwrap();
         assert_eq!((look(), files.changed()), (None, false));
 
-        for directory in ["deep", "deep/er"] {
-            create_dir(at(directory)).unwrap();
-            assert!(files.changed(), "{directory}");
+        for name in ["deep", "deep/er"] {
+            create_dir(at(name)).unwrap();
+            assert!(files.changed(), "{name}");
             assert_eq!(look(), None);
         }
         write(&file, "one").unwrap();
@@ -140,7 +140,7 @@ mod tests {
         assert!(files.changed());
         assert_eq!(look().unwrap(), "replaced");
         write(&file, "and in place again").unwrap();
-        assert!(files.changed(), "the new file is watched as the old one was");
+        assert!(files.changed(), "the new file is watched");
 
         write(at("other"), "elsewhere").unwrap();
         symlink("other", at("new link")).unwrap();
@@ -151,14 +151,14 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_begins_to_match_is_noticed() {
-        let place = tempfile::tempdir().unwrap();
-        let pattern = place.path().join("*.conf");
-        let files = Files::watched();
+    fn new_matching_file_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let pattern = directory.path().join("*.conf");
+        let files = FileWatcher::new();
         let matching = || files.matching(&pattern).collect::<Result<Vec<_>, _>>().unwrap();
         assert_eq!(matching(), Vec::<PathBuf>::new());
-        write(place.path().join("one.conf"), "").unwrap();
+        write(directory.path().join("one.conf"), "").unwrap();
         assert!(files.changed());
-        assert_eq!(matching(), [place.path().join("one.conf")]);
+        assert_eq!(matching(), [directory.path().join("one.conf")]);
     }
 }

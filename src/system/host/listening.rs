@@ -1,14 +1,15 @@
 //! The ports on which this host listens.
 //!
-//! Owns the set, and asking the kernel for it (NETLINK_SOCK_DIAG, linux/inet_diag.h). The kernel does not
-//! tell when somebody begins to listen; but asked for listening sockets only it goes through those alone.
+//! Owns how the kernel is asked for them (NETLINK_SOCK_DIAG, linux/inet_diag.h). The kernel does not report
+//! when a program begins to listen. But a request for listening sockets is cheap: the kernel visits only
+//! those.
 
-use crate::types::host::Listening;
 use std::sync::Arc;
 
 use rustix::net::netlink::SOCK_DIAG;
 
 use crate::system::netlink::{Body, NetlinkError, NetlinkSocket};
+use crate::types::Listening;
 
 /// Asks for sockets of both families at once.
 const TCPDIAG_GETSOCK: u16 = 18;
@@ -17,7 +18,7 @@ const LISTENING: u32 = 1 << 10;
 /// linux/socket.h
 const AF_INET: u8 = 2;
 
-/// Keeps the set current by asking again and again.
+/// Polls the kernel for the set of ports.
 #[derive(Default)]
 pub struct ListeningFollower {
     socket: Option<NetlinkSocket>,
@@ -25,8 +26,8 @@ pub struct ListeningFollower {
 }
 
 impl ListeningFollower {
-    /// The set, if it is another than before. Where the kernel does not tell, nobody is held to have
-    /// tried a closed port before it shows.
+    /// Returns the set if it has changed. If the kernel cannot be asked, the old set stays: then a probe of
+    /// a closed port counts only after its timeout.
     pub fn look(&mut self) -> Option<Arc<Listening>> {
         let ports = self.ask().ok()?;
         if ports == *self.latest {
@@ -52,7 +53,7 @@ impl ListeningFollower {
     }
 }
 
-/// `struct inet_diag_req`: sockets that listen.
+/// Returns a `struct inet_diag_req` for listening sockets.
 fn request() -> Body {
     let mut header = [0; 60];
     header[0] = AF_INET;
@@ -60,7 +61,7 @@ fn request() -> Body {
     Body::with_header(&header)
 }
 
-/// The own port in a `struct inet_diag_msg`.
+/// Returns the local port in a `struct inet_diag_msg`.
 pub fn port_in(socket: &[u8]) -> Option<u16> {
     Some(u16::from_be_bytes(socket.get(4..6)?.try_into().ok()?))
 }
@@ -68,21 +69,20 @@ pub fn port_in(socket: &[u8]) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::segment::Port;
+    use crate::types::Port;
     use std::net::TcpListener;
 
-    /// On the loopback of whatever machine this is.
     #[test]
-    fn the_kernel_tells_where_somebody_listens() {
+    fn listening_sockets_are_found_until_they_close() {
         let mut follower = ListeningFollower::default();
         for address in ["127.0.0.1:0", "[::1]:0"] {
-            // A host without IPv6 has nobody to tell of.
+            // The host may have no IPv6.
             let Ok(listener) = TcpListener::bind(address) else { continue };
             let port = Port(listener.local_addr().unwrap().port());
             let ports = follower.look().unwrap();
             assert!(ports.contains(port), "{address}");
             drop(listener);
-            assert!(!follower.ask().unwrap().contains(port), "{address}: nobody does any more");
+            assert!(!follower.ask().unwrap().contains(port), "{address}: the socket is closed");
         }
     }
 }

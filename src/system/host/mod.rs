@@ -1,8 +1,7 @@
-//! The host itself: its addresses, and the neighbours it depends on.
+//! The host itself: its addresses, and the neighbours that it depends on.
 //!
-//! Owns following them. The kernel tells of changes over rtnetlink and inotify; readers get a new
-//! snapshot each time and never ask. (Who has an SSH session changes without notice: [`Sessions`]
-//! asks at the moment it matters.)
+//! Owns following them: the kernel reports changes over rtnetlink and inotify, and the readers get a new
+//! snapshot each time. (SSH sessions begin and end without a report: [`ssh::Sessions`] asks when needed.)
 
 pub mod files;
 pub mod listening;
@@ -10,7 +9,6 @@ pub mod resolvers;
 pub mod rtnetlink;
 pub mod ssh;
 
-use crate::types::host::Host;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,22 +16,21 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use crate::system::host::files::Files;
+use crate::system::host::files::FileWatcher;
 use crate::system::netlink::{NetlinkError, NetlinkSocket};
-use crate::types::clock::Moment;
+use crate::types::{Host, Moment};
 
-/// How long changes may have to wait, and the longest without a sign of life.
+/// The longest sleep.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
 
-/// From one reading of all to the next.
+/// The shortest time between two readings.
 const PACE: Duration = Duration::from_millis(500);
 
-/// From one reading of files to the next, though nothing was heard of a change: another file may have
-/// been mounted over one, of which no event tells.
+/// The longest time between two readings of the files: mounting a file over another causes no event.
 const FILES_AGAIN: Duration = Duration::from_secs(10);
 
-/// Follows the host until asked to stop; `publish` gets each new snapshot. `each_round` is called twice a
-/// second at least, for what the kernel does not tell of.
+/// Follows the host until asked to stop. `publish` gets each new snapshot. `each_round` is called at least
+/// twice a second, for what the kernel does not report.
 pub fn follow(
     mut latest: Arc<Host>,
     stop: BorrowedFd<'_>,
@@ -43,27 +40,27 @@ pub fn follow(
 ) -> Result<(), NetlinkError> {
     let mut notifications = NetlinkSocket::open(None, rtnetlink::GROUPS)?;
     let mut requests = NetlinkSocket::open(None, 0)?;
-    let files = Files::watched();
+    let files = FileWatcher::new();
     let files_again = if files.watch().is_some() { FILES_AGAIN } else { PACE };
-    // What changed before the subscription was not told.
+    // Changes before the subscription were not reported.
     let (mut kernel_changed, mut files_changed) = (true, true);
     let (mut last_read, mut files_read) = (Moment::default(), Moment::default());
     loop {
         beat();
         each_round();
         let mut fds = vec![PollFd::from_borrowed_fd(stop, PollFlags::IN)];
-        // A routing table that never rests is read twice a second, not all the time.
+        // A routing table that changes all the time is read at most twice a second.
         if Moment::now().since(last_read) >= PACE {
             let watch = files.watch();
-            let told = [Some(notifications.as_fd()), watch].into_iter().flatten();
-            fds.extend(told.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+            let sources = [Some(notifications.as_fd()), watch].into_iter().flatten();
+            fds.extend(sources.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         }
         match poll(&mut fds, Some(&TICK)) {
             Ok(_) if fds[0].revents().contains(PollFlags::IN) => return Ok(()),
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        // What changed does not matter: all is read again, so that nothing can be missed.
+        // Everything is read again, whatever has changed, so that nothing can be missed.
         kernel_changed |= notifications.drain_notifications()?;
         let now = Moment::now();
         files_changed |= files.changed() || now.since(files_read) >= files_again;
@@ -86,15 +83,14 @@ pub fn follow(
     }
 }
 
-/// The snapshot to start with.
+/// Returns the first snapshot.
 pub fn now() -> Result<Arc<Host>, NetlinkError> {
     let mut host = Host::default();
     follow_kernel(&mut host, &mut NetlinkSocket::open(None, 0)?)?;
-    follow_files(&mut host, &Files::unwatched());
+    follow_files(&mut host, &FileWatcher::once());
     Ok(Arc::new(host))
 }
 
-/// Asks the kernel.
 fn follow_kernel(host: &mut Host, socket: &mut NetlinkSocket) -> Result<(), NetlinkError> {
     let down = rtnetlink::links_down(socket)?;
     let own = rtnetlink::own_addresses(socket)?;
@@ -102,8 +98,8 @@ fn follow_kernel(host: &mut Host, socket: &mut NetlinkSocket) -> Result<(), Netl
     Ok(())
 }
 
-/// Reads the files. The resolvers stay as they are if they cannot be read.
-fn follow_files(host: &mut Host, files: &Files) {
+/// Reads the files. If the file of the resolvers is unreadable, the old ones stay.
+fn follow_files(host: &mut Host, files: &FileWatcher) {
     if let Some(resolvers) = resolvers::read(files) {
         host.set_resolvers(resolvers);
     }
@@ -115,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_tells_this_hosts_addresses() {
+    fn own_addresses_are_found() {
         let host = now().unwrap();
         assert!(host.owns([127, 0, 0, 1].into()), "{host:?}");
         assert!(!host.owns([192, 0, 2, 1].into()));

@@ -1,15 +1,15 @@
-//! The name servers this host asks, from resolv.conf(5).
+//! The name servers of this host, from resolv.conf(5).
 
 use std::net::IpAddr;
 use std::path::Path;
 
-use crate::system::host::files::Files;
+use crate::system::host::files::FileWatcher;
 
-/// What programs are told; and, where that is systemd-resolved, whom it asks in their stead.
+/// The servers that programs use, and those that systemd-resolved uses if programs use it.
 const FILES: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
 
-/// The name servers; none where a file that is there cannot be read, which says nothing of them.
-pub fn read(files: &Files) -> Option<Vec<IpAddr>> {
+/// Returns the name servers, or nothing if a file exists and is unreadable.
+pub fn read(files: &FileWatcher) -> Option<Vec<IpAddr>> {
     let mut found = Vec::new();
     for file in FILES {
         found.extend(nameservers_in(&files.read(Path::new(file)).ok()?.unwrap_or_default()));
@@ -17,7 +17,7 @@ pub fn read(files: &Files) -> Option<Vec<IpAddr>> {
     Some(found)
 }
 
-/// The `nameserver` lines; a zone behind `%` is left out.
+/// Returns the addresses of the `nameserver` lines, without a zone after `%`.
 fn nameservers_in(text: &str) -> Vec<IpAddr> {
     text.lines()
         .filter_map(|line| line.trim().strip_prefix("nameserver"))

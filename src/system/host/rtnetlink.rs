@@ -1,7 +1,7 @@
-//! What the kernel tells of this host over rtnetlink: links, addresses, routers.
+//! Links, addresses and routers of this host, over rtnetlink.
 //!
-//! Owns the messages (linux/rtnetlink.h, linux/if_addr.h, linux/nexthop.h). Reads all there is each
-//! time, whatever has changed; decides nothing.
+//! Owns the messages (linux/rtnetlink.h, linux/if_addr.h, linux/nexthop.h). Reads everything each time,
+//! whatever has changed.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -32,11 +32,11 @@ const ROUTE_HEADER: usize = 12;
 const HOP_HEADER: usize = 8;
 const NEXTHOP_HEADER: usize = 8;
 
-/// Multicast groups that tell of changes: links, addresses and routes of both families, and nexthop
-/// objects, which routes may refer to.
+/// Multicast groups for changes: links, addresses and routes of both families, and nexthop
+/// objects, to which routes may refer.
 pub const GROUPS: u32 = 0x1 | 0x10 | 0x100 | 0x40 | 0x400 | 1 << 31;
 
-/// The names of the interfaces that exist and are down.
+/// Returns the names of the interfaces that are down.
 pub fn links_down(socket: &mut NetlinkSocket) -> Result<Vec<String>, NetlinkError> {
     let mut down = Vec::new();
     socket.dump(RTM_GETLINK, &Body::with_header(&[0; LINK_HEADER]), |kind, body| {
@@ -47,7 +47,7 @@ pub fn links_down(socket: &mut NetlinkSocket) -> Result<Vec<String>, NetlinkErro
     Ok(down)
 }
 
-/// This host's addresses.
+/// Returns the addresses of this host.
 pub fn own_addresses(socket: &mut NetlinkSocket) -> Result<Vec<IpAddr>, NetlinkError> {
     let mut own = Vec::new();
     socket.dump(RTM_GETADDR, &Body::with_header(&[0; ADDRESS_HEADER]), |kind, body| {
@@ -58,7 +58,7 @@ pub fn own_addresses(socket: &mut NetlinkSocket) -> Result<Vec<IpAddr>, NetlinkE
     Ok(own)
 }
 
-/// The routers of all routes in all tables.
+/// Returns the routers of all routes in all tables.
 pub fn gateways(socket: &mut NetlinkSocket) -> Result<Vec<IpAddr>, NetlinkError> {
     let mut gateways = Vec::new();
     socket.dump(RTM_GETROUTE, &Body::with_header(&[0; ROUTE_HEADER]), |kind, body| {
@@ -70,7 +70,7 @@ pub fn gateways(socket: &mut NetlinkSocket) -> Result<Vec<IpAddr>, NetlinkError>
         socket.dump(RTM_GETNEXTHOP, &Body::with_header(&[0; NEXTHOP_HEADER]), |kind, body| {
             if kind == RTM_NEWNEXTHOP {
                 let attributes = body.get(NEXTHOP_HEADER..).unwrap_or_default();
-                gateways.extend(Attributes(attributes).find(NHA_GATEWAY).and_then(address_of));
+                gateways.extend(Attributes::of(attributes).find(NHA_GATEWAY).and_then(address_of));
             }
         });
     match nexthops {
@@ -85,22 +85,22 @@ pub fn name_if_down(body: &[u8]) -> Option<String> {
     if flags & IFF_UP != 0 {
         return None;
     }
-    let name = Attributes(body.get(LINK_HEADER..)?).find(IFLA_IFNAME)?;
+    let name = Attributes::of(body.get(LINK_HEADER..)?).find(IFLA_IFNAME)?;
     Some(String::from_utf8_lossy(name.strip_suffix(&[0])?).into_owned())
 }
 
 pub fn address_in(body: &[u8]) -> Option<IpAddr> {
     let attributes = body.get(ADDRESS_HEADER..)?;
     // On a point-to-point link IFA_ADDRESS is the peer's.
-    let value = Attributes(attributes)
+    let value = Attributes::of(attributes)
         .find(IFA_LOCAL)
-        .or_else(|| Attributes(attributes).find(IFA_ADDRESS))?;
+        .or_else(|| Attributes::of(attributes).find(IFA_ADDRESS))?;
     address_of(value)
 }
 
-/// The routers among a route's attributes, or a hop's.
+/// Adds the routers among the attributes of a route or a hop.
 pub fn gateways_in(attributes: &[u8], gateways: &mut Vec<IpAddr>) {
-    for (kind, value) in Attributes(attributes) {
+    for (kind, value) in Attributes::of(attributes) {
         match kind {
             RTA_GATEWAY => gateways.extend(address_of(value)),
             RTA_VIA => gateways.extend(value.get(2..).and_then(address_of)),
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_may_be_of_the_other_family() {
+    fn gateway_of_the_other_family_is_found() {
         let router: Ipv6Addr = "fd00::1".parse().unwrap();
         let attribute = [&[22, 0, 18, 0, 10, 0][..], &router.octets()].concat();
         assert_eq!(found(&attribute), [router]);

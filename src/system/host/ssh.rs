@@ -1,25 +1,25 @@
-//! SSH: on which ports sshd listens, and who has a session there.
+//! SSH: the ports of sshd, and the peers of its sessions.
 //!
-//! The service's sandbox hides other users' processes, so that nobody can be asked which of them is
-//! sshd. Owns reading its ports from its configuration, and asking the kernel (NETLINK_SOCK_DIAG,
-//! linux/inet_diag.h) who is connected to them.
+//! Owns reading the ports from the configuration of sshd, and asking the kernel which peers are connected to
+//! them (NETLINK_SOCK_DIAG, linux/inet_diag.h). The sandbox of the service hides the processes of other
+//! users, so that it cannot find sshd itself.
 
-use crate::types::host::SshPorts;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use rustix::net::netlink::SOCK_DIAG;
 
-use crate::system::host::files::Files;
+use crate::system::host::files::FileWatcher;
 use crate::system::netlink::{Body, NetlinkError, NetlinkSocket};
+use crate::types::SshPorts;
 
-const USUAL_PORT: u16 = 22;
+const DEFAULT_PORT: u16 = 22;
 
-/// sshd_config(5); what it includes is relative to its directory.
+/// sshd_config(5). Paths of included files are relative to its directory.
 const CONFIGURATION: &str = "/etc/ssh/sshd_config";
 
-/// Where a socket unit listens in sshd's stead, and what changes it (systemd.unit(5)). Ubuntu's
-/// generator writes one from sshd's configuration.
+/// Socket units that listen for sshd, and drop-ins for them (systemd.unit(5)). A generator of Ubuntu makes a
+/// unit from the configuration of sshd.
 const SOCKET_UNITS: [&str; 4] = [
     "/etc/systemd/system/ssh*.socket",
     "/etc/systemd/system/ssh*.socket.d/*.conf",
@@ -27,11 +27,11 @@ const SOCKET_UNITS: [&str; 4] = [
     "/run/systemd/generator/ssh*.socket.d/*.conf",
 ];
 
-/// Files included within files, at most: sshd's own limit.
+/// How deep files may include files: the limit of sshd.
 const DEPTH: usize = 16;
 
-/// Asks for sockets of both families at once. The newer `SOCK_DIAG_BY_FAMILY` has the kernel go through
-/// its table of connections, which is what takes the time, once for each.
+/// Asks for sockets of both families at once. For the newer `SOCK_DIAG_BY_FAMILY` the kernel walks its table
+/// of connections, which is the expensive part, once per family.
 const TCPDIAG_GETSOCK: u16 = 18;
 /// linux/socket.h
 const AF_INET: u8 = 2;
@@ -39,32 +39,40 @@ const AF_INET6: u8 = 10;
 /// The bit of `TCP_ESTABLISHED` (net/tcp_states.h).
 const ESTABLISHED: u32 = 1 << 1;
 
-/// Reads sshd's ports.
-pub fn read_ports(files: &Files) -> SshPorts {
-    let mut found = SshPorts { ports: vec![USUAL_PORT], unreadable: Vec::new() };
-    found.read_configuration(files, Path::new(CONFIGURATION), DEPTH);
+/// Reads the ports of sshd.
+pub fn read_ports(files: &FileWatcher) -> SshPorts {
+    let mut reader = Reader { files, ports: vec![DEFAULT_PORT], unreadable: Vec::new() };
+    reader.read_configuration(Path::new(CONFIGURATION), DEPTH);
     for pattern in SOCKET_UNITS {
-        for unit in found.matching(files, Path::new(pattern)) {
-            let text = found.text_of(files, &unit);
-            found.ports.extend(text.lines().filter_map(listen_stream_in));
+        for unit in reader.matching(Path::new(pattern)) {
+            let text = reader.text_of(&unit);
+            reader.ports.extend(text.lines().filter_map(listen_stream_in));
         }
     }
-    found.ports.sort_unstable();
-    found.ports.dedup();
-    found
+    let Reader { mut ports, unreadable, .. } = reader;
+    ports.sort_unstable();
+    ports.dedup();
+    SshPorts { ports, unreadable }
 }
 
-impl SshPorts {
-    fn read_configuration(&mut self, files: &Files, path: &Path, depth: usize) {
-        let text = self.text_of(files, path);
+/// Reads the configuration of sshd, and collects what it finds.
+struct Reader<'a> {
+    files: &'a FileWatcher,
+    ports: Vec<u16>,
+    unreadable: Vec<String>,
+}
+
+impl Reader<'_> {
+    fn read_configuration(&mut self, path: &Path, depth: usize) {
+        let text = self.text_of(path);
         for line in text.lines() {
             match directive_in(line) {
                 Some(Directive::Port(port)) => self.ports.push(port),
                 Some(Directive::Include(patterns)) if depth > 0 => {
                     let directory = Path::new(CONFIGURATION).parent().unwrap_or(Path::new("/"));
                     for pattern in patterns {
-                        for included in self.matching(files, &directory.join(pattern)) {
-                            self.read_configuration(files, &included, depth - 1);
+                        for included in self.matching(&directory.join(pattern)) {
+                            self.read_configuration(&included, depth - 1);
                         }
                     }
                 }
@@ -73,33 +81,33 @@ impl SshPorts {
         }
     }
 
-    fn text_of(&mut self, files: &Files, path: &Path) -> String {
-        match files.read(path) {
+    fn text_of(&mut self, path: &Path) -> String {
+        match self.files.read(path) {
             Ok(text) => text.unwrap_or_default(),
             Err(error) => {
-                self.is_unreadable(path, &error);
+                self.add_unreadable(path, &error);
                 String::new()
             }
         }
     }
 
-    fn matching(&mut self, files: &Files, pattern: &Path) -> Vec<PathBuf> {
+    fn matching(&mut self, pattern: &Path) -> Vec<PathBuf> {
         let mut found = Vec::new();
-        for file in files.matching(pattern) {
+        for file in self.files.matching(pattern) {
             match file {
                 Ok(file) => found.push(file),
-                Err(error) => self.is_unreadable(error.path(), error.error()),
+                Err(error) => self.add_unreadable(error.path(), error.error()),
             }
         }
         found
     }
 
-    fn is_unreadable(&mut self, path: &Path, error: &std::io::Error) {
+    fn add_unreadable(&mut self, path: &Path, error: &std::io::Error) {
         self.unreadable.push(format!("{}: {error}", path.display()));
     }
 }
 
-/// A line of sshd's configuration that is of interest.
+/// A line of the configuration of sshd that concerns ports.
 #[derive(Debug, PartialEq, Eq)]
 enum Directive {
     Port(u16),
@@ -114,7 +122,7 @@ fn directive_in(line: &str) -> Option<Directive> {
         rest.split(separates).map(|word| word.trim_matches('"')).filter(|w| !w.is_empty());
     match keyword.to_ascii_lowercase().as_str() {
         "port" => words.next()?.parse().ok().map(Directive::Port),
-        // host:port, [address]:port, or either without a port; perhaps followed by a routing domain.
+        // host:port, [address]:port, or either without a port. A routing domain may follow.
         "listenaddress" => {
             let (host, port) = words.next()?.rsplit_once(':')?;
             let alone = host.starts_with('[') || !host.contains(':');
@@ -131,16 +139,16 @@ fn listen_stream_in(line: &str) -> Option<u16> {
     (key.trim() == "ListenStream").then(|| value.trim().rsplit(':').next()?.parse().ok()).flatten()
 }
 
-/// Those with a live SSH session to this host, by asking the kernel each time.
+/// Asks the kernel for the peers of SSH sessions.
 #[derive(Default)]
 pub struct Sessions {
     socket: Option<NetlinkSocket>,
 }
 
 impl Sessions {
-    /// The other ends of all established connections to these local ports.
+    /// Returns the peers of all established connections to these local ports.
     pub fn peers(&mut self, ports: &[u16]) -> Result<Vec<IpAddr>, NetlinkError> {
-        // After an error with a new socket: what may still arrive on the old one is of no interest.
+        // An error drops the socket, and with it answers that arrive late.
         let mut socket = match self.socket.take() {
             Some(socket) => socket,
             None => NetlinkSocket::open(Some(SOCK_DIAG), 0)?,
@@ -156,7 +164,7 @@ impl Sessions {
     }
 }
 
-/// `struct inet_diag_req`: sockets that are connected, by their local port.
+/// Returns a `struct inet_diag_req` for established connections to a local port.
 fn request(port: u16) -> Body {
     let mut header = [0; 60];
     header[0] = AF_INET;
@@ -165,8 +173,8 @@ fn request(port: u16) -> Body {
     Body::with_header(&header)
 }
 
-/// The other end in a `struct inet_diag_msg`; none while no program has accepted the connection, which
-/// shows in that it has no inode.
+/// Returns the peer in a `struct inet_diag_msg`. A connection that no program has accepted has no inode, and
+/// does not count.
 pub fn peer_in(socket: &[u8]) -> Option<IpAddr> {
     if socket.get(68..72)? == [0; 4] {
         return None;
@@ -186,7 +194,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     #[test]
-    fn ports_are_read_as_sshd_reads_them() {
+    fn ports_are_read_like_sshd() {
         let port = |line| match directive_in(line) {
             Some(Directive::Port(port)) => Some(port),
             _ => None,
@@ -213,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_are_read_as_systemd_reads_them() {
+    fn sockets_are_read_like_systemd() {
         for (line, expected) in [
             ("ListenStream=2222", Some(2222)),
             ("ListenStream = [::]:2222", Some(2222)),
@@ -227,19 +235,18 @@ mod tests {
         }
     }
 
-    /// On the loopback of whatever machine this is.
     #[test]
-    fn the_kernel_tells_who_is_connected() {
+    fn peers_of_accepted_connections_are_found() {
         for address in ["127.0.0.1", "::1"] {
             let address: IpAddr = address.parse().unwrap();
-            // A host without IPv6 has nobody to tell of.
+            // The host may have no IPv6.
             let Ok(listener) = TcpListener::bind((address, 0)) else { continue };
             let port = listener.local_addr().unwrap().port();
             let mut sessions = Sessions::default();
             assert_eq!(sessions.peers(&[port]).unwrap(), Vec::<IpAddr>::new());
             let client = TcpStream::connect((address, port)).unwrap();
             let none = Vec::<IpAddr>::new();
-            assert_eq!(sessions.peers(&[port]).unwrap(), none, "nobody has accepted it");
+            assert_eq!(sessions.peers(&[port]).unwrap(), none, "not accepted yet");
             let accepted = listener.accept().unwrap();
             assert_eq!(sessions.peers(&[port]).unwrap(), [address]);
             drop((accepted, client));

@@ -42,21 +42,24 @@ fn without_polkit_only_root_and_group_members_may_change_blocks() {
         let denied = python(&lab, user, &[], "Reload()");
         assert_eq!(denied.err.trim(), "org.freedesktop.DBus.Error.AccessDenied");
     }
-    service.await_line(&format!("refused to block 198.51.100.1 (by uid {UNTRUSTED}): only root"));
-    service.await_line(&format!("refused to reload the configuration (by uid {TRUSTED})"));
+    service.await_line(&format!(
+        "refused to block 198.51.100.1 for untrusted (uid {UNTRUSTED}): only root"
+    ));
+    service
+        .await_line(&format!("refused to reload the configuration for trusted (uid {TRUSTED}): "));
     assert_eq!(lab.bus.list(), []);
 
     // The groups of the connecting process count, not the member list in /etc/group.
     busctl(&lab, MEMBER, &[SERVICE], &BLOCK).ok();
     service.await_line(&format!(
-        "blocked 198.51.100.1 until unblocked (by uid {MEMBER}): seen by all"
+        "blocked 198.51.100.1 by member (uid {MEMBER}) until unblocked: seen by all"
     ));
     gdbus(&lab, MEMBER, &[SERVICE], "Unblock", &["198.51.100.1"]).ok();
-    service.await_line(&format!("unblocked 198.51.100.1: by uid {MEMBER}"));
+    service.await_line(&format!("unblocked 198.51.100.1: by member (uid {MEMBER})"));
     python(&lab, MEMBER, &[SERVICE], "Reload()").ok();
-    service.await_line(&format!("configuration reloaded (by uid {MEMBER})"));
+    service.await_line(&format!("configuration reloaded by member (uid {MEMBER}): no changes"));
     lab.bus.call("eth0", &BLOCK).ok();
-    service.await_line("(by uid 0): seen by all");
+    service.await_line("blocked 198.51.100.1 by root (uid 0) until unblocked: seen by all");
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
@@ -69,7 +72,7 @@ fn polkit_authorizes_other_users() {
     assert_can_read(&lab, UNTRUSTED);
     busctl(&lab, TRUSTED, &[], &BLOCK).ok();
     service.await_line(&format!(
-        "blocked 198.51.100.1 until unblocked (by uid {TRUSTED}): seen by all"
+        "blocked 198.51.100.1 by trusted (uid {TRUSTED}) until unblocked: seen by all"
     ));
     gdbus(&lab, TRUSTED, &[], "Unblock", &["198.51.100.1"]).ok();
     python(&lab, TRUSTED, &[], "Reload()").ok();
@@ -79,7 +82,7 @@ fn polkit_authorizes_other_users() {
         assert!(denied.err.contains("Access denied"), "{denied:?}");
     }
     let denied = gdbus(&lab, UNTRUSTED, &[], "Reload", &[]);
-    let message = "org.freedesktop.DBus.Error.AccessDenied: polkit does not authorise it";
+    let message = "org.freedesktop.DBus.Error.AccessDenied: polkit does not authorize this user";
     assert!(denied.err.contains(message), "{denied:?}");
     // Without a matching rule, polkit asks for a password if the caller allows interaction.
     let nobody = 65_534;
@@ -142,10 +145,11 @@ fn one_user_cannot_exhaust_polkit_requests() {
     let waiting: Vec<_> = (0..8).map(|_| call_by(&lab, UNTRUSTED)).collect();
     polkit.await_requests(8);
     let refused = gdbus(&lab, UNTRUSTED, &[], "Unblock", &["198.51.100.1"]);
-    let message = "org.freedesktop.DBus.Error.LimitsExceeded: polkit has not answered 8 questions";
+    let message = "org.freedesktop.DBus.Error.LimitsExceeded: 8 requests of this user are waiting";
     assert!(refused.err.contains(message), "{refused:?}");
-    service
-        .await_line(&format!("refused to unblock 198.51.100.1 (by uid {UNTRUSTED}): polkit has"));
+    service.await_line(&format!(
+        "refused to unblock 198.51.100.1 for untrusted (uid {UNTRUSTED}): 8 requests"
+    ));
     let other = call_by(&lab, TRUSTED);
     polkit.await_requests(1);
     // Answered requests no longer count.
@@ -173,13 +177,12 @@ fn dead_polkit_authorizes_no_caller() {
     assert_eq!(answer.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&answer.stderr).contains("Access denied"), "{answer:?}");
     service.await_line(&format!(
-        "refused to block 198.51.100.1 (by uid {UNTRUSTED}): polkit could not say whether this is \
-         allowed ("
+        "refused to block 198.51.100.1 for untrusted (uid {UNTRUSTED}): polkit failed ("
     ));
     assert_eq!(lab.bus.list(), []);
     let denied = gdbus(&lab, UNTRUSTED, &[], "Reload", &[]);
     assert!(
-        denied.err.contains("as polkit is not running; use sudo, or add yourself"),
+        denied.err.contains("; polkit is not running; use sudo, or add yourself to group"),
         "{denied:?}"
     );
     // The service uses a polkit that starts later.

@@ -173,7 +173,7 @@ fn network_block_covers_the_network_and_no_neighbours() {
         assert_eq!(lab.bus.block_of(&network).4, "all of it");
         // Unblocking an address in a blocked network unblocks the whole network.
         lab.bus.call("eth0", &["Unblock", "s", inside[2]]).ok();
-        service.await_line(&format!("unblocked {network}: by uid 0"));
+        service.await_line(&format!("unblocked {network}: by root (uid 0)"));
         for from in inside {
             assert_blocked(&lab, false, from, victim);
         }
@@ -222,7 +222,7 @@ fn nested_networks_are_unblocked_as_documented() {
     // The smaller network expires, and the larger one is still blocked.
     block("198.51.100.0/24", "0");
     block("198.51.100.128/25", "1");
-    service.await_line("unblocked 198.51.100.128/25: its time was up");
+    service.await_line("unblocked 198.51.100.128/25: expired");
     assert_eq!(blocked(), ["198.51.100.0/24"]);
     assert_blocked(&lab, true, "198.51.100.255", victim);
     assert_eq!(service.stop().code(), Some(0));

@@ -26,7 +26,7 @@ fn ten_thousand_calls_leak_no_memory() {
             match number % 4 {
                 0 => assert_eq!(client.block(&address, 3600, "calls"), Reply::Value(())),
                 1 => assert!(matches!(client.list(), Reply::Value(_))),
-                // Half of these calls fail, and the service logs the error.
+                // Half of these calls fail, and the service logs it.
                 _ => drop(client.unblock(&address)),
             }
         }
@@ -133,7 +133,7 @@ fn list_larger_than_a_message_returns_an_error() {
     let [name, object, interface] = &crate::bus::target("eth0");
     let refused = lab.bus.as_nobody(&["call", name, object, interface, "List"]);
     let message =
-        "the 45000 blocks on eth0 are more than a message of the bus can hold; ask for one";
+        "too many blocks (45000) on eth0 for one D-Bus reply; use `tcptracker why ADDRESS`";
     assert!(refused.err.contains(message), "{refused:?}");
     let limit = "org.freedesktop.DBus.Error.LimitsExceeded";
     assert_eq!(lab.bus.error_of("List", ""), limit);
@@ -193,7 +193,7 @@ fn mass_unblock_does_not_miss_heartbeats() {
     lab.bus.call("eth0", &["Unblock", "s", "100.64.0.0/10"]).ok();
     assert_eq!(lab.bus.list(), []);
     // The firewall thread never missed a heartbeat.
-    assert_eq!(service.lines_with("no sign of life"), Vec::<String>::new());
+    assert_eq!(service.lines_with("threads not responding"), Vec::<String>::new());
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
@@ -213,7 +213,7 @@ fn works_with_dbus_broker() {
     lab.bus.as_nobody(&["call", name, object, interface, "List"]).ok();
     let denied = lab.bus.as_nobody(&["call", name, object, interface, "Unblock", "s", "10.77.0.1"]);
     assert!(denied.err.contains("Access denied"), "{denied:?}");
-    service.await_line("refused to unblock 10.77.0.1 (by uid 65534): only root");
+    service.await_line("refused to unblock 10.77.0.1 for nobody (uid 65534): only root");
     crate::users::busctl(&lab, crate::users::MEMBER, &[crate::users::SERVICE], &["Reload"]).ok();
     lab.bus.call("eth0", &["Unblock", "s", "10.77.0.1"]).ok();
     signals.next_named("Unblocked");

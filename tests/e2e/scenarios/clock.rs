@@ -90,7 +90,7 @@ fn wall_clock_steps_do_not_change_blocks() {
         let is_answered = lab.bystander.is_answered(to, ANSWER_TIMEOUT);
         assert!(!is_answered || begun.elapsed() >= SHORT, "answered after {:?}", begun.elapsed());
         assert_blocked(&lab, ahead);
-        service.await_lines("unblocked 10.77.0.3: its time was up", number);
+        service.await_lines("unblocked 10.77.0.3: expired", number);
         assert!(begun.elapsed() >= SHORT, "expired after {:?}", begun.elapsed());
         lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
         assert_eq!(lab.bus.property("State").1, "enforcing");

@@ -6,6 +6,7 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 use tcptracker::internals::COUNTERS;
 
+use crate::fake_systemd::{FakeUnit, fake_systemd};
 use crate::frames::{BROADCAST, syn};
 use crate::lab::{ATTACKER, ATTACKER_ON_ETH1, Lab, OPEN_PORT, VICTIM};
 use crate::recorder::{RecordedFrame, as_pcap};
@@ -38,7 +39,7 @@ fn block_list_and_unblock_work() {
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     let made = lab.cli("block 2001:db8::/32").ok();
     assert_eq!(made, "blocked 2001:db8::/32 on eth0 until unblocked\n");
-    service.await_line("WARN blocked 10.77.0.1 for 90m (by uid 0): nosy");
+    service.await_line("WARN blocked 10.77.0.1 by root (uid 0) for 90m: nosy");
 
     let listed = json_of(&lab.cli("list --json").ok());
     let since = listed[0]["since"].as_u64().unwrap();
@@ -52,7 +53,7 @@ fn block_list_and_unblock_work() {
         })
     );
     assert_eq!(listed[1]["until"], Value::Null, "{listed}");
-    assert_eq!(listed[1]["reason"], "by hand", "{listed}");
+    assert_eq!(listed[1]["reason"], "manual", "{listed}");
     // A pipe gets tab-separated lines, a terminal gets a table.
     let plain = lab.cli("list").ok();
     let rows: Vec<Vec<&str>> = plain.lines().map(|line| line.split('\t').collect()).collect();
@@ -82,7 +83,7 @@ fn block_list_and_unblock_work() {
     }
     assert_eq!(
         lab.cli("unblock 198.51.100.9").ok(),
-        "unblocked 198.51.100.0/24, which held 198.51.100.9, on eth0\n"
+        "unblocked 198.51.100.0/24 (contains 198.51.100.9) on eth0\n"
     );
     assert_eq!(
         lab.cli("unblock 203.0.113.0/24").ok(),
@@ -93,10 +94,34 @@ fn block_list_and_unblock_work() {
 }
 
 #[test]
+fn several_addresses_are_tried_independently() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    // The second address is exempt, the others are blocked.
+    let outcome = lab.cli("ban 192.0.2.1 10.77.0.2 192.0.2.2 --for forever");
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert_eq!(
+        outcome.out,
+        "blocked 192.0.2.1 on eth0 until unblocked\nblocked 192.0.2.2 on eth0 until unblocked\n"
+    );
+    assert!(outcome.err.starts_with("tcptracker: 10.77.0.2 is never blocked: "), "{outcome:?}");
+    assert_eq!(outcome.err.lines().count(), 1, "{outcome:?}");
+    // The first network contains the second address, so that one is unblocked, too.
+    let outcome = lab.cli("-i eth0 unban 192.0.2.0/31 192.0.2.1 192.0.2.9 192.0.2.2");
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert_eq!(outcome.out, "unblocked 192.0.2.1 on eth0\nunblocked 192.0.2.2 on eth0\n");
+    let sentence = "tcptracker: 192.0.2.9 is not blocked; `tcptracker list` shows what is\n";
+    assert_eq!(outcome.err, sentence);
+    assert_eq!(lab.bus.list(), []);
+    assert_eq!(service.stop().code(), Some(0));
+}
+
+#[test]
 fn errors_name_the_cause_and_the_remedy() {
     let lab = Lab::new();
-    let start_it = "start it: systemctl start tcptracker@";
-    let nothing_runs = format!("tcptracker is not running; {start_it}INTERFACE");
+    let start_it = "systemctl enable --now tcptracker@";
+    // The only interface besides loopback is eth0.
+    let nothing_runs = format!("no instance is running; start one: {start_it}eth0");
     for command in ["list", "stats", "block 192.0.2.1", "unblock --all"] {
         assert_failed(&lab.cli(command), 1, &nothing_runs);
     }
@@ -104,11 +129,18 @@ fn errors_name_the_cause_and_the_remedy() {
     assert_failed(&lab.cli("list -i eth9"), 1, nowhere);
     // systemd decodes "-" in an instance name as "/".
     lab.victim.ip("link add wg-0 type veth peer name wg-1");
-    let escaped = "tcptracker is not running on wg-0; \
-                   start it: systemctl start \"tcptracker@$(systemd-escape wg-0)\"";
+    let escaped = "no instance is running on wg-0; \
+                   start it: systemctl enable --now \"tcptracker@$(systemd-escape wg-0)\"";
     assert_failed(&lab.cli("list -i wg-0"), 1, escaped);
+    // With several interfaces, the default route decides.
+    let none_of_them =
+        format!("no instance is running; start one: {start_it}INTERFACE, with INTERFACE one of: ");
+    assert_failed(&lab.cli("list"), 1, &(none_of_them + "eth0, lo, wg-0, wg-1"));
+    lab.victim.ip("route add default via 10.77.0.1");
+    assert_failed(&lab.cli("list"), 1, &nothing_runs);
+    lab.victim.ip("route del default");
     let mut service = lab.start();
-    let elsewhere = format!("tcptracker is not running on lo; {start_it}lo");
+    let elsewhere = format!("no instance is running on lo; start it: {start_it}lo");
     assert_failed(&lab.cli("list -i lo"), 1, &elsewhere);
     let nowhere = "there is no interface eth9 on this host; tcptracker is running on: eth0";
     assert_failed(&lab.cli("list -i eth9"), 1, nowhere);
@@ -123,14 +155,16 @@ fn errors_name_the_cause_and_the_remedy() {
         "block 192.0.2.300",
         "block 192.0.2.1 --for soon",
         "block 192.0.2.1 --for 0s",
+        "block 192.0.2.1 --for 5",
+        "status",
         "unblock",
         "unblock 192.0.2.1 --all",
         "run",
     ] {
         let outcome = lab.cli(usage);
         assert_eq!((outcome.code, outcome.out.as_str()), (Some(2), ""), "{usage}: {outcome:?}");
-        let is_one_line = outcome.err.lines().count() == 1;
-        assert!(is_one_line && outcome.err.starts_with("tcptracker: "), "{usage}: {outcome:?}");
+        let names_help = outcome.err.contains("--help");
+        assert!(names_help && outcome.err.starts_with("error: "), "{usage}: {outcome:?}");
     }
     let outcome = lab.cli("");
     assert_eq!((outcome.code, outcome.out.as_str()), (Some(2), ""), "{outcome:?}");
@@ -140,7 +174,53 @@ fn errors_name_the_cause_and_the_remedy() {
 
     let outcome = run(lab.client("list").env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent"));
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
-    assert!(outcome.err.starts_with("tcptracker: cannot reach the system bus ("), "{outcome:?}");
+    assert!(outcome.err.starts_with("tcptracker: cannot reach the system bus: "), "{outcome:?}");
+}
+
+#[test]
+fn failed_units_are_named_with_their_cause() {
+    let lab = Lab::new();
+    let unit = FakeUnit {
+        name: "tcptracker@eth0.service",
+        active: "failed",
+        sub: "failed",
+        result: "exit-code",
+        exit_status: 78,
+        status: "/etc/tcptracker/eth0.toml:5: unknown key blok.x",
+    };
+    let restarting = FakeUnit {
+        name: r"tcptracker@wg\x2d0.service",
+        active: "activating",
+        sub: "auto-restart",
+        status: "",
+        exit_status: 1,
+        ..unit.clone()
+    };
+    let killed = FakeUnit { name: "tcptracker@eth1.service", result: "watchdog", ..unit.clone() };
+    let running = FakeUnit { name: "tcptracker@eth2.service", active: "active", ..unit.clone() };
+    let _systemd = fake_systemd(&lab.bus, vec![unit, restarting, killed, running]);
+    let eth0 = "the instance on eth0 has failed: /etc/tcptracker/eth0.toml:5: unknown key blok.x; \
+                see: journalctl -u tcptracker@eth0; then: systemctl restart tcptracker@eth0";
+    let wg0 = "\"tcptracker@$(systemd-escape wg-0)\"";
+    let eth1 = "the instance on eth1 has failed: systemd reports \"watchdog\"; \
+                see: journalctl -u tcptracker@eth1; then: systemctl restart tcptracker@eth1";
+    assert_failed(
+        &lab.cli("list"),
+        1,
+        &format!(
+            "{eth0}\ntcptracker: the instance on wg-0 does not start: exit status 1; see: journalctl -u {wg0}\n\
+             tcptracker: {eth1}"
+        ),
+    );
+    assert_failed(&lab.cli("list -i eth0"), 1, eth0);
+    let doctor = json_of(&lab.cli("doctor --json").out);
+    let instances = doctor.as_array().unwrap().iter().filter(|one| one["check"] == "instance");
+    let instances: Vec<&Value> = instances.collect();
+    assert_eq!(instances.len(), 3, "{doctor}");
+    assert_eq!(
+        instances[2]["found"],
+        "the instance on eth1 has failed: systemd reports \"watchdog\""
+    );
 }
 
 #[test]
@@ -173,6 +253,10 @@ fn commands_apply_to_all_instances() {
     assert_eq!(lab.cli("list").ok().lines().count(), 1);
     assert!(lab.cli("list").ok().starts_with("eth0\t192.0.2.1\t"));
     assert_eq!(lab.cli("list -i eth1").ok(), "");
+    // Piped columns of several instances have their names in the first line.
+    let stats = lab.cli("stats").ok();
+    assert!(stats.starts_with("interface\teth0\teth1\nblocked\t1\t0\n"), "{stats}");
+    assert!(lab.cli("stats -i eth0").ok().starts_with("blocked\t1\n"));
     // The command succeeds if at least one instance had the block.
     assert_eq!(lab.cli("unblock 192.0.2.1").ok(), "unblocked 192.0.2.1 on eth0\n");
     for service in &mut services {
@@ -242,6 +326,20 @@ fn every_json_key_is_in_the_manual() {
         printed.lines().for_each(|line| assert_documented(&json_of(line)));
     }
     assert_eq!(service.stop().code(), Some(0));
+}
+
+/// File names and configuration keys may come from another user.
+#[test]
+fn errors_contain_no_escape_sequences() {
+    let lab = Lab::new();
+    let file = lab.path("a\u{1b}[31m\u{202e}.toml");
+    std::fs::write(&file, "['ev\u{200b}il']\n").unwrap();
+    for command in ["config --config", "replay"] {
+        let outcome = run(lab.client(command).arg(&file));
+        assert!(outcome.err.contains("a\\u{1b}[31m\\u{202e}.toml"), "{outcome:?}");
+        let printed = outcome.err + &outcome.out;
+        assert!(!printed.contains(['\u{1b}', '\u{202e}', '\u{200b}']), "{printed:?}");
+    }
 }
 
 /// For example `tcptracker config | head -1`.

@@ -34,7 +34,7 @@ fn invalid_requests_return_specific_errors() {
     }
     assert_eq!(lab.bus.list(), []);
     // The service logs a refused change with the caller's uid.
-    service.await_line("refused to block 10.77.0.2 (by uid 0)");
+    service.await_line("refused to block 10.77.0.2 for root (uid 0): exempt: ");
 
     for (name, arguments) in [
         ("Exempt", "string:10.77.0.2 uint64:60 string:x"),
@@ -159,7 +159,7 @@ fn unblocked_source_starts_with_empty_history() {
         // Send exactly the probes that trigger the block: probes after its end, 2 s later, would
         // count again.
         lab.attacker.nmap("-sS -p 1-4", victim);
-        service.await_line(&format!("unblocked {attacker}: its time was up"));
+        service.await_line(&format!("unblocked {attacker}: expired"));
         for (offence, port) in (2..).zip([20, 30]) {
             let before = lab.metric("tcptracker_new_connections");
             lab.attacker.nmap(&format!("-sS -p {port}-{}", port + 2), victim);
@@ -189,9 +189,9 @@ fn address_assigned_to_the_host_is_unblocked() {
         lab.bus.call("eth0", &["Block", "sts", address, "0", "not yet exempt"]).ok();
     }
     lab.victim.ip("addr add 10.77.0.99/24 dev eth0");
-    service.await_line("unblocked 10.77.0.99: it is exempt now");
+    service.await_line("unblocked 10.77.0.99: now exempt");
     lab.victim.ip("addr add fd77::99/64 dev eth0 nodad");
-    service.await_line("unblocked fd77::99: it is exempt now");
+    service.await_line("unblocked fd77::99: now exempt");
     assert_eq!(lab.bus.list(), []);
     // The host's earlier addresses are still exempt.
     let answer = lab.bus.call("eth0", &["Block", "sts", &VICTIM_V6.to_string(), "0", ""]);

@@ -139,7 +139,7 @@ impl Model {
                 let may_be = backend == "iptables" && states.len() > 1;
                 let (_, since, until, _, reason) = listed.filter(|_| may_be)?;
                 let is_recovered =
-                    reason.starts_with("left in the kernel") && until - since == 3600;
+                    reason.starts_with("found in the kernel") && until - since == 3600;
                 is_recovered.then_some(Some(Known { since: (*since, *since), length: Some(3600) }))
             };
             let Some(state) = matching.or_else(recovered_from_rule) else {

@@ -48,9 +48,9 @@ fn reports_each_check_and_how_to_fix_it() {
     }
     let instance = finding(&outcome, "instance");
     assert_eq!(instance["result"], "warning", "{instance}");
-    assert_eq!(instance["mend"], "systemctl enable --now tcptracker@INTERFACE");
+    assert_eq!(instance["remedy"], "systemctl enable --now tcptracker@eth0");
     for finding in findings(&outcome) {
-        assert_eq!(finding["mend"].is_null(), finding["result"] == "ok", "{finding}");
+        assert_eq!(finding["remedy"].is_null(), finding["result"] == "ok", "{finding}");
     }
     let failed = findings(&outcome).iter().any(|finding| finding["result"] == "failed");
     assert_eq!(outcome.code, Some(i32::from(failed)), "{outcome:?}");
@@ -62,10 +62,12 @@ fn reports_each_check_and_how_to_fix_it() {
         (&json!("ok"), &json!("eth0: enforcing"))
     );
     // Without privileges, some checks are skipped and reported as unknown.
+    let metrics = finding(&examine("root"), "metrics");
+    assert_eq!(metrics["found"], "eth0: served on 127.0.0.1:8081", "{metrics}");
     let outcome = examine("nobody");
     assert_eq!(finding(&outcome, "instance")["result"], "ok", "{outcome:?}");
     assert_eq!(finding(&outcome, "privileges")["result"], "unknown", "{outcome:?}");
-    assert_eq!(finding(&outcome, "iptables")["mend"], "sudo tcptracker doctor", "{outcome:?}");
+    assert_eq!(finding(&outcome, "iptables")["remedy"], "sudo tcptracker doctor", "{outcome:?}");
     assert_eq!(service.stop().code(), Some(0));
 
     lab.configure("[detection]\nports = 0\n");
@@ -87,13 +89,13 @@ fn names_each_missing_prerequisite() {
     let assert_failed = |command: &mut Command, checks: &[(&str, &str)]| {
         let outcome = run(command);
         assert_eq!(outcome.code, Some(1), "{outcome:?}");
-        for (check, mend) in checks {
+        for (check, remedy) in checks {
             let finding = finding(&outcome, check);
             assert_eq!(finding["result"], "failed", "{finding}");
-            assert!(finding["mend"].as_str().unwrap().contains(mend), "{finding}");
+            assert!(finding["remedy"].as_str().unwrap().contains(remedy), "{finding}");
         }
         for finding in findings(&outcome) {
-            assert_eq!(finding["mend"].is_null(), finding["result"] == "ok", "{finding}");
+            assert_eq!(finding["remedy"].is_null(), finding["result"] == "ok", "{finding}");
         }
         outcome
     };
@@ -104,8 +106,20 @@ fn names_each_missing_prerequisite() {
             .arg(format!("PATH={}", empty_path.display()))
             .arg(BINARY)
             .args(words.split(' ')),
+        &[("iptables", "add /usr/sbin to PATH"), ("ip6tables", "add /usr/sbin to PATH")],
+    );
+    let without_programs = format!(
+        "mount -t tmpfs none /usr/sbin; mkdir -p /usr/local/sbin; \
+         mount -t tmpfs none /usr/local/sbin; exec {BINARY} {words}"
+    );
+    assert_failed(
+        lab.victim.command("unshare").args(["--mount", "sh", "-c", &without_programs]),
         &[("iptables", "apt install iptables"), ("ip6tables", "apt install iptables")],
     );
+    // Ordinary users do not have /usr/sbin in their PATH.
+    let mut command = lab.client_as_nobody(&words);
+    let outcome = run(command.env("PATH", "/usr/bin:/bin"));
+    assert_eq!(finding(&outcome, "iptables")["result"], "unknown", "{outcome:?}");
     assert_failed(
         lab.client(&words).env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent"),
         &[("bus", "systemctl start dbus")],
@@ -116,16 +130,34 @@ fn names_each_missing_prerequisite() {
         lab.bus.environment(&mut command),
         &[("privileges", "docker run --cap-add NET_ADMIN")],
     );
-    assert_eq!(finding(&outcome, "kernel sets")["mend"], "give them, and look again");
+    assert_eq!(finding(&outcome, "kernel sets")["remedy"], "add them, and check again");
 
     let polkit =
         |outcome: &Outcome| finding(outcome, "polkit")["found"].as_str().unwrap().to_owned();
     let found = polkit(&run(&mut lab.client(&words)));
-    assert!(found.starts_with("not there: root and group"), "{found}");
+    assert!(found.starts_with("not installed: only root and group"), "{found}");
     let _polkit = Polkit::start(&lab);
     let found = polkit(&run(&mut lab.client(&words)));
-    assert!(!found.starts_with("not there"), "{found}");
+    assert!(!found.starts_with("not installed"), "{found}");
     lab.assert_untouched();
+}
+
+/// Listing the rules of iptables-legacy creates an empty table, which is harmless.
+#[test]
+fn only_legacy_tables_with_rules_are_reported() {
+    let lab = Lab::new();
+    let legacy = |arguments: &str| {
+        run(lab.victim.command("iptables-legacy").args(arguments.split(' '))).ok()
+    };
+    let one_firewall = || finding(&lab.cli("doctor --json"), "one firewall");
+    legacy("-S");
+    assert_eq!(one_firewall()["result"], "ok", "{}", one_firewall());
+    legacy("-A INPUT -p udp --dport 9 -j DROP");
+    let found = one_firewall();
+    assert_eq!(found["result"], "warning", "{found}");
+    assert!(found["found"].as_str().unwrap().contains("iptables-legacy has 1 rule as well (ipv4)"));
+    assert!(found["remedy"].as_str().unwrap().contains("iptables-legacy-save"), "{found}");
+    legacy("-F INPUT");
 }
 
 #[test]
@@ -145,7 +177,7 @@ fn self_test_succeeds_and_leaves_nothing_behind() {
     lab.assert_untouched();
 
     let outcome = run(&mut lab.client_as_nobody("doctor --self-test"));
-    let sentence = "tcptracker: the self-test makes namespaces; run it as root: \
+    let sentence = "tcptracker: the self-test creates namespaces; run it as root: \
                     sudo tcptracker doctor --self-test\n";
     assert_eq!((outcome.code, outcome.err.as_str()), (Some(1), sentence));
 }

@@ -199,13 +199,13 @@ fn drop_counters_survive_unblock_expiry_and_repair() {
         await_total(15);
         // Expire.
         block(&lab, &ATTACKER.to_string(), "2");
-        service.await_line(&format!("unblocked {ATTACKER}: its time was up"));
+        service.await_line(&format!("unblocked {ATTACKER}: expired"));
         block(&lab, &ATTACKER.to_string(), "3600");
         probe(4);
         await_total(19);
         // Make the service repair the rule.
         run(lab.victim.command("iptables").args(["-F", "tcptracker"])).ok();
-        service.await_line("mended: ");
+        service.await_line("repaired firewall: ");
         probe(3);
         await_total(22);
         assert_eq!(lab.metric(r#"tcptracker_dropped_packets_total{family="ipv6"}"#), 0);
@@ -239,10 +239,10 @@ fn iptables_backend_enforces_like_the_ipset_backend() {
 
     // Another program removes rules.
     run(lab.victim.command("iptables").args(["-D", "tcptracker", "1"])).ok();
-    service.await_line("mended: 1 blocked (ipv4) missing");
+    service.await_line("repaired firewall: 1 set member (ipv4) was missing");
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     run(lab.victim.command("iptables").args(["-D", "INPUT", "-j", "tcptracker"])).ok();
-    service.await_lines("mended: ", 2);
+    service.await_lines("repaired firewall: ", 2);
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
 
     // After a crash, the next instance adopts the rules with their saved end times.
@@ -257,7 +257,7 @@ fn iptables_backend_enforces_like_the_ipset_backend() {
     lab.bus.call("eth0", &["Unblock", "s", &ATTACKER.to_string()]).ok();
     lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     block(&lab, &ATTACKER.to_string(), "2");
-    service.await_line(&format!("unblocked {ATTACKER}: its time was up"));
+    service.await_line(&format!("unblocked {ATTACKER}: expired"));
     lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(lab.bus.property("State").1, "enforcing");
 
@@ -318,25 +318,21 @@ fn iptables_backend_limits_the_number_of_rules() {
     // When full, a manual block fails, and a new scan evicts an automatic block.
     let refused = lab.cli("block 203.0.113.1");
     assert_eq!(refused.code, Some(1));
-    assert!(
-        refused.err.contains(
-            "there is room for 1000 blocks of a family and no more; unblock others first"
-        ),
-        "{refused:?}"
-    );
+    let limit = "block limit reached (1000 per address family); unblock something first";
+    assert!(refused.err.contains(limit), "{refused:?}");
     assert_eq!(lab.bus.property("State").1, "degraded");
     lab.bystander.nmap("-sS -p 1-10", VICTIM);
-    service.await_line(&format!("unblocked {ATTACKER}: it had to make way for a new block"));
+    service.await_line(&format!("unblocked {ATTACKER}: evicted to make room for a newer block"));
     service.await_line("WARN blocked 10.77.0.3 for 1h");
     lab.bystander.assert_cannot_reach(VICTIM, OPEN_PORT);
     lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(lab.bus.list().len(), 1000);
 
     run(lab.victim.command("iptables").args(["-F", "tcptracker"])).ok();
-    service.await_line("mended: 1000 blocked (ipv4) missing");
+    service.await_line("repaired firewall: 1000 set members (ipv4) were missing");
     lab.bystander.assert_cannot_reach(VICTIM, OPEN_PORT);
     lab.cli("unblock 198.18.0.0/15").ok();
-    service.await_line("enforcing: all is well again");
+    service.await_line("enforcing: no problems");
     assert_eq!(lab.bus.list().len(), 1);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
@@ -368,7 +364,7 @@ fn full_set_is_reported_as_full() {
         assert!(refusal.is_full(), "{refusal}");
         assert_eq!(
             refusal.to_string(),
-            "the set tcptracker-eth0-v4 is full (524288 elements); unblock others first"
+            "kernel set tcptracker-eth0-v4 is full: it holds 524288 elements; unblock something first"
         );
         sets.block(network(7), hour).expect("the timeout of an existing element can be extended");
         // Removing an element of the same part of the hash table makes room for the refused one.

@@ -34,7 +34,7 @@ fn block(lab: &Lab, address: &str) {
 /// refused for this reason.
 #[track_caller]
 fn await_exemption(lab: &Lab, service: &mut Service, address: &str, why: &str) {
-    service.await_line(&format!("unblocked {address}: it is exempt now"));
+    service.await_line(&format!("unblocked {address}: now exempt"));
     assert_refused(lab, address, why);
     assert_eq!(lab.bus.list(), []);
 }
@@ -212,7 +212,7 @@ fn resolver_changes_are_followed() {
     let files = Files::new(&lab);
     files.replace("/etc/resolv.conf", "nameserver 192.0.2.1\n");
     let mut service = Start::on("eth0").through(files.wrapper()).begin(&lab).await_ready();
-    assert_refused(&lab, "192.0.2.0/24", "192.0.2.1 is a resolver of this host");
+    assert_refused(&lab, "192.0.2.0/24", "192.0.2.1 is a name server of this host");
 
     let stub = "/run/systemd/resolve/stub-resolv.conf";
     let steps: [(&str, &dyn Fn()); 6] = [
@@ -237,7 +237,7 @@ fn resolver_changes_are_followed() {
     for (address, change) in steps {
         block(&lab, address);
         change();
-        let why = format!("{address} is a resolver of this host");
+        let why = format!("{address} is a name server of this host");
         await_exemption(&lab, &mut service, address, &why);
     }
     // A former resolver is no longer exempt.

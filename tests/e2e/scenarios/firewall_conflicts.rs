@@ -31,8 +31,8 @@ fn native_nft_rules_do_not_prevent_repairs() {
         .enumerate()
         {
             shell(&lab.victim, damage);
-            service.await_lines("mended: ", number + 1);
-            service.await_lines("enforcing: all is well again", number + 1);
+            service.await_lines("repaired firewall: ", number + 1);
+            service.await_lines("enforcing: no problems", number + 1);
             let victim = if damage.contains("ip6") { VICTIM_V6 } else { VICTIM };
             lab.attacker.assert_cannot_reach(victim, OPEN_PORT);
         }
@@ -44,7 +44,7 @@ fn native_nft_rules_do_not_prevent_repairs() {
         lab.bus.call("eth0", &["Unblock", "s", &ATTACKER.to_string()]).ok();
         lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
         assert_eq!(["ip", "ip6"].map(jumps), [2, 2]);
-        assert_eq!(service.lines_with("mended: "), Vec::<String>::new());
+        assert_eq!(service.lines_with("repaired firewall: "), Vec::<String>::new());
         assert_eq!(service.stop().code(), Some(0));
         for table in ["ip", "ip6"] {
             let left = listed(table);
@@ -70,8 +70,8 @@ fn own_rule_moves_in_front_of_a_foreign_rule() {
             (2, "ipv6", "ip6tables -I tcptracker -j RETURN".to_owned()),
         ] {
             shell(&lab.victim, &damage);
-            service.await_line(&format!("mended: rule ({family}) behind another's"));
-            service.await_lines("enforcing: all is well again", number);
+            service.await_line(&format!("repaired firewall: rule ({family}) was not first"));
+            service.await_lines("enforcing: no problems", number);
         }
         lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
         lab.attacker.assert_cannot_reach(VICTIM_V6, OPEN_PORT);
@@ -80,7 +80,7 @@ fn own_rule_moves_in_front_of_a_foreign_rule() {
         // The rule of a later block is also in front of the foreign rule.
         lab.bus.call("eth0", &["Block", "sts", "10.77.0.3", "3600", "comes later"]).ok();
         lab.bystander.assert_cannot_reach(VICTIM, OPEN_PORT);
-        assert_eq!(service.lines_with("behind another's"), Vec::<String>::new());
+        assert_eq!(service.lines_with("was not first"), Vec::<String>::new());
         // The foreign rule stays.
         let rules = lab.victim_rules();
         assert!(rules.contains(&format!("-A {foreign}\n")), "{rules}");
@@ -97,13 +97,13 @@ fn competition_for_the_first_position_is_bounded_and_reported() {
     let competitor = "while :; do iptables -S INPUT 1 | grep -q tcptracker || { sleep 0.05; continue; }; \
                  iptables -D INPUT -p tcp -j ACCEPT 2>/dev/null; iptables -I INPUT -p tcp -j ACCEPT; done";
     let mut competitor = lab.victim.command("sh").args(["-c", competitor]).spawn().unwrap();
-    service.await_line("degraded: another program keeps changing what blocks are enforced with");
-    let repairs = service.lines_with("mended: ").len();
+    service.await_line("degraded: another program keeps undoing repairs of the firewall");
+    let repairs = service.lines_with("repaired firewall: ").len();
     // The other program may undo a repair before the service has verified it.
     assert!(repairs < 8, "{repairs}");
     assert_eq!(lab.bus.property("State").1, "degraded");
     // The service keeps repairing.
-    service.await_lines("mended: ", repairs + 1);
+    service.await_lines("repaired firewall: ", repairs + 1);
     assert_eq!(
         lab.bus.property("State").1,
         "degraded",
@@ -113,7 +113,7 @@ fn competition_for_the_first_position_is_bounded_and_reported() {
     let _ = competitor.wait();
     // If the other program acted last, one more repair follows.
     if Rules::of(&lab.victim).chain("INPUT")[0].first() != Some(&"-j tcptracker") {
-        service.await_lines("mended: ", repairs + 2);
+        service.await_lines("repaired firewall: ", repairs + 2);
     }
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     assert_eq!(service.stop().code(), Some(0));
@@ -128,7 +128,7 @@ fn instances_repair_shared_rules_together() {
     for round in 1..=3 {
         shell(&lab.victim, "nft flush ruleset");
         for service in [&mut first, &mut second] {
-            service.await_line("mended: ");
+            service.await_line("repaired firewall: ");
             service.clear_log();
         }
         // One instance may need a second pass while the other repairs the shared parts.

@@ -44,7 +44,7 @@ fn await_hooks(lab: &Lab, service: &mut Service) {
         first == format!("-A {hook} -j tcptracker\n")
     };
     for repairs in 1.. {
-        service.await_lines("enforcing: all is well again", repairs);
+        service.await_lines("enforcing: no problems", repairs);
         let both = |hook| is_first("iptables", hook) && is_first("ip6tables", hook);
         if ["INPUT", "FORWARD"].into_iter().all(both) {
             break;

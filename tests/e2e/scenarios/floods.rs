@@ -155,7 +155,7 @@ fn block_rate_limit_bounds_blocks_by_forged_scans() {
     let logged = service.await_until("all scans in the log", |service| {
         let listed = service.log().iter().filter(|line| line.contains("vertical port scan by"));
         let suppressed = service.log().iter().filter_map(|line| {
-            line.split_once(" more port scans in ")?.0.rsplit(' ').next()?.parse::<u64>().ok()
+            line.split_once(" port scans in ")?.0.rsplit(' ').next()?.parse::<u64>().ok()
         });
         let logged = u64::try_from(listed.count()).unwrap() + suppressed.sum::<u64>();
         (logged >= scans).then_some(logged)
@@ -176,8 +176,8 @@ fn scan_of_all_ports_is_one_scan_and_one_block() {
     service.await_line(&format!("WARN blocked {ATTACKER} for 1h (offence 1): vertical scan: "));
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     // A scan is over when no probe has arrived for 10 s.
-    let line = service.await_line(&format!("the port scan by {ATTACKER} "));
-    let sum = format!("the port scan by {ATTACKER} is over: ");
+    let line = service.await_line(&format!("INFO port scan by {ATTACKER} "));
+    let sum = format!("port scan by {ATTACKER} ended: ");
     let (_, sum) = line.split_once(&sum).unwrap_or_else(|| panic!("{line}"));
     // "65535 ports, 65536 probes in 2.1s"
     let numbers: Vec<u64> = sum.split(' ').filter_map(|word| word.parse().ok()).collect();

@@ -130,8 +130,8 @@ fn foreign_lock_holder_does_not_prevent_start() {
         assert_eq!(first_line, "held\n");
 
         let mut service = lab.start();
-        let who = if listening == "s.listen()" { "uid 65534" } else { "somebody" };
-        let sentence = format!("{who} holds the socket @tcptracker@eth0 and is no tcptracker");
+        let owner = if listening == "s.listen()" { " of nobody (uid 65534)" } else { "" };
+        let sentence = format!("another process{owner} owns the lock socket @tcptracker@eth0");
         service.await_line(&sentence);
         let attacker = ATTACKER.to_string();
         lab.bus.call("eth0", &["Block", "sts", &attacker, "0", "lock held"]).ok();

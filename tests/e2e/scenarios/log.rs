@@ -44,15 +44,15 @@ fn stop_logs_the_final_summary() {
     await_that("all are seen", || lab.metric("tcptracker_new_connections") == 200);
     assert_eq!(service.stop().code(), Some(0));
     let listed = service.lines_with("new inbound connection").len();
-    let sums = service.lines_with(" more new connections in ");
+    let sums = service.lines_with(" new connections in ");
     let summed: u64 = sums.iter().filter_map(|line| suppressed_count(line)).sum();
     assert!(summed > 0, "{sums:?}");
     assert_eq!(u64::try_from(listed).unwrap() + summed, 200, "{listed} listed, {sums:?}");
 }
 
-/// "195 more new connections in 1.0s, not listed (log.rate)"
+/// "suppressed 195 new connections in 1.0s (log.rate)"
 fn suppressed_count(line: &str) -> Option<u64> {
-    let (before, _) = line.split_once(" more new connections in ")?;
+    let (before, _) = line.split_once(" new connections in ")?;
     before.rsplit(' ').next()?.parse().ok()
 }
 
@@ -106,9 +106,39 @@ fn reload_reports_that_log_format_needs_a_restart() {
     let mut service = lab.start();
     lab.configure("[log]\nformat = \"json\"\n");
     assert_eq!(lab.cli("reload").ok(), "reloaded the configuration of eth0\n");
-    let said = service.await_line("configuration reloaded");
-    assert!(said.ends_with("; log.format holds from the next start on"), "{said}");
+    let said = service.await_line("configuration reloaded by root (uid 0): ");
+    assert!(said.ends_with("; log.format takes effect at the next restart"), "{said}");
     assert_eq!(service.stop().code(), Some(0));
+}
+
+/// The most detailed messages are for a search for a fault.
+#[test]
+fn log_level_debug_shows_the_evidence_of_each_verdict() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    let evidence = |attacker| {
+        format!(
+            "DEBUG verdict: vertical scan by {attacker} on {VICTIM}: ports 1, 2, 3, 4; more than 3 ports in 60s"
+        )
+    };
+    send_syns(&lab, Tags::None, 1..=4);
+    service.await_line(&format!("WARN blocked {ATTACKER}"));
+    assert_eq!(service.lines_with("DEBUG"), Vec::<String>::new());
+
+    lab.configure("[log]\nlevel = \"debug\"\n");
+    lab.cli("reload").ok();
+    lab.cli(&format!("unblock {ATTACKER}")).ok();
+    send_syns(&lab, Tags::None, 1..=4);
+    service.await_line(&evidence(ATTACKER));
+
+    lab.configure("[log]\nlevel = \"warn\"\n");
+    lab.cli("reload").ok();
+    service.clear_log();
+    send_syns(&lab, Tags::None, [OPEN_PORT]);
+    await_that("the connection is seen", || lab.metric("tcptracker_new_connections") == 9);
+    assert_eq!(service.stop().code(), Some(0));
+    assert_eq!(service.lines_with("INFO"), Vec::<String>::new());
+    lab.assert_untouched();
 }
 
 /// Uses journald's native protocol; the test listens on journald's socket.

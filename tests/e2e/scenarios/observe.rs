@@ -33,7 +33,7 @@ fn observer_reports_scans_and_does_not_touch_the_firewall() {
 fn block_request_fails_and_state_stays_observing() {
     let lab = Lab::new();
     let mut service = Start::on("eth0").flag("--observe").begin(&lab).await_ready();
-    let sentence = "this instance only observes; to let it block, set block.enabled = true and start it \
+    let sentence = "cannot block: this instance only observes; set block.enabled = true and start it \
                     without --observe\n";
     let refused = lab.cli("block 10.77.0.1");
     assert_eq!((refused.code, refused.err), (Some(1), format!("tcptracker: {sentence}")));

@@ -26,8 +26,8 @@ fn legacy_rules_are_repaired() {
     .enumerate()
     {
         damage_at_once(&lab, &service, damage);
-        service.await_lines("mended: ", number + 1);
-        service.await_lines("enforcing: all is well again", number + 1);
+        service.await_lines("repaired firewall: ", number + 1);
+        service.await_lines("enforcing: no problems", number + 1);
         lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
         lab.attacker.assert_cannot_reach(VICTIM_V6, OPEN_PORT);
     }
@@ -56,8 +56,8 @@ fn auto_falls_back_to_rules_without_kernel_sets() {
     let start = Start::on("eth0").env("PATH", &path).through(["python3", "-c", without]);
     let mut service = start.begin(&lab).await_ready();
     service.await_line(
-        "this kernel has no IP sets of type hash:net (modules ip_set and ip_set_hash_net): going on \
-         with a rule per address, 1000 at most",
+        "kernel sets of type hash:net are not available: the modules ip_set and ip_set_hash_net are \
+         missing; using one firewall rule per address instead (at most 1000)",
     );
     assert_eq!(lab.bus.property("Backend").1, json!("iptables"));
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
@@ -65,7 +65,7 @@ fn auto_falls_back_to_rules_without_kernel_sets() {
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
     run(lab.victim.command("iptables-legacy").args(["-w", "-F", "tcptracker"])).ok();
-    service.await_line("mended: 1 blocked (ipv4) missing");
+    service.await_line("repaired firewall: 1 set member (ipv4) was missing");
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     assert_eq!(service.stop().code(), Some(0));
     let left = run(&mut lab.victim.command("iptables-legacy-save")).ok();

@@ -78,7 +78,7 @@ fn restart_restores_all_blocks() {
     lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
 
     let mut service = lab.start();
-    service.await_line("restored 3 blocks; 0 more had ended meanwhile");
+    service.await_line("restored 3 blocks");
     assert_restored(&lab, &before);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
@@ -127,7 +127,7 @@ fn stale_saved_sets_do_not_block_unblocked_addresses() {
     shell(&lab.victim, &format!("ipset restore <{sets}; iptables-restore <{rules}"));
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     let mut service = start_after_reboot(&lab, "the-next-boot", 60);
-    service.await_line("brought saved blocks back into the kernel; ended again: 1");
+    service.await_line("removed 1 stale block that another program restored to the kernel");
     lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(lab.bus.list(), []);
 }
@@ -141,13 +141,13 @@ fn offence_count_survives_restarts() {
         if offence == 3 {
             // Replaces the 1 h block by a short one, so that the test need not wait for its end.
             lab.bus.call("eth0", &["Block", "sts", "10.77.0.1", "1", "to let it end"]).ok();
-            service.await_line("unblocked 10.77.0.1: its time was up");
+            service.await_line("unblocked 10.77.0.1: expired");
         }
         // Exactly 4 ports: a probe after the end of the 2 s block would start the next offence.
         lab.attacker.nmap("-sS -p 1-4", VICTIM);
         service.await_line(&format!("WARN blocked 10.77.0.1 {span} (offence {offence})"));
         if offence == 1 {
-            service.await_line("unblocked 10.77.0.1: its time was up");
+            service.await_line("unblocked 10.77.0.1: expired");
         }
         if offence == 2 {
             service.crash();
@@ -176,7 +176,7 @@ fn grace_after_unblock_survives_restarts() {
         assert_eq!(lab.bus.list(), []);
         lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
         lab.attacker.nmap("-sS -p 1-10", VICTIM);
-        service.await_line("did not block 10.77.0.1: unblocked by hand");
+        service.await_line("did not block 10.77.0.1: unblocked manually");
         lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
         if by_crash {
             service.crash();
@@ -220,7 +220,7 @@ fn full_disk_keeps_all_blocks() {
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
 
     disk.free_space();
-    service.await_line("enforcing: all is well again");
+    service.await_line("enforcing: no problems");
     assert_eq!(service.stop().code(), Some(0));
     let mut service = lab.start();
     assert_eq!(lab.bus.list().iter().map(|b| &b.0).collect::<Vec<_>>(), addresses(&before));
@@ -249,7 +249,7 @@ fn read_only_disk_still_restores_blocks() {
         service = lab.start();
         assert_restored(&lab, &before);
         let said = service.await_line("degraded: ");
-        assert!(said.contains("is read-only, or another user's"), "{said}");
+        assert!(said.contains("is read-only, or belongs to another user"), "{said}");
         // Requests still succeed; new changes are not stored.
         block(&lab, "198.51.100.9", "0");
         lab.bus.call("eth0", &["Unblock", "s", "198.51.100.9"]).ok();
@@ -270,16 +270,16 @@ fn unusable_database_is_moved_and_blocks_are_adopted() {
         file.query_row("PRAGMA quick_check", (), |_| Ok(())).unwrap();
     };
     let damage: [Damage<'_>; 3] = [
-        ("it is damaged", &|file| {
+        ("damaged database", &|file| {
             without_log(file);
-            std::fs::write(file, "not what it was").unwrap();
+            std::fs::write(file, "garbage").unwrap();
         }),
-        ("it is damaged", &|file| {
+        ("damaged database", &|file| {
             without_log(file);
             let whole = std::fs::read(file).unwrap();
             std::fs::write(file, &whole[..whole.len() / 2]).unwrap();
         }),
-        ("it is of format 9", &|file| {
+        ("unsupported database version 9; upgrade tcptracker", &|file| {
             let file = rusqlite::Connection::open(file).unwrap();
             file.execute_batch("PRAGMA user_version = 9").unwrap();
         }),
@@ -288,8 +288,9 @@ fn unusable_database_is_moved_and_blocks_are_adopted() {
         service.crash();
         damage(&file(&lab));
         service = lab.start();
-        let said = service.await_line("tcptracker.db is of no use: ");
-        assert!(said.contains(why) && said.contains("tcptracker.db.aside-1"), "{said}");
+        let said = service.await_line("cannot use ");
+        assert!(said.contains(&format!("tcptracker.db ({why}")), "{said}");
+        assert!(said.contains("moved it to ") && said.contains("tcptracker.db.aside-1"), "{said}");
         assert_eq!(lab.bus.list().len(), 3, "blocks were not adopted from the kernel");
         assert_eq!(lab.bus.property("State").1, "enforcing");
         assert!(file(&lab).with_extension(format!("db.aside-{}", number + 1)).exists());
@@ -315,9 +316,9 @@ fn lost_database_is_written_again() {
         std::fs::write(file, [&whole[..4096], &noise].concat()).unwrap();
     };
     let losses: [Damage<'_>; 3] = [
-        ("it has been removed", &remove_all),
-        ("it has been removed", &remove_one),
-        ("it is damaged", &damage),
+        ("the file was removed", &remove_all),
+        ("the file was removed", &remove_one),
+        ("damaged database", &damage),
     ];
     let lab = Lab::new();
     let mut service = lab.start();
@@ -337,7 +338,7 @@ fn lost_database_is_written_again() {
         }
         let said = service.await_line("degraded: ");
         assert!(said.contains(&format!("tcptracker.db: {why}")), "{said}");
-        service.await_line("enforcing: all is well again");
+        service.await_line("enforcing: no problems");
         assert_eq!(service.stop().code(), Some(0));
         service = lab.start();
         assert_restored(&lab, &before);

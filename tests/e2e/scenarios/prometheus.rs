@@ -11,7 +11,7 @@ use crate::service::Service;
 use crate::tools::await_that;
 
 /// Metric names that scripts and dashboards rely on.
-const CONTRACT: [&str; 15] = [
+const CONTRACT: [&str; 16] = [
     "tcptracker_new_connections",
     "tcptracker_connections_total",
     "tcptracker_scans_total",
@@ -24,6 +24,7 @@ const CONTRACT: [&str; 15] = [
     "tcptracker_sources_evicted_total",
     "tcptracker_capture_packets_total",
     "tcptracker_capture_dropped_total",
+    "tcptracker_capture_gap_seconds_total",
     "tcptracker_block_latency_seconds",
     "tcptracker_state",
     "tcptracker_build_info",

@@ -50,19 +50,24 @@ pub(super) fn damage_at_once(lab: &Lab, service: &Service, script: &str) {
     service.signal(Signal::CONT);
 }
 
+/// What damage means for the blocks, as the state says.
+const NONE: &str = "blocks are not enforced";
+const SOME: &str = "some blocks are not enforced";
+const MAYBE: &str = "blocks may not be enforced";
+
 /// Asserts that the service repairs the damage, reports it in the log and in its state, and blocks
 /// the attacker again.
 #[track_caller]
-fn assert_repairs(damage: &str, found: &[&str]) {
+fn assert_repairs(damage: &str, effect: &str, found: &[&str]) {
     let (lab, mut service) = with_blocked_attacker();
     let before = Rules::of(&lab.victim);
     damage_at_once(&lab, &service, damage);
-    let line = service.await_line("mended: ");
+    let line = service.await_line("repaired firewall: ");
     for part in found {
         assert!(line.contains(part), "{part:?} is not in {line:?} after {damage:?}");
     }
-    service.await_line("degraded: blocks are not enforced: ");
-    service.await_line("enforcing: all is well again");
+    service.await_line(&format!("degraded: {effect}: "));
+    service.await_line("enforcing: no problems");
     Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
     for set in ["tcptracker-eth0-v4", "tcptracker-eth0-v6"] {
         assert_eq!(members(&lab, set), members_in(&before.sets, set), "{damage}");
@@ -111,7 +116,12 @@ fn members_in(listed: &str, set: &str) -> Vec<String> {
 fn repairs_flushed_rules() {
     assert_repairs(
         "iptables -F; ip6tables -F",
-        &["hook INPUT (ipv4) gone", "hook FORWARD (ipv6) gone", "rule (ipv4) gone"],
+        NONE,
+        &[
+            "hook INPUT (ipv4) was missing",
+            "hook FORWARD (ipv6) was missing",
+            "rule (ipv4) was missing",
+        ],
     );
 }
 
@@ -119,7 +129,8 @@ fn repairs_flushed_rules() {
 fn repairs_removed_rules_and_chains() {
     assert_repairs(
         "iptables -F; iptables -X; ip6tables -F; ip6tables -X",
-        &["chain tcptracker (ipv6) gone"],
+        NONE,
+        &["chain tcptracker (ipv6) was missing"],
     );
 }
 
@@ -128,7 +139,8 @@ fn repairs_after_iptables_restore() {
     assert_repairs(
         "printf '*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n\
          -A INPUT -i lo -j ACCEPT\nCOMMIT\n' | iptables-restore",
-        &["chain tcptracker (ipv4) gone"],
+        NONE,
+        &["chain tcptracker (ipv4) was missing"],
     );
 }
 
@@ -136,46 +148,50 @@ fn repairs_after_iptables_restore() {
 fn repairs_flushed_nft_ruleset() {
     assert_repairs(
         "nft flush ruleset",
-        &["chain tcptracker (ipv4) gone", "chain tcptracker (ipv6) gone"],
+        NONE,
+        &["chain tcptracker (ipv4) was missing", "chain tcptracker (ipv6) was missing"],
     );
 }
 
 #[test]
 fn repairs_removed_rule() {
-    assert_repairs("iptables -F tcptracker", &["rule (ipv4) gone"]);
+    assert_repairs("iptables -F tcptracker", NONE, &["rule (ipv4) was missing"]);
 }
 
 #[test]
 fn repairs_replaced_rule() {
     assert_repairs(
         "iptables -R tcptracker 1 -m comment --comment tcptracker@eth0 -j ACCEPT",
-        &["rule (ipv4) gone or changed"],
+        NONE,
+        &["rule (ipv4) was missing or changed"],
     );
 }
 
 #[test]
 fn repairs_removed_hook() {
-    assert_repairs("ip6tables -D INPUT -j tcptracker", &["hook INPUT (ipv6) gone"]);
+    assert_repairs("ip6tables -D INPUT -j tcptracker", NONE, &["hook INPUT (ipv6) was missing"]);
 }
 
 #[test]
 fn repairs_hook_below_another_rule() {
     assert_repairs(
         "iptables -I INPUT -p tcp -j ACCEPT; ip6tables -I INPUT -p tcp -j ACCEPT",
-        &["hook INPUT (ipv4) not the first rule"],
+        MAYBE,
+        &["hook INPUT (ipv4) was not the first rule"],
     );
 }
 
 #[test]
 fn repairs_flushed_set() {
-    assert_repairs("ipset flush tcptracker-eth0-v4", &["2 blocked (ipv4) missing"]);
+    assert_repairs("ipset flush tcptracker-eth0-v4", SOME, &["2 set members (ipv4) were missing"]);
 }
 
 #[test]
 fn repairs_destroyed_set() {
     assert_repairs(
         "iptables -F tcptracker; ipset destroy tcptracker-eth0-v4",
-        &["set (ipv4) gone", "rule (ipv4) gone"],
+        NONE,
+        &["set (ipv4) was missing", "rule (ipv4) was missing"],
     );
 }
 
@@ -184,7 +200,8 @@ fn repairs_set_of_wrong_type() {
     assert_repairs(
         "iptables -F tcptracker; ipset destroy tcptracker-eth0-v4; \
          ipset create tcptracker-eth0-v4 hash:ip",
-        &["set (ipv4) gone or of another kind"],
+        NONE,
+        &["set (ipv4) was missing or of another type"],
     );
 }
 
@@ -193,7 +210,8 @@ fn repairs_swapped_set() {
     assert_repairs(
         "ipset create other hash:net timeout 60 counters; ipset swap other tcptracker-eth0-v4; \
          ipset destroy other",
-        &["set (ipv4) gone or of another kind"],
+        NONE,
+        &["set (ipv4) was missing or of another type"],
     );
 }
 
@@ -201,7 +219,8 @@ fn repairs_swapped_set() {
 fn repairs_removed_and_unexpected_members() {
     assert_repairs(
         "ipset del tcptracker-eth0-v4 10.77.0.1; ipset add tcptracker-eth0-v4 10.77.0.3",
-        &["1 blocked (ipv4) missing and 1 not blocked there"],
+        SOME,
+        &["1 set member (ipv4) was missing, 1 was unexpected"],
     );
 }
 
@@ -210,7 +229,8 @@ fn repairs_member_turned_into_nomatch() {
     assert_repairs(
         "ipset del tcptracker-eth0-v4 10.77.0.1; \
          ipset add tcptracker-eth0-v4 10.77.0.1 nomatch timeout 3600",
-        &["1 blocked (ipv4) missing"],
+        SOME,
+        &["1 set member (ipv4) was missing"],
     );
 }
 
@@ -218,7 +238,8 @@ fn repairs_member_turned_into_nomatch() {
 fn repairs_shortened_member_timeout() {
     assert_repairs(
         "ipset add -exist tcptracker-eth0-v4 10.77.0.1 timeout 60",
-        &["1 blocked (ipv4) missing"],
+        SOME,
+        &["1 set member (ipv4) was missing"],
     );
 }
 
@@ -241,20 +262,26 @@ fn repairs_large_set() {
     let mut service = lab.start();
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     for (damage, found) in [
-        ("ipset del tcptracker-eth0-v4 10.77.0.1", "mended: 1 blocked (ipv4) missing"),
-        ("ipset flush tcptracker-eth0-v4", "mended: 20001 blocked (ipv4) missing"),
+        (
+            "ipset del tcptracker-eth0-v4 10.77.0.1",
+            "repaired firewall: 1 set member (ipv4) was missing",
+        ),
+        (
+            "ipset flush tcptracker-eth0-v4",
+            "repaired firewall: 20001 set members (ipv4) were missing",
+        ),
         (
             "ipset del tcptracker-eth0-v4 10.77.0.1; ipset add tcptracker-eth0-v4 10.77.0.3",
-            "mended: 1 blocked (ipv4) missing and 1 not blocked there",
+            "repaired firewall: 1 set member (ipv4) was missing, 1 was unexpected",
         ),
         (
             "ipset create other hash:net timeout 2147483 counters maxelem 524288; \
              ipset swap other tcptracker-eth0-v4; ipset destroy other",
-            "mended: 20001 blocked (ipv4) missing",
+            "repaired firewall: 20001 set members (ipv4) were missing",
         ),
         (
             "iptables -F tcptracker; ipset rename tcptracker-eth0-v4 other; ipset destroy other",
-            "mended: rule (ipv4) gone or changed, set (ipv4) gone",
+            "repaired firewall: rule (ipv4) was missing or changed, set (ipv4) was missing",
         ),
     ] {
         service.clear_log();
@@ -290,22 +317,23 @@ fn failed_repair_is_reported_and_retried() {
 
     std::fs::write(&broken, "").unwrap();
     shell(&lab.victim, "iptables -F INPUT");
-    service
-        .await_line("degraded: blocks are not enforced: hook INPUT (ipv4) gone; mending failed: ");
+    service.await_line(
+        "degraded: blocks are not enforced: hook INPUT (ipv4) was missing; repair failed: ",
+    );
     // Skip signals of the earlier blocks, which may arrive late.
     assert_eq!(signals.next_named("StateChanged").1[0], "degraded");
     lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
     assert_eq!(lab.bus.property("State").1, "degraded");
     let (code, body) = lab.victim.http_get(8081, "/health");
-    assert!(code == 503 && body.contains("hook INPUT (ipv4) gone"), "{code} {body}");
+    assert!(code == 503 && body.contains("hook INPUT (ipv4) was missing"), "{code} {body}");
     assert_eq!(lab.metric(r#"tcptracker_blocked{family="ipv4"}"#), 2);
     assert_eq!(lab.metric(r#"tcptracker_enforced{family="ipv4"}"#), 0);
     assert_eq!(lab.metric(r#"tcptracker_enforced{family="ipv6"}"#), 1);
-    assert_eq!(service.lines_with("mended: "), Vec::<String>::new());
+    assert_eq!(service.lines_with("repaired firewall: "), Vec::<String>::new());
 
     std::fs::remove_file(&broken).unwrap();
-    service.await_line("mended: hook INPUT (ipv4) gone");
-    service.await_line("enforcing: all is well again");
+    service.await_line("repaired firewall: hook INPUT (ipv4) was missing");
+    service.await_line("enforcing: no problems");
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     assert_eq!(lab.metric(r#"tcptracker_enforced{family="ipv4"}"#), 2);
     assert_eq!(service.stop().code(), Some(0));
@@ -320,8 +348,8 @@ fn repair_has_its_own_journal_entry() {
     shell(&lab.victim, "iptables -F INPUT");
     let entry = journal.next_with("MESSAGE_ID", REPAIRED);
     assert_eq!(entry["TCPTRACKER_INTERFACE"], "eth0");
-    assert_eq!(entry["TCPTRACKER_REASON"], "hook INPUT (ipv4) gone");
-    assert_eq!(entry["MESSAGE"], "mended: hook INPUT (ipv4) gone");
+    assert_eq!(entry["TCPTRACKER_REASON"], "hook INPUT (ipv4) was missing");
+    assert_eq!(entry["MESSAGE"], "repaired firewall: hook INPUT (ipv4) was missing");
     assert_eq!(service.stop().code(), Some(0));
 }
 
@@ -341,13 +369,13 @@ fn own_changes_do_not_trigger_repeated_checks() {
     let path = format!("{}:{}", shim.display(), std::env::var("PATH").unwrap());
     let mut service = Start::on("eth0").env("PATH", &path).begin(&lab).await_ready();
     shell(&lab.victim, "iptables -F INPUT");
-    service.await_line("mended: ");
+    service.await_line("repaired firewall: ");
     let checks = || std::fs::read_to_string(&log).unwrap().lines().count();
     // Blocks and expiries change no rule. Each is followed by at least one check of the sets.
     let before = checks();
     for number in 1..=3 {
         lab.bus.call("eth0", &["Block", "sts", "10.77.0.1", "1", "for a moment"]).ok();
-        service.await_lines("unblocked 10.77.0.1: its time was up", number);
+        service.await_lines("unblocked 10.77.0.1: expired", number);
     }
     assert!(checks() <= before + 1, "{} checks, {before} before the blocks", checks());
     assert_eq!(service.stop().code(), Some(0));

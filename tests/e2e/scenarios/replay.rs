@@ -217,7 +217,7 @@ fn compare_prints_one_column_per_threshold() {
     for source in [ATTACKER.to_string(), BYSTANDER.to_owned()] {
         let cells = found.each_ref().map(|scans| {
             let scan = scans.iter().find(|scan| scan["source"] == *source);
-            scan.map_or("-".to_owned(), |scan| format!("at its probe {}", scan["probe"]))
+            scan.map_or("-".to_owned(), |scan| format!("at probe {}", scan["probe"]))
         });
         expected.push_str(&format!("{source}\t{}\n", cells.join("\t")));
     }

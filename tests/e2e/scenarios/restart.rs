@@ -65,8 +65,8 @@ fn block_expires_on_time() {
     // Tolerance for the kernel's timer ticks.
     let held = begun.elapsed() + Duration::from_millis(50);
     assert!(held >= Duration::from_secs(3), "accepted after {held:?}");
-    service.await_line("unblocked 10.77.0.1: its time was up");
-    service.await_line("unblocked fd77::1: its time was up");
+    service.await_line("unblocked 10.77.0.1: expired");
+    service.await_line("unblocked fd77::1: expired");
     lab.attacker.assert_reaches(VICTIM_V6, OPEN_PORT);
     assert_eq!(lab.bus.list(), []);
     assert_eq!(lab.metric(r#"tcptracker_unblocks_total{cause="expired"}"#), 2);

@@ -66,11 +66,11 @@ fn fourth_port_blocks_and_unblock_ends_the_block() {
     assert_eq!(lab.bus.list(), []);
     assert_eq!(lab.metric(r#"tcptracker_unblocks_total{cause="manual"}"#), 1);
     assert_eq!(lab.metric(r#"tcptracker_blocked{family="ipv4"}"#), 0);
-    service.await_line(&format!("unblocked {ATTACKER}: by uid 0"));
+    service.await_line(&format!("unblocked {ATTACKER}: by root (uid 0)"));
 
     // During the grace time the next scan is reported and not blocked.
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
-    service.await_line(&format!("did not block {ATTACKER}: unblocked by hand"));
+    service.await_line(&format!("did not block {ATTACKER}: unblocked manually"));
     lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
 
     assert_eq!(service.stop().code(), Some(0));

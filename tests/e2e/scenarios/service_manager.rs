@@ -36,14 +36,19 @@ fn ready_is_sent_when_everything_works_and_stopping_at_the_stop() {
     }
 }
 
-/// A failed start must not send READY=1.
+/// A failed start must not send READY=1. `systemctl status` shows the error.
 #[test]
-fn failed_start_sends_no_notification() {
+fn failed_start_sends_only_its_error() {
     let lab = Lab::new();
     let mut service =
         Start::on("eth0").env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent/bus").begin(&lab);
     assert_eq!(service.await_end().code(), Some(1));
-    assert_eq!(service.notifications(), Vec::<String>::new());
+    let notifications = service.notifications();
+    assert_eq!(notifications.len(), 1, "{notifications:?}");
+    assert!(
+        notifications[0].starts_with("STATUS=cannot reach the system bus"),
+        "{notifications:?}"
+    );
 }
 
 /// A log without a reader blocks the journal thread. The other threads continue, and the service
@@ -54,6 +59,7 @@ fn watchdog_is_not_fed_while_a_thread_hangs() {
     let mut service = Start::on("eth0")
         .env("WATCHDOG_USEC", "3000000")
         .env("TCPTRACKER_LOG__RATE", "100000")
+        .env("TCPTRACKER_LOG__LEVEL", "debug")
         .with_unread_log()
         .begin(&lab)
         .await_ready();
@@ -77,7 +83,7 @@ fn watchdog_is_not_fed_while_a_thread_hangs() {
     assert_eq!(lab.metric(r#"tcptracker_blocks_total{cause="scan"}"#), 1);
 
     service.read_log();
-    service.await_line("no sign of life from: journal");
+    service.await_line("threads not responding: journal");
     await_feeds(&mut service, 2);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
@@ -100,16 +106,16 @@ fn hanging_thread_is_logged_once_and_shown_in_state_and_health() {
     std::fs::write(&hangs, "").unwrap();
     run(lab.victim.command("iptables").args(["-D", "INPUT", "-j", "tcptracker"])).ok();
 
-    service.await_line("degraded: no sign of life from: firewall");
+    service.await_line("degraded: threads not responding: firewall");
     let (code, body) = lab.victim.http_get(8081, "/health");
-    assert!(code == 503 && body.contains("no sign of life from: firewall"), "{code} {body}");
+    assert!(code == 503 && body.contains("threads not responding: firewall"), "{code} {body}");
     assert_eq!(lab.bus.property("State").1, "degraded");
     assert!(service.stops_notifying("WATCHDOG=1", Duration::from_secs(3)));
-    assert_eq!(service.lines_with("no sign of life").len(), 1);
+    assert_eq!(service.lines_with("threads not responding").len(), 1);
 
     std::fs::remove_file(&hangs).unwrap();
-    service.await_line("mended: hook INPUT (ipv4) gone");
-    service.await_line("enforcing: all is well again");
+    service.await_line("repaired firewall: hook INPUT (ipv4) was missing");
+    service.await_line("enforcing: no problems");
     assert_eq!(lab.victim.http_get(8081, "/health").0, 200);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();

@@ -70,8 +70,8 @@ fn missing_iptables_lock_is_reported() {
     };
     let mut service = after_boot("true").begin(&lab);
     service.await_line(
-        "tcptracker: the lock of iptables, /run/xtables.lock, cannot be opened; for user tcptracker: \
-         systemd-tmpfiles --create tcptracker.conf",
+        "tcptracker: cannot open the lock of iptables-legacy, /run/xtables.lock: permission denied; \
+         create it for user tcptracker: systemd-tmpfiles --create tcptracker.conf",
     );
     assert_eq!(service.await_end().code(), Some(FAILED));
     lab.assert_untouched();

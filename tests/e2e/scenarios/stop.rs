@@ -40,7 +40,7 @@ fn recovers_when_the_interface_returns() {
     service.await_line("degraded: eth0 is down; bring it up: ip link set eth0 up");
     assert_eq!(lab.victim.http_get(8081, "/health").0, 503);
     lab.victim.ip("link set eth0 up");
-    service.await_line("enforcing: all is well again");
+    service.await_line("enforcing: no problems");
 
     lab.victim.ip("link del eth0");
     service.await_line("degraded: interface eth0 is gone; waiting for it to come back");
@@ -48,7 +48,7 @@ fn recovers_when_the_interface_returns() {
     assert_eq!(lab.bus.property("State").1, "degraded");
 
     lab.reattach_eth0();
-    service.await_lines("enforcing: all is well again", 2);
+    service.await_lines("enforcing: no problems", 2);
     lab.attacker.nmap("-sS -p 1-4", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER} for 1h"));
     assert_eq!(service.stop().code(), Some(0));
@@ -69,7 +69,7 @@ fn starts_while_the_interface_is_down() {
     lab.cli("block 192.0.2.7").ok();
 
     lab.victim.ip("link set eth0 up");
-    service.await_line("enforcing: all is well again");
+    service.await_line("enforcing: no problems");
     lab.attacker.nmap("-sS -p 1-4", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER} for 1h"));
     assert_eq!(service.stop().code(), Some(0));

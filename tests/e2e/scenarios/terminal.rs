@@ -100,7 +100,7 @@ fn hanging_instance_does_not_delay_the_others() {
     assert_eq!((&rows[0]["interface"], &rows[0]["address"]), (&"eth0".into(), &"192.0.2.7".into()));
     assert_eq!(
         outcome.err,
-        "tcptracker: the service on eth1 has not answered for 10s; look at it: \
+        "tcptracker: no answer from the service on eth1 for 10 s; check it: \
          systemctl status tcptracker@eth1\n"
     );
     let outcome = lab.cli("unblock 192.0.2.7");
@@ -149,9 +149,9 @@ fn block_that_ends_on_another_day_shows_the_date() {
     let lab = Lab::new();
     let mut service = lab.start();
     let mut terminal = OnTerminal::begin(&lab, "watch");
-    terminal.await_words("watching eth0; Ctrl-C ends it");
+    terminal.await_words("watching eth0; press Ctrl-C to stop");
     lab.cli("block 192.0.2.1 --for 10d").ok();
-    terminal.await_words(": by hand");
+    terminal.await_words(": manual");
     let (_, until) = terminal.shown.split_once("192.0.2.1 until ").unwrap();
     let date: Vec<&str> = until.split([' ', ':', '-']).take(6).collect();
     assert!(date.iter().all(|number| number.parse::<u32>().is_ok()), "{until:?}");
@@ -202,7 +202,10 @@ fn large_capture_shows_progress() {
     let file = lab.path("small.pcap");
     std::fs::write(&file, as_pcap(&[probe(0)])).unwrap();
     let shown = OnTerminal::begin(&lab, &replay(&file.display().to_string())).end();
-    assert!(shown.starts_with(&format!("{}: 1 packets", file.display())), "{shown:?}");
+    assert!(
+        shown.starts_with(&format!("{}: 1 packet, 1 probe in 0.0 ms", file.display())),
+        "{shown:?}"
+    );
 }
 
 #[test]
@@ -217,7 +220,7 @@ fn restore_of_many_blocks_shows_progress() {
     // Ctrl-C.
     terminal.child.stdin.as_ref().unwrap().write_all(b"\x03").unwrap();
     let shown = terminal.end();
-    let progress = "blocking again whom the last run has blocked: ";
+    let progress = "restoring blocks: ";
     assert!(shown.contains(&format!("{CLEAR}{progress}0 of 25000")), "{shown:?}");
     let last = shown.rfind(progress).unwrap();
     assert!(shown[last..].contains(CLEAR), "the progress line was not cleared: {shown:?}");

@@ -14,6 +14,8 @@ use crate::namespace::{ANSWER_TIMEOUT, Namespace};
 use crate::recorder::{RecordedFrame, as_pcap};
 use crate::tools;
 
+const SHIPPED: &str = include_str!("../../../packaging/tcptracker.toml");
+
 /// Commands whose output depends on the machine.
 const NOT_COMPARED: [&str; 1] = ["tcptracker doctor | grep -v ^ok"];
 
@@ -145,7 +147,16 @@ impl Session<'_> {
 
     fn shell(&self, command: &str) -> std::process::Command {
         let command = command.replacen("tcptracker", BINARY, 1);
-        let line = format!("cd {}; {command}", self.lab.path("").display());
+        let directory = self.lab.path("");
+        let mut line = format!("cd {}; {command}", directory.display());
+        if command.contains(" why ") {
+            // `why` names a line of the shipped configuration file.
+            let etc = directory.join("etc/tcptracker");
+            std::fs::create_dir_all(&etc).unwrap();
+            std::fs::write(etc.join("tcptracker.toml"), SHIPPED).unwrap();
+            line = format!("unshare --mount sh -c 'mount --bind etc /etc; {command}'");
+            line = format!("cd {}; {line}", directory.display());
+        }
         let mut shell = self.lab.terminal("cols 80 -onlcr", &line);
         shell.env("NO_COLOR", "1").env("TZ", "UTC");
         shell

@@ -70,7 +70,10 @@ fn events_are_printed_across_a_restart() {
     let lab = Lab::new();
     let watcher = Watcher::begin(&lab, "watch --json");
     let waiting = watcher.next();
-    assert!(waiting.starts_with("tcptracker: not running yet; waiting"), "{waiting}");
+    assert!(
+        waiting.starts_with("tcptracker: waiting for the service: no instance is running; "),
+        "{waiting}"
+    );
     let mut service = lab.start();
     assert_eq!(watcher.next_event("running")["interface"], "eth0");
 
@@ -91,9 +94,22 @@ fn events_are_printed_across_a_restart() {
     watcher.next_event("running");
     lab.cli("block 192.0.2.1").ok();
     let blocked = watcher.next_event("blocked");
-    assert_eq!((&blocked["until"], &blocked["reason"]), (&Value::Null, &"by hand".into()));
+    assert_eq!((&blocked["until"], &blocked["reason"]), (&Value::Null, &"manual".into()));
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
+}
+
+/// A misspelled interface would be waited for without end.
+#[test]
+fn missing_interface_is_an_error() {
+    let lab = Lab::new();
+    let outcome = lab.cli("watch -i eth9");
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    let sentence = "tcptracker: there is no interface eth9 on this host; there are: eth0, lo\n";
+    assert_eq!(outcome.err, sentence);
+    // The interface exists, but no instance runs there yet.
+    let waiting = Watcher::begin(&lab, "watch -i eth0").next();
+    assert!(waiting.ends_with("start it: systemctl enable --now tcptracker@eth0"), "{waiting}");
 }
 
 #[test]
@@ -115,7 +131,7 @@ fn lines_name_the_interface_and_can_be_filtered_by_it() {
         }
         printed
             .iter()
-            .all(|printed| printed.contains("\teth1\tblocked\t192.0.2.1 until unblocked: by hand"))
+            .all(|printed| printed.contains("\teth1\tblocked\t192.0.2.1 until unblocked: manual"))
     });
     lab.cli("block 192.0.2.2 -i eth0").ok();
     lab.cli("block 192.0.2.3 -i eth1").ok();

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
-use crate::tools::{await_that, unix_now};
+use crate::lab::{ATTACKER, BINARY, Lab, OPEN_PORT, VICTIM};
+use crate::tools::{await_that, run, unix_now};
 
 #[test]
 fn why_reports_evidence_block_and_grace() {
@@ -68,7 +68,7 @@ fn why_reports_evidence_block_and_grace() {
     assert_eq!(why["exempt"]["data"], "10.77.0.2 is an address of this host");
     assert_eq!(why["blocked"]["data"], false);
     let unknown = lab.bus.call("eth0", &["Why", "s", "198.51.100.200"]);
-    assert!(unknown.err.contains("198.51.100.200 is not blocked"), "{unknown:?}");
+    assert!(unknown.err.contains("nothing is known about 198.51.100.200: "), "{unknown:?}");
     let error = |address: &str| lab.bus.error_of("Why", &format!("string:{address}"));
     assert_eq!(error("198.51.100.200"), "org.tcptracker.Tracker1.Error.NotBlocked");
     assert_eq!(error("198.51.100"), "org.tcptracker.Tracker1.Error.InvalidAddress");
@@ -87,4 +87,52 @@ fn why_reports_the_rule_counter_of_the_iptables_backend() {
     await_that("the rule's count is reported", || dropped() > 0);
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
+}
+
+/// Applies the instructions that `why` prints on a terminal to a file.
+#[track_caller]
+fn follow_instructions(shown: &str, file: &std::path::Path) {
+    let (_, instructions) =
+        shown.split_once("Never block it: ").unwrap_or_else(|| panic!("{shown}"));
+    let mut parts = instructions.lines();
+    let place = parts.next().unwrap();
+    let (place, what) = place.strip_prefix("in ").unwrap().split_once(", ").unwrap();
+    assert_eq!(place, "/etc/tcptracker/tcptracker.toml", "{shown}");
+    let text: Vec<&str> =
+        parts.take_while(|line| line.starts_with("  ")).map(|line| &line[2..]).collect();
+    let number: usize = what.split(' ').find_map(|word| word.parse().ok()).unwrap();
+    let before = std::fs::read_to_string(file).unwrap();
+    let mut lines: Vec<&str> = before.lines().collect();
+    assert!(what.starts_with("replace line ") && what.ends_with(" with"), "{shown}");
+    lines.splice(number - 1..number, text);
+    std::fs::write(file, lines.join("\n") + "\n").unwrap();
+}
+
+#[test]
+fn instructions_of_why_work_in_the_shipped_file() {
+    const SHIPPED: &str = include_str!("../../../packaging/tcptracker.toml");
+    let lab = Lab::new();
+    let mut service = lab.start();
+    // Programs in this mount namespace see a different /etc.
+    let etc = lab.path("etc");
+    std::fs::create_dir_all(etc.join("tcptracker")).unwrap();
+    let file = etc.join("tcptracker/tcptracker.toml");
+    std::fs::write(&file, SHIPPED).unwrap();
+    let with_etc = |command: &str| {
+        format!(
+            "unshare --mount sh -c 'mount --bind {} /etc; exec {BINARY} {command}'",
+            etc.display()
+        )
+    };
+    for address in ["203.0.113.66", "2001:db8::66"] {
+        lab.cli(&format!("block {address}")).ok();
+        let why = with_etc(&format!("why {address}"));
+        let shown = run(&mut lab.terminal("cols 200 -onlcr", &format!("NO_COLOR=1 {why}"))).ok();
+        assert!(shown.ends_with("and then:\n  sudo systemctl reload tcptracker@eth0\n"), "{shown}");
+        follow_instructions(&shown, &file);
+    }
+    let config = run(lab.victim.command("sh").args(["-c", &with_etc("config -i eth0")])).ok();
+    let networks = r#"exempt.networks = ["203.0.113.66", "2001:db8::66"]"#;
+    assert!(config.contains(networks), "{config}");
+    assert_eq!(service.stop().code(), Some(0));
 }

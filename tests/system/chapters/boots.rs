@@ -11,7 +11,7 @@ pub fn boot_waits_for_the_interface(site: &mut Site) {
     site.connect_down();
     site.machine.journal().await_words(UNIT, "degraded: eth0 is down");
     site.machine.network().ip("link set eth0 up");
-    site.machine.journal().await_words(UNIT, "enforcing: all is well again");
+    site.machine.journal().await_words(UNIT, "enforcing: no problems");
     site.assert_active(UNIT);
     assert_eq!(site.blocked("eth0"), [SCANNER.to_string()]);
     site.assert_shut_out();

@@ -1,7 +1,7 @@
-//! Backend `ipset`: a kernel set per family, and one rule that matches it.
+//! Back end `ipset`: a kernel set per family, and one rule that matches it.
 //!
-//! Owns the names of the sets and the order in which sets and rules come and go: a rule needs its
-//! set, a set cannot go before its rule. What a set holds is looked at in `members.rs`.
+//! Owns the names of the sets and the order of changes: a rule needs its set, and a set cannot be
+//! removed before its rule. `members.rs` compares what a set holds with what it should hold.
 
 pub mod members;
 pub mod netlink;
@@ -11,66 +11,65 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::block::backend::ipset::members::Look;
+use crate::block::backend::ipset::members::Schedule;
 use crate::block::backend::ipset::netlink::{
-    AT_ONCE, CAPACITY, Element, Ipset, IpsetError, LONGEST_TIMEOUT,
+    AT_ONCE, CAPACITY, Element, IpsetError, KernelSet, LONGEST_TIMEOUT,
 };
-use crate::block::backend::rules::Rules;
+use crate::block::backend::rules::{Rules, families};
 use crate::block::backend::{Backend, FirewallError};
 use crate::block::reconcile::{DesiredState, Fault};
 use crate::config::FirewallConfig;
 use crate::config::values::Established;
-use crate::types::ifname::IfName;
-use crate::types::network::Family;
+use crate::types::{Family, IfName};
 
-/// The kernel's sets and the rules that use them.
+/// The sets and rules of an instance.
 pub struct IpsetBackend {
-    ipset: Ipset,
-    rules: Rules,
-    sets: Vec<Set>,
+    /// One for each of [`families`].
+    sides: Vec<Side>,
 }
 
-/// The set of one family, and what was last seen of it and its rule.
-struct Set {
-    family: Family,
-    name: String,
-    look: Look,
-    /// What is wrong with the rules; they are looked at only when they have changed.
+/// The set and the rule of one family.
+struct Side {
+    set: KernelSet,
+    rules: Rules,
+    schedule: Schedule,
+    /// What was wrong with the rules when they were last inspected.
     rule_faults: Vec<Fault>,
-    /// Networks that are blocked in fact.
+    /// How many networks are blocked in fact.
     enforced: u32,
-    /// Somebody was to be blocked at the last look.
+    /// At the last check there were networks to block.
     was_used: bool,
 }
 
 impl IpsetBackend {
-    /// Connects to the kernel; changes nothing yet.
+    /// Connects to the kernel. Changes nothing.
     pub fn connect(
         interface: &IfName,
         config: &FirewallConfig,
         established: Established,
     ) -> Result<Self, FirewallError> {
-        let ipset = Ipset::connect()?;
-        let matching = |family| format!("-m set --match-set {} src ", set_name(interface, family));
-        let rules = Rules::find(interface, config, established, matching)?;
-        let set = |family| Set {
-            family,
-            name: set_name(interface, family),
-            look: Look::default(),
-            rule_faults: Vec::new(),
-            enforced: 0,
-            was_used: true,
-        };
-        let sets = rules.families().into_iter().map(set).collect();
-        Ok(Self { ipset, rules, sets })
+        let mut sides = Vec::new();
+        for family in families() {
+            let name = set_name(interface, family);
+            let matches = format!("-m set --match-set {name} src ");
+            sides.push(Side {
+                set: KernelSet::connect(name, family)?,
+                rules: Rules::find(interface, family, config, established, &matches)?,
+                schedule: Schedule::default(),
+                rule_faults: Vec::new(),
+                enforced: 0,
+                was_used: true,
+            });
+        }
+        Ok(Self { sides })
     }
 
-    fn set(&self, family: Family) -> Option<&Set> {
-        self.sets.iter().find(|set| set.family == family)
+    fn side(&mut self, network: IpNet) -> Option<&mut Side> {
+        self.sides.get_mut(Family::of(network) as usize)
     }
 }
 
-/// The set of an instance for a family. At most 29 of the 31 bytes a set's name may have.
+/// The name of an instance's set. At most 29 of the 31 bytes that a name may have.
 pub fn set_name(interface: &IfName, family: Family) -> String {
     let version = match family {
         Family::V4 => "v4",
@@ -79,18 +78,62 @@ pub fn set_name(interface: &IfName, family: Family) -> String {
     format!("tcptracker-{interface}-{version}")
 }
 
-impl Set {
-    /// Makes the set where it is not; one of another kind is made anew.
-    fn put_up(&self, ipset: &mut Ipset, rules: &mut Rules) -> Result<(), FirewallError> {
-        match ipset.create(&self.name, self.family) {
-            // Another version of the service made it otherwise, or somebody has.
+impl Side {
+    fn ensure_set(&mut self) -> Result<(), FirewallError> {
+        match self.set.create() {
+            // Another version of tcptracker or another program has made it with other options.
             Err(IpsetError::Foreign(_)) => {
-                rules.take_down(self.family)?;
-                ipset.destroy(&self.name)?;
-                Ok(ipset.create(&self.name, self.family)?)
+                self.rules.remove()?;
+                self.set.destroy()?;
+                Ok(self.set.create()?)
             }
             result => Ok(result?),
         }
+    }
+
+    fn ensure_rule(&mut self) -> Result<(), FirewallError> {
+        self.rules.ensure(&BTreeSet::from([None]))
+    }
+
+    /// Returns the elements that a crashed instance has left, or `None` if there is no set.
+    fn left_over(&mut self) -> Result<Option<Vec<Element>>, FirewallError> {
+        let mut elements = Vec::new();
+        match self.set.for_each(|element| elements.push(element)) {
+            Err(IpsetError::Missing(_)) => return Ok(None),
+            result => result?,
+        }
+        let found = self.rules.inspect()?;
+        if found.sources.is_empty() && found.unexpected == 0 {
+            // The rule for this set is in the other variant of iptables. If it cannot be removed, it does
+            // no harm before the stop, which reports why the set cannot be removed.
+            let _ = self.rules.remove_from_other_variant();
+        }
+        Ok(Some(elements))
+    }
+
+    fn remove(&mut self) -> Result<(), FirewallError> {
+        self.rules.remove()?;
+        Ok(self.set.destroy()?)
+    }
+
+    fn check(&mut self, desired: &DesiredState<'_>) -> Result<Vec<Fault>, FirewallError> {
+        let family = self.set.family();
+        if let Some(found) = self.rules.inspect_if_changed(desired.now())? {
+            self.rule_faults = found.faults;
+            let has_rule = found.unexpected == 0 && found.sources == BTreeSet::from([None]);
+            if !has_rule && !self.rule_faults.contains(&Fault::Chain(family)) {
+                self.rule_faults.push(Fault::Rule(family));
+            }
+        }
+        // Without blocks nothing is dropped, but the packets of the last block still have to be counted.
+        let is_used = desired.count(family) > 0;
+        if std::mem::replace(&mut self.was_used, is_used) || is_used {
+            self.rules.update_totals()?;
+        }
+        let (held, fault) = members::check(&mut self.set, &mut self.schedule, desired)?;
+        let is_broken = self.rule_faults.iter().any(Fault::breaks_all);
+        self.enforced = if is_broken { 0 } else { held };
+        Ok(self.rule_faults.iter().cloned().chain(fault).collect())
     }
 }
 
@@ -101,62 +144,44 @@ impl Backend for IpsetBackend {
 
     fn install(&mut self) -> Result<Option<Vec<Element>>, FirewallError> {
         let mut found: Option<Vec<Element>> = None;
-        for set in &self.sets {
-            let mut elements = Vec::new();
-            match self.ipset.each_element(&set.name, set.family, |element| elements.push(element)) {
-                Ok(()) => {
-                    found.get_or_insert_default().append(&mut elements);
-                    let look = self.rules.look(set.family)?;
-                    if look.fitting.is_empty() && look.misfits == 0 {
-                        // The set without its rule. Should that be there and not go, it does no harm
-                        // before the stop, which tells why the set cannot go.
-                        let _ = self.rules.take_down_other_kind(set.family);
-                    }
-                }
-                Err(IpsetError::Missing(_)) => {}
-                Err(error) => return Err(error.into()),
+        for side in &mut self.sides {
+            if let Some(elements) = side.left_over()? {
+                found.get_or_insert_default().extend(elements);
             }
-            set.put_up(&mut self.ipset, &mut self.rules)?;
-            self.rules.put_up(set.family, &BTreeSet::from([None]))?;
+            side.ensure_set()?;
+            side.ensure_rule()?;
         }
         Ok(found)
     }
 
     fn block(&mut self, network: IpNet, duration: Duration) -> Result<(), FirewallError> {
-        let family = Family::of(network);
-        let set = self.sets.iter().find(|set| set.family == family);
-        let set = set.ok_or(FirewallError::NoIpv6)?;
-        Ok(self.ipset.add(&set.name, network, duration)?)
+        let side = self.side(network).ok_or(FirewallError::NoIpv6)?;
+        Ok(side.set.add(network, duration)?)
     }
 
     fn block_all(&mut self, networks: &[(IpNet, Duration)]) -> Vec<(IpNet, FirewallError)> {
         let mut refused = Vec::new();
-        for set in &self.sets {
-            let is_of_family =
-                |(network, _): &&(IpNet, Duration)| Family::of(*network) == set.family;
+        for family in Family::ALL {
+            let is_of_family = |(network, _): &&(IpNet, Duration)| Family::of(*network) == family;
             let of_family: Vec<_> = networks.iter().filter(is_of_family).copied().collect();
             for some in of_family.chunks(AT_ONCE) {
-                if self.ipset.add_all(&set.name, some).is_err() {
-                    // One after the other, to see which of them it is.
-                    for (network, duration) in some {
-                        if let Err(error) = self.ipset.add(&set.name, *network, *duration) {
-                            refused.push((*network, error.into()));
-                        }
-                    }
+                let side = self.side(some[0].0);
+                if side.is_none_or(|side| side.set.add_all(some).is_err()) {
+                    // One by one, to see which of them the kernel refuses.
+                    let block = |(network, duration): &(IpNet, Duration)| {
+                        self.block(*network, *duration).err().map(|error| (*network, error))
+                    };
+                    refused.extend(some.iter().filter_map(block));
                 }
             }
         }
-        let is_spoken = |family: Family| self.sets.iter().any(|set| set.family == family);
-        let unspoken = networks.iter().filter(|(network, _)| !is_spoken(Family::of(*network)));
-        refused.extend(unspoken.map(|(network, _)| (*network, FirewallError::NoIpv6)));
         refused
     }
 
     fn unblock(&mut self, network: IpNet) -> Result<(), FirewallError> {
-        let set = self.sets.iter().find(|set| set.family == Family::of(network));
-        let Some(set) = set else { return Ok(()) };
-        match self.ipset.delete(&set.name, network) {
-            // Without its set nobody is blocked.
+        let Some(side) = self.side(network) else { return Ok(()) };
+        match side.set.delete(network) {
+            // Without its set nothing is blocked.
             Ok(_) | Err(IpsetError::Missing(_)) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -164,55 +189,36 @@ impl Backend for IpsetBackend {
 
     fn check(&mut self, desired: &DesiredState<'_>) -> Result<Vec<Fault>, FirewallError> {
         let mut faults = Vec::new();
-        for set in &mut self.sets {
-            let family = set.family;
-            if let Some(look) = self.rules.look_if_changed(family, desired.now())? {
-                set.rule_faults = look.faults;
-                let chain_gone = set.rule_faults.contains(&Fault::Chain(family));
-                if !chain_gone && (look.fitting.len() != 1 || look.misfits != 0) {
-                    set.rule_faults.push(Fault::Rule(family));
-                }
-            }
-            // Without blocks nothing is dropped; with the last one its packets are still to be read.
-            let is_used = desired.count(family) > 0;
-            if std::mem::replace(&mut set.was_used, is_used) || is_used {
-                self.rules.count(family)?;
-            }
-            let (held, fault) =
-                members::check(&mut self.ipset, &set.name, &mut set.look, family, desired)?;
-            let broken = set.rule_faults.iter().any(Fault::breaks_all);
-            set.enforced = if broken { 0 } else { held };
-            faults.extend(set.rule_faults.iter().cloned());
-            faults.extend(fault);
+        for side in &mut self.sides {
+            faults.extend(side.check(desired)?);
         }
         Ok(faults)
     }
 
     fn repair(&mut self, desired: &DesiredState<'_>) -> Result<(), FirewallError> {
-        for set in &mut self.sets {
-            set.put_up(&mut self.ipset, &mut self.rules)?;
-            members::repair(&mut self.ipset, &set.name, set.family, desired)?;
-            set.look = Look::default();
-            // Packets come only when all stands.
-            self.rules.put_up(set.family, &BTreeSet::from([None]))?;
+        for side in &mut self.sides {
+            side.ensure_set()?;
+            members::repair(&mut side.set, desired)?;
+            side.schedule = Schedule::default();
+            // The rule and the hooks come last: packets must find the set complete.
+            side.ensure_rule()?;
         }
         Ok(())
     }
 
     fn enforced(&self, family: Family) -> u32 {
-        self.set(family).map_or(0, |set| set.enforced)
+        self.sides.get(family as usize).map_or(0, |side| side.enforced)
     }
 
     fn dropped(&self, family: Family) -> u64 {
-        self.rules.matched(family)
+        self.sides.get(family as usize).map_or(0, |side| side.rules.matched())
     }
 
     fn dropped_from(&mut self, network: IpNet) -> Result<u64, FirewallError> {
-        let family = Family::of(network);
-        let Some(set) = self.sets.iter().find(|set| set.family == family) else { return Ok(0) };
+        let Some(side) = self.side(network) else { return Ok(0) };
         let mut packets = 0;
-        // There is no way to ask for one alone.
-        self.ipset.each_element(&set.name, family, |element| {
+        // The kernel cannot list a single element.
+        side.set.for_each(|element| {
             if element.network == network {
                 packets = element.packets;
             }
@@ -229,12 +235,10 @@ impl Backend for IpsetBackend {
     }
 
     fn remove(&mut self) -> Result<(), FirewallError> {
-        // What cannot be taken down does not keep the rest up.
+        // A family that cannot be removed must not keep the other one.
         let mut outcome = Ok(());
-        for set in &self.sets {
-            let left = self.rules.take_down(set.family);
-            let gone = left.and_then(|()| Ok(self.ipset.destroy(&set.name)?));
-            outcome = outcome.and(gone);
+        for side in &mut self.sides {
+            outcome = outcome.and(side.remove());
         }
         outcome
     }

@@ -1,9 +1,9 @@
-//! Who is no scanner, and who is one all the same.
+//! Honest clients that look like scanners, and scanners that look like honest clients.
 
 use super::*;
 
 #[test]
-fn a_late_answer_takes_back_what_was_held_against_its_client() {
+fn late_reply_undoes_the_failure() {
     let mut wire = Wire::new();
     for port in 1..=12 {
         let from = wire.syn("192.0.2.1", SERVER, port);
@@ -14,7 +14,7 @@ fn a_late_answer_takes_back_what_was_held_against_its_client() {
 }
 
 #[test]
-fn a_service_that_is_down_makes_no_scanners_of_its_clients() {
+fn clients_of_a_stopped_service_are_no_scanners() {
     let mut wire = Wire::new();
     for port in [25, 110, 143, 465, 587, 993, 995] {
         wire.visit("192.0.2.1", SERVER, port);
@@ -28,9 +28,9 @@ fn a_service_that_is_down_makes_no_scanners_of_its_clients() {
 }
 
 #[test]
-fn users_behind_one_address_may_err_but_hide_no_scanner() {
+fn failures_of_many_users_behind_one_address_are_excused() {
     let mut wire = Wire::new();
-    // 60 users, three in a hundred connections to ports of which nobody knows.
+    // 60 users. Three in a hundred connections are to unknown ports.
     for number in 0..600u16 {
         if number % 33 == 20 {
             wire.refused("192.0.2.1", SERVER, 20_000 + number);
@@ -42,9 +42,9 @@ fn users_behind_one_address_may_err_but_hide_no_scanner() {
     assert_eq!(wire.scanners(), Vec::<String>::new());
 }
 
-/// It was busy before it was watched: some have erred before a connection is over.
+/// The network was busy before the capture began. Some connections fail before others end.
 #[test]
-fn a_large_network_errs_from_the_first_second() {
+fn failures_of_a_large_network_are_excused_from_the_first_second() {
     for (dropped, expected) in [(false, vec![]), (true, vec!["192.0.2.1"])] {
         let mut wire = Wire::new();
         for number in 0..100u16 {
@@ -63,9 +63,9 @@ fn a_large_network_errs_from_the_first_second() {
     }
 }
 
-/// Programs behind one address go on trying what has never been there, beside their work.
+/// Programs behind one address retry ports that were never open, besides their successful connections.
 #[test]
-fn dead_ports_are_tried_over_and_over() {
+fn retries_of_dead_ports_are_excused() {
     let mut wire = Wire::new();
     for number in 0..3600u16 {
         for _ in 0..20 {
@@ -79,9 +79,9 @@ fn dead_ports_are_tried_over_and_over() {
     assert_eq!(wire.scanners(), Vec::<String>::new());
 }
 
-/// Connections on which nothing is said: a monitoring host's, or such as are made to be forgiven.
+/// Connections without data are those of a monitoring host, or serve to earn credit.
 #[test]
-fn nobody_is_forgiven_for_saying_nothing_over_and_over() {
+fn repeated_connections_without_data_earn_no_credit() {
     for (ports, expected) in [(20, vec![]), (1, vec!["192.0.2.1"])] {
         let mut wire = Wire::new();
         for number in 0..200 {
@@ -100,7 +100,7 @@ fn nobody_is_forgiven_for_saying_nothing_over_and_over() {
 }
 
 #[test]
-fn a_large_network_errs_for_hours() {
+fn failures_of_a_large_network_are_excused_for_hours() {
     let mut wire = Wire::new();
     for number in 0..7200u16 {
         wire.pass(1000);
@@ -113,10 +113,10 @@ fn a_large_network_errs_for_hours() {
     assert_eq!(wire.scanners(), Vec::<String>::new());
 }
 
-/// Among a hundred honest connections a second of the same source: a SYN scanner gets nowhere, and whoever
-/// makes whole connections no further than an hour's forgiveness.
+/// The source makes a hundred honest connections a second. A SYN scanner earns no credit among them. A scanner
+/// with complete connections reaches only as many ports as are excused per hour.
 #[test]
-fn nobody_hides_among_the_connections_of_others_for_long() {
+fn scanner_cannot_hide_among_honest_connections_for_long() {
     for (crafted, tries_a_second, at_most) in [(true, 1, 4), (false, 20, 50), (false, 2, 520)] {
         let mut wire = Wire::new();
         let mut tried = 0;
@@ -141,17 +141,17 @@ fn nobody_hides_among_the_connections_of_others_for_long() {
 }
 
 #[test]
-fn a_restart_makes_no_scanners_of_those_who_try_again() {
+fn clients_that_retry_after_a_restart_are_no_scanners() {
     let mut wire = Wire::of_the_server();
     wire.listen(&[25, 80, 143, 587, 993]);
-    // One dead port that was never open, tried over and over.
+    // A dead port that was never open.
     for round in 0..10 {
         for client in 1..=200 {
             wire.refused(&format!("203.0.113.{client}"), SERVER, 8443);
         }
         wire.live(2 + round);
     }
-    // Everything is stopped: nobody has connected to it within sight.
+    // All services stop. The capture shows no connection to them.
     wire.listen(&[]);
     for client in 1..=200 {
         for port in [25, 143, 587, 993] {
@@ -161,13 +161,13 @@ fn a_restart_makes_no_scanners_of_those_who_try_again() {
     assert_eq!(wire.scanners(), Vec::<String>::new());
 }
 
-/// It does as a connect scan, again and again.
+/// A load balancer behaves like a connect scan, but repeatedly.
 #[test]
-fn a_load_balancer_with_a_dead_service_is_no_scanner() {
+fn load_balancer_with_a_dead_service_is_no_scanner() {
     for seconds in [2, 10, 30] {
         let mut wire = Wire::new();
         for _ in 0..100 {
-            (0..8).for_each(|port| wire.sound("192.0.2.1", SERVER, 8080 + port));
+            (0..8).for_each(|port| wire.connect_without_data("192.0.2.1", SERVER, 8080 + port));
             (0..2).for_each(|port| wire.refused("192.0.2.1", SERVER, 9000 + port));
             wire.live(seconds);
         }
@@ -176,12 +176,12 @@ fn a_load_balancer_with_a_dead_service_is_no_scanner() {
 }
 
 #[test]
-fn files_by_the_hundred_are_not_even_reported() {
+fn hundreds_of_ftp_transfers_are_not_reported() {
     let mut wire = Wire::new();
     for number in 0..1000u16 {
         let (from, port) = (wire.syn("192.0.2.1", SERVER, 20_000 + number), 20_000 + number);
         wire.send((SERVER, port), ("192.0.2.1", from), SegmentKind::SynAck, 0);
-        // Fetched, or brought.
+        // A download or an upload.
         if number % 2 == 0 {
             wire.send((SERVER, port), ("192.0.2.1", from), SegmentKind::FinAck, 99);
             wire.send(("192.0.2.1", from), (SERVER, port), SegmentKind::FinAck, 8);
@@ -193,9 +193,9 @@ fn files_by_the_hundred_are_not_even_reported() {
     assert_eq!(wire.found, []);
 }
 
-/// A browser tries IPv6 first, where nobody listens.
+/// A browser tries IPv6 first, on which no service listens.
 #[test]
-fn a_host_open_by_one_of_its_addresses_is_open() {
+fn port_open_on_one_address_is_open_on_all() {
     let mut wire = Wire::of_the_server();
     wire.host = Host::with_addresses(
         [SERVER, "2001:db8::1"].map(|a| IpNet::from(a.parse::<IpAddr>().unwrap())),
@@ -211,29 +211,29 @@ fn a_host_open_by_one_of_its_addresses_is_open() {
     assert_eq!(wire.scanners(), ["2001:db8:9::"]);
 }
 
-/// It looks once a minute, and goes as soon as it is greeted.
+/// The monitoring host connects once a minute and leaves when the server sends its greeting.
 #[test]
-fn a_monitoring_host_that_leaves_greetings_unread_is_no_scanner() {
-    for (heard, expected) in [(12, 0), (1, 1)] {
-        let mut wire = Wire { heard, ..Wire::new() };
-        (0..8).for_each(|port| wire.sound("192.0.2.1", SERVER, 21 + port));
+fn monitoring_host_that_receives_greetings_is_no_scanner() {
+    for (acknowledged, expected) in [(12, 0), (1, 1)] {
+        let mut wire = Wire { acknowledged, ..Wire::new() };
+        (0..8).for_each(|port| wire.connect_without_data("192.0.2.1", SERVER, 21 + port));
         (0..2).for_each(|port| wire.refused("192.0.2.1", SERVER, 3306 + port));
         wire.live(60);
-        assert_eq!(wire.scanners().len(), expected, "heard {} bytes", heard - 1);
+        assert_eq!(wire.scanners().len(), expected, "received {} bytes", acknowledged - 1);
     }
 }
 
-/// Of those a mail server sends to one in four is gone. Somebody who finds nobody else, or the same one over and
-/// over, is none.
+/// One in four hosts of a mail server is gone. A source that finds no live host, or only the same one, is a
+/// scanner.
 #[test]
-fn whoever_finds_most_hosts_alive_does_not_sweep() {
+fn source_that_finds_most_hosts_alive_is_no_sweep() {
     for (alive, expected) in [(400, vec![]), (1, vec![ScanKind::Sweep]), (0, vec![ScanKind::Sweep])]
     {
         let mut wire = Wire::new();
         for number in 0..400 {
             let host = |number: u32| format!("198.51.{}.{}", 100 + number / 250, number % 250);
             if number % 4 == 0 {
-                // Each is tried again later.
+                // Each dead host is retried later.
                 for earlier in [0, 16, 32, 64] {
                     wire.refused("192.0.2.1", &host(number - number.min(earlier)), 25);
                 }
@@ -247,9 +247,9 @@ fn whoever_finds_most_hosts_alive_does_not_sweep() {
     }
 }
 
-/// The first question, or its answer, is lost on the way: the client asks again, and is answered again.
+/// The first SYN or its reply is lost: the client repeats the SYN, and the server replies again.
 #[test]
-fn a_client_that_asks_again_leaves_nothing_half_open() {
+fn client_that_repeats_its_syn_is_not_half_open() {
     let mut wire = Wire::new();
     for port in 1..=10 {
         let from = wire.syn("192.0.2.1", SERVER, port);
@@ -261,9 +261,9 @@ fn a_client_that_asks_again_leaves_nothing_half_open() {
     assert_eq!(wire.found, []);
 }
 
-/// Ports of this host's that are forwarded to another, 30 ms away. The first answer tells.
+/// Ports of this host are forwarded to another host, 30 ms away. The first reply shows that.
 #[test]
-fn ports_forwarded_to_somewhere_far_are_open() {
+fn ports_forwarded_to_a_distant_host_are_open() {
     let mut wire = Wire::of_the_server();
     let ask = |wire: &mut Wire, ports: std::ops::Range<u16>| {
         let asked: Vec<_> = ports.map(|p| (wire.syn("192.0.2.1", SERVER, p), p)).collect();

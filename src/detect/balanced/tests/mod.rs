@@ -1,28 +1,41 @@
-//! The rules, on a wire of one's own; honest clients and what cannot be seen in files of their own.
+//! Tests of the rules on a simulated wire. Honest clients and missing replies have files of their own.
 
 pub mod honest;
 pub mod unseen;
 
-use super::*;
-use crate::types::clock::Moment;
-use crate::types::rule::Rule;
-use crate::types::scan::ScanKind;
-use crate::types::segment::Outcome;
+use std::net::IpAddr;
 use std::time::Duration;
+
+use super::*;
+use crate::detect::balanced::thresholds::CONNECT_SCAN_CHECKS;
+use crate::types::{Outcome, Port, Rule, ScanKind};
 
 const SERVER: &str = "198.51.100.1";
 
-/// A detector and what it has found, on a wire on which one can do things.
+/// Keeps what the detector finds.
+struct Found<'a>(&'a mut Vec<Scan>);
+
+impl Observer for Found<'_> {
+    fn segments(&mut self, _: &[Segment]) {}
+
+    fn scan(&mut self, scan: Arc<Scan>) -> bool {
+        self.0.push(Arc::unwrap_or_clone(scan));
+        true
+    }
+}
+
+/// A detector, what it has found, and a wire with methods to send segments.
 struct Wire {
     detector: BalancedDetector,
     found: Vec<Scan>,
     host: Host,
     now: Moment,
     next_port: u16,
-    /// Clients are programs that make up their SYNs.
+    /// Clients craft their SYNs.
     crafted: bool,
-    /// What clients acknowledge: answers have the number 0, and are heard alone.
-    heard: u8,
+    /// The acknowledgement number of clients. Replies have the sequence number 0, so 1 means that the client has
+    /// received no data.
+    acknowledged: u8,
 }
 
 impl Wire {
@@ -34,11 +47,11 @@ impl Wire {
             now: Moment::from_nanos(1_000_000_000_000),
             next_port: 1024,
             crafted: false,
-            heard: 1,
+            acknowledged: 1,
         }
     }
 
-    /// A wire of the server itself, which listens on port 80.
+    /// A wire of the server, which listens on port 80.
     fn of_the_server() -> Self {
         let mut wire = Self::new();
         wire.host = Host::with_addresses([IpNet::from(SERVER.parse::<IpAddr>().unwrap())]);
@@ -46,22 +59,21 @@ impl Wire {
         wire
     }
 
-    /// The server listens on these ports from now on.
     fn listen(&mut self, ports: &[u16]) {
         let mut listening = Listening::default();
         for port in ports {
             listening.insert(*port);
         }
-        self.detector.listens_on(Arc::new(listening));
+        self.detector.set_listening(&Arc::new(listening));
     }
 
-    /// Time goes by as on a busy wire.
+    /// Lets time pass in small steps, as on a busy wire.
     fn live(&mut self, seconds: u64) {
         (0..seconds).for_each(|_| self.pass(1000));
     }
 
-    /// A connection that is dropped at once, as a connect scan's.
-    fn sound(&mut self, client: &str, server: &str, port: u16) {
+    /// A connection without data, as a connect scan makes it.
+    fn connect_without_data(&mut self, client: &str, server: &str, port: u16) {
         let from = self.syn(client, server, port);
         self.send((server, port), (client, from), SegmentKind::SynAck, 0);
         self.send((client, from), (server, port), SegmentKind::ResetAck, 8);
@@ -69,7 +81,7 @@ impl Wire {
 
     fn pass(&mut self, millis: u64) {
         self.now = self.now + Duration::from_millis(millis);
-        self.detector.pass_time(self.now, &self.host, &mut self.found);
+        self.detector.pass_time(self.now, &self.host, &mut Found(&mut self.found));
     }
 
     fn send(&mut self, from: (&str, u16), to: (&str, u16), kind: SegmentKind, sequence: u8) {
@@ -81,13 +93,13 @@ impl Wire {
             port: Port(to.1),
             kind,
             sequence,
-            acknowledged: self.heard,
+            acknowledged: self.acknowledged,
             crafted: self.crafted,
         };
-        self.detector.observe(&segment, &self.host, &mut self.found);
+        self.detector.observe(&[segment], &self.host, &mut Found(&mut self.found));
     }
 
-    /// Begins a connection; returns the client's port.
+    /// Sends a SYN. Returns the client's port.
     fn syn(&mut self, client: &str, server: &str, port: u16) -> u16 {
         self.next_port = self.next_port.checked_add(1).unwrap_or(1024);
         self.send((client, self.next_port), (server, port), SegmentKind::Syn, 7);
@@ -99,7 +111,7 @@ impl Wire {
         self.send((server, port), (client, from), SegmentKind::ResetAck, 0);
     }
 
-    /// A connection as honest clients have it.
+    /// A connection of an honest client.
     fn visit(&mut self, client: &str, server: &str, port: u16) {
         let from = self.syn(client, server, port);
         self.send((server, port), (client, from), SegmentKind::SynAck, 0);
@@ -119,7 +131,7 @@ impl Wire {
 }
 
 #[test]
-fn the_fourth_refused_port_is_a_scan_with_its_evidence() {
+fn fourth_refused_port_is_a_scan_with_evidence() {
     let mut wire = Wire::new();
     for port in [22, 23, 23, 24] {
         wire.refused("192.0.2.1", SERVER, port);
@@ -133,7 +145,7 @@ fn the_fourth_refused_port_is_a_scan_with_its_evidence() {
 }
 
 #[test]
-fn what_is_answered_never_counts_and_what_stays_unanswered_does_after_a_second() {
+fn answered_port_never_counts_and_unanswered_port_counts_after_a_second() {
     let mut wire = Wire::new();
     for port in 1000..1050 {
         wire.visit("192.0.2.1", SERVER, port);
@@ -148,7 +160,7 @@ fn what_is_answered_never_counts_and_what_stays_unanswered_does_after_a_second()
 }
 
 #[test]
-fn half_open_is_seen_with_and_without_the_scanners_reset() {
+fn half_open_scan_is_detected_with_and_without_reset() {
     let mut wire = Wire::new();
     for port in 1..=4 {
         let from = wire.syn("192.0.2.1", SERVER, port);
@@ -166,12 +178,16 @@ fn half_open_is_seen_with_and_without_the_scanners_reset() {
     for (port, from) in from {
         wire.send((SERVER, port), ("192.0.2.2", from), SegmentKind::SynAck, 0);
     }
-    assert_eq!(wire.scanners(), ["192.0.2.2"], "the server has asked again, the client has not");
+    assert_eq!(
+        wire.scanners(),
+        ["192.0.2.2"],
+        "the server has repeated its reply, and the client is silent"
+    );
 }
 
-/// Each packet is seen twice: where it comes in, and where it goes out.
+/// The capture shows each packet twice, when it enters and when it leaves.
 #[test]
-fn half_open_is_seen_in_copies() {
+fn half_open_scan_is_detected_with_copied_packets() {
     let mut wire = Wire::new();
     let from = [1, 2, 3, 4].map(|port| {
         let from = wire.syn("192.0.2.1", SERVER, port);
@@ -188,7 +204,7 @@ fn half_open_is_seen_in_copies() {
 }
 
 #[test]
-fn slow_scans_are_found_by_the_longer_windows() {
+fn longer_windows_detect_slow_scans() {
     for (pause, at_most) in [(20, 5), (60, 5), (300, 5), (3 * 3600 - 600, 8)] {
         let mut wire = Wire::new();
         let mut probes = 0;
@@ -202,7 +218,7 @@ fn slow_scans_are_found_by_the_longer_windows() {
 }
 
 #[test]
-fn where_nothing_listens_it_is_known_at_once_unless_somebody_answers() {
+fn silence_of_a_closed_port_counts_at_once_unless_it_replies() {
     let mut wire = Wire::of_the_server();
     for port in 1..=4 {
         wire.syn("192.0.2.1", SERVER, port);
@@ -211,7 +227,7 @@ fn where_nothing_listens_it_is_known_at_once_unless_somebody_answers() {
     wire.pass(5);
     assert_eq!(wire.scanners(), ["192.0.2.1"]);
     wire.found.clear();
-    // A service that listens for a moment, as FTP's data connections; or a container's.
+    // A service that listens for a moment, as for data connections of FTP, or that of a container.
     for port in 50_000..50_020 {
         wire.visit("192.0.2.2", SERVER, port);
         wire.pass(100);
@@ -238,7 +254,7 @@ fn a_host_that_answers_on_all_ports_shows_its_scanner() {
         if port < 1024 {
             wire.visit("192.0.2.1", SERVER, port);
         } else {
-            wire.sound("192.0.2.1", SERVER, port);
+            wire.connect_without_data("192.0.2.1", SERVER, port);
         }
     }
     let [scan] = &wire.found[..] else { panic!("{:?}", wire.found) };
@@ -246,7 +262,7 @@ fn a_host_that_answers_on_all_ports_shows_its_scanner() {
 }
 
 #[test]
-fn what_is_let_in_again_begins_anew() {
+fn forgotten_source_starts_over() {
     let mut wire = Wire::new();
     for port in 1..=4 {
         wire.refused("192.0.2.1", SERVER, port);
@@ -261,7 +277,7 @@ fn what_is_let_in_again_begins_anew() {
 }
 
 #[test]
-fn a_flood_of_forged_sources_pushes_nobody_out_who_has_failed_twice() {
+fn flood_of_forged_sources_does_not_evict_source_with_two_failures() {
     let mut wire = Wire::new();
     wire.refused("192.0.2.1", SERVER, 1);
     wire.refused("192.0.2.1", SERVER, 2);
@@ -277,9 +293,9 @@ fn a_flood_of_forged_sources_pushes_nobody_out_who_has_failed_twice() {
     assert_eq!(wire.scanners(), ["192.0.2.1"]);
 }
 
-/// A scan of four ports, of which nothing more is seen for an hour, is one.
+/// A scan of four ports is detected although no segment arrives for an hour.
 #[test]
-fn what_was_due_long_ago_is_judged_as_it_was_then() {
+fn late_timeout_is_judged_at_its_own_time() {
     let mut wire = Wire::new();
     for port in 1..=4 {
         wire.syn("192.0.2.1", SERVER, port);
@@ -291,7 +307,7 @@ fn what_was_due_long_ago_is_judged_as_it_was_then() {
 }
 
 #[test]
-fn what_icmp_says_is_a_refusal_if_it_is_about_that_very_segment() {
+fn icmp_unreachable_is_a_refusal_only_if_it_quotes_the_syn() {
     for (sequence, expected) in [(7, 1), (8, 0)] {
         let mut wire = Wire::new();
         for port in 1..=4 {
@@ -303,30 +319,30 @@ fn what_icmp_says_is_a_refusal_if_it_is_about_that_very_segment() {
 }
 
 #[test]
-fn a_connect_scan_of_open_ports_is_told_by_those_that_are_not() {
+fn connect_scan_is_detected_by_its_closed_ports() {
     for (open, closed, expected) in [(8, 2, 1), (3, 1, 1), (9, 1, 1), (10, 0, 0), (2, 1, 0)] {
         let mut wire = Wire::new();
-        (0..open).for_each(|port| wire.sound("192.0.2.1", SERVER, 80 + port));
+        (0..open).for_each(|port| wire.connect_without_data("192.0.2.1", SERVER, 80 + port));
         (0..closed).for_each(|port| wire.refused("192.0.2.1", SERVER, 20 + port));
         wire.live(34);
         assert_eq!(wire.found, []);
         wire.live(1);
         let rules: Vec<Rule> = wire.found.iter().map(|scan| scan.rule).collect();
-        assert_eq!(rules, vec![Rule::SoundedPorts; expected], "{open} open, {closed} closed");
+        assert_eq!(rules, vec![Rule::ConnectScan; expected], "{open} open, {closed} closed");
     }
 }
 
-/// ACK and Maimon scans, also of the ports databases use.
+/// ACK and Maimon scans, also of the ports of databases.
 #[test]
-fn segments_of_no_connection_that_are_refused_are_a_scan() {
+fn refused_out_of_state_segments_are_a_scan() {
     for first in [1, 3300, 9000] {
         let mut wire = Wire::new();
         for port in first..first + 8 {
             wire.send((SERVER, port), ("192.0.2.1", 40_000), SegmentKind::Reset, 0);
         }
-        assert_eq!(wire.found.iter().map(|s| s.rule).collect::<Vec<_>>(), [Rule::StrayPorts]);
+        assert_eq!(wire.found.iter().map(|s| s.rule).collect::<Vec<_>>(), [Rule::OutOfState]);
     }
-    // Whoever the host was connected to before its restart, or as a proxy.
+    // Peers of connections from before a restart, or of a proxy.
     let mut wire = Wire::new();
     for port in (1024..1124).chain(33_000..33_100) {
         wire.send((SERVER, port), ("192.0.2.1", 443), SegmentKind::Reset, 0);
@@ -335,15 +351,15 @@ fn segments_of_no_connection_that_are_refused_are_a_scan() {
     assert_eq!(wire.found, []);
 }
 
-/// Half of the hosts are open, and a connect scan leaves them at once.
+/// Half of the hosts are open, and a connect scan sends no data to them.
 #[test]
-fn a_sweep_of_open_and_closed_hosts_is_one() {
+fn sweep_of_open_and_closed_hosts_is_detected() {
     for (open, expected) in [(0, 1), (15, 1), (30, 0)] {
         let mut wire = Wire::new();
         for number in 0..30 {
             let host = format!("198.51.100.{number}");
             if number < open {
-                wire.sound("192.0.2.1", &host, 22);
+                wire.connect_without_data("192.0.2.1", &host, 22);
             } else {
                 wire.refused("192.0.2.1", &host, 22);
             }
@@ -353,9 +369,9 @@ fn a_sweep_of_open_and_closed_hosts_is_one() {
     }
 }
 
-/// Slowly, it is one by what it sends; nobody's mail server does that.
+/// A slow sweep differs from a mail server only in its SYNs.
 #[test]
-fn a_slow_sweep_is_told_by_its_made_up_segments() {
+fn slow_sweep_is_detected_by_its_crafted_segments() {
     for (crafted, expected) in [(true, vec![Duration::from_secs(86_400)]), (false, vec![])] {
         let mut wire = Wire { crafted, ..Wire::new() };
         for number in 0..30 {
@@ -367,23 +383,22 @@ fn a_slow_sweep_is_told_by_its_made_up_segments() {
     }
 }
 
-/// Those who wait for their judgement are only so many.
 #[test]
-fn more_connect_scanners_than_are_waited_for_are_judged_at_once() {
+fn connect_scanners_beyond_the_limit_are_judged_at_once() {
     let mut wire = Wire::new();
-    for number in 0..=SOUNDINGS {
+    for number in 0..=CONNECT_SCAN_CHECKS {
         let source = format!("192.0.{}.{}", number / 256, number % 256);
-        (0..3).for_each(|port| wire.sound(&source, SERVER, 80 + port));
+        (0..3).for_each(|port| wire.connect_without_data(&source, SERVER, 80 + port));
         wire.refused(&source, SERVER, 20);
     }
     assert_eq!(wire.scanners(), ["192.0.4.0"]);
     wire.live(35);
-    assert_eq!(wire.scanners().len(), SOUNDINGS + 1);
+    assert_eq!(wire.scanners().len(), CONNECT_SCAN_CHECKS + 1);
 }
 
-/// Whether they are this host's own, or those of a network said to be local, or others.
+/// The hosts are addresses of this host, a network configured as local, or other hosts.
 #[test]
-fn a_sweep_is_one_whosever_the_hosts_are() {
+fn sweep_is_detected_for_own_local_and_other_hosts() {
     let own: Vec<IpNet> = (0..40).map(|n| IpAddr::from([198, 51, 100, n]).into()).collect();
     let hosts = [
         Host::with_addresses(own),

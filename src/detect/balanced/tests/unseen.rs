@@ -1,11 +1,11 @@
-//! What cannot be seen counts against nobody.
+//! Captures in which replies are missing.
 
 use super::*;
 
 #[test]
-fn one_sided_capture_goes_back_to_the_classic_rule_and_comes_back() {
+fn one_sided_capture_uses_the_classic_rule_until_replies_return() {
     let mut wire = Wire::new();
-    // Many clients of one service, and no answer to be seen.
+    // Many clients of one service, and no visible reply.
     for client in 1..=200 {
         wire.syn(&format!("203.0.113.{client}"), SERVER, 443);
         wire.pass(20);
@@ -22,10 +22,10 @@ fn one_sided_capture_goes_back_to_the_classic_rule_and_comes_back() {
     assert!(!wire.detector.is_one_sided());
 }
 
-/// One client is enough where no answer was ever seen: its connections go on all the same. And whatever it
-/// has tried until then counts.
+/// One client with a connection that continues is enough if no reply was ever seen. What the client has tried
+/// until then counts.
 #[test]
-fn one_sided_capture_of_a_single_client_shows_by_its_first_connection() {
+fn first_continuing_connection_shows_a_one_sided_capture() {
     let mut wire = Wire::new();
     let from = [25, 143, 465].map(|port| (wire.syn("192.0.2.1", SERVER, port), port));
     assert!(!wire.detector.is_one_sided());
@@ -34,7 +34,7 @@ fn one_sided_capture_of_a_single_client_shows_by_its_first_connection() {
     wire.syn("192.0.2.1", SERVER, 993);
     let [scan] = &wire.found[..] else { panic!("{:?}", wire.found) };
     assert_eq!((scan.rule, scan.attempts.len()), (Rule::PortsOfHost, 4));
-    // Nobody can feign that where answers are seen.
+    // A source cannot feign that while replies are visible.
     let mut wire = Wire::new();
     wire.visit("192.0.2.9", SERVER, 443);
     for port in 1..=3 {
@@ -44,9 +44,9 @@ fn one_sided_capture_of_a_single_client_shows_by_its_first_connection() {
     assert!(!wire.detector.is_one_sided());
 }
 
-/// The answers to a part of the clients take another way. Who is answered within sight is judged as ever.
+/// The replies to some clients take another route. Clients with visible replies are judged as usual.
 #[test]
-fn an_asymmetric_route_makes_no_scanners() {
+fn clients_behind_an_asymmetric_route_are_no_scanners() {
     let mut wire = Wire::new();
     for round in 0..40u16 {
         for client in 1..=60 {
@@ -73,9 +73,9 @@ fn an_asymmetric_route_makes_no_scanners() {
     assert_eq!((scan.rule, source.as_str()), (Rule::PortsOfHost, "192.0.2.2"));
 }
 
-/// Packets are missing, and nobody counts them: every third answer of a server that closes all by itself.
+/// Every third reply of a server is missing, and no loss is reported. The server closes all connections itself.
 #[test]
-fn answers_that_were_lost_make_no_scanners() {
+fn clients_with_lost_replies_are_no_scanners() {
     let mut wire = Wire::new();
     for number in 0..2000u16 {
         let from = wire.syn("192.0.2.1", SERVER, 30_000 + number);
@@ -89,10 +89,10 @@ fn answers_that_were_lost_make_no_scanners() {
     assert_eq!(wire.scanners(), Vec::<String>::new());
 }
 
-/// A tap's two directions put together may show the answer before its question, and a capture may have
-/// lost or not seen the question. A port that is closed is none the less.
+/// A capture merged from the two directions of a tap may show the reply before the SYN, and the SYN may be
+/// missing. Closed ports still count.
 #[test]
-fn an_answer_without_its_question_shows_an_open_port() {
+fn reply_without_a_syn_shows_an_open_port() {
     for (answered, expected) in [(true, Vec::new()), (false, vec!["192.0.2.1".to_owned()])] {
         let mut wire = Wire::new();
         wire.visit("192.0.2.9", SERVER, 443);
@@ -110,7 +110,7 @@ fn an_answer_without_its_question_shows_an_open_port() {
 }
 
 #[test]
-fn a_single_scanner_of_a_silent_network_makes_no_capture_one_sided() {
+fn single_scanner_of_a_silent_network_is_no_one_sided_capture() {
     let mut wire = Wire::new();
     for number in 0..1000 {
         let target = format!("198.51.{}.{}", number / 250, number % 250);
@@ -123,20 +123,20 @@ fn a_single_scanner_of_a_silent_network_makes_no_capture_one_sided() {
 }
 
 #[test]
-fn lost_packets_make_no_scanners() {
+fn reported_packet_loss_excuses_pending_probes() {
     let mut wire = Wire::new();
     for port in 1..=40 {
         wire.syn("192.0.2.1", SERVER, port);
         wire.pass(10);
     }
-    wire.detector.has_lost();
+    wire.detector.packets_lost();
     wire.pass(2000);
     assert_eq!(wire.scanners(), Vec::<String>::new());
 }
 
-/// Many hosts are a sweep if their SYNs are made up, else somebody's day at work.
+/// Probes of many hosts are a sweep if the SYNs are crafted. Otherwise they are ordinary use.
 #[test]
-fn a_sweep_is_seen_in_a_one_sided_capture_by_its_made_up_segments() {
+fn sweep_in_a_one_sided_capture_is_detected_by_crafted_segments() {
     for (crafted, expected) in [(true, vec![ScanKind::Sweep]), (false, vec![])] {
         let mut wire = Wire { crafted, ..Wire::new() };
         for number in 0..60 {
@@ -152,9 +152,9 @@ fn a_sweep_is_seen_in_a_one_sided_capture_by_its_made_up_segments() {
     }
 }
 
-/// A firewall drops what comes to ports on which nothing listens: this silence is explained.
+/// A firewall drops probes of ports on which no service listens. That silence says nothing about visibility.
 #[test]
-fn scanners_of_a_host_behind_a_firewall_make_no_capture_one_sided() {
+fn scanners_of_a_host_behind_a_firewall_are_no_one_sided_capture() {
     let mut wire = Wire::of_the_server();
     for number in 0..400 {
         wire.syn(&format!("203.0.113.{}", number % 200), SERVER, 23);
@@ -163,9 +163,9 @@ fn scanners_of_a_host_behind_a_firewall_make_no_capture_one_sided() {
     assert!(!wire.detector.is_one_sided());
 }
 
-/// Clients that ask by the clock: whom nobody answers is known when all answers of the round have come.
+/// Clients that connect at the same time: the missing replies are noticed after all other replies have arrived.
 #[test]
-fn answers_seen_while_others_wait_in_vain_are_no_one_sided_capture() {
+fn replies_to_other_clients_rule_out_a_one_sided_capture() {
     let mut wire = Wire::new();
     for _ in 0..4 {
         for client in 1..=200 {
@@ -179,9 +179,9 @@ fn answers_seen_while_others_wait_in_vain_are_no_one_sided_capture() {
     assert!(!wire.detector.is_one_sided());
 }
 
-/// A host with six services is gone, and all its clients go on asking.
+/// A host with six services goes down, and all its clients keep trying.
 #[test]
-fn an_outage_looks_one_sided_and_makes_no_scanners() {
+fn clients_during_an_outage_are_no_scanners() {
     let mut wire = Wire::new();
     let services = [2379, 5432, 5672, 6379, 8500, 9092];
     let clients: Vec<String> = (1..=60).map(|client| format!("203.0.113.{client}")).collect();
@@ -206,9 +206,10 @@ fn an_outage_looks_one_sided_and_makes_no_scanners() {
     assert_eq!(wire.scanners(), ["192.0.2.1"]);
 }
 
-/// A gateway's line is down for ten minutes: whoever is behind it finds nobody. A single one would be a sweep.
+/// The line of a gateway is down for ten minutes, so no client behind it receives replies. A single client
+/// would be a sweep.
 #[test]
-fn a_line_that_is_down_makes_no_scanners() {
+fn clients_behind_a_broken_line_are_no_scanners() {
     for (clients, expected) in [(5, vec![]), (1, vec!["203.0.113.0"])] {
         let mut wire = Wire::new();
         wire.visit("203.0.113.0", "198.51.100.1", 443);

@@ -1,8 +1,8 @@
-//! Frame bytes to probe.
+//! Frame bytes to segment.
 //!
-//! Pure: bytes and a moment in, perhaps a [`Segment`] out. Reads only what is there: whatever an
-//! attacker puts into a frame, of whatever length, the worst result is `None`. Never allocates.
-//! Tunnels are not opened: the outermost IP header is the one that counts.
+//! Pure: takes bytes and a moment, and returns a [`Segment`] if the frame holds one. It reads only bytes
+//! that exist: whatever an attacker puts into a frame, of any length, the worst result is `None`. It never
+//! allocates. It does not look into tunnels: the outermost IP header counts.
 
 #[cfg(test)]
 pub mod tests;
@@ -11,48 +11,45 @@ use std::net::IpAddr;
 
 use etherparse::{Ethernet2HeaderSlice, Ipv4HeaderSlice, Ipv6HeaderSlice, SingleVlanHeaderSlice};
 
-use crate::types::clock::Moment;
-use crate::types::segment::{Port, Segment, SegmentKind};
+use crate::types::{Moment, Port, Segment, SegmentKind};
 
 const TCP: u8 = 6;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
-/// 802.1Q, 802.1ad and the older vendors' tags for stacked VLANs.
+/// 802.1Q, 802.1ad, and the older tags of vendors for stacked VLANs.
 const VLANS: [u16; 5] = [0x8100, 0x88a8, 0x9100, 0x9200, 0x9300];
 const MPLS: [u16; 2] = [0x8847, 0x8848];
 const PPPOE_SESSION: u16 = 0x8864;
-/// The bytes of a TCP header up to and with its flags.
+/// The bytes of a TCP header up to its flags, and with them.
 const TCP_TO_FLAGS: usize = 14;
-/// A TCP header with the options every operating system's client sends, in words of four bytes: the
-/// fewest are those of Windows (segment size, window scale, SACK).
+/// The shortest TCP header that an operating system sends in a SYN, in words of 4 bytes: Windows has the
+/// fewest options (segment size, window scale, SACK).
 const SYSTEMS_HEADER: u8 = 8;
 /// The bytes of an ICMP message before the packet it quotes.
 const ICMP_HEADER: usize = 8;
 
-/// How an interface, or a capture file, wraps its packets.
+/// What surrounds the packets of an interface or a capture file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkLayer {
-    /// Ethernet, and everything that looks like it (veth, bridge, Wi-Fi, loopback).
+    /// Also veth, bridges, Wi-Fi and loopback.
     Ethernet,
-    /// Linux cooked capture, version 1: what `any` gives.
+    /// Linux cooked capture, version 1: the device `any`.
     LinuxSll,
     /// Linux cooked capture, version 2.
     LinuxSll2,
-    /// Bare IP: tun, `WireGuard`, IP tunnels.
+    /// IP without a header before it: tun, `WireGuard`, IP tunnels.
     RawIp,
     /// BSD loopback: four bytes of address family, then IP.
     Loopback,
     /// PPP, with or without HDLC-like framing.
     Ppp,
-    /// Cisco HDLC.
     CiscoHdlc,
 }
 
 impl LinkLayer {
-    /// The link layer of a libpcap link type (pcap-linktype(7)), where it can carry probes that
-    /// are understood here.
+    /// Returns the link layer of a libpcap link type (pcap-linktype(7)), if it is supported.
     pub const fn of_linktype(linktype: i32) -> Option<Self> {
         match linktype {
             1 => Some(Self::Ethernet),
@@ -67,12 +64,12 @@ impl LinkLayer {
     }
 }
 
-/// The probe in a frame, if there is one.
+/// Returns the probe in a frame, if there is one.
 pub fn probe_in(link: LinkLayer, frame: &[u8], moment: Moment) -> Option<Segment> {
     tcp_in(network_layer(link, frame)?, moment, SegmentKind::of_flags)
 }
 
-/// The probe in a frame, or what tells of a probe's outcome.
+/// Returns the probe in a frame, or the segment or ICMP message that tells the outcome of a probe.
 pub fn segment_in(link: LinkLayer, frame: &[u8], moment: Moment) -> Option<Segment> {
     let packet = network_layer(link, frame)?;
     tcp_in(packet, moment, SegmentKind::of_flags_with_outcomes)
@@ -90,7 +87,7 @@ fn tcp_in(
         6 => ipv6(packet)?,
         _ => return None,
     };
-    // A fragment may end anywhere behind its ports.
+    // A fragment may end anywhere after its ports.
     let start = segment.payload.get(..4)?;
     let kind = match segment.payload.get(TCP_TO_FLAGS - 1) {
         Some(&flags) => of_flags(flags)?,
@@ -110,10 +107,10 @@ fn tcp_in(
     })
 }
 
-/// What an ICMP message tells of a TCP segment that did not arrive: of the segment it quotes, which is
-/// there with its ports and its sequence number at least (RFC 792).
+/// Returns what an ICMP message says about a TCP segment that was not delivered. The message quotes at
+/// least the ports and the sequence number of the segment (RFC 792).
 fn unreachable_in(packet: &[u8], moment: Moment) -> Option<Segment> {
-    /// RFC 792, 1191: the segment was too long, which says nothing of its port.
+    /// RFC 792, 1191: the segment was too long, which says nothing about its port.
     const FRAGMENTATION_NEEDED: (u8, u8) = (3, 4);
 
     let (message, unreachable) = match packet.first()? >> 4 {
@@ -156,16 +153,16 @@ fn unreachable_in(packet: &[u8], moment: Moment) -> Option<Segment> {
     })
 }
 
-/// The start of a TCP segment and the addresses above it.
+/// The start of a TCP segment, and the addresses of the packet around it.
 struct TcpBytes<'a> {
     source: IpAddr,
     destination: IpAddr,
     payload: &'a [u8],
-    /// The rest of it comes in further fragments.
+    /// The rest of the segment is in other fragments.
     fragmented: bool,
 }
 
-/// The frame from its IP header on.
+/// Returns the frame from its IP header on.
 fn network_layer(link: LinkLayer, frame: &[u8]) -> Option<&[u8]> {
     match link {
         LinkLayer::Ethernet => {
@@ -246,7 +243,7 @@ fn ipv4(packet: &[u8]) -> Option<TcpBytes<'_>> {
 }
 
 fn ipv6(packet: &[u8]) -> Option<TcpBytes<'_>> {
-    /// More extension headers than any sender has a use for; the kernel stops at 8 by default
+    /// More extension headers than any sender uses. The kernel accepts 8 by default
     /// (`net.ipv6.max_hbh_opts_number` and its kin).
     const MOST_EXTENSIONS: usize = 16;
 
@@ -269,8 +266,8 @@ fn ipv6(packet: &[u8]) -> Option<TcpBytes<'_>> {
                     fragmented,
                 });
             }
-            // Hop-by-hop, routing, destination options, mobility, HIP, shim6: length in units of
-            // eight bytes beyond the first eight (RFC 8200, 4.3 to 4.6; RFC 6564).
+            // Hop-by-hop, routing, destination options, mobility, HIP, shim6: the length counts
+            // units of 8 bytes after the first 8 (RFC 8200, 4.3 to 4.6; RFC 6564).
             0 | 43 | 60 | 135 | 139 | 140 => (usize::from(*packet.get(at + 1)?) + 1) * 8,
             44 => {
                 let offset_and_flags = u16_at(packet, at + 2)?;
@@ -280,7 +277,7 @@ fn ipv6(packet: &[u8]) -> Option<TcpBytes<'_>> {
                 fragmented |= offset_and_flags & 1 == 1;
                 8
             }
-            // Authentication header: in units of four bytes, minus two (RFC 4302, 2.2).
+            // Authentication header: the length counts units of 4 bytes, minus 2 (RFC 4302, 2.2).
             51 => (usize::from(*packet.get(at + 1)?) + 2) * 4,
             _ => return None,
         };

@@ -1,4 +1,4 @@
-//! The same probe in every wrapping, whole, cut and broken.
+//! One probe in every encapsulation: whole, cut and corrupted.
 
 use super::*;
 use etherparse::PacketBuilder;
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 const NOW: Moment = Moment::from_nanos(1);
 
-/// Marks where a test frame's TCP header begins: source port 40000, destination port 443.
+/// The beginning of the TCP header of a test frame: source port 40000, destination port 443.
 const PORTS: [u8; 4] = [0x9c, 0x40, 0x01, 0xbb];
 
 fn syn_packet() -> Vec<u8> {
@@ -43,7 +43,7 @@ fn with_ipv4_options() -> Vec<u8> {
     packet
 }
 
-/// The first eight bytes of TCP in a fragment of their own, as `nmap -f` sends them.
+/// The first 8 bytes of TCP in their own fragment, as `nmap -f` sends them.
 fn tiny_fragment() -> Vec<u8> {
     let mut packet = syn_packet();
     packet.truncate(28);
@@ -58,7 +58,7 @@ fn with_flags(mut packet: Vec<u8>, flags: u8) -> Vec<u8> {
     packet
 }
 
-/// Where a frame's TCP flags are.
+/// Returns the offset of the TCP flags.
 pub fn flags_in(frame: &[u8]) -> Option<usize> {
     let tcp = frame.windows(PORTS.len()).position(|bytes| bytes == PORTS)?;
     (tcp + TCP_TO_FLAGS <= frame.len()).then_some(tcp + TCP_TO_FLAGS - 1)
@@ -71,7 +71,7 @@ fn ethernet(ether_types_and_tags: &[u8], packet: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// The same probe in every wrapping a Linux interface knows: link type, name, frame.
+/// One probe in every encapsulation of a Linux interface: link type, name, frame.
 pub fn probes() -> Vec<(i32, &'static str, Vec<u8>)> {
     let v4 = syn_packet();
     let v6 = syn_packet_v6(&[]);
@@ -122,8 +122,8 @@ pub fn probes() -> Vec<(i32, &'static str, Vec<u8>)> {
         (113, "cooked, IPv6", sll([0, 1], [0x86, 0xdd], &v6)),
         (113, "cooked, from a tun device", sll([0xff, 0xfe], [8, 0], &v4)),
         (276, "cooked, version 2", [&[8, 0], &[0; 18][..], &v4].concat()),
-        (12, "crafted IPv4", v4.clone()),
-        (12, "crafted IPv6", v6.clone()),
+        (12, "IPv4 alone", v4.clone()),
+        (12, "IPv6 alone", v6.clone()),
         (0, "loopback", [&[2, 0, 0, 0], &v4[..]].concat()),
         (9, "PPP", [&[0xff, 3, 0, 0x21], &v4[..]].concat()),
         (104, "Cisco HDLC", [&[0x0f, 0, 8, 0], &v4[..]].concat()),
@@ -131,7 +131,7 @@ pub fn probes() -> Vec<(i32, &'static str, Vec<u8>)> {
 }
 
 #[test]
-fn a_probe_is_seen_through_every_wrapping() {
+fn probe_is_found_in_every_encapsulation() {
     for (linktype, name, frame) in probes() {
         let link = LinkLayer::of_linktype(linktype).unwrap();
         let probe = probe_in(link, &frame, NOW).unwrap_or_else(|| panic!("{name}"));
@@ -148,7 +148,7 @@ fn a_probe_is_seen_through_every_wrapping() {
 }
 
 #[test]
-fn wrappings_only_files_have_are_opened_too() {
+fn encapsulations_of_capture_files_are_read() {
     let v4 = syn_packet();
     for (link, frame) in [
         (LinkLayer::Ethernet, ethernet(&[0, 60, 0xaa, 0xaa, 3, 0, 0, 0, 8, 0], &v4)),
@@ -162,7 +162,7 @@ fn wrappings_only_files_have_are_opened_too() {
 }
 
 #[test]
-fn the_padding_of_a_tiny_fragment_is_not_read_as_flags() {
+fn padding_of_a_tiny_fragment_is_not_read_as_flags() {
     let mut packet = tiny_fragment();
     packet.resize(46, 0);
     let probe = probe_in(LinkLayer::Ethernet, &ethernet(&[8, 0], &packet), NOW).unwrap();
@@ -170,7 +170,7 @@ fn the_padding_of_a_tiny_fragment_is_not_read_as_flags() {
 }
 
 #[test]
-fn later_fragments_carry_no_ports() {
+fn later_fragments_are_not_probes() {
     let mut packet = tiny_fragment();
     packet[6..8].copy_from_slice(&1u16.to_be_bytes());
     assert_eq!(probe_in(LinkLayer::RawIp, &packet, NOW), None);
@@ -179,14 +179,14 @@ fn later_fragments_carry_no_ports() {
 }
 
 #[test]
-fn a_bad_data_offset_does_not_hide_a_syn() {
+fn invalid_data_offset_does_not_hide_a_syn() {
     let mut packet = syn_packet();
     packet[32] = 0x10;
     assert!(probe_in(LinkLayer::RawIp, &packet, NOW).is_some());
 }
 
 #[test]
-fn answers_and_other_protocols_are_no_probes() {
+fn replies_and_other_protocols_are_not_probes() {
     let answer = with_flags(syn_packet(), 0x12);
     assert_eq!(probe_in(LinkLayer::RawIp, &answer, NOW), None);
     let mut udp = syn_packet();
@@ -195,7 +195,7 @@ fn answers_and_other_protocols_are_no_probes() {
     assert_eq!(probe_in(LinkLayer::Ethernet, &ethernet(&[0x08, 0x06], &[0; 28]), NOW), None);
 }
 
-/// An ICMP message of this kind about a packet, of which it quotes what it must.
+/// Returns an ICMP message about a packet, with the shortest quote that is allowed.
 pub fn refusal(kind: u8, code: u8, about: &[u8]) -> Vec<u8> {
     let builder =
         PacketBuilder::ipv4([198, 51, 100, 2], [192, 0, 2, 1], 64).icmpv4_raw(kind, code, [0; 4]);
@@ -212,7 +212,7 @@ pub fn refusal_v6(code: u8, about: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn what_icmp_says_of_a_segment_stands_as_its_answer() {
+fn icmp_unreachable_counts_as_a_reply() {
     let (v4, v6) = (syn_packet(), syn_packet_v6(&[]));
     for packet in [refusal(3, 3, &v4), refusal(3, 13, &v4), refusal_v6(1, &v6)] {
         assert_eq!(probe_in(LinkLayer::RawIp, &packet, NOW), None);
@@ -231,7 +231,7 @@ fn what_icmp_says_of_a_segment_stands_as_its_answer() {
 }
 
 #[test]
-fn a_syn_without_the_options_of_a_system_is_bare() {
+fn syn_without_the_usual_options_is_crafted() {
     assert!(probe_in(LinkLayer::RawIp, &syn_packet(), NOW).unwrap().crafted);
     let mut packet = syn_packet();
     packet[32] = 0x80;
@@ -239,7 +239,7 @@ fn a_syn_without_the_options_of_a_system_is_bare() {
 }
 
 #[test]
-fn a_frame_cut_anywhere_is_no_panic() {
+fn truncated_frames_do_not_panic() {
     let refusals = [refusal(3, 3, &syn_packet()), refusal_v6(4, &syn_packet_v6(&[]))];
     for frame in probes().into_iter().map(|(_, _, frame)| frame).chain(refusals) {
         for length in 0..frame.len() {
@@ -267,7 +267,7 @@ proptest! {
     }
 
     #[test]
-    fn no_broken_probe_panics(which: prop::sample::Index, at: prop::sample::Index, byte: u8, cut in 0..120usize) {
+    fn no_corrupted_probe_panics(which: prop::sample::Index, at: prop::sample::Index, byte: u8, cut in 0..120usize) {
         let (linktype, _, mut frame) = which.get(&probes()).clone();
         let at = at.index(frame.len());
         frame[at] = byte;
