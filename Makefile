@@ -6,6 +6,8 @@ DEVICE ?= $(or $(shell ip route show default 2>/dev/null | sed -n '1s/.* dev \([
 DOCKER ?= docker
 PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 60
+# The duration of `make test-abuse`.
+MINUTES ?= 3
 # The scenario of the end-to-end tests that `make check` runs: a real nmap, and a real drop.
 SMOKE  ?= scenarios::scan::a_connect_scan_is_caught
 HOST   := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
@@ -13,6 +15,9 @@ HOST   := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 COVERAGE = -Cpasses=sancov-module -Ccodegen-units=1 -Cllvm-args=-sanitizer-coverage-level=4 \
 	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
+FUZZ_TARGETS := $(filter-out scratch,$(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs))))
+# `make fuzz TARGET=config` names a parser. Otherwise TARGET is the directory below.
+FUZZED  = $(if $(filter command,$(firstword $(origin TARGET))),$(TARGET),$(FUZZ_TARGETS))
 # The directory into which cargo builds.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # The completions and man pages, which are generated from the command definitions.
@@ -76,7 +81,7 @@ define install_missing
 	    $$missing </dev/null
 endef
 
-.PHONY: help deps test-deps firewalls prometheus machines build program check test test-system test-all coverage docs reference corpus fuzz bench interface lint lint-prose lint-imports docker test-docker run demo install uninstall deb rpm packages clean
+.PHONY: help deps test-deps firewalls prometheus machines build program check test test-system test-abuse test-all coverage docs reference corpus fuzz bench interface lint lint-prose lint-imports docker test-docker run demo install uninstall deb rpm packages clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -120,13 +125,18 @@ test: test-deps firewalls prometheus machines ## run all tests (as root: they us
 test-system: test-deps machines ## run the package on Debian machines with a real systemd (as root)
 	$(CARGO) test --locked --test system
 
-test-all: test-docker ## run what takes too long for CI (as root): the image, an hour of fuzzing, the corpus
+test-all: test-docker ## run what takes too long for CI (as root): the image, abuse, an hour of fuzzing, the corpus
+	$(MAKE) test-abuse MINUTES=30
 	$(MAKE) fuzz FUZZ_SECONDS=3600
 	@if [ -n "$$TCPTRACKER_CORPUS" ]; then \
 	    $(MAKE) corpus; \
 	else \
 	    echo "skipped make corpus: TCPTRACKER_CORPUS is not set"; \
 	fi
+
+test-abuse: test-deps ## attack the service as a user, a network and a failing system for MINUTES (as root)
+	TCPTRACKER_ABUSE_SECONDS=$$(($(MINUTES) * 20)) $(CARGO) test --locked --release --test abuse -- \
+	    --ignored --nocapture --test-threads=1
 
 coverage: test-deps ## run the tests and report how much of the code they reach
 	@$(CARGO) llvm-cov --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-llvm-cov
@@ -147,11 +157,19 @@ corpus: ## compare replay with the oracle's answers: make corpus TCPTRACKER_CORP
 	    { echo "TCPTRACKER_CORPUS is not set; use TCPTRACKER_CORPUS=DIRECTORY make corpus"; exit 2; }
 	$(CARGO) test --locked --release --test corpus --test corpus_presets -- --nocapture
 
-fuzz: test-deps ## fuzz the frame parser for FUZZ_SECONDS, guided by coverage
+fuzz: test-deps ## fuzz the parsers for FUZZ_SECONDS in total, or one of them: make fuzz TARGET=config
 	cd fuzz && RUSTFLAGS="$(COVERAGE)" $(CARGO) build --locked --release --target $(HOST)
-	mkdir -p fuzz/corpus/frame
-	cd fuzz && ./target/$(HOST)/release/frame -max_total_time=$(FUZZ_SECONDS) -max_len=256 \
-	    -print_final_stats=1 corpus/frame
+	@# The parsers that read files read them from memory.
+	@set -e; cd fuzz; seconds=$$(($(FUZZ_SECONDS) / $(words $(FUZZED)))); \
+	scratch=$$(mktemp -d -p /dev/shm); trap 'rm -rf "$$scratch"' EXIT; \
+	for target in $(FUZZED); do \
+	    mkdir -p corpus/$$target seeds/$$target; \
+	    echo "fuzzing $$target"; \
+	    TMPDIR=$$scratch ./target/$(HOST)/release/$$target \
+	        -max_total_time=$$((seconds > 1 ? seconds : 1)) \
+	        -max_len=$$([ $$target = frame ] && echo 256 || echo 4096) -timeout=10 \
+	        -print_final_stats=1 corpus/$$target seeds/$$target; \
+	done
 
 bench: test-deps ## measure the costs, next to references in the same run (as root)
 	$(CARGO) bench --locked --bench bench

@@ -19,12 +19,37 @@ mod types;
 /// other programs.
 #[doc(hidden)]
 pub mod internals {
+    pub use crate::api::dbus::tracker::{checked_duration, checked_reason};
     pub use crate::api::metrics::reference::COUNTERS;
     pub use crate::block::backend::Backend;
     pub use crate::block::backend::ipset::IpsetBackend;
+    pub use crate::block::backend::ruleset::Ruleset;
+    pub use crate::block::store::database::Database;
     pub use crate::config::reference::{KEYS, Key, SECTIONS};
     pub use crate::config::{DetectionConfig, Effective, Established, Origin, Preset, Sources};
     pub use crate::detect::{Detector, Observer, new as new_detector};
     pub use crate::system::capture::frame::{LinkLayer, probe_in, segment_in};
-    pub use crate::types::{Host, Moment, Port, Scan, Segment, SegmentKind};
+    pub use crate::system::capture::saved::{SavedCapture, Unpacker};
+    pub use crate::types::{
+        Host, Moment, Port, Scan, Segment, SegmentKind, parse_network, show_network,
+    };
+
+    /// Gives each message of a netlink datagram to every parser of replies, for the fuzz targets.
+    pub fn parse_netlink(datagram: &[u8]) {
+        use crate::block::backend::{ipset, nftables};
+        use crate::system::host::{rtnetlink, ssh};
+        use crate::system::{conntrack, netlink};
+        use crate::types::Family;
+        for body in netlink::bodies(datagram) {
+            let _ = netlink::acknowledgement(body);
+            let _ = (rtnetlink::name_if_down(body), rtnetlink::address_in(body));
+            rtnetlink::gateways_in(body, &mut Vec::new());
+            let _ = (ssh::peer_in(body), conntrack::source_of(body));
+            let _ = (nftables::read_rule(body), nftables::read_counter(body));
+            for family in Family::ALL {
+                let _ = ipset::netlink::read_header(body, family);
+            }
+            let _ = ipset::netlink::read_element(body);
+        }
+    }
 }

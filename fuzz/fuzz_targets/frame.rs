@@ -5,8 +5,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tcptracker::internals::{LinkLayer, probe_in, segment_in};
 use tcptracker::internals::Moment;
+use tcptracker::internals::{LinkLayer, probe_in, segment_in};
 
 const LINKTYPES: [i32; 7] = [0, 1, 9, 12, 104, 113, 276];
 

@@ -112,7 +112,7 @@ fn end(family: Family, is_cut: impl Fn(IpAddr) -> bool) -> Result<(), NetlinkErr
     Ok(())
 }
 
-fn source_of(tuple: &[u8]) -> Option<IpAddr> {
+pub fn source_of(tuple: &[u8]) -> Option<IpAddr> {
     let tuple = Attributes::of(tuple);
     if let Some(address) = tuple.find_nested(&[TUPLE_IP, IP_V4_SOURCE]) {
         return Some(Ipv4Addr::from(<[u8; 4]>::try_from(address).ok()?).into());

@@ -170,7 +170,7 @@ impl AsFd for NetlinkSocket {
 }
 
 /// Reads the error code at the head of an acknowledgement: a negative errno, or zero.
-fn acknowledgement(body: &[u8]) -> Result<(), NetlinkError> {
+pub fn acknowledgement(body: &[u8]) -> Result<(), NetlinkError> {
     match u32_at(body, 0).map(u32::cast_signed) {
         Some(0) => Ok(()),
         Some(code) => Err(NetlinkError::Refused(code.wrapping_neg())),
@@ -191,6 +191,11 @@ impl<'a> Iterator for Messages<'a> {
         self.0 = self.0.get(aligned(length)..).unwrap_or_default();
         Some((kind, sequence, body))
     }
+}
+
+/// The bodies of the messages of a datagram, for the fuzz targets.
+pub fn bodies(datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
+    Messages(datagram).map(|(_, _, body)| body)
 }
 
 /// The body of a request: a fixed header and attributes.

@@ -266,7 +266,7 @@ const fn size_on_the_bus(address: &str, reason: &str) -> usize {
 }
 
 /// Returns no duration for 0, which means until unblocked.
-fn checked_duration(seconds: u64) -> Result<Option<Duration>, Error> {
+pub fn checked_duration(seconds: u64) -> Result<Option<Duration>, Error> {
     if seconds > LONGEST_BLOCK {
         let why =
             format!("block is too long: at most {LONGEST_BLOCK} seconds; 0 is until unblocked");
@@ -275,7 +275,7 @@ fn checked_duration(seconds: u64) -> Result<Option<Duration>, Error> {
     Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
 }
 
-fn checked_reason(reason: &str) -> Result<String, Error> {
+pub fn checked_reason(reason: &str) -> Result<String, Error> {
     let refuse = |why: String| Err(fdo::Error::InvalidArgs(why).into());
     if reason.chars().count() > LONGEST_REASON {
         return refuse(format!("reason is too long: at most {LONGEST_REASON} characters"));

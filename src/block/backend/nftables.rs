@@ -133,7 +133,7 @@ impl Nftables {
     }
 }
 
-fn read_rule(rule: &[u8]) -> Option<Rule> {
+pub fn read_rule(rule: &[u8]) -> Option<Rule> {
     let rule = Attributes::of_netfilter(rule);
     let (mut has_jump, mut has_match) = (false, false);
     for (_, expression) in Attributes::of(rule.find(ATTR_RULE_EXPRESSIONS).unwrap_or_default()) {
@@ -162,7 +162,7 @@ fn read_rule(rule: &[u8]) -> Option<Rule> {
     Some(Rule { chain, handle, text })
 }
 
-fn read_counter(rule: &[u8]) -> Option<(u64, u64)> {
+pub fn read_counter(rule: &[u8]) -> Option<(u64, u64)> {
     let rule = Attributes::of_netfilter(rule);
     let counter = Attributes::of(rule.find(ATTR_RULE_EXPRESSIONS)?)
         .map(|(_, expression)| Attributes::of(expression))

@@ -77,7 +77,7 @@ fn visit<const HEADER: usize>(
     })
 }
 
-fn name_if_down(body: &[u8]) -> Option<String> {
+pub fn name_if_down(body: &[u8]) -> Option<String> {
     let flags = u32::from_ne_bytes(body.get(8..12)?.try_into().ok()?);
     if flags & IFF_UP != 0 {
         return None;
@@ -86,7 +86,7 @@ fn name_if_down(body: &[u8]) -> Option<String> {
     Some(String::from_utf8_lossy(name.strip_suffix(&[0])?).into_owned())
 }
 
-fn address_in(body: &[u8]) -> Option<IpAddr> {
+pub fn address_in(body: &[u8]) -> Option<IpAddr> {
     let attributes = body.get(ADDRESS_HEADER..)?;
     // On a point-to-point link IFA_ADDRESS is the peer's.
     let value = Attributes::of(attributes)
@@ -96,7 +96,7 @@ fn address_in(body: &[u8]) -> Option<IpAddr> {
 }
 
 /// Adds the routers among the attributes of a route or a hop.
-fn gateways_in(attributes: &[u8], gateways: &mut Vec<IpAddr>) {
+pub fn gateways_in(attributes: &[u8], gateways: &mut Vec<IpAddr>) {
     for (kind, value) in Attributes::of(attributes) {
         match kind {
             RTA_GATEWAY => gateways.extend(address_of(value)),

@@ -148,7 +148,7 @@ impl Sessions {
 
 /// Returns the peer in a `struct inet_diag_msg`. A connection that no program has accepted has no inode, and
 /// does not count.
-fn peer_in(socket: &[u8]) -> Option<IpAddr> {
+pub fn peer_in(socket: &[u8]) -> Option<IpAddr> {
     if socket.get(68..72)? == [0; 4] {
         return None;
     }

@@ -289,7 +289,7 @@ fn element(network: IpNet, timeout: Option<Duration>) -> Body {
 }
 
 /// Returns whether a set has the options that [`KernelSet::create`] gives it, and its number of elements.
-fn read_header(answer: &[u8], family: Family) -> Option<(bool, u32)> {
+pub fn read_header(answer: &[u8], family: Family) -> Option<(bool, u32)> {
     let set = Attributes::of_netfilter(answer);
     let data = Attributes::of(set.find(ATTR_DATA)?);
     let has_our_options = set.find(ATTR_TYPENAME) == Some(b"hash:net\0")
@@ -300,7 +300,7 @@ fn read_header(answer: &[u8], family: Family) -> Option<(bool, u32)> {
     Some((has_our_options, data.find_u32(DATA_ELEMENTS)?))
 }
 
-fn read_element(data: &[u8]) -> Option<Element> {
+pub fn read_element(data: &[u8]) -> Option<Element> {
     let data = Attributes::of(data);
     let (kind, address) = Attributes::of(data.find(DATA_IP)?).next()?;
     let (address, longest) = match kind {
