@@ -11,13 +11,14 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rustix::fs::fstat;
 use rustix::process::geteuid;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, trace, warn};
 use tracing_journald::{Priority, PriorityMappings};
+use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::api::log_filter::LogFilter;
+use crate::api::log_filter::{LogFilter, QUEUED};
 use crate::api::users;
 use crate::config::{LogConfig, LogFormat};
 use crate::types::{
@@ -74,8 +75,9 @@ macro_rules! entry {
 /// Sends the log to journald if the service manager has connected stderr to it, and to stderr otherwise,
 /// as text or as one JSON object per line.
 pub fn init(config: &LogConfig) -> LogFilter {
-    let (log_filter, filter) = LogFilter::new(config.level);
-    let registry = tracing_subscriber::registry().with(filter);
+    let (log_filter, filter, debug_queue) = LogFilter::new(config.level);
+    let direct = debug_queue.excluded();
+    let registry = tracing_subscriber::registry().with(filter).with(debug_queue);
     if stderr_is_the_journal()
         && let Ok(journald) = tracing_journald::layer()
     {
@@ -86,12 +88,12 @@ pub fn init(config: &LogConfig) -> LogFilter {
             .with_field_prefix(None)
             .with_syslog_identifier("tcptracker".to_owned())
             .with_priority_mappings(priorities);
-        registry.with(journald).init();
+        registry.with(journald.with_filter(direct)).init();
         return log_filter;
     }
     let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
     if config.format == LogFormat::Json {
-        registry.with(stderr.json().flatten_event(true)).init();
+        registry.with(stderr.json().flatten_event(true).with_filter(direct)).init();
         return log_filter;
     }
     // The fields of an event would repeat the text.
@@ -101,7 +103,7 @@ pub fn init(config: &LogConfig) -> LogFilter {
         name => write!(writer, " {name}={value:?}"),
     });
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    registry.with(stderr.with_ansi(colours).fmt_fields(text_only)).init();
+    registry.with(stderr.with_ansi(colours).fmt_fields(text_only).with_filter(direct)).init();
     log_filter
 }
 
@@ -194,6 +196,8 @@ fn write(interface: &IfName, event: &Event) {
         }
         Event::CaptureReopened { gap } => entry!(info CAPTURE_REOPENED, interface,
             "capture reopened after {:.3}s; packets in between were not seen", gap.as_secs_f64()),
+        Event::Debug { is_trace: false, text } => debug!(target: QUEUED, "{text}"),
+        Event::Debug { is_trace: true, text } => trace!(target: QUEUED, "{text}"),
         Event::Warning(warning) => write_warning(interface, warning),
     }
 }

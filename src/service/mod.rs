@@ -175,6 +175,7 @@ impl Service {
 
         let journal = journal::spawn(&mut threads, interface)?;
         let events = EventSink::new(journal, bus.clone(), Arc::clone(&metrics) as _);
+        settings.log_filter.start_queue(events.clone());
         let name = backend.as_ref().map_or("none", |backend| backend.name());
         let health = Health::new(!config.block.enabled, name, events.clone());
         let interface = interface.clone();
@@ -325,7 +326,8 @@ impl Service {
             self.threads.join("bus");
         }
         // The journal thread ends when nothing is left that could emit an event.
-        let Self { mut threads, notifications, context, .. } = self;
+        let Self { mut threads, notifications, context, settings, .. } = self;
+        settings.log_filter.stop_queue();
         drop(context);
         threads.join("journal");
         notifications.try_iter().try_for_each(|notification| match notification {

@@ -98,6 +98,8 @@ pub enum Event {
     },
     /// No capture was open for this long. It is open now.
     CaptureReopened { gap: Duration },
+    /// A message for the search for a fault, at `log.level = "debug"` or `"trace"`.
+    Debug { is_trace: bool, text: String },
     /// Something an operator should know.
     Warning(Warning),
 }

@@ -48,6 +48,9 @@ use crate::types::{
 /// second.
 pub const TICK: Duration = Duration::from_millis(400);
 
+/// The shortest time between two checks that requests for an explanation cause: any user may send them.
+const RECHECK: Duration = Duration::from_millis(50);
+
 /// How long the rate limit must not have held back a block until the state is good again.
 const CALM: Duration = Duration::from_secs(60);
 
@@ -113,6 +116,8 @@ pub struct FirewallThread {
     detector: SyncSender<DetectorCommand>,
     /// When the rate limit last held back a block.
     throttled: Option<Moment>,
+    /// When the kernel was last compared with the ledger.
+    checked: Moment,
     /// The kernel refused something that has to be tried again.
     unfinished: bool,
 }
@@ -138,6 +143,7 @@ impl FirewallThread {
             health,
             detector,
             throttled: None,
+            checked: Moment::default(),
             unfinished: false,
         }
     }
@@ -445,6 +451,13 @@ impl FirewallThread {
         let exempt = self.exempt_reason(&asked, now);
         self.report();
         let blocked = self.blocklist.ledger().block_around(&asked).map(|(network, _)| network);
+        // `stats` shows the packets dropped as of the last check: not fewer than this answer.
+        if blocked.is_some()
+            && now.since(self.checked) >= RECHECK
+            && let Err(error) = self.reconcile(clock)
+        {
+            self.kernel_failed(&error);
+        }
         let dropped = blocked.and_then(|network| self.blocklist.dropped_from(network));
         let ledger = self.blocklist.ledger();
         let past = ledger.offences_around(&asked, now, self.config.block.forget_after.get());
@@ -589,6 +602,7 @@ impl FirewallThread {
         if self.blocklist.has_room() {
             self.health.clear(Component::Capacity);
         }
+        self.checked = clock.now();
         let faults = self.blocklist.check(clock.now())?;
         // Visible during the repair, which may take seconds.
         self.report_enforcement();

@@ -49,6 +49,10 @@ fn why_reports_evidence_block_and_grace() {
     let before = dropped();
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     await_that("the kernel's count is reported", || dropped() > before);
+    // The counters of all sources never show fewer packets than the answer for one of them.
+    let of_one = dropped();
+    let of_all = lab.metric(r#"tcptracker_dropped_packets_total{family="ipv4"}"#);
+    assert!(of_all >= of_one, "{of_all} of all sources, {of_one} of one");
 
     // A manual unblock keeps the offence count.
     lab.bus.call("eth0", &["Unblock", "s", "10.77.0.1"]).ok();
