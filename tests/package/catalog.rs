@@ -42,9 +42,12 @@ fn messages(code: &str) -> BTreeMap<&str, Fields<'_>> {
         .map(|(name, rest)| (name, rest.trim_end_matches("\";")))
         .collect();
     let mut messages: BTreeMap<&str, Fields> = BTreeMap::new();
-    for call in code.split("MESSAGE_ID = id::").skip(1) {
-        let (name, rest) = call.split_once(',').unwrap();
-        let always = fields_of(rest);
+    // The macro `entry!` sets the interface.
+    for call in code.split("entry!(").skip(1) {
+        let (head, rest) = call.split_once(',').unwrap();
+        let name = head.split_whitespace().last().unwrap();
+        let mut always = fields_of(rest);
+        always.insert("INTERFACE");
         messages
             .entry(ids[name])
             .and_modify(|fields| fields.retain(|field| always.contains(field)))
