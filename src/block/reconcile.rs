@@ -2,7 +2,8 @@
 //! second, and reported.
 //!
 //! Owns the words for what can be wrong and the pause between repairs: another program that undoes each
-//! repair at once must not get an answer as fast forever. Looking and repairing are the back end's.
+//! repair at once must not get an answer as fast forever. Looking and repairing are the back end's and the
+//! rules'.
 
 use std::fmt;
 use std::ops::Bound;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::block::backend::{Backend, FirewallError};
+use crate::block::backend::FirewallError;
 use crate::block::last_minute::LastMinute;
 use crate::block::ledger::Ledger;
 use crate::config::values::Hook;
@@ -194,7 +195,7 @@ fn next_repair(repairs: &mut LastMinute, now: Moment) -> Moment {
     }
 }
 
-/// Compares the kernel with the desired state, and repairs it.
+/// Decides when a difference between the kernel and the desired state is repaired, and what to say about it.
 #[derive(Debug, Default)]
 pub struct Reconciler {
     repairs: LastMinute,
@@ -212,21 +213,14 @@ impl Reconciler {
         self.trouble.as_deref()
     }
 
-    /// Compares the kernel with the desired state. Returns what has to be repaired now. Fails if the kernel
-    /// cannot be read.
-    pub fn check(
-        &mut self,
-        backend: &mut dyn Backend,
-        desired: &DesiredState<'_>,
-    ) -> Result<Vec<Fault>, FirewallError> {
-        let now = desired.now();
+    /// Takes the faults that a check has found. Returns what has to be repaired now.
+    pub fn due(&mut self, faults: Vec<Fault>, now: Moment) -> Vec<Fault> {
         let next = next_repair(&mut self.repairs, now);
-        let faults = backend.check(desired)?;
         if faults.is_empty() {
             self.settle(now);
         } else if now >= next {
             self.trouble.get_or_insert_with(|| reason(&faults));
-            return Ok(faults);
+            return faults;
         } else if !self.has_failed {
             // A failed repair explains more than the wait for the next one. There is no number here, which
             // would change with each repair and make a new reason each time.
@@ -237,25 +231,25 @@ impl Reconciler {
                 reason(&faults)
             ));
         }
-        Ok(Vec::new())
+        Vec::new()
     }
 
-    /// Repairs these faults. Returns whether everything is as it should be.
-    pub fn repair(
+    /// Takes what a check has found after a repair of these faults. Returns whether everything is as it should
+    /// be.
+    pub fn repaired(
         &mut self,
-        backend: &mut dyn Backend,
-        desired: &DesiredState<'_>,
         faults: &[Fault],
+        left: &Result<Vec<Fault>, FirewallError>,
+        now: Moment,
     ) -> bool {
-        self.repairs.add(desired.now());
-        let left = backend.repair(desired).and_then(|()| backend.check(desired));
+        self.repairs.add(now);
         self.has_failed = left.is_err();
         self.trouble = match left {
             Ok(left) if left.is_empty() => {
-                self.settle(desired.now());
+                self.settle(now);
                 return true;
             }
-            Ok(left) => Some(reason(&left)),
+            Ok(left) => Some(reason(left)),
             Err(error) => Some(format!("{}; repair failed: {error}", reason(faults))),
         };
         false

@@ -13,6 +13,7 @@ pub mod http;
 pub mod journal;
 pub mod reload;
 pub mod report;
+pub mod rules;
 pub mod store;
 pub mod supervisor;
 pub mod unpack;
@@ -27,7 +28,9 @@ use crate::api::dbus::BusError;
 use crate::api::journal as log;
 use crate::api::log_filter::LogFilter;
 use crate::api::metrics::Metrics;
-use crate::block::backend::{FirewallError, select};
+use crate::block::backend::FirewallError;
+use crate::block::backend::rules_handle::RulesHandle;
+use crate::block::backend::select::{Selected, select};
 use crate::config::{Config, ConfigError, Effective, Preset, Sources};
 use crate::handles::bus as bus_handle;
 use crate::handles::firewall::QUEUE as FIREWALL_QUEUE;
@@ -35,7 +38,8 @@ use crate::handles::{
     BusCommand, CaptureHandle, Command, Component, DetectorCommand, EventSink, FirewallHandle,
     Health, Notification, Reloader, StopFlag,
 };
-use crate::service::supervisor::Supervisor;
+use crate::service::rules::{AtStart, STOP_PATIENCE};
+use crate::service::supervisor::{Supervisor, protects};
 use crate::system::capture::CaptureError;
 use crate::system::capture::batch;
 use crate::system::capture::live::LiveCapture;
@@ -46,6 +50,9 @@ use crate::types::{Event, IfName, Moment, Warning};
 
 /// How often main checks that every thread makes progress. Each ticks at least once a second.
 const ROUND: Duration = Duration::from_secs(2);
+
+/// How long the stop waits for the end of a thread that has no more work.
+const LEAVE: Duration = Duration::from_millis(200);
 
 /// Why the service does not start, or has ended.
 #[derive(Debug, thiserror::Error)]
@@ -77,12 +84,15 @@ pub fn run(interface: &IfName, sources: &Sources) -> Result<(), DaemonError> {
     let settings = Settings { sources: sources.clone(), effective, log_filter };
     let mut service = Service::start(interface, settings)?;
 
-    service_manager::ready(&service.status());
-    log::started(interface, &service.status());
     let outcome = match service.wait() {
         Ok(signal) => {
             service_manager::stopping();
             service.stop().map(|()| signal)
+        }
+        // A start that fails leaves nothing. The first error is the one to report.
+        Err(error) if !service.is_ready => {
+            let _ = service.stop();
+            Err(error)
         }
         Err(error) => Err(error),
     };
@@ -142,6 +152,9 @@ pub struct Service {
     /// Whether the host thread follows the ports on which this host listens.
     wants_ports: Arc<AtomicBool>,
     firewall: FirewallHandle,
+    rules: RulesHandle,
+    /// Blocks are in force.
+    is_ready: bool,
     bus: Option<async_channel::Sender<BusCommand>>,
     stop_host: Arc<StopFlag>,
     stop_metrics: Option<Arc<StopFlag>>,
@@ -158,8 +171,19 @@ impl Service {
         // and no back end while the service only observes.
         let capture = LiveCapture::open_if_up(interface, uses_outcomes(&config))?;
         let host = crate::system::host::now()?;
-        let selected = config.block.enabled.then(|| select::connect(interface, &config));
-        let (backend, note) = selected.transpose()?.unzip();
+        let (rules, rules_commands) = RulesHandle::new();
+        let selected = select(interface, &config, &rules);
+        let (backend, at_start, note) = match (selected, config.block.enabled) {
+            (Ok(Selected { backend, plan, note }), true) => {
+                (Some(backend), AtStart::Install(plan), note)
+            }
+            (Err(error), true) => return Err(error.into()),
+            (Ok(Selected { backend, plan, .. }), false) => {
+                (Some(backend), AtStart::Remove(plan), None)
+            }
+            // A process that may not look at the firewall cannot have left anything there.
+            (Err(_), false) => (None, AtStart::Nothing, None),
+        };
 
         let metrics = Arc::new(Metrics::new()?);
         let (notifications_in, notifications) = channel();
@@ -176,11 +200,12 @@ impl Service {
         let journal = journal::spawn(&mut threads, interface)?;
         let events = EventSink::new(journal, bus.clone(), Arc::clone(&metrics) as _);
         settings.log_filter.start_queue(events.clone());
-        let name = backend.as_ref().map_or("none", |backend| backend.name());
+        let name = backend.as_ref().filter(|_| config.block.enabled);
+        let name = name.map_or("none", |backend| backend.name());
         let health = Health::new(!config.block.enabled, name, events.clone());
         let interface = interface.clone();
         let context = Context { interface, events, metrics, health: Arc::new(health) };
-        if let Some(note) = note.flatten() {
+        if let Some(note) = note {
             context.events.emit(Event::Warning(Warning::Backend(note)));
         }
         // Before the bus, which would refuse only the name: this works without a bus, too.
@@ -196,8 +221,11 @@ impl Service {
         let stop_host = host::spawn(&mut threads, &context, &config, &host, readers, &wants_ports)?;
         let store = store::spawn(&mut threads, &context.interface)?;
         // Last, so that nothing can fail once the kernel is changed.
+        let rules_ways = (rules.clone(), rules_commands);
+        rules::spawn(&mut threads, &context, rules_ways, &firewall, at_start)?;
         let owned = (backend, host, store);
-        firewall::spawn(&mut threads, &context, config, owned, &detector, firewall_commands)?;
+        let neighbours = (detector.clone(), rules.clone());
+        firewall::spawn(&mut threads, &context, config, owned, neighbours, firewall_commands)?;
         Ok(Self {
             settings,
             context,
@@ -207,6 +235,8 @@ impl Service {
             detector,
             wants_ports,
             firewall,
+            rules,
+            is_ready: false,
             bus,
             stop_host,
             stop_metrics,
@@ -224,7 +254,7 @@ impl Service {
     }
 
     /// Waits for a signal to stop, whose name it returns, or for the end of a thread, which is an error.
-    /// Meanwhile it reloads when asked to, and feeds the watchdog as long as every thread makes progress.
+    /// Reports that the service is ready when blocks are in force. Meanwhile it reloads when asked to, and feeds the watchdog as long as every thread makes progress.
     fn wait(&mut self) -> Result<&'static str, DaemonError> {
         // A program that runs in a terminal ends with it; a service has no terminal.
         let hangup_reloads = !std::io::stdin().is_terminal();
@@ -236,6 +266,13 @@ impl Service {
                     let _ = reload::reload(self, None);
                 }
                 Ok(Notification::Signal(name)) => return Ok(name),
+                Ok(Notification::InForce) => {
+                    status = self.status();
+                    if !std::mem::replace(&mut self.is_ready, true) {
+                        service_manager::ready(&status);
+                        log::started(&self.context.interface, &status);
+                    }
+                }
                 Ok(Notification::Reload { uid, reply }) => {
                     // The caller may have gone.
                     let _ = reply.try_send(reload::reload(self, Some(uid)));
@@ -259,8 +296,8 @@ impl Service {
         service_manager::watchdog_interval().map_or(ROUND, |interval| ROUND.min(interval / 3))
     }
 
-    /// Feeds the watchdog if every thread makes progress, and shows the threads that do not. Does nothing
-    /// if the last check was less than a round ago, as after a reload: heartbeats take time.
+    /// Feeds the watchdog if every thread that protects makes progress, and shows the threads that do not.
+    /// Does nothing if the last check was less than a round ago, as after a reload: heartbeats take time.
     fn check_watchdog(&mut self) {
         let now = Moment::now();
         if now.since(self.checked) < Self::round() {
@@ -268,7 +305,7 @@ impl Service {
         }
         self.checked = now;
         let stalled = self.threads.stalled();
-        if stalled.is_empty() {
+        if !stalled.iter().any(|(name, _)| protects(name)) {
             service_manager::feed_watchdog();
         }
         // There may be no watchdog, so that only state and /health show it. A thread that is busy for a
@@ -296,7 +333,12 @@ impl Service {
         let mut next = Some(first);
         while let Some(Notification::Ended { thread, result }) = next {
             if let Err(error) = result {
-                return DaemonError::ThreadEnded { thread, reason: error.to_string() };
+                return match error.downcast::<FirewallError>() {
+                    // The user need not know which thread has found that the service cannot start.
+                    Ok(error) if !self.is_ready => DaemonError::Firewall(*error),
+                    Ok(error) => DaemonError::ThreadEnded { thread, reason: error.to_string() },
+                    Err(error) => DaemonError::ThreadEnded { thread, reason: error.to_string() },
+                };
             }
             name = thread;
             next = self.notifications.recv_timeout(PATIENCE).ok();
@@ -304,7 +346,8 @@ impl Service {
         DaemonError::ThreadEnded { thread: name, reason: "without an error".to_owned() }
     }
 
-    /// Ends every thread, in the order in which a packet travels. The firewall thread removes its rules.
+    /// Ends every thread, in the order in which a packet travels. The firewall thread removes everything from
+    /// the kernel, with the help of the rules thread.
     fn stop(mut self) -> Result<(), DaemonError> {
         self.capture.stop();
         self.threads.join("capture");
@@ -312,8 +355,12 @@ impl Service {
         self.threads.join("detector");
         self.stop_host.raise();
         self.threads.join("host");
+        // A start that still tries ends.
+        self.rules.activity().stop_by(Moment::now() + STOP_PATIENCE);
         let _ = self.firewall.send(Command::Stop);
         self.threads.join("firewall");
+        // It may wait for a program that does not end.
+        let failures = self.threads.leave(&["rules"], LEAVE, &self.notifications);
         // Ends with the firewall thread, the only one that writes.
         self.threads.join("store");
         if let Some(stop) = &self.stop_metrics {
@@ -330,11 +377,12 @@ impl Service {
         settings.log_filter.stop_queue();
         drop(context);
         threads.join("journal");
-        notifications.try_iter().try_for_each(|notification| match notification {
-            Notification::Ended { thread, result: Err(error) } => {
-                Err(DaemonError::ThreadEnded { thread, reason: error.to_string() })
-            }
-            _ => Ok(()),
+        let ended = notifications.try_iter().filter_map(|notification| match notification {
+            Notification::Ended { thread, result } => Some((thread, result.err()?)),
+            _ => None,
+        });
+        failures.into_iter().chain(ended).next().map_or(Ok(()), |(thread, error)| {
+            Err(DaemonError::ThreadEnded { thread, reason: error.to_string() })
         })
     }
 }

@@ -1,7 +1,10 @@
 //! The firewall thread: it receives scans and commands, asks the policy, and calls the blocklist.
 //!
 //! Owns the order of its work, and turns what the blocklist reports into events, health and commands to
-//! the detector. It says that something is blocked only after the blocklist has.
+//! the detector. It says that something is blocked only after the blocklist has. It never runs a program: the
+//! rules thread does, and only a back end without sets waits for that one.
+
+mod reconfigure;
 
 #[cfg(test)]
 mod enforcement_tests;
@@ -16,14 +19,18 @@ pub mod test_bench;
 mod tests;
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use tracing::debug;
 
 use crate::api::metrics::Metrics;
-use crate::block::backend::{Backend, FirewallError, Refused, select};
+use crate::block::backend::ipset::netlink::IpsetError;
+use crate::block::backend::program::RulesError;
+use crate::block::backend::rules_handle::RulesHandle;
+use crate::block::backend::select::{Selected, select};
+use crate::block::backend::{Backend, FirewallError, Refused};
 use crate::block::blocklist::{Blocklist, Change, OnProgress, WhenFull};
 use crate::block::exemptions::{AskSessions, Exemptions, Sessions};
 use crate::block::policy::{Policy, Verdict};
@@ -32,16 +39,18 @@ use crate::block::store::StorePath;
 use crate::config::Config;
 use crate::handles::{
     BlockExplanation, Command, Component, DetectorCommand, EventSink, Explanation, Health, Listed,
-    RequestError,
+    Notification, RequestError,
 };
+use crate::service::Context;
+use crate::service::firewall::reconfigure::Pending;
+use crate::service::rules::STOP_PATIENCE;
 use crate::service::supervisor::Supervisor;
-use crate::service::{Context, DaemonError};
 use crate::system::host::ssh;
 use crate::system::progress::Progress;
 use crate::system::service_manager;
 use crate::types::{
-    BackendNote, Block, BlockFailure, BlockReason, Event, Evidence, ExemptReason, Family, Host,
-    Moment, Request, Scan, SkipReason, UnblockCause, WallClock, Warning,
+    Block, BlockFailure, BlockReason, Event, Evidence, ExemptReason, Family, Host, Moment, Request,
+    Scan, SkipReason, UnblockCause, WallClock, Warning,
 };
 
 /// The longest time between two rounds of maintenance. It is short enough to repair the firewall within a
@@ -54,54 +63,57 @@ const RECHECK: Duration = Duration::from_millis(50);
 /// How long the rate limit must not have held back a block until the state is good again.
 const CALM: Duration = Duration::from_secs(60);
 
+/// How long the start may take until it fails, if what it needs may still come: iptables waits for its lock.
+pub const START_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The pause between two attempts to start.
+const START_PAUSE: Duration = Duration::from_millis(100);
+
 /// The most networks in one command to the detector.
 const FORGET_AT_ONCE: usize = 1024;
 
-/// Opens the back end for a configuration, and changes nothing yet. The note says if it is not the one to
-/// expect.
-pub type OpenBackend = Box<
-    dyn FnMut(&Config) -> Result<(Box<dyn Backend + Send>, Option<BackendNote>), FirewallError>
-        + Send,
->;
+/// Opens the back end for a configuration, and changes nothing yet.
+pub type OpenBackend = Box<dyn FnMut(&Config) -> Result<Selected, FirewallError> + Send>;
 
-/// Starts the firewall thread, and waits until its rules and blocks are in the kernel.
+/// The ways of the firewall thread to other threads.
+pub struct Neighbours {
+    pub detector: SyncSender<DetectorCommand>,
+    pub rules: RulesHandle,
+    pub main: Sender<Notification>,
+}
+
+/// Starts the firewall thread, which installs the back end. While the service only observes, it removes what a
+/// crashed instance has left in that back end.
 pub fn spawn(
     threads: &mut Supervisor,
     context: &Context,
     config: Config,
     (backend, host, store): (Option<Box<dyn Backend + Send>>, Arc<Host>, StorePath),
-    detector: &SyncSender<DetectorCommand>,
+    (detector, rules): (SyncSender<DetectorCommand>, RulesHandle),
     commands: Receiver<Command>,
-) -> Result<(), DaemonError> {
+) -> std::io::Result<()> {
     let Context { interface, events, metrics, health } = context.clone();
     let mut sessions = ssh::Sessions::default();
-    let mut thread = FirewallThread::new(
-        Box::new(move |config: &Config| select::connect(&interface, config)),
+    let opened = rules.clone();
+    let thread = FirewallThread::new(
+        Box::new(move |config: &Config| select(&interface, config, &opened)),
         config,
         (host, Box::new(move |ports| sessions.peers(ports))),
         Some(store),
         (events, metrics, health),
-        detector.clone(),
+        Neighbours { detector, rules, main: threads.notifications() },
     );
-    let (ready_in, ready) = sync_channel(1);
     threads.start("firewall", move |heartbeat| {
+        thread.rules().set_heartbeat(heartbeat.clone());
         let mut progress = Progress::after(Duration::ZERO);
-        let installed = thread.install(backend, &WallClock::read(), &mut |done, all| {
+        let on_progress: OnProgress<'_> = &mut |done, all| {
             let status = format!("restoring blocks: {done} of {all}");
             service_manager::status(&status);
             progress.show(|| status);
             heartbeat.tick();
-        });
-        drop(progress);
-        let failed = installed.is_err();
-        // Main is waiting.
-        let _ = ready_in.send(installed);
-        if failed { Ok(()) } else { thread.run(&commands, || heartbeat.tick()) }
-    })?;
-    let ended =
-        |_| DaemonError::ThreadEnded { thread: "firewall", reason: "at the start".to_owned() };
-    ready.recv().map_err(ended)??;
-    Ok(())
+        };
+        thread.run(backend, &commands, on_progress, || heartbeat.tick())
+    })
 }
 
 pub struct FirewallThread {
@@ -113,13 +125,19 @@ pub struct FirewallThread {
     events: EventSink,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
-    detector: SyncSender<DetectorCommand>,
+    neighbours: Neighbours,
+    /// What a crashed instance has left, while the service only observes.
+    left_over: Option<Box<dyn Backend + Send>>,
+    /// A configuration that waits for its rules.
+    pending: Option<Pending>,
     /// When the rate limit last held back a block.
     throttled: Option<Moment>,
     /// When the kernel was last compared with the ledger.
     checked: Moment,
     /// The kernel refused something that has to be tried again.
     unfinished: bool,
+    /// Something was to be blocked when the counters were last read.
+    was_used: bool,
 }
 
 impl FirewallThread {
@@ -130,7 +148,7 @@ impl FirewallThread {
         (host, ask_sessions): (Arc<Host>, AskSessions),
         store: Option<StorePath>,
         (events, metrics, health): (EventSink, Arc<Metrics>, Arc<Health>),
-        detector: SyncSender<DetectorCommand>,
+        neighbours: Neighbours,
     ) -> Self {
         let exemptions = Exemptions::new(config.exempt.clone(), host, ask_sessions);
         Self {
@@ -141,39 +159,87 @@ impl FirewallThread {
             events,
             metrics,
             health,
-            detector,
+            neighbours,
+            left_over: None,
+            pending: None,
             throttled: None,
             checked: Moment::default(),
             unfinished: false,
+            was_used: true,
         }
     }
 
-    /// Installs the back end and restores the blocks of the last run. After an error nothing is installed.
-    /// Without a back end, because the service only observes, removes what a crashed instance has left in
-    /// the kernel.
-    pub fn install(
+    /// Installs the back end and restores the blocks of the last run. Tries again as long as that may succeed.
+    fn start(
         &mut self,
         backend: Option<Box<dyn Backend + Send>>,
+        on_progress: OnProgress<'_>,
+        tick: &impl Fn(),
+    ) -> Result<(), FirewallError> {
+        let begun = Moment::now();
+        let mut backend = backend;
+        loop {
+            let clock = WallClock::read();
+            let Err(error) = self.install(&mut backend, &clock, on_progress) else {
+                return Ok(());
+            };
+            let error = self.with_rules_outside(error);
+            let activity = self.rules().activity();
+            if activity.is_stopping() {
+                // The back end may have installed a part.
+                self.left_over = backend;
+                return Ok(());
+            }
+            if !error.is_transient() || clock.now().since(begun) >= START_PATIENCE {
+                let _ = self.remove_all(backend.as_mut(), Ok(()));
+                return Err(error);
+            }
+            self.kernel_failed(&error);
+            self.rules().wake();
+            tick();
+            std::thread::park_timeout(START_PAUSE);
+        }
+    }
+
+    /// Installs the back end and restores the blocks of the last run. After an error the caller keeps the back
+    /// end. While the service only observes, the back end is what a crashed instance may have left.
+    pub fn install(
+        &mut self,
+        backend: &mut Option<Box<dyn Backend + Send>>,
         clock: &WallClock,
         on_progress: OnProgress<'_>,
     ) -> Result<(), FirewallError> {
-        if let Some(backend) = backend {
-            return self.restore(backend, clock, on_progress);
-        }
-        // A process that may not look at the firewall cannot have left anything there.
-        if let Ok((mut left_over, _)) = (self.open_backend)(&self.config) {
-            left_over.remove()?;
+        if self.config.block.enabled {
+            self.restore(backend, clock, on_progress)?;
+            self.started();
+        } else {
+            self.left_over = backend.take();
+            if let Some(left_over) = &mut self.left_over {
+                // Before the rules thread has removed the rules.
+                left_over.clear()?;
+            }
         }
         self.maintain(clock);
         Ok(())
     }
 
+    /// The blocks are in the kernel, or none have to be.
+    fn started(&self) {
+        self.rules().wake();
+        if self.health.set_in_force(Component::Firewall) {
+            let _ = self.neighbours.main.send(Notification::InForce);
+        }
+    }
+
     /// Runs until the command to stop, then removes everything from the kernel.
     pub fn run(
         mut self,
+        backend: Option<Box<dyn Backend + Send>>,
         commands: &Receiver<Command>,
+        on_progress: OnProgress<'_>,
         tick: impl Fn(),
     ) -> Result<(), FirewallError> {
+        self.start(backend, on_progress, &tick)?;
         let mut maintained = Moment::default();
         loop {
             tick();
@@ -205,9 +271,38 @@ impl FirewallThread {
     }
 
     fn stop(mut self, clock: &WallClock) -> Result<(), FirewallError> {
-        let result = self.blocklist.finish(clock);
+        let (backend, cleared) = self.blocklist.finish(clock);
         self.report();
-        result
+        let mut backend = backend.or(self.left_over.take());
+        self.remove_all(backend.as_mut(), cleared)
+    }
+
+    /// Removes everything from the kernel: the blocks first, so that what cannot be removed drops nothing.
+    fn remove_all(
+        &self,
+        backend: Option<&mut Box<dyn Backend + Send>>,
+        cleared: Result<(), FirewallError>,
+    ) -> Result<(), FirewallError> {
+        let rules = self.rules();
+        rules.activity().stop_by(Moment::now() + STOP_PATIENCE);
+        let rules_removed = rules.stop();
+        let removed = backend.map_or(Ok(()), |backend| backend.remove());
+        // A rule that stays explains a set that stays.
+        rules_removed.and(removed.map_err(|error| self.with_rules_outside(error))).and(cleared)
+    }
+
+    /// Adds what else uses a set that is in use.
+    fn with_rules_outside(&self, error: FirewallError) -> FirewallError {
+        match (error, self.rules().outside()) {
+            (FirewallError::Set(error @ IpsetError::InUse(_)), outside) if !outside.is_empty() => {
+                FirewallError::SetInUse(error, outside)
+            }
+            (error, _) => error,
+        }
+    }
+
+    fn rules(&self) -> &RulesHandle {
+        &self.neighbours.rules
     }
 
     fn handle(&mut self, command: Command, clock: &WallClock) {
@@ -226,10 +321,8 @@ impl FirewallThread {
             Command::Why { network, reply } => {
                 let _ = reply.try_send(self.explain(network, clock));
             }
-            Command::Reconfigure { config, reply } => {
-                let result = self.reconfigure(*config, clock);
-                let _ = reply.try_send(result.map_err(|error| error.to_string()));
-            }
+            Command::Reconfigure { config, reply } => self.reconfigure(*config, reply, clock),
+            Command::RulesInstalled(result) => self.finish_reconfigure(result, clock),
             Command::Host(host) => {
                 self.policy.exemptions().set_host(host);
                 self.unblock_exempt(clock);
@@ -424,7 +517,7 @@ impl FirewallThread {
         for some in unblocked.chunks(FORGET_AT_ONCE) {
             // The detector reads its commands before its next probe, and never waits for this thread, so
             // this thread may wait for it.
-            let _ = self.detector.send(DetectorCommand::Forget(some.to_vec()));
+            let _ = self.neighbours.detector.send(DetectorCommand::Forget(some.to_vec()));
         }
         for change in changes {
             debug!(?change, "blocks changed");
@@ -489,56 +582,9 @@ impl FirewallThread {
         })
     }
 
-    /// Applies another configuration. If the kernel refuses, the present one stays in force.
-    fn reconfigure(
-        &mut self,
-        new: Config,
-        clock: &WallClock,
-    ) -> Result<Option<BackendNote>, FirewallError> {
-        let (was_enabled, is_enabled) = (self.config.block.enabled, new.block.enabled);
-        let needs_backend = !was_enabled
-            || new.firewall != self.config.firewall
-            || new.block.established != self.config.block.established;
-        let (mut backend, mut note) = (None, None);
-        if is_enabled && needs_backend {
-            let (opened, said) = (self.open_backend)(&new)?;
-            (backend, note) = (Some(opened), said);
-        }
-        let old = std::mem::replace(&mut self.config, new);
-        // Before anything is blocked again, because something may be exempt by now.
-        self.policy.configure(&self.config);
-        let result = match (was_enabled, is_enabled, backend) {
-            (true, false, _) => self.suspend(),
-            (false, true, Some(backend)) => self.restore(backend, clock, &mut |_, _| {}),
-            (true, true, Some(backend)) => {
-                let established = self.config.block.established;
-                self.blocklist.replace_backend(backend, established, clock.now())
-            }
-            _ => Ok(()),
-        };
-        if let Err(error) = result {
-            self.config = old;
-            self.policy.configure(&self.config);
-            self.report();
-            self.kernel_failed(&error);
-            return Err(error);
-        }
-        self.health.set_backend(self.blocklist.backend_name());
-        self.unblock_exempt(clock);
-        self.unblock_peers(clock);
-        self.report();
-        Ok(note)
-    }
-
-    fn suspend(&mut self) -> Result<(), FirewallError> {
-        let count = self.blocklist.suspend().inspect_err(|_| self.unfinished = true)?;
-        self.events.emit(Event::Warning(Warning::BlocksSuspended { count }));
-        Ok(())
-    }
-
     fn restore(
         &mut self,
-        backend: Box<dyn Backend + Send>,
+        backend: &mut Option<Box<dyn Backend + Send>>,
         clock: &WallClock,
         on_progress: OnProgress<'_>,
     ) -> Result<(), FirewallError> {
@@ -566,8 +612,15 @@ impl FirewallThread {
         }
         self.unblock_exempt(clock);
         self.expire(clock);
-        self.maintain(clock);
         Ok(())
+    }
+
+    /// Removes what a crashed instance has left, as soon as its rules are gone.
+    fn remove_left_over(&mut self) {
+        if self.left_over.as_mut().is_none_or(|left_over| left_over.remove().is_ok()) {
+            self.left_over = None;
+            self.started();
+        }
     }
 
     /// One round of maintenance: exemptions, the database, and the kernel.
@@ -584,7 +637,15 @@ impl FirewallThread {
         self.unblock_peers(clock);
         self.blocklist.forget(now, self.config.block.forget_after.get());
         self.blocklist.maintain_store(clock);
+        if !self.config.block.enabled {
+            self.remove_left_over();
+        }
         self.report();
+        let hanging = self.rules().activity().hanging(now);
+        let hanging = hanging.map(|command| {
+            format!("{}; the rules are not looked after until it ends", RulesError::Hangs(command))
+        });
+        self.show(Component::Program, hanging);
         let reconciled = self.reconcile(clock);
         let cut = self.blocklist.end_connections().map_err(FirewallError::from);
         let mut is_well = !was_unfinished;
@@ -603,6 +664,11 @@ impl FirewallThread {
             self.health.clear(Component::Capacity);
         }
         self.checked = clock.now();
+        // Without blocks nothing is dropped, but the packets of the last block still have to be counted.
+        let is_used = self.blocklist.ledger().blocks().len() > 0;
+        if std::mem::replace(&mut self.was_used, is_used) || is_used {
+            self.rules().update_dropped();
+        }
         let faults = self.blocklist.check(clock.now())?;
         // Visible during the repair, which may take seconds.
         self.report_enforcement();
@@ -613,14 +679,16 @@ impl FirewallThread {
                 self.events.emit(Event::Repaired { found });
             }
             self.report_enforcement();
+            // A rule may wait for a set, or a set for a rule.
+            self.rules().wake();
         }
         Ok(())
     }
 
     fn report_enforcement(&self) {
         for family in Family::ALL {
-            let (enforced, dropped) = self.blocklist.figures(family);
-            self.health.set_enforced(family, enforced, dropped);
+            let dropped = self.rules().dropped_packets(family);
+            self.health.set_enforced(family, self.blocklist.held(family), dropped);
         }
         self.show(Component::Enforcement, self.blocklist.trouble().map(str::to_owned));
     }
