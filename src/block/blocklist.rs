@@ -107,6 +107,11 @@ impl Blocklist {
         self.backend.as_ref().map_or(0, |backend| backend.held(family))
     }
 
+    /// The packets of a family that the back end's own rules have dropped.
+    pub fn dropped(&self, family: Family) -> u64 {
+        self.backend.as_ref().map_or(0, |backend| backend.dropped(family))
+    }
+
     /// Packets of a blocked network that the kernel has dropped; none if it does not tell.
     pub fn dropped_from(&mut self, network: IpNet) -> Option<u64> {
         self.backend.as_mut()?.dropped_from(network).ok()
@@ -384,6 +389,7 @@ impl Blocklist {
         let repaired = new.repair(&desired).and_then(|()| new.check(&desired));
         if repaired.is_ok()
             && let Some(old) = &mut self.backend
+            && old.name() != new.name()
         {
             // Nothing uses it any more. What it leaves does no harm, and the next start removes it.
             let _ = old.remove();

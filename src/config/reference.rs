@@ -122,8 +122,8 @@ pub const KEYS: [Key; 24] = [
     Key {
         name: "firewall.backend",
         default: r#""auto""#,
-        expected: r#""auto", "ipset" or "iptables""#,
-        meaning: r#"`"ipset"` uses one rule and one kernel set per address family. `"iptables"` uses one rule per address, at most 1,000 per family. `"auto"` uses sets if the kernel supports them."#,
+        expected: r#""auto", "ipset", "nftables" or "iptables""#,
+        meaning: r#"`"ipset"` uses one rule and one kernel set per address family. `"nftables"` uses a table of its own, `inet tcptracker`, and needs no program. `"iptables"` uses one rule per address, at most 1,000 per family. `"auto"` uses sets if the kernel supports them."#,
     },
     Key {
         name: "firewall.hooks",

@@ -179,6 +179,8 @@ pub enum Backend {
     Auto,
     /// One kernel set and one rule per address family.
     Ipset,
+    /// A table of its own, without any program.
+    Nftables,
     /// One rule per address.
     Iptables,
 }

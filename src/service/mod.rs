@@ -175,11 +175,11 @@ impl Service {
         let selected = select(interface, &config, &rules);
         let (backend, at_start, note) = match (selected, config.block.enabled) {
             (Ok(Selected { backend, plan, note }), true) => {
-                (Some(backend), AtStart::Install(plan), note)
+                (Some(backend), plan.map_or(AtStart::Nothing, AtStart::Install), note)
             }
             (Err(error), true) => return Err(error.into()),
             (Ok(Selected { backend, plan, .. }), false) => {
-                (Some(backend), AtStart::Remove(plan), None)
+                (Some(backend), plan.map_or(AtStart::Nothing, AtStart::Remove), None)
             }
             // A process that may not look at the firewall cannot have left anything there.
             (Err(_), false) => (None, AtStart::Nothing, None),

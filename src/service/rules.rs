@@ -233,7 +233,7 @@ impl RulesThread {
     fn publish(&self) {
         for family in Family::ALL {
             let book = self.book.as_ref();
-            self.health.set_intact(family, book.is_some_and(|book| book.is_intact(family)));
+            self.health.set_intact(family, book.is_none_or(|book| book.is_intact(family)));
             self.handle.set_held(family, book.map_or(0, |book| book.held(family)));
         }
         // For a stop that finds this thread hanging.

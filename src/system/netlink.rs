@@ -3,13 +3,14 @@
 //! Owns the framing (linux/netlink.h, RFC 3549): messages, attributes, acknowledgements, dumps. Must not
 //! know what a message means, and must not read beyond the bounds of what the kernel sends.
 
+use std::iter;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{
-    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send,
-    socket_with, sockopt,
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, getsockname,
+    recv, send, socket_with, sockopt,
 };
 
 use crate::types::Family;
@@ -30,6 +31,10 @@ const ACK: u16 = 0x04;
 pub const EXCL: u16 = 0x200;
 /// `NLM_F_CREATE`
 pub const CREATE: u16 = 0x400;
+/// `NLM_F_APPEND`
+pub const APPEND: u16 = 0x800;
+/// `NLM_F_NONREC`
+pub const NONREC: u16 = 0x100;
 /// `NLM_F_DUMP`
 const DUMP: u16 = 0x300;
 
@@ -98,16 +103,21 @@ impl NetlinkSocket {
         self.exchange(&[(kind, REQUEST | ACK, body)], each)
     }
 
-    /// Sends a request between two messages that enclose a transaction, and waits for the
-    /// acknowledgement of the request.
-    pub fn request_between(
+    /// Sends requests that the kernel carries out all or none, between two messages that enclose them. Waits
+    /// for the acknowledgement of the last request, or the first refusal.
+    pub fn transact(
         &mut self,
-        begin: (u16, &Body),
-        request: (u16, &Body),
-        end: (u16, &Body),
+        [begin, end]: &[Request; 2],
+        requests: &[Request],
     ) -> Result<(), NetlinkError> {
-        let flags = [(begin, REQUEST), (request, REQUEST | ACK), (end, REQUEST)];
-        self.exchange(&flags.map(|((kind, body), flags)| (kind, flags, body)), |_, _| {})
+        let Some((last, others)) = requests.split_last() else { return Ok(()) };
+        let others = others.iter().map(|request| (request, REQUEST));
+        let messages: Vec<_> = iter::once((begin, REQUEST))
+            .chain(others)
+            .chain([(last, REQUEST | ACK), (end, REQUEST)])
+            .map(|(request, flags)| (request.kind, request.flags | flags, &request.body))
+            .collect();
+        self.exchange(&messages, |_, _| {})
     }
 
     /// Sends messages (kind, flags and body), and passes the answers to `each` until an acknowledgement.
@@ -139,7 +149,9 @@ impl NetlinkSocket {
                 }
             };
             let answers = Messages(self.buffer.get(..length).unwrap_or_default());
-            for (kind, _, body) in answers.filter(|(_, sequence, _)| *sequence == self.sequence) {
+            for Message { kind, body, .. } in
+                answers.filter(|answer| answer.sequence == self.sequence)
+            {
                 match kind {
                     NLMSG_ERROR | NLMSG_DONE => return acknowledgement(body),
                     kind => each(kind, body),
@@ -148,18 +160,41 @@ impl NetlinkSocket {
         }
     }
 
-    /// Discards the notifications that have arrived. Returns true if there were any, or if some were
-    /// lost because there were too many.
-    pub fn drain_notifications(&mut self) -> Result<bool, NetlinkError> {
-        let mut any = false;
+    /// The address of this socket: the kernel's notifications name the one that caused them.
+    pub fn port(&self) -> Result<u32, NetlinkError> {
+        let address = SocketAddrNetlink::try_from(getsockname(&self.fd)?)?;
+        Ok(address.pid())
+    }
+
+    /// Passes on the notifications that have arrived: the address of the socket that caused them, their kind
+    /// and body. Returns false if some were lost because there were too many.
+    pub fn for_each_notification(
+        &mut self,
+        mut each: impl FnMut(u32, u16, &[u8]),
+    ) -> Result<bool, NetlinkError> {
+        let mut is_complete = true;
         loop {
             match recv(&self.fd, &mut self.buffer[..], RecvFlags::DONTWAIT) {
-                Ok((0, _)) | Err(Errno::AGAIN) => return Ok(any),
-                Ok(_) | Err(Errno::NOBUFS) => any = true,
+                Ok((0, _)) | Err(Errno::AGAIN) => return Ok(is_complete),
+                Ok((length, _)) => {
+                    let datagram = self.buffer.get(..length).unwrap_or_default();
+                    for message in Messages(datagram) {
+                        each(message.port, message.kind, message.body);
+                    }
+                }
+                Err(Errno::NOBUFS) => is_complete = false,
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Discards the notifications that have arrived. Returns true if there were any, or if some were
+    /// lost because there were too many.
+    pub fn drain_notifications(&mut self) -> Result<bool, NetlinkError> {
+        let mut any = false;
+        let is_complete = self.for_each_notification(|_, _, _| any = true)?;
+        Ok(any || !is_complete)
     }
 }
 
@@ -178,29 +213,54 @@ pub fn acknowledgement(body: &[u8]) -> Result<(), NetlinkError> {
     }
 }
 
-/// The messages of a datagram: kind, sequence number and body.
+/// A message of a datagram.
+struct Message<'a> {
+    kind: u16,
+    sequence: u32,
+    /// The address of the socket that it answers, or that caused it.
+    port: u32,
+    body: &'a [u8],
+}
+
+/// The messages of a datagram.
 struct Messages<'a>(&'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
-    type Item = (u16, u32, &'a [u8]);
+    type Item = Message<'a>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let length = usize::try_from(u32_at(self.0, 0)?).ok()?;
         let (kind, sequence) = (u16_at(self.0, 4)?, u32_at(self.0, 8)?);
-        let body = self.0.get(HEADER..length)?;
+        let (port, body) = (u32_at(self.0, 12)?, self.0.get(HEADER..length)?);
         self.0 = self.0.get(aligned(length)..).unwrap_or_default();
-        Some((kind, sequence, body))
+        Some(Message { kind, sequence, port, body })
     }
 }
 
 /// The bodies of the messages of a datagram, for the fuzz targets.
 pub fn bodies(datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
-    Messages(datagram).map(|(_, _, body)| body)
+    Messages(datagram).map(|message| message.body)
+}
+
+/// A request: what it asks for, flags that say how, and its body.
+#[derive(Debug)]
+pub struct Request {
+    pub kind: u16,
+    pub flags: u16,
+    pub body: Body,
 }
 
 /// The body of a request: a fixed header and attributes.
 #[derive(Debug, Default)]
 pub struct Body(Vec<u8>);
+
+impl From<Vec<u8>> for Body {
+    fn from(mut bytes: Vec<u8>) -> Self {
+        // The next message begins at a multiple of four bytes.
+        bytes.resize(aligned(bytes.len()), 0);
+        Self(bytes)
+    }
+}
 
 impl Body {
     pub fn with_header(header: &[u8]) -> Self {
@@ -321,7 +381,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_answers_neither_panic_nor_loop(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            for (_, _, body) in Messages(&bytes) {
+            for Message { body, .. } in Messages(&bytes) {
                 for (_, value) in Attributes(body) {
                     let _ = Attributes(value).count();
                 }

@@ -10,6 +10,8 @@ pub struct Rules {
     pub ipv6: Vec<String>,
     /// As `ipset list` prints them.
     pub sets: String,
+    /// The table of nf_tables, as `nft list` prints it; empty if there is none.
+    pub table: String,
 }
 
 impl Rules {
@@ -22,6 +24,7 @@ impl Rules {
             ipv4: rules("iptables-save"),
             ipv6: rules("ip6tables-save"),
             sets: run(host.command("ipset").arg("list")).ok(),
+            table: run(host.command("nft").args(["list", "table", "inet", "tcptracker"])).out,
         }
     }
 

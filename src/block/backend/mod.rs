@@ -10,6 +10,7 @@ pub mod activity;
 pub mod counter_totals;
 pub mod ipset;
 pub mod iptables;
+pub mod nft;
 pub mod nft_fallback;
 pub mod nftables;
 pub mod program;
@@ -132,6 +133,12 @@ pub trait Backend {
 
     /// How many networks of a family the kernel holds, as of the last check.
     fn held(&self, family: Family) -> u32;
+
+    /// The packets of a family that the kernel has dropped, as of the last check, if the back end has rules of
+    /// its own.
+    fn dropped(&self, _family: Family) -> u64 {
+        0
+    }
 
     /// The packets of a blocked network that the kernel has dropped since it holds the block.
     fn dropped_from(&mut self, network: IpNet) -> Result<u64, FirewallError>;

@@ -8,7 +8,7 @@
 use rustix::net::netlink::NETFILTER;
 
 use crate::block::backend::ruleset::CHAIN;
-use crate::system::netlink::{Attributes, Body, NetlinkError, NetlinkSocket};
+use crate::system::netlink::{Attributes, Body, NetlinkError, NetlinkSocket, Request};
 use crate::types::Family;
 
 const NUMBER: u8 = 10;
@@ -113,14 +113,15 @@ impl Nftables {
 
     /// Deletes rules. A rule that does not exist is no error.
     pub fn delete_all(&mut self, rules: &[Rule]) -> Result<(), NetlinkError> {
-        let limit = Body::with_header(&[0, 0, 0, NUMBER]);
+        let limit = |kind| Request { kind, flags: 0, body: Body::with_header(&[0, 0, 0, NUMBER]) };
+        let limits = [limit(BEGIN), limit(END)];
         for Rule { chain, handle, .. } in rules {
-            let rule = self
+            let body = self
                 .rule_request()
                 .text(ATTR_RULE_CHAIN, chain)
                 .attribute(ATTR_RULE_HANDLE, &handle.to_be_bytes());
-            match self.socket.request_between((BEGIN, &limit), (DELETE_RULE, &rule), (END, &limit))
-            {
+            let delete = Request { kind: DELETE_RULE, flags: 0, body };
+            match self.socket.transact(&limits, &[delete]) {
                 Ok(()) | Err(NetlinkError::Refused(ENOENT)) => {}
                 Err(error) => return Err(error),
             }

@@ -5,6 +5,7 @@ use tracing::debug;
 use crate::block::backend::ipset::IpsetBackend;
 use crate::block::backend::ipset::netlink::IpsetError;
 use crate::block::backend::iptables::IptablesBackend;
+use crate::block::backend::nft::NftBackend;
 use crate::block::backend::rulebook::{CAPACITY, RulePlan};
 use crate::block::backend::rules_handle::RulesHandle;
 use crate::block::backend::{Backend, FirewallError};
@@ -15,8 +16,8 @@ use crate::types::{BackendNote, IfName};
 /// A chosen back end.
 pub struct Selected {
     pub backend: Box<dyn Backend + Send>,
-    /// The rules that it needs.
-    pub plan: RulePlan,
+    /// The rules of iptables that it needs.
+    pub plan: Option<RulePlan>,
     /// What an operator should know about the choice.
     pub note: Option<BackendNote>,
 }
@@ -33,6 +34,11 @@ pub fn select(
         established: config.block.established,
         has_sets,
     };
+    if config.firewall.backend == config::Backend::Nftables {
+        debug!("using back end nftables");
+        let backend = Box::new(NftBackend::connect(&plan(true))?);
+        return Ok(Selected { backend, plan: None, note: None });
+    }
     let mut note = None;
     if config.firewall.backend != config::Backend::Iptables {
         match IpsetBackend::connect(interface) {
@@ -43,11 +49,15 @@ pub fn select(
             }
             sets => {
                 debug!("using back end ipset");
-                return Ok(Selected { backend: Box::new(sets?), plan: plan(true), note: None });
+                return Ok(Selected {
+                    backend: Box::new(sets?),
+                    plan: Some(plan(true)),
+                    note: None,
+                });
             }
         }
     }
     debug!(?note, "using back end iptables");
     let backend = Box::new(IptablesBackend::new(interface, rules.clone()));
-    Ok(Selected { backend, plan: plan(false), note })
+    Ok(Selected { backend, plan: Some(plan(false)), note })
 }

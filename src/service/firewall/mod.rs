@@ -687,7 +687,7 @@ impl FirewallThread {
 
     fn report_enforcement(&self) {
         for family in Family::ALL {
-            let dropped = self.rules().dropped_packets(family);
+            let dropped = self.rules().dropped_packets(family) + self.blocklist.dropped(family);
             self.health.set_enforced(family, self.blocklist.held(family), dropped);
         }
         self.show(Component::Enforcement, self.blocklist.trouble().map(str::to_owned));

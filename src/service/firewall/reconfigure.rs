@@ -77,7 +77,8 @@ impl FirewallThread {
             return Ok(None);
         }
         let Selected { backend, plan, note } = (self.open_backend)(&self.config)?;
-        let is_replaced = backend.name() != self.blocklist.backend_name();
+        // A back end without rules of iptables has rules of its own.
+        let is_replaced = backend.name() != self.blocklist.backend_name() || plan.is_none();
         let mut backend = Some(backend);
         let change = if !was_enabled {
             self.left_over = None;
@@ -96,7 +97,7 @@ impl FirewallThread {
         } else {
             Change::Rules
         };
-        if let Err(error) = self.change_rules(Some(plan)) {
+        if let Err(error) = self.change_rules(plan) {
             self.undo(change);
             return Err(error);
         }

@@ -44,9 +44,13 @@ fn state_seen(from: &Namespace, victim: IpAddr) -> String {
 
 #[test]
 fn reject_target_answers_like_a_closed_port() {
-    for (established, seen, backend) in
-        [("keep", "closed", "ipset"), ("cut", "filtered", "ipset"), ("keep", "closed", "iptables")]
-    {
+    for (established, seen, backend) in [
+        ("keep", "closed", "ipset"),
+        ("cut", "filtered", "ipset"),
+        ("keep", "closed", "iptables"),
+        ("keep", "closed", "nftables"),
+        ("cut", "filtered", "nftables"),
+    ] {
         let lab = Lab::new();
         lab.configure(&format!(
             "firewall.target = \"REJECT\"\nfirewall.backend = \"{backend}\"\n\
@@ -127,7 +131,13 @@ impl Connection<'_> {
 
 #[test]
 fn existing_connection_is_kept_or_cut_as_configured() {
-    for (established, backend) in [("keep", "ipset"), ("cut", "ipset"), ("cut", "iptables")] {
+    for (established, backend) in [
+        ("keep", "ipset"),
+        ("cut", "ipset"),
+        ("cut", "iptables"),
+        ("keep", "nftables"),
+        ("cut", "nftables"),
+    ] {
         let lab = Lab::new();
         Connection::track(&lab.victim);
         lab.configure(&format!(
@@ -174,7 +184,7 @@ fn existing_connections_are_cut_at_reload_and_start() {
 
 #[test]
 fn drop_counters_survive_unblock_expiry_and_repair() {
-    for backend in ["ipset", "iptables"] {
+    for backend in ["ipset", "iptables", "nftables"] {
         let lab = Lab::new();
         lab.configure(&format!("firewall.backend = \"{backend}\"\n"));
         let mut service = lab.start();
@@ -203,7 +213,12 @@ fn drop_counters_survive_unblock_expiry_and_repair() {
         probe(4);
         await_total(19);
         // Make the service repair the rule.
-        run(lab.victim.command("iptables").args(["-F", "tcptracker"])).ok();
+        let flush = if backend == "nftables" {
+            "nft flush chain inet tcptracker input-eth0"
+        } else {
+            "iptables -F tcptracker"
+        };
+        run(lab.victim.command("sh").args(["-c", flush])).ok();
         service.await_line("repaired firewall: ");
         probe(3);
         await_total(22);

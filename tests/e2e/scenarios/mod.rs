@@ -22,6 +22,7 @@ mod http;
 mod instances;
 mod legitimate_clients;
 mod log;
+mod nftables;
 mod no_bus;
 mod observe;
 mod other_iptables_variant;

@@ -121,7 +121,7 @@ fn holds_sample(
 
 /// The state of a member of a set.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
+pub enum Verdict {
     /// Desired, and the kernel holds it for long enough.
     Held,
     /// Desired for longer than the kernel holds it: counts as missing.
@@ -143,7 +143,7 @@ fn compare(
 
 /// Judges a member that the kernel holds for `remaining` from the moment it was read. On a busy machine
 /// that moment may be long after the check began, so it decides; it is read only if it matters.
-fn verdict(
+pub fn verdict(
     desired: &DesiredState<'_>,
     network: &IpNet,
     remaining: Duration,
