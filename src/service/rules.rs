@@ -137,6 +137,7 @@ impl RulesThread {
 
     /// Compares the rules with what they should be, and repairs them. Fails if the start has failed.
     pub fn look(&mut self, now: Moment) -> Result<(), FirewallError> {
+        let asked = self.handle.asked();
         let result = if self.at_start.is_some() { self.start(now) } else { self.reconcile(now) };
         match result {
             // What an administrator has to change first is tried no longer, nor is what takes too long.
@@ -153,6 +154,7 @@ impl RulesThread {
             Ok(()) => self.show_trouble(),
         }
         self.publish();
+        self.handle.set_answered(asked);
         Ok(())
     }
 
