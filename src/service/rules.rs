@@ -59,7 +59,10 @@ pub fn spawn(
     let Context { events, health, .. } = context.clone();
     let to_others = (events, health, firewall.clone(), threads.notifications());
     let thread = RulesThread::new(handle, connect, at_start, to_others);
-    threads.start("rules", move |heartbeat| thread.run(&commands, || heartbeat.tick()))
+    threads.start("rules", move |heartbeat| {
+        thread.handle.activity().set_heartbeat(heartbeat.clone());
+        thread.run(&commands, || heartbeat.tick())
+    })
 }
 
 pub struct RulesThread {
