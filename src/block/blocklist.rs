@@ -388,10 +388,11 @@ impl Blocklist {
         let desired = DesiredState::of(&self.ledger, now);
         let repaired = new.repair(&desired).and_then(|()| new.check(&desired));
         if repaired.is_ok()
+            && new.needs_rules()
             && let Some(old) = &mut self.backend
             && old.name() != new.name()
         {
-            // Nothing uses it any more. What it leaves does no harm, and the next start removes it.
+            // No rule uses its sets any more. What it leaves does no harm, and the next start removes it.
             let _ = old.remove();
         }
         self.backend = Some(new);

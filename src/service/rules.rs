@@ -59,7 +59,10 @@ pub fn spawn(
     let Context { events, health, .. } = context.clone();
     let to_others = (events, health, firewall.clone(), threads.notifications());
     let thread = RulesThread::new(handle, connect, at_start, to_others);
-    threads.start("rules", move |heartbeat| thread.run(&commands, || heartbeat.tick()))
+    threads.start("rules", move |heartbeat| {
+        thread.handle.activity().set_heartbeat(heartbeat.clone());
+        thread.run(&commands, || heartbeat.tick())
+    })
 }
 
 pub struct RulesThread {
@@ -137,6 +140,7 @@ impl RulesThread {
 
     /// Compares the rules with what they should be, and repairs them. Fails if the start has failed.
     pub fn look(&mut self, now: Moment) -> Result<(), FirewallError> {
+        let asked = self.handle.asked();
         let result = if self.at_start.is_some() { self.start(now) } else { self.reconcile(now) };
         match result {
             // What an administrator has to change first is tried no longer, nor is what takes too long.
@@ -153,6 +157,7 @@ impl RulesThread {
             Ok(()) => self.show_trouble(),
         }
         self.publish();
+        self.handle.set_answered(asked);
         Ok(())
     }
 

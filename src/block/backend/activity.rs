@@ -3,16 +3,20 @@
 //! Owns the deadlines of programs. The rules thread writes here, and the firewall thread reads: the rules
 //! thread itself cannot say that it hangs. No lock is held while a program runs.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use crate::types::Moment;
+use crate::types::{Heartbeat, Moment};
 
 /// How long a program may run. iptables itself waits up to 5 s for the lock of its rules.
 pub const LIMIT: Duration = Duration::from_secs(6);
 
 #[derive(Debug, Default)]
-pub struct Activity(Mutex<Inner>);
+pub struct Activity {
+    inner: Mutex<Inner>,
+    /// The heartbeat of the thread that runs the programs.
+    heartbeat: OnceLock<Heartbeat>,
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -31,6 +35,11 @@ pub struct Running<'a> {
 }
 
 impl Activity {
+    /// Sets the heartbeat of the thread that runs the programs. It ticks while a program may run.
+    pub fn set_heartbeat(&self, heartbeat: Heartbeat) {
+        let _ = self.heartbeat.set(heartbeat);
+    }
+
     /// Notes that a program starts.
     pub fn begin(&self, command: &str) -> Running<'_> {
         let begun = Moment::now();
@@ -73,13 +82,16 @@ impl Activity {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Running<'_> {
-    /// When the program has to be killed.
+    /// When the program has to be killed. Asked for again and again while it runs.
     pub fn deadline(&self) -> Moment {
+        if let Some(heartbeat) = self.activity.heartbeat.get() {
+            heartbeat.tick();
+        }
         let end = self.begun + LIMIT;
         self.activity.inner().stop_by.map_or(end, |stop_by| stop_by.min(end))
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::block::backend::ipset::netlink::{Element, KernelSet};
+use crate::block::backend::ipset::netlink::{Element, IpsetError, KernelSet};
 use crate::block::backend::ipset::set_name;
 use crate::block::backend::rulebook::CAPACITY;
 use crate::block::backend::rules::families;
@@ -31,12 +31,15 @@ impl IptablesBackend {
         Self { interface: interface.clone(), rules }
     }
 
-    /// Removes the sets that this instance has left if it used back end `ipset` before. Their rules are gone.
-    fn remove_sets(&self) -> Result<(), FirewallError> {
+    /// Changes the sets that this instance has left if it used back end `ipset` before.
+    fn each_set(
+        &self,
+        change: impl Fn(&mut KernelSet) -> Result<(), IpsetError>,
+    ) -> Result<(), FirewallError> {
         for family in families() {
-            // A kernel without sets has none to remove.
+            // A kernel without sets has none to change.
             if let Ok(mut set) = KernelSet::connect(set_name(&self.interface, family), family) {
-                set.destroy()?;
+                change(&mut set)?;
             }
         }
         Ok(())
@@ -59,7 +62,7 @@ impl Backend for IptablesBackend {
 
     fn install(&mut self) -> Result<Option<Vec<Element>>, FirewallError> {
         let found = self.rules.ask(RulesCommand::Adopt)??;
-        self.remove_sets()?;
+        self.each_set(KernelSet::destroy)?;
         Ok(found)
     }
 
@@ -95,8 +98,7 @@ impl Backend for IptablesBackend {
     fn repair(&mut self, desired: &DesiredState<'_>) -> Result<(), FirewallError> {
         let members = Family::ALL.into_iter().flat_map(|family| desired.members(family));
         let networks = members.map(|(network, _)| network).collect();
-        self.rules.ask(|reply| RulesCommand::Replace(networks, reply))??;
-        self.remove_sets()
+        self.rules.ask(|reply| RulesCommand::Replace(networks, reply))?
     }
 
     fn held(&self, family: Family) -> u32 {
@@ -119,12 +121,12 @@ impl Backend for IptablesBackend {
         LONGEST
     }
 
-    // Only the rules thread can do that, by removing its rules.
+    /// Only the rules thread can remove the rules for single addresses.
     fn clear(&mut self) -> Result<(), FirewallError> {
-        Ok(())
+        self.each_set(KernelSet::flush)
     }
 
     fn remove(&mut self) -> Result<(), FirewallError> {
-        Ok(())
+        self.each_set(KernelSet::destroy)
     }
 }

@@ -5,7 +5,7 @@
 //! once.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -62,6 +62,9 @@ pub struct RulesHandle {
 #[derive(Default)]
 struct Shared {
     activity: Arc<Activity>,
+    /// How often a look was asked for, and how many of these requests the last look has answered.
+    asked: AtomicU64,
+    answered: AtomicU64,
     /// The heartbeat of the thread that waits for answers.
     heartbeat: OnceLock<Heartbeat>,
     /// The rules for single addresses in force, by family.
@@ -97,10 +100,27 @@ impl RulesHandle {
         let _ = self.shared.heartbeat.set(heartbeat);
     }
 
-    /// Asks for a look at the rules.
-    pub fn wake(&self) {
+    /// Asks for a look at the rules. Returns the number of the request.
+    pub fn wake(&self) -> u64 {
+        let number = self.shared.asked.fetch_add(1, Ordering::SeqCst) + 1;
         // If the queue is full, the thread is about to look.
         let _ = self.commands.try_send(RulesCommand::Look);
+        number
+    }
+
+    /// How many looks were asked for.
+    pub fn asked(&self) -> u64 {
+        self.shared.asked.load(Ordering::SeqCst)
+    }
+
+    /// Notes that a look has answered so many requests.
+    pub fn set_answered(&self, asked: u64) {
+        self.shared.answered.store(asked, Ordering::SeqCst);
+    }
+
+    /// Whether a look has answered this request.
+    pub fn is_answered(&self, number: u64) -> bool {
+        self.shared.answered.load(Ordering::SeqCst) >= number
     }
 
     /// Asks the thread, and waits for the answer for at most the time that a program may run. Fails at once if

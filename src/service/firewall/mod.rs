@@ -34,7 +34,7 @@ use crate::block::backend::{Backend, FirewallError, Refused};
 use crate::block::blocklist::{Blocklist, Change, OnProgress, WhenFull};
 use crate::block::exemptions::{AskSessions, Exemptions, Sessions};
 use crate::block::policy::{Policy, Verdict};
-use crate::block::reconcile::list_of;
+use crate::block::reconcile::{Fault, list_of};
 use crate::block::store::StorePath;
 use crate::config::Config;
 use crate::handles::{
@@ -130,6 +130,8 @@ pub struct FirewallThread {
     left_over: Option<Box<dyn Backend + Send>>,
     /// A configuration that waits for its rules.
     pending: Option<Pending>,
+    /// Sets were made again: the rules thread has to say whether its rules are still there.
+    look_awaited: Option<u64>,
     /// When the rate limit last held back a block.
     throttled: Option<Moment>,
     /// When the kernel was last compared with the ledger.
@@ -162,6 +164,7 @@ impl FirewallThread {
             neighbours,
             left_over: None,
             pending: None,
+            look_awaited: None,
             throttled: None,
             checked: Moment::default(),
             unfinished: false,
@@ -678,19 +681,25 @@ impl FirewallThread {
             if self.blocklist.repair(&faults, clock.now()) {
                 self.events.emit(Event::Repaired { found });
             }
-            self.report_enforcement();
             // A rule may wait for a set, or a set for a rule.
-            self.rules().wake();
+            let number = self.rules().wake();
+            self.look_awaited = faults.iter().any(Fault::breaks_all).then_some(number);
         }
+        self.report_enforcement();
         Ok(())
     }
 
-    fn report_enforcement(&self) {
+    fn report_enforcement(&mut self) {
         for family in Family::ALL {
             let dropped = self.rules().dropped_packets(family) + self.blocklist.dropped(family);
             self.health.set_enforced(family, self.blocklist.held(family), dropped);
         }
-        self.show(Component::Enforcement, self.blocklist.trouble().map(str::to_owned));
+        self.look_awaited.take_if(|number| self.neighbours.rules.is_answered(*number));
+        let trouble = self.blocklist.trouble().map(str::to_owned);
+        // A program that has removed a set may have removed its rule, too.
+        if trouble.is_some() || self.look_awaited.is_none() {
+            self.show(Component::Enforcement, trouble);
+        }
     }
 
     /// Passes on to health how many networks are to be blocked, and whether the database and the kernel's

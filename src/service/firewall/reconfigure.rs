@@ -90,7 +90,7 @@ impl FirewallThread {
             Change::Resume
         } else if let Some(mut backend) = backend.filter(|_| is_replaced) {
             if let Err(error) = self.blocklist.prepare(&mut *backend, clock.now()) {
-                let _ = backend.remove();
+                self.undo(Change::Replace(backend));
                 return Err(error);
             }
             Change::Replace(backend)
@@ -159,8 +159,9 @@ impl FirewallThread {
     fn undo(&mut self, change: Change) {
         match change {
             Change::Rules | Change::Suspend => {}
-            // What it leaves does no harm, and the next start removes it.
-            Change::Replace(mut backend) => drop(backend.remove()),
+            // Its sets, if it has any, have no rule. What it leaves does no harm, and the next start removes it.
+            Change::Replace(mut backend) if !backend.needs_rules() => drop(backend.remove()),
+            Change::Replace(_) => {}
             Change::Resume => {
                 if self.blocklist.suspend().is_err() {
                     self.unfinished = true;

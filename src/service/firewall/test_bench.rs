@@ -132,6 +132,7 @@ impl Bench {
     pub fn maintain(&mut self, seconds: u64) {
         self.thread.maintain(&clock(seconds));
         self.rules.look(clock(seconds).now()).unwrap();
+        self.thread.report_enforcement();
     }
 
     /// Applies a configuration, with the help of the rules thread.
