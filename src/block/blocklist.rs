@@ -382,20 +382,19 @@ impl Blocklist {
     }
 
     /// Puts a prepared back end, whose rules are in force, in the place of the present one. What it has missed
-    /// since it was prepared is the next repair's.
-    pub fn replace_backend(&mut self, mut new: Box<dyn Backend + Send>, now: Moment) {
+    /// since it was prepared is the next repair's. Returns the old one if it could not be removed: the kernel
+    /// may use a set a little longer than its rule.
+    pub fn replace_backend(
+        &mut self,
+        mut new: Box<dyn Backend + Send>,
+        now: Moment,
+    ) -> Option<Box<dyn Backend + Send>> {
         self.ledger.set_longest(new.longest(), now);
         let desired = DesiredState::of(&self.ledger, now);
         let repaired = new.repair(&desired).and_then(|()| new.check(&desired));
-        if repaired.is_ok()
-            && new.needs_rules()
-            && let Some(old) = &mut self.backend
-            && old.name() != new.name()
-        {
-            // No rule uses its sets any more. What it leaves does no harm, and the next start removes it.
-            let _ = old.remove();
-        }
-        self.backend = Some(new);
+        let is_other = self.backend_name() != new.name();
+        let old = self.backend.replace(new).filter(|_| is_other);
+        old.and_then(|mut old| (repaired.is_err() || old.remove().is_err()).then_some(old))
     }
 
     /// Sets whether blocks end live connections, from now on and for all that are blocked.

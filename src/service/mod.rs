@@ -173,16 +173,19 @@ impl Service {
         let host = crate::system::host::now()?;
         let (rules, rules_commands) = RulesHandle::new();
         let selected = select(interface, &config, &rules);
-        let (backend, at_start, note) = match (selected, config.block.enabled) {
-            (Ok(Selected { backend, plan, note }), true) => {
-                (Some(backend), plan.map_or(AtStart::Nothing, AtStart::Install), note)
+        let is_enabled = config.block.enabled;
+        let (backend, others, at_start, note) = match selected {
+            Ok(Selected { backend, plan, others, old_plan, note }) => {
+                let at_start = match (plan, old_plan, is_enabled) {
+                    (Some(plan), _, true) => AtStart::Install(plan),
+                    (Some(plan), _, false) | (None, Some(plan), _) => AtStart::Remove(plan),
+                    (None, None, _) => AtStart::Nothing,
+                };
+                (Some(backend), others, at_start, note.filter(|_| is_enabled))
             }
-            (Err(error), true) => return Err(error.into()),
-            (Ok(Selected { backend, plan, .. }), false) => {
-                (Some(backend), plan.map_or(AtStart::Nothing, AtStart::Remove), None)
-            }
+            Err(error) if is_enabled => return Err(error.into()),
             // A process that may not look at the firewall cannot have left anything there.
-            (Err(_), false) => (None, AtStart::Nothing, None),
+            Err(_) => (None, Vec::new(), AtStart::Nothing, None),
         };
 
         let metrics = Arc::new(Metrics::new()?);
@@ -223,7 +226,7 @@ impl Service {
         // Last, so that nothing can fail once the kernel is changed.
         let rules_ways = (rules.clone(), rules_commands);
         rules::spawn(&mut threads, &context, rules_ways, &firewall, at_start)?;
-        let owned = (backend, host, store);
+        let owned = (backend, others, host, store);
         let neighbours = (detector.clone(), rules.clone());
         firewall::spawn(&mut threads, &context, config, owned, neighbours, firewall_commands)?;
         Ok(Self {

@@ -88,14 +88,19 @@ pub fn spawn(
     threads: &mut Supervisor,
     context: &Context,
     config: Config,
-    (backend, host, store): (Option<Box<dyn Backend + Send>>, Arc<Host>, StorePath),
+    (backend, others, host, store): (
+        Option<Box<dyn Backend + Send>>,
+        Vec<Box<dyn Backend + Send>>,
+        Arc<Host>,
+        StorePath,
+    ),
     (detector, rules): (SyncSender<DetectorCommand>, RulesHandle),
     commands: Receiver<Command>,
 ) -> std::io::Result<()> {
     let Context { interface, events, metrics, health } = context.clone();
     let mut sessions = ssh::Sessions::default();
     let opened = rules.clone();
-    let thread = FirewallThread::new(
+    let mut thread = FirewallThread::new(
         Box::new(move |config: &Config| select(&interface, config, &opened)),
         config,
         (host, Box::new(move |ports| sessions.peers(ports))),
@@ -103,6 +108,7 @@ pub fn spawn(
         (events, metrics, health),
         Neighbours { detector, rules, main: threads.notifications() },
     );
+    thread.left_over = others;
     threads.start("firewall", move |heartbeat| {
         thread.rules().set_heartbeat(heartbeat.clone());
         let mut progress = Progress::after(Duration::ZERO);
@@ -126,8 +132,8 @@ pub struct FirewallThread {
     metrics: Arc<Metrics>,
     health: Arc<Health>,
     neighbours: Neighbours,
-    /// What a crashed instance has left, while the service only observes.
-    left_over: Option<Box<dyn Backend + Send>>,
+    /// What a crashed instance may have left in back ends that are not in use.
+    left_over: Vec<Box<dyn Backend + Send>>,
     /// A configuration that waits for its rules.
     pending: Option<Pending>,
     /// Sets were made again: the rules thread has to say whether its rules are still there.
@@ -162,7 +168,7 @@ impl FirewallThread {
             metrics,
             health,
             neighbours,
-            left_over: None,
+            left_over: Vec::new(),
             pending: None,
             look_awaited: None,
             throttled: None,
@@ -190,7 +196,7 @@ impl FirewallThread {
             let activity = self.rules().activity();
             if activity.is_stopping() {
                 // The back end may have installed a part.
-                self.left_over = backend;
+                self.left_over.extend(backend);
                 return Ok(());
             }
             if !error.is_transient() || clock.now().since(begun) >= START_PATIENCE {
@@ -216,8 +222,8 @@ impl FirewallThread {
             self.restore(backend, clock, on_progress)?;
             self.started();
         } else {
-            self.left_over = backend.take();
-            if let Some(left_over) = &mut self.left_over {
+            self.left_over.extend(backend.take());
+            for left_over in &mut self.left_over {
                 // Before the rules thread has removed the rules.
                 left_over.clear()?;
             }
@@ -276,7 +282,7 @@ impl FirewallThread {
     fn stop(mut self, clock: &WallClock) -> Result<(), FirewallError> {
         let (backend, cleared) = self.blocklist.finish(clock);
         self.report();
-        let mut backend = backend.or(self.left_over.take());
+        let mut backend = backend.or(self.left_over.pop());
         self.remove_all(backend.as_mut(), cleared)
     }
 
@@ -620,8 +626,8 @@ impl FirewallThread {
 
     /// Removes what a crashed instance has left, as soon as its rules are gone.
     fn remove_left_over(&mut self) {
-        if self.left_over.as_mut().is_none_or(|left_over| left_over.remove().is_ok()) {
-            self.left_over = None;
+        self.left_over.retain_mut(|left_over| left_over.remove().is_err());
+        if self.left_over.is_empty() {
             self.started();
         }
     }
@@ -640,7 +646,7 @@ impl FirewallThread {
         self.unblock_peers(clock);
         self.blocklist.forget(now, self.config.block.forget_after.get());
         self.blocklist.maintain_store(clock);
-        if !self.config.block.enabled {
+        if !self.config.block.enabled || !self.left_over.is_empty() {
             self.remove_left_over();
         }
         self.report();

@@ -76,15 +76,15 @@ impl FirewallThread {
         if was_enabled && !have_rules_changed {
             return Ok(None);
         }
-        let Selected { backend, plan, note } = (self.open_backend)(&self.config)?;
+        let Selected { backend, plan, note, .. } = (self.open_backend)(&self.config)?;
         // A back end without rules of iptables has rules of its own.
         let is_replaced = backend.name() != self.blocklist.backend_name() || plan.is_none();
         let mut backend = Some(backend);
         let change = if !was_enabled {
-            self.left_over = None;
+            self.left_over.clear();
             if let Err(error) = self.restore(&mut backend, clock, &mut |_, _| {}) {
                 // It may have installed a part.
-                self.left_over = backend;
+                self.left_over.extend(backend);
                 return Err(error);
             }
             Change::Resume
@@ -119,7 +119,7 @@ impl FirewallThread {
                 Err(error)
             }
             (Ok(()), Change::Replace(backend)) => {
-                self.blocklist.replace_backend(backend, clock.now());
+                self.left_over.extend(self.blocklist.replace_backend(backend, clock.now()));
                 Ok(())
             }
             (Ok(()), Change::Suspend) => self.suspend(),

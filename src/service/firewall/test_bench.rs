@@ -80,7 +80,8 @@ pub fn bench_on(
     let open: OpenBackend = Box::new(move |config: &Config| {
         let next = opened.lock().unwrap().take().unwrap_or_default();
         *latest.lock().unwrap() = next.clone();
-        Ok(Selected { backend: Box::new(next), plan: plan(config), note: None })
+        let (backend, plan) = (Box::new(next), Some(plan(config)));
+        Ok(Selected { backend, plan, others: Vec::new(), old_plan: None, note: None })
     });
     let connect = Box::new(move |_: &RulePlan| Ok(Box::new(of_rules.lock().unwrap().clone()) as _));
     let (handle, rules_commands) = RulesHandle::new();

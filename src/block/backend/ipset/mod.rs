@@ -43,6 +43,11 @@ impl IpsetBackend {
         Ok(Self { sides: families().map(connect).collect::<Result<_, _>>()? })
     }
 
+    /// Whether an instance has left its sets.
+    pub fn has_sets(&mut self) -> bool {
+        self.sides.iter_mut().any(|side| !matches!(side.set.count(), Err(IpsetError::Missing(_))))
+    }
+
     fn side(&mut self, network: IpNet) -> Option<&mut Side> {
         self.sides.get_mut(Family::of(network) as usize)
     }
