@@ -393,7 +393,8 @@ impl Blocklist {
         let desired = DesiredState::of(&self.ledger, now);
         let repaired = new.repair(&desired).and_then(|()| new.check(&desired));
         let is_other = self.backend_name() != new.name();
-        let old = self.backend.replace(new).filter(|_| is_other);
+        // Rules of iptables are the rules thread's, and objects of the same name are the new one's.
+        let old = self.backend.replace(new).filter(|old| is_other && !old.needs_rules());
         old.and_then(|mut old| (repaired.is_err() || old.remove().is_err()).then_some(old))
     }
 

@@ -55,6 +55,8 @@ pub enum Command {
     },
     /// The rules of the configuration that is being applied are in force, or why they are not.
     RulesInstalled(Result<(), String>),
+    /// Another program has changed the table of nf_tables: compares it with what it should be, now.
+    Look,
     /// Removes everything from the kernel and ends the thread.
     Stop,
 }

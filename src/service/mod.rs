@@ -11,9 +11,11 @@ pub mod firewall;
 pub mod host;
 pub mod http;
 pub mod journal;
+mod nftables;
 pub mod reload;
 pub mod report;
-pub mod rules;
+
+mod rules;
 pub mod store;
 pub mod supervisor;
 pub mod unpack;
@@ -222,6 +224,7 @@ impl Service {
         let wants_ports = Arc::new(AtomicBool::new(uses_outcomes(&config)));
         let readers = (&firewall, &detector);
         let stop_host = host::spawn(&mut threads, &context, &config, &host, readers, &wants_ports)?;
+        nftables::spawn(&mut threads, &config, &firewall, &stop_host)?;
         let store = store::spawn(&mut threads, &context.interface)?;
         // Last, so that nothing can fail once the kernel is changed.
         let rules_ways = (rules.clone(), rules_commands);

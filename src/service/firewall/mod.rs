@@ -336,6 +336,7 @@ impl FirewallThread {
                 self.policy.exemptions().set_host(host);
                 self.unblock_exempt(clock);
             }
+            Command::Look => self.maintain(clock),
             // Ends the loop, which handles it.
             Command::Stop => {}
         }

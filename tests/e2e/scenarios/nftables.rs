@@ -1,5 +1,7 @@
 //! The back end `nftables`: a table of its own, without any program.
 
+use std::time::{Duration, Instant};
+
 use serde_json::json;
 
 use crate::kernel::Rules;
@@ -8,6 +10,9 @@ use crate::service::Start;
 use crate::tools::{await_that, run};
 
 const CONFIG: &str = "firewall.backend = \"nftables\"\n";
+
+/// How soon a change by another program is repaired.
+const REPAIR: Duration = Duration::from_millis(100);
 
 fn nft(lab: &Lab, words: &str) -> String {
     run(lab.victim.command("nft").args(words.split(' '))).ok()
@@ -74,8 +79,11 @@ fn what_other_programs_change_in_the_table_is_repaired() {
         for address in [&ATTACKER.to_string(), &ATTACKER_V6.to_string(), "198.51.100.0/24"] {
             block(&lab, address);
         }
+        let damaged = Instant::now();
         nft(&lab, damage);
         let line = service.await_line("repaired firewall: ");
+        let took = damaged.elapsed();
+        assert!(took < 5 * REPAIR, "{damage}: {took:?}");
         for victim in [VICTIM, VICTIM_V6] {
             lab.attacker.assert_cannot_reach(victim, OPEN_PORT);
             lab.bystander.assert_reaches(victim, OPEN_PORT);

@@ -1,7 +1,9 @@
 //! What other programs change in the table, as the kernel reports it.
 //!
 //! Owns the subscription to the events of nf_tables. Must not look at anything else: it only says that a look
-//! is worth while.
+//! at the table is necessary.
+
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::net::netlink::NETFILTER;
 
@@ -12,26 +14,38 @@ use crate::types::IfName;
 /// `NFNLGRP_NFTABLES` (7) as a bit mask.
 const GROUP: u32 = 1 << (7 - 1);
 
-pub struct Events {
-    socket: NetlinkSocket,
-    /// The address of the socket whose changes are the service's own.
-    own: u32,
-}
+pub struct Events(NetlinkSocket);
 
 impl Events {
-    /// Subscribes to the changes that others make, which do not have this address.
-    pub fn open(own: u32) -> Result<Self, NetlinkError> {
-        Ok(Self { socket: NetlinkSocket::open(Some(NETFILTER), GROUP)?, own })
+    pub fn subscribe() -> Result<Self, NetlinkError> {
+        Ok(Self(NetlinkSocket::open(Some(NETFILTER), GROUP)?))
     }
 
-    /// Reads the events that have arrived. Returns whether another program may have changed members of an
-    /// instance's sets.
-    pub fn drain(&mut self, interface: &IfName) -> Result<bool, NetlinkError> {
-        let own = self.own;
-        let mut is_touched = false;
-        let is_complete = self.socket.for_each_notification(|port, kind, body| {
-            is_touched |= port != own && messages::changes_members(kind, body, interface);
-        })?;
-        Ok(is_touched || !is_complete)
+    /// Reads the events that have arrived. Returns whether the members of an instance's sets may have been
+    /// changed through another socket than the one with this address.
+    pub fn has_changed_members(
+        &mut self,
+        interface: &IfName,
+        own: u32,
+    ) -> Result<bool, NetlinkError> {
+        self.any(|port, kind, body| port != own && messages::changes_members(kind, body, interface))
+    }
+
+    /// Reads the events that have arrived. Returns whether anything in the table may have been changed.
+    pub fn has_changed_table(&mut self) -> Result<bool, NetlinkError> {
+        self.any(|_, _, body| messages::concerns_table(body))
+    }
+
+    fn any(&mut self, is_it: impl Fn(u32, u16, &[u8]) -> bool) -> Result<bool, NetlinkError> {
+        let mut found = false;
+        let is_complete =
+            self.0.for_each_notification(|port, kind, body| found |= is_it(port, kind, body))?;
+        Ok(found || !is_complete)
+    }
+}
+
+impl AsFd for Events {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }

@@ -61,8 +61,8 @@ impl SetKey {
         let rest = name.strip_suffix(interface.as_str())?.strip_suffix('-')?;
         Family::ALL.into_iter().find_map(|family| {
             let key = Self { family, length: 0 };
-            let length = rest.strip_prefix(key.prefix())?.parse().ok()?;
-            (length <= key.width()).then_some(Self { length, ..key })
+            let key = Self { length: rest.strip_prefix(key.prefix())?.parse().ok()?, ..key };
+            (key.length <= key.width() && key.name(interface) == name).then_some(key)
         })
     }
 
@@ -593,6 +593,13 @@ pub fn read_elements(key: SetKey, answer: &[u8], mut each: impl FnMut(Element)) 
     }
 }
 
+/// Whether a notification is about the table or something in it.
+pub fn concerns_table(body: &[u8]) -> bool {
+    // The first attribute of each message is the name of the table.
+    let table = OpGettableDo::decode_request(body).1.get_name();
+    body.first() == Some(&INET) && table.is_ok_and(|table| table == TABLE)
+}
+
 /// Whether a notification says that members of an instance's sets have changed.
 pub fn changes_members(kind: u16, body: &[u8], interface: &IfName) -> bool {
     if kind != NEW_ELEMENT && kind != DELETE_ELEMENT {
@@ -601,4 +608,24 @@ pub fn changes_members(kind: u16, body: &[u8], interface: &IfName) -> bool {
     let elements = OpGetsetelemDump::decode_request(body).1;
     elements.get_table().is_ok_and(|table| table == TABLE)
         && elements.get_set().is_ok_and(|set| SetKey::parse(set.to_bytes(), interface).is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_sets_are_read_back() {
+        let interface: IfName = "v4-32-x".parse().unwrap();
+        for network in ["192.0.2.1/32", "0.0.0.0/0", "2001:db8::/64", "2001:db8::1/128"] {
+            let key = SetKey::of(network.parse().unwrap());
+            assert_eq!(SetKey::parse(key.name(&interface).as_bytes(), &interface), Some(key));
+        }
+        let other: IfName = "x".parse().unwrap();
+        for name in
+            ["v4-32-v4-32-x", "v4-33-x", "v6-129-x", "v4--x", "input-x", "x", "v4-32-y", "v4-+3-x"]
+        {
+            assert_eq!(SetKey::parse(name.as_bytes(), &other), None, "{name}");
+        }
+    }
 }

@@ -42,6 +42,8 @@ const REST: u32 = 20;
 pub struct NftBackend {
     socket: NetlinkSocket,
     events: Events,
+    /// The address of the socket, by which the kernel names who has made a change.
+    own: u32,
     interface: IfName,
     firewall: FirewallConfig,
     established: Established,
@@ -72,7 +74,8 @@ impl NftBackend {
         let mut socket = NetlinkSocket::open(Some(NETFILTER), 0)?;
         let generation = read_generation(&mut socket)?;
         Ok(Self {
-            events: Events::open(socket.port()?)?,
+            events: Events::subscribe()?,
+            own: socket.port()?,
             socket,
             interface: plan.interface.clone(),
             firewall: plan.firewall.clone(),
@@ -394,7 +397,8 @@ impl Backend for NftBackend {
                     refused.extend(block_each(self, &one_by_one));
                 }
                 // What this socket itself has changed must not fill the queue of events.
-                self.is_suspect |= self.events.drain(&self.interface).unwrap_or(true);
+                self.is_suspect |=
+                    self.events.has_changed_members(&self.interface, self.own).unwrap_or(true);
             }
         }
         refused
@@ -408,7 +412,7 @@ impl Backend for NftBackend {
 
     fn check(&mut self, desired: &DesiredState<'_>) -> Result<Vec<Fault>, FirewallError> {
         let generation = read_generation(&mut self.socket)?;
-        self.is_suspect |= self.events.drain(&self.interface)?;
+        self.is_suspect |= self.events.has_changed_members(&self.interface, self.own)?;
         let mut faults = Vec::new();
         if generation != self.generation {
             faults = self.check_objects()?;
