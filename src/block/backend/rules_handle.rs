@@ -199,7 +199,9 @@ impl RulesHandle {
     pub fn update_dropped(&self) {
         // What cannot be read now is read later.
         let counters = self.dropped().counters.clone();
-        counters.iter().for_each(|counter| drop(counter.update()));
+        for counter in &counters {
+            let _ = counter.update();
+        }
     }
 
     /// The packets of a family that the rules have dropped since the start, as of the last reading.
