@@ -261,6 +261,8 @@ impl Reconciler {
                 self.reported = Some(now);
                 return true;
             }
+            // What the other program has done meanwhile is no news.
+            Ok(_) if self.is_fight => return false,
             Ok(left) => Some(reason(left)),
             Err(error) => Some(format!("{}; repair failed: {error}", reason(faults))),
         };

@@ -69,6 +69,14 @@ impl Activity {
         self.inner().stop_by.is_some()
     }
 
+    /// Counts the program that runs among those that do not end in time. Returns its command.
+    pub fn give_up(&self) -> Option<String> {
+        let mut inner = self.inner();
+        let running = inner.running.as_ref().map(|(command, _)| command.clone())?;
+        inner.timed_out = Some(running.clone());
+        Some(running)
+    }
+
     /// Returns the command that runs.
     pub fn running(&self) -> Option<String> {
         self.inner().running.as_ref().map(|(command, _)| command.clone())
@@ -120,6 +128,13 @@ mod tests {
         assert_eq!(activity.hung(now + 2 * LIMIT).as_deref(), Some("iptables -S"));
         running.end(true);
         assert_eq!(activity.hung(now).as_deref(), Some("iptables -S"));
+        let running = activity.begin("iptables -S");
+        running.end(false);
+        assert_eq!(activity.hung(now), None);
+        let running = activity.begin("iptables -A");
+        activity.give_up();
+        assert_eq!(activity.hung(now).as_deref(), Some("iptables -A"));
+        running.end(true);
         activity.begin("iptables -S").end(false);
         assert_eq!(activity.hung(now + 2 * LIMIT), None);
     }
