@@ -40,7 +40,7 @@ use crate::handles::{
     BusCommand, CaptureHandle, Command, Component, DetectorCommand, EventSink, FirewallHandle,
     Health, Notification, Reloader, StopFlag,
 };
-use crate::service::rules::{AtStart, STOP_PATIENCE};
+use crate::service::rules::AtStart;
 use crate::service::supervisor::{Supervisor, protects};
 use crate::system::capture::CaptureError;
 use crate::system::capture::batch;
@@ -86,13 +86,15 @@ pub fn run(interface: &IfName, sources: &Sources) -> Result<(), DaemonError> {
     let settings = Settings { sources: sources.clone(), effective, log_filter };
     let mut service = Service::start(interface, settings)?;
 
-    let outcome = match service.wait() {
+    let waited = service.wait();
+    let was_ready = service.is_ready;
+    let outcome = match waited {
         Ok(signal) => {
             service_manager::stopping();
             service.stop().map(|()| signal)
         }
         // A start that fails leaves nothing. The first error is the one to report.
-        Err(error) if !service.is_ready => {
+        Err(error) if !was_ready => {
             let _ = service.stop();
             Err(error)
         }
@@ -101,7 +103,8 @@ pub fn run(interface: &IfName, sources: &Sources) -> Result<(), DaemonError> {
     match &outcome {
         Ok(signal) => log::stopped(interface, signal),
         // As after a crash: the kernel continues to block until blocks expire or the service restarts.
-        Err(error) => log::failed(interface, error),
+        Err(error) if was_ready => log::failed(interface, error),
+        Err(_) => {}
     }
     outcome.map(drop)
 }
@@ -362,7 +365,7 @@ impl Service {
         self.stop_host.raise();
         self.threads.join("host");
         // A start that still tries ends.
-        self.rules.activity().stop_by(Moment::now() + STOP_PATIENCE);
+        self.rules.activity().stop(Moment::now());
         let _ = self.firewall.send(Command::Stop);
         self.threads.join("firewall");
         // It may wait for a program that does not end.

@@ -23,9 +23,6 @@ use crate::service::firewall::{START_PATIENCE, TICK};
 use crate::service::supervisor::Supervisor;
 use crate::types::{Event, Family, Moment};
 
-/// How long a stop tries to remove the rules.
-pub const STOP_PATIENCE: Duration = Duration::from_secs(5);
-
 /// The pause between two attempts to remove the rules at the stop.
 const STOP_PAUSE: Duration = Duration::from_millis(250);
 

@@ -11,6 +11,9 @@ use crate::types::{Heartbeat, Moment};
 /// How long a program may run. iptables itself waits up to 5 s for the lock of its rules.
 pub const LIMIT: Duration = Duration::from_secs(6);
 
+/// How long a stop tries to remove the rules.
+pub const STOP_PATIENCE: Duration = Duration::from_secs(5);
+
 #[derive(Debug, Default)]
 pub struct Activity {
     inner: Mutex<Inner>,
@@ -66,14 +69,22 @@ impl Activity {
         self.inner().stop_by.is_some()
     }
 
+    /// Counts the program that runs among those that do not end in time. Returns its command.
+    pub fn give_up(&self) -> Option<String> {
+        let mut inner = self.inner();
+        let running = inner.running.as_ref().map(|(command, _)| command.clone())?;
+        inner.timed_out = Some(running.clone());
+        Some(running)
+    }
+
     /// Returns the command that runs.
     pub fn running(&self) -> Option<String> {
         self.inner().running.as_ref().map(|(command, _)| command.clone())
     }
 
-    /// Lets no program run after this moment.
-    pub fn stop_by(&self, moment: Moment) {
-        self.inner().stop_by = Some(moment);
+    /// Notes that the service stops: soon no program may run any more.
+    pub fn stop(&self, now: Moment) {
+        self.inner().stop_by.get_or_insert(now + STOP_PATIENCE);
     }
 
     /// How long there is time for work until the service has to end: forever if it need not.
@@ -117,6 +128,13 @@ mod tests {
         assert_eq!(activity.hung(now + 2 * LIMIT).as_deref(), Some("iptables -S"));
         running.end(true);
         assert_eq!(activity.hung(now).as_deref(), Some("iptables -S"));
+        let running = activity.begin("iptables -S");
+        running.end(false);
+        assert_eq!(activity.hung(now), None);
+        let running = activity.begin("iptables -A");
+        activity.give_up();
+        assert_eq!(activity.hung(now).as_deref(), Some("iptables -A"));
+        running.end(true);
         activity.begin("iptables -S").end(false);
         assert_eq!(activity.hung(now + 2 * LIMIT), None);
     }
@@ -125,9 +143,11 @@ mod tests {
     fn stop_shortens_the_time_of_a_running_program() {
         let activity = Activity::default();
         let running = activity.begin("iptables -S");
-        let soon = Moment::now() + Duration::from_secs(1);
-        assert!(running.deadline() > soon);
-        activity.stop_by(soon);
-        assert_eq!(running.deadline(), soon);
+        let now = Moment::now();
+        assert!(running.deadline() > now + STOP_PATIENCE);
+        activity.stop(now);
+        assert_eq!(running.deadline(), now + STOP_PATIENCE);
+        activity.stop(now + LIMIT);
+        assert_eq!(activity.remaining(now), STOP_PATIENCE, "a second call grants no more time");
     }
 }

@@ -58,8 +58,11 @@ pub enum FirewallError {
         "cannot remove rules of other programs from chain tcptracker: {error}; remove them: {command}"
     )]
     Occupied { error: String, command: String },
-    #[error("{0}; rules of other programs use it; remove them: {commands}", commands = .1.join("; "))]
-    SetInUse(IpsetError, Vec<String>),
+    #[error(
+        "cannot remove kernel set {name}: rules of other programs use it; remove them: {commands}",
+        commands = .commands.join("; ")
+    )]
+    SetInUse { name: String, commands: Vec<String> },
     #[error("cannot remove the firewall rules: {error}; remove them: {commands}")]
     RulesStay { error: String, commands: String },
 }
@@ -74,13 +77,15 @@ impl FirewallError {
     pub const fn is_transient(&self) -> bool {
         match self {
             Self::Rules(error) => error.is_transient(),
-            Self::Set(IpsetError::InUse(_)) | Self::NoAnswer(_) | Self::Netlink(_) => true,
+            Self::Set(IpsetError::InUse(_))
+            | Self::NoAnswer(_)
+            | Self::Netlink(_)
+            | Self::Occupied { .. } => true,
             Self::Set(_)
             | Self::Full(_)
             | Self::NoIpv6
             | Self::TooManyFor { .. }
-            | Self::Occupied { .. }
-            | Self::SetInUse(..)
+            | Self::SetInUse { .. }
             | Self::RulesStay { .. } => false,
         }
     }

@@ -4,6 +4,7 @@
 //! built-in chains (hooks), and in it the rules with this instance's comment. Must not touch the rules
 //! of other instances. Every operation is idempotent.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -127,9 +128,13 @@ impl Rules {
     /// Removes the rules of other programs from the chain.
     pub fn clear_chain(&mut self) -> Result<(), FirewallError> {
         let _lock = self.lock();
-        let cleared = self.change(|ruleset, _| ruleset.clearing());
+        let is_occupied = Cell::new(false);
+        let cleared = self.change(|ruleset, _| {
+            is_occupied.set(ruleset.has_foreign_rules());
+            ruleset.clearing()
+        });
         cleared.map_err(|error| match error {
-            FirewallError::Rules(error) if error.is_transient() => FirewallError::Occupied {
+            FirewallError::Rules(error) if is_occupied.get() => FirewallError::Occupied {
                 error: error.to_string(),
                 command: format!("{} -F {CHAIN}", self.program.name()),
             },

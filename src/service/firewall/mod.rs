@@ -43,7 +43,6 @@ use crate::handles::{
 };
 use crate::service::Context;
 use crate::service::firewall::reconfigure::Pending;
-use crate::service::rules::STOP_PATIENCE;
 use crate::service::supervisor::Supervisor;
 use crate::system::host::ssh;
 use crate::system::progress::Progress;
@@ -203,7 +202,10 @@ impl FirewallThread {
                 let _ = self.remove_all(backend.as_mut(), Ok(()));
                 return Err(error);
             }
-            self.kernel_failed(&error);
+            // The rules thread may still have to remove a rule.
+            if clock.now().since(begun) >= TICK {
+                self.kernel_failed(&error);
+            }
             self.rules().wake();
             tick();
             std::thread::park_timeout(START_PAUSE);
@@ -293,7 +295,7 @@ impl FirewallThread {
         cleared: Result<(), FirewallError>,
     ) -> Result<(), FirewallError> {
         let rules = self.rules();
-        rules.activity().stop_by(Moment::now() + STOP_PATIENCE);
+        rules.activity().stop(Moment::now());
         let rules_removed = rules.stop();
         let removed = backend.map_or(Ok(()), |backend| backend.remove());
         // A rule that stays explains a set that stays.
@@ -303,8 +305,8 @@ impl FirewallThread {
     /// Adds what else uses a set that is in use.
     fn with_rules_outside(&self, error: FirewallError) -> FirewallError {
         match (error, self.rules().outside()) {
-            (FirewallError::Set(error @ IpsetError::InUse(_)), outside) if !outside.is_empty() => {
-                FirewallError::SetInUse(error, outside)
+            (FirewallError::Set(IpsetError::InUse(name)), commands) if !commands.is_empty() => {
+                FirewallError::SetInUse { name, commands }
             }
             (error, _) => error,
         }

@@ -158,10 +158,9 @@ impl FirewallThread {
 
     fn undo(&mut self, change: Change) {
         match change {
-            Change::Rules | Change::Suspend => {}
             // Its sets, if it has any, have no rule. What it leaves does no harm, and the next start removes it.
             Change::Replace(mut backend) if !backend.needs_rules() => drop(backend.remove()),
-            Change::Replace(_) => {}
+            Change::Replace(_) | Change::Rules | Change::Suspend => {}
             Change::Resume => {
                 if self.blocklist.suspend().is_err() {
                     self.unfinished = true;

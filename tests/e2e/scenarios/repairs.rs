@@ -446,7 +446,7 @@ fn hanging_program_stops_no_block() {
 fn hanging_program_delays_calls_of_the_iptables_backend_for_a_limited_time() {
     let lab = Lab::new();
     lab.configure("firewall.backend = \"iptables\"\n");
-    let (path, hangs) = hanging(&lab, &["iptables"]);
+    let (path, hangs) = hanging(&lab, &["iptables-nft"]);
     let start = Start::on("eth0").env("PATH", &path).env("WATCHDOG_USEC", "3000000");
     let mut service = start.begin(&lab).await_ready();
     std::fs::write(&hangs, "").unwrap();

@@ -175,8 +175,8 @@ fn foreign_rule_that_keeps_a_foreign_set_is_named_at_the_start() {
     run(lab.victim.command("sh").args(["-ec", script])).ok();
     let mut service = Start::on("eth0").begin(&lab);
     service.await_line(
-        "rules of other programs use it; remove them: iptables -D INPUT -m set --match-set \
-         tcptracker-eth0-v4 src -j ACCEPT",
+        "cannot remove kernel set tcptracker-eth0-v4: rules of other programs use it; remove them: \
+         iptables-nft -D INPUT -m set --match-set tcptracker-eth0-v4 src -j ACCEPT",
     );
     assert_eq!(service.await_end().code(), Some(1));
     assert!(!service.notifications().contains(&"READY=1".to_owned()));
