@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer};
 
-use crate::types::parse_network;
+use crate::types::{LONGEST_BLOCK, parse_network};
 
 /// A whole number within bounds.
 macro_rules! bounded_number {
@@ -126,9 +126,10 @@ impl TryFrom<String> for BlockDuration {
             return Ok(Self::Forever);
         }
         // Timeouts of kernel sets are whole seconds.
-        let span = Span::try_from(text).ok().filter(|span| span.0.as_secs() >= 1);
+        let within = 1..=LONGEST_BLOCK.as_secs();
+        let span = Span::try_from(text).ok().filter(|span| within.contains(&span.0.as_secs()));
         span.map(|span| Self::For(span.0))
-            .ok_or("forever or a length of time of at least 1s, such as 30m, 1h or 7d")
+            .ok_or("forever or a length of time from 1s to 100y, such as 30m, 1h or 7d")
     }
 }
 

@@ -23,8 +23,8 @@ use std::sync::mpsc::{Receiver, SyncSender};
 
 use rusqlite::{ErrorCode, ffi};
 
-use crate::block::store::database::Database;
-use crate::block::store::quarantine::quarantine;
+use crate::block::store::database::{Content, Database};
+use crate::block::store::quarantine::{make_room, quarantine};
 use crate::block::store::records::{Record, Remembered};
 use crate::block::store::timeline::Timeline;
 use crate::types::{IfName, WallClock, Warning};
@@ -53,6 +53,10 @@ pub enum StoreError {
     NoLog,
     #[error("the file was removed")]
     Removed,
+    #[error("{} is not a regular file", .0.display())]
+    NoFile(PathBuf),
+    #[error("reading it takes too long")]
+    Slow,
     /// The content is not what was written.
     #[error("damaged database: {0}")]
     Damaged(String),
@@ -62,6 +66,8 @@ pub enum StoreError {
     Newer(i32),
     #[error("{0}; cannot rename it: {1}")]
     InTheWay(Box<StoreError>, std::io::Error),
+    #[error("cannot rename an earlier copy: {0}")]
+    Copy(std::io::Error),
     #[error("cannot flush the file to the disk: {0}")]
     Flush(std::io::Error),
     /// Any other error of SQLite.
@@ -72,7 +78,10 @@ pub enum StoreError {
 impl StoreError {
     /// Whether a new file would solve it.
     const fn is_about_the_content(&self) -> bool {
-        matches!(self, Self::Damaged(_) | Self::Foreign | Self::Newer(_))
+        matches!(
+            self,
+            Self::NoFile(_) | Self::Slow | Self::Damaged(_) | Self::Foreign | Self::Newer(_)
+        )
     }
 }
 
@@ -93,6 +102,7 @@ impl From<rusqlite::Error> for StoreError {
             ErrorCode::ReadOnly => Self::ReadOnly,
             ErrorCode::CannotOpen | ErrorCode::PermissionDenied => Self::Unopenable,
             ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => Self::Locked,
+            ErrorCode::OperationInterrupted => Self::Slow,
             _ => Self::Sqlite(error),
         }
     }
@@ -162,7 +172,7 @@ impl StorePath {
         let opened = self.create_directory().and_then(|()| {
             self.open_or_quarantine(true, warnings, |file| {
                 let database = Database::open(file)?;
-                let content = database.load()?;
+                let content = database.load(&present)?;
                 Ok((database, content))
             })
         });
@@ -170,11 +180,19 @@ impl StorePath {
             Ok((database, content)) => (Ok(database), content),
             // It may still be readable.
             Err(error) => {
-                let read = Database::open_to_read(&self.file).and_then(|file| file.load());
+                let read = Database::open_to_read(&self.file).and_then(|file| file.load(&present));
                 (Err(error), read.unwrap_or_default())
             }
         };
-        let (mut remembered, written_on) = content;
+        let Content { mut remembered, timeline: written_on, wrong } = content;
+        if wrong > 0 {
+            let kept = match &database {
+                Ok(database) => self.keep_copy(database).map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            let file = self.file.clone();
+            warnings.push(Warning::DatabaseRowsLeftOut { file, count: wrong, kept });
+        }
         let is_of_another_boot =
             written_on.as_ref().is_some_and(|line| line.is_of_another_boot_than(&present));
         let is_same_boot = written_on.is_some_and(|line| line.convert(&mut remembered, &present));
@@ -192,15 +210,24 @@ impl StorePath {
             (true, false) => Precedence::Store,
             (true, true) => Precedence::StoreAlone,
         };
-        (Loaded { remembered, precedence, is_outdated: !is_same_boot || !is_current }, store)
+        let is_outdated = !is_same_boot || !is_current || wrong > 0;
+        (Loaded { remembered, precedence, is_outdated }, store)
+    }
+
+    /// Copies the database, whose content will be replaced, for an administrator.
+    fn keep_copy(&self, database: &Database) -> Result<PathBuf, StoreError> {
+        let kept = make_room(&self.file).map_err(StoreError::Copy)?;
+        database.copy_to(&kept)?;
+        Ok(kept)
     }
 
     /// Notes for the next instance whether the database lacks changes. A full disk mostly has room for a
     /// name.
     pub fn mark_behind(&self, is_behind: bool) {
         let note = beside(&self.file, BEHIND);
-        // If this fails, the next start finds the database not writable.
-        let _ = if is_behind { File::create(note).map(drop) } else { std::fs::remove_file(note) };
+        // If this fails, the note exists, or the next start finds the database not writable.
+        let _ =
+            if is_behind { File::create_new(note).map(drop) } else { std::fs::remove_file(note) };
     }
 
     /// Opens the database to replace its content. Warns of a file that was renamed.

@@ -181,7 +181,10 @@ fn files_of_other_programs_and_versions_are_renamed() {
             "PRAGMA user_version = 2; PRAGMA application_id = 1952673908",
             "unsupported database version 2",
         ),
-        ("PRAGMA user_version = 1; PRAGMA application_id = 1952673908", "no such table"),
+        (
+            "PRAGMA user_version = 1; PRAGMA application_id = 1952673908",
+            "its table timeline is missing",
+        ),
     ] {
         let directory = TempDir::new().unwrap();
         let path = path_in(&directory);
@@ -191,6 +194,121 @@ fn files_of_other_programs_and_versions_are_renamed() {
         assert!(error.contains(why), "{error:?}");
         drop(store);
         assert_eq!(load(&path), Remembered::default());
+    }
+}
+
+/// What another program may insert into the file of a running or stopped service.
+#[test]
+fn wrong_rows_are_left_out_told_and_kept_in_a_copy() {
+    let long =
+        format!("INSERT INTO block VALUES ('192.0.2.9/32', 1, 2, 1, '{}', NULL)", "x".repeat(201));
+    for row in [
+        "INSERT INTO block VALUES ('oops', 1, 2, 1, 'x', NULL)",
+        "INSERT INTO block VALUES ('198.51.100.77/24', 1, 2, 1, 'x', NULL)",
+        "INSERT INTO block VALUES ('198.51.100.77', 1, 2, 1, 'x', NULL)",
+        "INSERT INTO block VALUES ('::ffff:192.0.2.9/128', 1, 2, 1, 'x', NULL)",
+        "INSERT INTO block VALUES ('0.0.0.0/0', 1, 2, 1, 'x', NULL)",
+        "INSERT INTO block VALUES ('::/0', 1, 2, 1, 'x', NULL)",
+        "INSERT INTO block VALUES ('192.0.2.9/32', -1, 2, 1, 'x', NULL)",
+        "INSERT INTO block VALUES ('192.0.2.9/32', 2, 1, 1, 'x', NULL)",
+        "INSERT INTO block VALUES ('192.0.2.9/32', 1, 9000000000000000000, 1, 'x', NULL)",
+        "INSERT INTO block VALUES ('192.0.2.9/32', 1000000000000001, 2000000000000000, 1, 'x', NULL)",
+        "INSERT INTO block VALUES ('192.0.2.9/32', 1, 2, 1099511627776, 'x', NULL)",
+        "INSERT INTO block VALUES ('192.0.2.9/32', 1, 2, -1, 'x', NULL)",
+        "INSERT INTO block VALUES ('192.0.2.9/32', 1, 2, 1, CAST(x'ff' AS TEXT), NULL)",
+        &long,
+        "INSERT INTO offences VALUES ('oops', 1, 1)",
+        "INSERT INTO offences VALUES ('192.0.2.0/24', 1099511627776, 1)",
+        "INSERT INTO offences VALUES ('192.0.2.0/24', 1, 9000000000000000000)",
+        "INSERT INTO grace VALUES ('192.0.2.7/24', 1)",
+        "INSERT INTO grace VALUES ('192.0.2.0/24', -1)",
+    ] {
+        let directory = TempDir::new().unwrap();
+        let path = path_in(&directory);
+        open(&path).replace(&clock(), records(&everything())).unwrap();
+        Connection::open(&path.file).unwrap().execute_batch(row).unwrap();
+        let mut warnings = Vec::new();
+        let (loaded, store) = path.load(&clock(), &mut warnings);
+        assert_eq!(loaded.remembered, everything(), "{row}");
+        assert!(loaded.is_outdated, "the wrong row is written over");
+        let [Warning::DatabaseRowsLeftOut { count: 1, kept: Ok(kept), .. }] = &warnings[..] else {
+            panic!("{row}: {warnings:?}")
+        };
+        assert_eq!(*kept, beside(&path.file, ".aside-1"));
+        let repeated = Connection::open(kept).unwrap().execute_batch(row);
+        let is_there = repeated.is_err_and(|error| error.to_string().contains("UNIQUE"));
+        assert!(is_there, "the copy has the row: {row}");
+        store.unwrap().replace(&clock(), records(&loaded.remembered)).unwrap();
+        assert_eq!(load(&path), everything());
+    }
+}
+
+#[test]
+fn reason_with_invisible_characters_is_shown_safely() {
+    let directory = TempDir::new().unwrap();
+    let path = path_in(&directory);
+    drop(load(&path));
+    let row = "INSERT INTO block VALUES ('192.0.2.9/32', 1, NULL, 1, 'a' || char(10, 27) || '[31m', NULL)";
+    Connection::open(&path.file).unwrap().execute_batch(row).unwrap();
+    let [(_, block)] = &load(&path).blocks[..] else { panic!("left out") };
+    assert_eq!(block.reason, BlockReason::Manual(r"a\n\u{1b}[31m".to_owned()));
+}
+
+/// An endless view, for example, would hold up the start.
+#[test]
+fn files_with_anything_but_the_tables_are_renamed() {
+    let endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
+        SELECT i || '.1/32' network, 1 since, 2 until, 1 offences, 'x' reason, NULL evidence FROM n";
+    for (sql, why) in [
+        (format!("DROP TABLE block; CREATE VIEW block AS {endless}"), "its table block is"),
+        ("ALTER TABLE grace ADD more TEXT".to_owned(), "its table grace is missing or changed"),
+        (
+            "CREATE TRIGGER t AFTER INSERT ON block BEGIN DELETE FROM block; END".to_owned(),
+            "unexpected CREATE TRIGGER t",
+        ),
+        ("CREATE TABLE more (x)".to_owned(), "unexpected CREATE TABLE more"),
+    ] {
+        let directory = TempDir::new().unwrap();
+        let path = path_in(&directory);
+        open(&path).replace(&clock(), records(&everything())).unwrap();
+        Connection::open(&path.file).unwrap().execute_batch(&sql).unwrap();
+        let (_, _, _, error) = load_renamed(&path);
+        assert!(error.contains(why), "{error}");
+    }
+    // ANALYZE by an administrator adds tables of SQLite.
+    let directory = TempDir::new().unwrap();
+    let path = path_in(&directory);
+    open(&path).replace(&clock(), records(&everything())).unwrap();
+    Connection::open(&path.file).unwrap().execute_batch("ANALYZE").unwrap();
+    assert_eq!(load(&path), everything());
+}
+
+#[test]
+fn only_regular_files_are_opened() {
+    for suffix in ["", "-wal", "-journal"] {
+        for kind in ["fifo", "link"] {
+            let directory = TempDir::new().unwrap();
+            let path = path_in(&directory);
+            std::fs::create_dir(path.file.parent().unwrap()).unwrap();
+            let other = directory.path().join("other");
+            std::fs::write(&other, "of another program").unwrap();
+            let part = beside(&path.file, suffix);
+            if kind == "fifo" {
+                use rustix::fs::{CWD, FileType, Mode, mknodat};
+                mknodat(CWD, &part, FileType::Fifo, Mode::RWXU, 0).unwrap();
+            } else {
+                std::os::unix::fs::symlink(&other, &part).unwrap();
+            }
+            let (_, store, kept, error) = load_renamed(&path);
+            assert!(
+                error.contains(&format!("tcptracker.db{suffix} is not a regular file")),
+                "{error}"
+            );
+            assert!(beside(&kept, suffix).symlink_metadata().is_ok_and(|data| !data.is_file()));
+            drop(store);
+            assert_eq!(load(&path), Remembered::default());
+            assert_eq!(std::fs::read_to_string(other).unwrap(), "of another program");
+        }
     }
 }
 
@@ -229,7 +347,8 @@ fn file_with_special_characters_in_its_path_is_readable() {
     let (path, _) = flusher(file_of(&interface, Some(state.into())));
     open(&path).replace(&clock(), records(&everything())).unwrap();
     let read = Database::open_to_read(&path.file).unwrap();
-    assert_eq!(read.load().unwrap().0, everything());
+    let present = Timeline::new(boot(), &clock());
+    assert_eq!(read.load(&present).unwrap().remembered, everything());
 }
 
 #[test]

@@ -308,6 +308,7 @@ fn invalid_values_are_refused() {
         "[exempt]\nnetworks = \"10.0.0.0/8\"",
         "[block]\ndurations = []",
         "[block]\ndurations = [\"0s\"]",
+        "[block]\ndurations = [\"101y\"]",
         "[block]\nmax_per_minute = 0",
         "[firewall]\nhooks = [\"OUTPUT\"]",
         "[firewall]\nhooks = []",
