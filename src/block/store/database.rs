@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use rusqlite::{Connection, OpenFlags, Row, ToSql, Transaction, TransactionBehavior};
+use rusqlite::types::Value;
+use rusqlite::{Connection, OpenFlags, Row, Transaction, TransactionBehavior, params_from_iter};
 
 use crate::block::store::records::{Offences, Record, Remembered};
 use crate::block::store::timeline::Timeline;
@@ -290,47 +291,43 @@ fn write_all<'a>(
     transaction: &Transaction<'_>,
     records: impl Iterator<Item = Record<'a>>,
 ) -> Result<(), StoreError> {
-    let run = |sql: &str, values: &[&dyn ToSql]| {
-        transaction.prepare_cached(sql)?.execute(values).map(drop)
-    };
     for record in records {
-        match record {
-            Record::Block(network, Some(block)) => {
-                let Block { since, until, offences, reason } = block;
-                let evidence = reason.evidence().map(serde_json::to_string).transpose();
-                run(
-                    "INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?, ?, ?)",
-                    &[
-                        &network.to_string(),
-                        &number(*since),
-                        &until.map(number),
-                        offences,
-                        &reason.to_string(),
-                        // Numbers and addresses always have a JSON form.
-                        &evidence.unwrap_or_default(),
-                    ],
-                )?;
+        let (table, network, values) = match record {
+            Record::Block(network, block) => ("block", network, block.map(block_values)),
+            Record::Offences(network, past) => {
+                let values = |past: Offences| vec![past.count.into(), number(past.latest).into()];
+                ("offences", network, past.map(values))
             }
-            Record::Offences(network, Some(Offences { count, latest })) => run(
-                "INSERT OR REPLACE INTO offences VALUES (?, ?, ?)",
-                &[&network.to_string(), &count, &number(latest)],
-            )?,
-            Record::Grace(network, Some(until)) => run(
-                "INSERT OR REPLACE INTO grace VALUES (?, ?)",
-                &[&network.to_string(), &number(until)],
-            )?,
-            Record::Block(network, None) => {
-                run("DELETE FROM block WHERE network = ?", &[&network.to_string()])?;
+            Record::Grace(network, until) => {
+                ("grace", network, until.map(|until| vec![number(until).into()]))
             }
-            Record::Offences(network, None) => {
-                run("DELETE FROM offences WHERE network = ?", &[&network.to_string()])?;
+        };
+        let sql = match &values {
+            Some(values) => {
+                let places = ", ?".repeat(values.len());
+                format!("INSERT OR REPLACE INTO {table} VALUES (?{places})")
             }
-            Record::Grace(network, None) => {
-                run("DELETE FROM grace WHERE network = ?", &[&network.to_string()])?;
-            }
-        }
+            None => format!("DELETE FROM {table} WHERE network = ?"),
+        };
+        let network = Value::from(network.to_string());
+        let row = std::iter::once(network).chain(values.into_iter().flatten());
+        transaction.prepare_cached(&sql)?.execute(params_from_iter(row))?;
     }
     Ok(())
+}
+
+/// The columns after the network.
+fn block_values(block: &Block) -> Vec<Value> {
+    let Block { since, until, offences, reason } = block;
+    // Numbers and addresses always have a JSON form.
+    let evidence = reason.evidence().and_then(|evidence| serde_json::to_string(evidence).ok());
+    vec![
+        number(*since).into(),
+        until.map(number).into(),
+        (*offences).into(),
+        reason.to_string().into(),
+        evidence.into(),
+    ]
 }
 
 /// Reads a block as the bus accepts it: the file may have been changed by other programs.

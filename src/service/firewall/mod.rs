@@ -28,7 +28,7 @@ use crate::block::blocklist::{Blocklist, Change, OnProgress, WhenFull};
 use crate::block::exemptions::{AskSessions, Exemptions, Sessions};
 use crate::block::policy::{Policy, Verdict};
 use crate::block::reconcile::list_of;
-use crate::block::store::StorePath;
+use crate::block::store::Store;
 use crate::config::Config;
 use crate::handles::{
     BlockExplanation, Command, Component, DetectorCommand, EventSink, Explanation, Health, Listed,
@@ -69,7 +69,7 @@ pub fn spawn(
     threads: &mut Supervisor,
     context: &Context,
     config: Config,
-    (backend, host, store): (Option<Box<dyn Backend + Send>>, Arc<Host>, StorePath),
+    (backend, host, store): (Option<Box<dyn Backend + Send>>, Arc<Host>, Store),
     detector: &SyncSender<DetectorCommand>,
     commands: Receiver<Command>,
 ) -> Result<(), DaemonError> {
@@ -79,7 +79,7 @@ pub fn spawn(
         Box::new(move |config: &Config| select::connect(&interface, config)),
         config,
         (host, Box::new(move |ports| sessions.peers(ports))),
-        Some(store),
+        store,
         (events, metrics, health),
         detector.clone(),
     );
@@ -128,7 +128,7 @@ impl FirewallThread {
         open_backend: OpenBackend,
         config: Config,
         (host, ask_sessions): (Arc<Host>, AskSessions),
-        store: Option<StorePath>,
+        store: Store,
         (events, metrics, health): (EventSink, Arc<Metrics>, Arc<Health>),
         detector: SyncSender<DetectorCommand>,
     ) -> Self {

@@ -5,10 +5,13 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tempfile::TempDir;
+
 use crate::api::metrics::Metrics;
 use crate::block::backend::Backend;
 use crate::block::backend::fake::FakeKernel;
-use crate::block::store::StorePath;
+use crate::block::store::Store;
+use crate::block::store::flusher::flusher;
 use crate::config::Config;
 use crate::handles::{Command, DetectorCommand, EventSink, Health, Listed, Reply, RequestError};
 use crate::service::firewall::{FirewallThread, OpenBackend};
@@ -31,6 +34,8 @@ pub struct Bench {
     sessions: Arc<Mutex<Option<Vec<IpAddr>>>>,
     /// The back end that the next configuration opens.
     pub next_backend: Arc<Mutex<Option<FakeKernel>>>,
+    /// Of a bench whose database has no past.
+    _state: TempDir,
 }
 
 pub fn clock(seconds: u64) -> WallClock {
@@ -45,11 +50,7 @@ pub fn bench(edit: impl FnOnce(&mut Config)) -> Bench {
 }
 
 /// A bench with a thread that is not installed; the kernel and the database may have a past.
-pub fn bench_on(
-    kernel: FakeKernel,
-    store_path: Option<StorePath>,
-    edit: impl FnOnce(&mut Config),
-) -> Bench {
+pub fn bench_on(kernel: FakeKernel, store: Option<Store>, edit: impl FnOnce(&mut Config)) -> Bench {
     let mut config = Config::default();
     edit(&mut config);
     let (journal, emitted) = sync_channel(100);
@@ -69,9 +70,11 @@ pub fn bench_on(
         let next = opened.lock().unwrap().take().unwrap_or_default();
         Ok((Box::new(next), None))
     });
+    let state = TempDir::new().unwrap();
+    let store = store.unwrap_or_else(|| flusher(state.path().join("tcptracker.db")).0);
     let reporting = (events, metrics, Arc::clone(&health));
-    let thread = FirewallThread::new(open, config, (host, ask), store_path, reporting, control_in);
-    Bench { thread, kernel, emitted, control, health, sessions, next_backend }
+    let thread = FirewallThread::new(open, config, (host, ask), store, reporting, control_in);
+    Bench { thread, kernel, emitted, control, health, sessions, next_backend, _state: state }
 }
 
 impl Bench {
