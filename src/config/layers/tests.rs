@@ -276,6 +276,8 @@ fn problems_below_a_missing_bracket_are_left_out() {
     let lines: Vec<String> =
         problems(file).iter().map(|p| p.split(':').next().unwrap().to_owned()).collect();
     assert_eq!(lines, ["2", "4"]);
+    // The keys below belong to a section that the parser has not seen.
+    assert_eq!(problems("detection]\nports = 0\nrate = 0\n").len(), 1);
 }
 
 #[test]
