@@ -3,7 +3,6 @@
 //! Owns bounds and spelling. A value out of bounds cannot be constructed, so that no user of a value
 //! checks it again.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -235,28 +234,11 @@ pub enum LogFormat {
     Json,
 }
 
-/// The address on which the service serves metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub enum Listen {
-    Off,
-    At(SocketAddr),
-}
-
-impl TryFrom<String> for Listen {
-    type Error = std::net::AddrParseError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        if text == "off" { Ok(Self::Off) } else { text.parse().map(Self::At) }
-    }
-}
-
-impl fmt::Display for Listen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Off => f.write_str("off"),
-            Self::At(address) => address.fmt(f),
-        }
+/// Reads an address and port; none for `off`.
+pub fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    match String::deserialize(deserializer)?.as_str() {
+        "off" => Ok(None),
+        text => text.parse().map(Some).map_err(D::Error::custom),
     }
 }
 

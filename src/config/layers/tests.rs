@@ -5,8 +5,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::Target;
 use crate::config::reference::KEYS;
-use crate::config::{Listen, Target};
 
 fn load(
     files: &[(&str, &str)],
@@ -82,7 +82,7 @@ fn later_layer_wins_and_each_value_keeps_its_origin() {
     assert_eq!(config.detection.window.get(), Duration::from_secs(120));
     assert!(!config.block.enabled);
     assert_eq!(config.firewall.target, Target::Reject);
-    assert_eq!(config.metrics.listen, Listen::Off);
+    assert_eq!(config.metrics.listen, None);
     assert_eq!(config.exempt.networks.len(), 2);
     let origin = |key| effective.settings[key].1.to_string();
     assert!(origin("detection.ports").ends_with("eth0.toml:2"));
