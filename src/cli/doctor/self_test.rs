@@ -1,7 +1,6 @@
 //! `tcptracker doctor --self-test`: starts, scans and stops the service in namespaces of its own.
 
-use std::fmt::Display;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -11,9 +10,8 @@ use crate::cli::CliError;
 use crate::cli::client::{Instance, Purpose, connect_to, instances};
 use crate::cli::doctor::lab;
 use crate::cli::doctor::lab::{is_answered, wait_for};
-use crate::cli::doctor::{Finding, line};
+use crate::cli::doctor::{Finding, Verdict, line};
 use crate::cli::output::{Style, counted, on_terminal, print_json, print_styled, styled};
-use crate::cli::time::short;
 use crate::types::Moment;
 
 const SERVICE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -31,8 +29,8 @@ const SILENCE: Duration = Duration::from_millis(1300);
 /// The length of the block that is left to expire, in seconds.
 const SHORT_BLOCK: u64 = 2;
 
-/// What a step has made and found, or why it has failed.
-type Outcome<T = ()> = Result<(T, String), Box<dyn std::error::Error>>;
+/// What a step has found, or why it has failed.
+type Outcome = Result<String, String>;
 
 pub fn run(json: bool) -> Result<(), CliError> {
     if !lab::is_inside() {
@@ -65,35 +63,45 @@ struct Report {
 }
 
 impl Report {
-    fn step<T>(
-        &mut self,
-        check: &'static str,
-        outcome: Result<(T, String), impl Display>,
-    ) -> Result<T, CliError> {
-        let (made, finding) = match outcome {
-            Ok((made, found)) => (Ok(made), Finding::ok(found)),
-            Err(error) => {
+    fn step(&mut self, check: &'static str, outcome: Outcome) -> Result<(), CliError> {
+        let finding = match outcome {
+            Ok(found) => Finding::ok(found).of(check),
+            Err(found) => {
                 let remedy = "`tcptracker doctor` checks the requirements";
-                (Err(CliError::Shown), Finding::failed(error.to_string(), remedy))
+                Finding::failed(found, remedy).of(check)
             }
         };
-        let finding = finding.of(check);
         if !self.json {
             print_styled(&line(&finding))?;
         }
+        let failed = finding.result == Verdict::Failed;
         self.findings.push(finding);
-        made
+        if failed { Err(CliError::Shown) } else { Ok(()) }
     }
 }
 
 async fn steps(report: &mut Report) -> Result<(), CliError> {
     let begun = Moment::now();
-    let made = |bus| (bus, format!("created for a service and a scanner in {}", since(begun)));
-    let _bus = report.step("namespaces", lab::make().map(made))?;
+    let _bus = match lab::make() {
+        Ok(bus) => bus,
+        Err(error) => return report.step("namespaces", Err(error)),
+    };
+    let made = format!("created for a service and a scanner in {}", since(begun));
+    report.step("namespaces", Ok(made))?;
     let begun = Moment::now();
-    let started = |service| (service, format!("ready in {}", since(begun)));
-    let service = report.step("start", lab::start_service().map(started))?;
-    let (_listener, instance) = report.step("connect", connect().await)?;
+    let service = match lab::start_service() {
+        Ok(service) => service,
+        Err(error) => return report.step("start", Err(error)),
+    };
+    report.step("start", Ok(format!("ready in {}", since(begun))))?;
+    let Ok(_listener) = TcpListener::bind((SERVICE, OPEN)) else {
+        return report.step("connect", Err(format!("cannot listen on {SERVICE}")));
+    };
+    let instance = match instance().await {
+        Ok(instance) => instance,
+        Err(error) => return report.step("bus", Err(error)),
+    };
+    report.step("connect", connect())?;
     report.step("detection", detection(&instance).await)?;
     report.step("drop", drops(&instance).await)?;
     report.step("release", release(&instance).await)?;
@@ -101,24 +109,27 @@ async fn steps(report: &mut Report) -> Result<(), CliError> {
     let begun = Moment::now();
     let stopped = lab::stop(service).and_then(|()| nothing_left());
     let stopped = stopped.map_err(|error| format!("{error}; {}", lab::last_log_line()));
-    let found = |()| ((), format!("stopped in {}; no rule and no chain is left", since(begun)));
+    let found = |()| format!("stopped in {}; no rule and no chain is left", since(begun));
     report.step("stop", stopped.map(found))
+}
+
+async fn instance() -> Result<Instance, String> {
+    let explain = |error: crate::cli::client::ClientError| error.to_string();
+    let builder = Builder::address(lab::BUS);
+    let connection = connect_to(builder).await.map_err(explain)?;
+    let mut instances = instances(&connection, None, Purpose::Look).await.map_err(explain)?;
+    instances.pop().ok_or_else(|| "the service is not on the bus".to_owned())
 }
 
 fn to(port: u16) -> SocketAddr {
     SocketAddr::from((SERVICE, port))
 }
 
-/// Listens on a port and connects to the service.
-async fn connect() -> Outcome<(TcpListener, Instance)> {
-    let listener = TcpListener::bind((SERVICE, OPEN))?;
-    let connection = connect_to(Builder::address(lab::BUS)).await?;
-    let mut instances = instances(&connection, None, Purpose::Look).await?;
-    let instance = instances.pop().ok_or("the service is not on the bus")?;
+fn connect() -> Outcome {
     if is_answered(to(OPEN), lab::PATIENCE)? {
-        Ok(((listener, instance), format!("port {OPEN} answers {SCANNER}")))
+        Ok(format!("port {OPEN} answers {SCANNER}"))
     } else {
-        Err(format!("port {OPEN} does not answer {SCANNER}, which has not scanned yet").into())
+        Err(format!("port {OPEN} does not answer {SCANNER}, which has not scanned yet"))
     }
 }
 
@@ -130,62 +141,63 @@ async fn detection(instance: &Instance) -> Outcome {
     let begun = Moment::now();
     is_answered(to(last), SILENCE)?;
     await_blocked(instance, true).await?;
-    Ok(((), format!("{SCANNER} was blocked {} after its fourth port", since(begun))))
+    Ok(format!("{SCANNER} was blocked {} after its fourth port", since(begun)))
 }
 
 /// Polls the service until the scanner is blocked, or not.
-async fn await_blocked(instance: &Instance, wanted: bool) -> Outcome {
+async fn await_blocked(instance: &Instance, wanted: bool) -> Result<(), String> {
     let begun = Moment::now();
     while !Moment::now().is_past(begun, lab::PATIENCE) {
-        let blocks = instance.list().await?;
+        let blocks = instance.list().await.map_err(|error| error.to_string())?;
         let is_blocked = blocks.iter().any(|(address, ..)| *address == SCANNER.to_string());
         if is_blocked == wanted {
-            return Ok(((), String::new()));
+            return Ok(());
         }
     }
     let not = if wanted { "not blocked" } else { "still blocked" };
-    Err(format!("{SCANNER} is {not} after {}", since(begun)).into())
+    Err(format!("{SCANNER} is {not} after {}", since(begun)))
 }
 
 async fn drops(instance: &Instance) -> Outcome {
     if is_answered(to(OPEN), SILENCE)? {
-        return Err(format!("{SCANNER} is blocked, but port {OPEN} answers it").into());
+        return Err(format!("{SCANNER} is blocked, but port {OPEN} answers it"));
     }
     let begun = Moment::now();
     let mut dropped = 0;
     while dropped == 0 && !Moment::now().is_past(begun, lab::PATIENCE) {
-        dropped = instance.stats().await?.get("dropped_packets").copied().unwrap_or(0);
+        let counters = instance.stats().await.map_err(|error| error.to_string())?;
+        dropped = counters.get("dropped_packets").copied().unwrap_or(0);
     }
     match dropped {
-        0 => Err("the kernel has counted no dropped packets".into()),
-        count => {
-            let packets = counted(count, "packet");
-            Ok(((), format!("no answer; the kernel has dropped {packets}")))
-        }
+        0 => Err("the kernel has counted no dropped packets".to_owned()),
+        count => Ok(format!("no answer; the kernel has dropped {}", counted(count, "packet"))),
     }
 }
 
 async fn release(instance: &Instance) -> Outcome {
     let begun = Moment::now();
-    if !instance.unblock(IpNet::from(IpAddr::V4(SCANNER))).await? {
-        return Err(format!("{SCANNER} was no longer blocked").into());
+    let unblocked = instance.unblock(IpNet::from(std::net::IpAddr::V4(SCANNER))).await;
+    if !unblocked.map_err(|error| error.to_string())? {
+        return Err(format!("{SCANNER} was no longer blocked"));
     }
     let taken = since(begun);
     if is_answered(to(OPEN), lab::PATIENCE)? {
-        Ok(((), format!("unblocked in {taken}; port {OPEN} answers again")))
+        Ok(format!("unblocked in {taken}; port {OPEN} answers again"))
     } else {
-        Err(format!("{SCANNER} is unblocked, but port {OPEN} does not answer").into())
+        Err(format!("{SCANNER} is unblocked, but port {OPEN} does not answer"))
     }
 }
 
 async fn expiry(instance: &Instance) -> Outcome {
+    let network = IpNet::from(std::net::IpAddr::V4(SCANNER));
     let begun = Moment::now();
-    instance.block(IpNet::from(IpAddr::V4(SCANNER)), SHORT_BLOCK, "self-test").await?;
+    let blocked = instance.block(network, SHORT_BLOCK, "self-test").await;
+    blocked.map_err(|error| error.to_string())?;
     let unblocked = wait_for(|| is_answered(to(OPEN), Duration::from_millis(100)).unwrap_or(false));
     unblocked.ok_or_else(|| format!("a block of {SHORT_BLOCK} s has not expired"))?;
     let taken = since(begun);
     await_blocked(instance, false).await?;
-    Ok(((), format!("a block of {SHORT_BLOCK} s expired after {taken}")))
+    Ok(format!("a block of {SHORT_BLOCK} s expired after {taken}"))
 }
 
 /// Checks with iptables, independently of the service, that it has removed its rules.
@@ -199,5 +211,10 @@ fn nothing_left() -> Result<(), String> {
 }
 
 fn since(begun: Moment) -> String {
-    short(Moment::now().since(begun))
+    let span = Moment::now().since(begun);
+    match span.as_millis() {
+        0..10 => format!("{:.1} ms", span.as_secs_f64() * 1e3),
+        10..1000 => format!("{} ms", span.as_millis()),
+        _ => format!("{:.1} s", span.as_secs_f64()),
+    }
 }
