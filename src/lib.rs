@@ -24,14 +24,14 @@ pub mod internals {
     pub use crate::block::backend::Backend;
     pub use crate::block::backend::ipset::IpsetBackend;
     pub use crate::block::backend::ruleset::Ruleset;
-    pub use crate::block::store::database::Database;
+    pub use crate::block::store::{database::Database, timeline::Timeline};
     pub use crate::config::reference::{KEYS, Key, SECTIONS};
     pub use crate::config::{DetectionConfig, Effective, Established, Origin, Preset, Sources};
     pub use crate::detect::{Detector, Observer, new as new_detector};
     pub use crate::system::capture::frame::{LinkLayer, probe_in, segment_in};
     pub use crate::system::capture::saved::{SavedCapture, Unpacker};
     pub use crate::types::{
-        Host, Moment, Port, Scan, Segment, SegmentKind, parse_network, show_network,
+        Host, Moment, Port, Scan, Segment, SegmentKind, WallClock, parse_network, show_network,
     };
 
     /// Gives each message of a netlink datagram to every parser of replies, for the fuzz targets.

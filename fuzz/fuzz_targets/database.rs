@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use rusqlite::Connection;
-use tcptracker::internals::Database;
+use tcptracker::internals::{Database, Timeline, WallClock, parse_network, show_network};
 
 /// A row of each table.
 #[derive(Debug, Arbitrary)]
@@ -66,7 +66,13 @@ fuzz_target!(|rows: Rows| {
             (rows.boot, rows.moment, rows.unix_nanos),
         );
         transaction.commit().expect("a commit");
-        let _ = reader.load();
+        let present = Timeline::new(None, &WallClock::read());
+        let content = reader.load(&present).expect("readable tables");
+        for (network, block) in &content.remembered.blocks {
+            assert_eq!(parse_network(&show_network(network)).as_ref(), Ok(network));
+            assert!(network.prefix_len() > 0 && block.until.is_none_or(|until| until > block.since));
+            assert!(!block.reason.to_string().contains(char::is_control));
+        }
         // So that the log does not grow.
         let _ = reader.checkpoint();
     });

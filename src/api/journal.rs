@@ -61,6 +61,7 @@ mod id {
     pub const STALE_BLOCKS_REMOVED: &str = "362c05049c764788a2d13acd0f94464b";
     pub const RESTORE_INCOMPLETE: &str = "17658869a60b4ca3b905027073de8783";
     pub const DATABASE_QUARANTINED: &str = "0dc3b16d69a240b9912134d4288343f5";
+    pub const DATABASE_ROWS_LEFT_OUT: &str = "8e2b0c7d51f44f6a9d0a3c5be7164f92";
     pub const CAPTURE_REOPENED: &str = "d3ec234454a0463b8115989eebaab8bd";
     pub const RELOAD_FAILED: &str = "129f0dac28884d64a3ded7c35f7ba3fb";
 }
@@ -376,6 +377,16 @@ fn write_warning(interface: &IfName, warning: &Warning) {
             let (file, kept) = (file.display(), kept.display());
             let text = format!("cannot use {file} ({error}); moved it to {kept}; {next}");
             (id::DATABASE_QUARANTINED, text)
+        }
+        Warning::DatabaseRowsLeftOut { file, count, kept } => {
+            let kept = match kept {
+                Ok(kept) => format!("compare them with the copy {}", kept.display()),
+                Err(error) => format!("no copy of them was kept: {error}"),
+            };
+            let (s, file) = (if *count == 1 { "" } else { "s" }, file.display());
+            let text =
+                format!("left out {count} row{s} of {file}: not written by tcptracker; {kept}");
+            (id::DATABASE_ROWS_LEFT_OUT, text)
         }
     };
     warn!(MESSAGE_ID = id, TCPTRACKER_INTERFACE = %interface, "{text}");

@@ -13,9 +13,8 @@ use crate::block::backend::{Backend, FirewallError, Refused};
 use crate::block::ledger::{Due, Ledger};
 use crate::block::merge::{Merged, merge};
 use crate::block::reconcile::{DesiredState, Fault, Reconciler};
-use crate::block::store::persister::Persister;
 use crate::block::store::records::{Record, Remembered};
-use crate::block::store::{Loaded, StorePath};
+use crate::block::store::{Loaded, Store};
 use crate::config::values::Established;
 use crate::system::conntrack::Conntrack;
 use crate::system::netlink::NetlinkError;
@@ -71,7 +70,7 @@ pub struct Blocklist {
     /// None while the service only observes: then nothing is blocked.
     backend: Option<Box<dyn Backend + Send>>,
     ledger: Ledger,
-    persister: Persister,
+    store: Store,
     conntrack: Conntrack,
     reconciler: Reconciler,
     /// Whether a block ends live connections.
@@ -82,11 +81,11 @@ pub struct Blocklist {
 
 impl Blocklist {
     /// Returns a list that holds nothing, as while observing.
-    pub fn new(store: Option<StorePath>) -> Self {
+    pub fn new(store: Store) -> Self {
         Self {
             backend: None,
             ledger: Ledger::new(Duration::MAX),
-            persister: Persister::new(store),
+            store,
             conntrack: Conntrack::default(),
             reconciler: Reconciler::default(),
             established: Established::Keep,
@@ -136,12 +135,12 @@ impl Blocklist {
     }
 
     pub fn take_store_warnings(&mut self) -> Vec<Warning> {
-        self.persister.take_warnings()
+        self.store.take_warnings()
     }
 
     /// Why changes are not saved.
     pub fn store_failure(&self) -> Option<String> {
-        self.persister.failure()
+        self.store.failure()
     }
 
     /// Why blocks are not enforced, as of the last check or repair.
@@ -171,7 +170,7 @@ impl Blocklist {
             BlockReason::Manual(_) => self.ledger.end_grace(&network),
             BlockReason::Scan(_) | BlockReason::Found => Vec::new(),
         };
-        self.persister.save([Record::Block(network, Some(block))].into_iter().chain(more), now);
+        self.store.save([Record::Block(network, Some(block))].into_iter().chain(more), now);
         self.changes.push(Change::Blocked { network, block: block.clone() });
         Ok(accepted)
     }
@@ -259,7 +258,7 @@ impl Blocklist {
                 records.extend(self.ledger.grant_grace(graced, until));
             }
         }
-        self.persister.save(records, now);
+        self.store.save(records, now);
         refused
     }
 
@@ -304,7 +303,7 @@ impl Blocklist {
         self.established = established;
         self.ledger = Ledger::new(installed.longest());
         self.backend = backend.take();
-        let loaded = (self.persister.load(clock), elements);
+        let loaded = (self.store.load(clock), elements);
         Ok(self.restore_blocks(loaded, clock, is_exempt, on_progress))
     }
 
@@ -344,9 +343,9 @@ impl Blocklist {
             self.ledger.remove(network);
         }
         if loaded.is_outdated {
-            self.persister.save_all(&self.ledger, clock);
+            self.store.save_all(&self.ledger, clock);
         } else {
-            self.persister.save(records, now);
+            self.store.save(records, now);
         }
         let found = found.into_iter().filter(|(network, _)| self.ledger.get(network).is_some());
         self.changes.extend(found.map(|(network, block)| Change::Blocked { network, block }));
@@ -416,7 +415,7 @@ impl Blocklist {
         self.backend = None;
         self.ledger = Ledger::new(Duration::MAX);
         self.reconciler = Reconciler::default();
-        self.persister.pause();
+        self.store.pause();
         Ok(count)
     }
 
@@ -426,7 +425,7 @@ impl Blocklist {
         &mut self,
         clock: &WallClock,
     ) -> (Option<Box<dyn Backend + Send>>, Result<(), FirewallError>) {
-        self.persister.finish(&self.ledger, clock);
+        self.store.finish(&self.ledger, clock);
         let mut backend = self.backend.take();
         let cleared = backend.as_mut().map_or(Ok(()), |backend| backend.clear());
         (backend, cleared)
@@ -469,12 +468,12 @@ impl Blocklist {
     /// Forgets offences that no longer count and grace periods that have ended.
     pub fn forget(&mut self, now: Moment, forget_after: Duration) {
         let records = self.ledger.forget(now, forget_after);
-        self.persister.save(records, now);
+        self.store.save(records, now);
     }
 
     /// Checks the database, and tries again to save what could not be saved.
     pub fn maintain_store(&mut self, clock: &WallClock) {
-        self.persister.maintain(&self.ledger, clock);
+        self.store.maintain(&self.ledger, clock);
     }
 }
 
@@ -482,6 +481,7 @@ impl Blocklist {
 mod tests {
     use super::*;
     use crate::block::backend::fake::FakeKernel;
+    use crate::block::store::flusher::flusher;
     use crate::types::{Evidence, Rule, ScanKind};
 
     fn net(text: &str) -> IpNet {
@@ -515,8 +515,14 @@ mod tests {
         Block { since: at(0), until: None, offences: 0, reason }
     }
 
+    /// The directory of the database disappears at once, which the open database survives.
+    fn empty() -> Blocklist {
+        let state = tempfile::TempDir::new().unwrap();
+        Blocklist::new(flusher(state.path().join("tcptracker.db")).0)
+    }
+
     fn blocklist(kernel: &FakeKernel) -> Blocklist {
-        let mut blocklist = Blocklist::new(None);
+        let mut blocklist = empty();
         let clock = WallClock::at(at(0), 1_800_000_000);
         let mut backend: Option<Box<dyn Backend + Send>> = Some(Box::new(kernel.clone()));
         let established = Established::Keep;
@@ -581,7 +587,7 @@ mod tests {
 
     #[test]
     fn without_a_back_end_nothing_is_blocked() {
-        let mut blocklist = Blocklist::new(None);
+        let mut blocklist = empty();
         let refused = blocklist.add(net("192.0.2.1/32"), &scan(0), WhenFull::Evict, at(0));
         assert_eq!(refused.unwrap_err(), BlockFailure::Observing);
         assert_eq!(blocklist.backend_name(), "none");

@@ -13,7 +13,7 @@ use serde::de::{DeserializeOwned, IntoDeserializer, value};
 
 use crate::cli::interfaces::default_interface;
 use crate::config::{BlockDuration, Per, PrefixLength, Preset, Threshold, WindowSpan};
-use crate::types::{IfName, parse_network};
+use crate::types::{IfName, parse_network, printable};
 
 /// Detects TCP port scans and blocks the scanner in the kernel.
 #[derive(Parser)]
@@ -260,7 +260,19 @@ fn duration<T: TryFrom<String, Error = &'static str>>(text: &str) -> Result<T, S
 /// Parses the command line.
 pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, clap::Error> {
     let words = interface_after_command(words.into_iter().collect());
-    Arguments::try_parse_from(words).map_err(with_hint)
+    Arguments::try_parse_from(words).map_err(|error| with_hint(printable_error(error)))
+}
+
+/// Escapes the words of the user that an error quotes: they may come from a script.
+fn printable_error(mut error: clap::Error) -> clap::Error {
+    let quoted = error.context().filter_map(|(kind, value)| match value {
+        ContextValue::String(text) => Some((kind, printable(text).into_owned())),
+        _ => None,
+    });
+    for (kind, text) in quoted.collect::<Vec<_>>() {
+        error.insert(kind, ContextValue::String(text));
+    }
+    error
 }
 
 /// Moves an `-i eth0` in front of the command to the end: users of other tools type it there.
@@ -323,9 +335,10 @@ mod tests {
     fn usage_errors_say_what_to_type() {
         for (line, expected) in [
             ("tcptracker block 10.0.0.300", "write 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32"),
-            ("tcptracker block 10.0.0.1 --for 1x", "of at least 1s, such as 30m, 1h or 7d"),
+            ("tcptracker block 10.0.0.1 --for 1x", "from 1s to 100y, such as 30m, 1h or 7d"),
             ("tcptracker block 10.0.0.1 --for 5", "the unit is missing: write 5s, 5m, 5h or 5d"),
-            ("tcptracker block 10.0.0.1 --for 0s", "of at least 1s"),
+            ("tcptracker block 10.0.0.1 --for 0s", "from 1s to 100y"),
+            ("tcptracker block 10.0.0.1 --for 101y", "from 1s to 100y"),
             ("tcptracker replay --window 60 x", "the unit is missing: write 60s, 60m"),
             ("tcptracker unblock", "Usage: tcptracker unblock <ADDRESS|--all>"),
             ("tcptracker lst", "a similar subcommand exists: 'list'"),
@@ -343,6 +356,17 @@ mod tests {
             "{}",
             error_of("tcptracker status")
         );
+    }
+
+    #[test]
+    fn usage_errors_quote_safely() {
+        for line in [
+            "tcptracker x\u{1b}[31m",
+            "tcptracker why x\u{1b}[31m",
+            "tcptracker list --x\u{1b}[31m",
+        ] {
+            assert!(!error_of(line).contains('\u{1b}'), "{:?}", error_of(line));
+        }
     }
 
     #[test]

@@ -52,6 +52,9 @@ pub enum ClientError {
     /// The service's own text, a line per problem.
     #[error("{0}")]
     Configuration(String),
+    /// The address is not blocked, or nothing is known about it. The service's own text.
+    #[error("{0}")]
+    Unknown(String),
     #[error("{} is not blocked; `tcptracker list` shows what is", show_network(.0))]
     NotBlocked(IpNet),
     #[error(
@@ -110,11 +113,11 @@ impl Instance {
     }
 
     pub async fn list(&self) -> Result<Vec<Block>, ClientError> {
-        self.call("List", &()).await.map_err(|error| self.explain(error))
+        self.call("List", &()).await
     }
 
     pub async fn stats(&self) -> Result<HashMap<String, u64>, ClientError> {
-        self.call("Stats", &()).await.map_err(|error| self.explain(error))
+        self.call("Stats", &()).await
     }
 
     /// Returns None if nothing is known about the address.
@@ -122,8 +125,7 @@ impl Instance {
         &self,
         network: IpNet,
     ) -> Result<Option<HashMap<String, OwnedVariant>>, ClientError> {
-        let answer = known(self.call("Why", &show_network(&network)).await);
-        answer.map_err(|error| self.explain(error))
+        known(self.call("Why", &show_network(&network)).await)
     }
 
     pub async fn block(
@@ -132,48 +134,47 @@ impl Instance {
         seconds: u64,
         reason: &str,
     ) -> Result<(), ClientError> {
-        let arguments = (show_network(&network), seconds, reason);
-        self.call("Block", &arguments).await.map_err(|error| self.explain(error))
+        self.call("Block", &(show_network(&network), seconds, reason)).await
     }
 
     /// Returns false if the address was not blocked.
     pub async fn unblock(&self, network: IpNet) -> Result<bool, ClientError> {
-        let done = known(self.call::<_, ()>("Unblock", &show_network(&network)).await);
-        done.map(|done| done.is_some()).map_err(|error| self.explain(error))
+        Ok(known(self.call::<_, ()>("Unblock", &show_network(&network)).await)?.is_some())
     }
 
     pub async fn reload(&self) -> Result<(), ClientError> {
-        self.call("Reload", &()).await.map_err(|error| self.explain(error))
+        self.call("Reload", &()).await
     }
 
     /// Returns the state and the version.
     pub async fn state(&self) -> Result<(String, String), ClientError> {
-        let property = async |name: &str| {
-            let (own, path) = (bus_name(&self.interface), object_path(&self.interface));
-            let properties = Some("org.freedesktop.DBus.Properties");
-            let arguments = (INTERFACE, name);
-            let call = self.connection.call_method(Some(own), path, properties, "Get", &arguments);
-            let value: OwnedVariant = call.await?.body().deserialize()?;
-            String::try_from(value)
+        let asked = async {
+            let proxy = self.proxy().await?;
+            Ok((proxy.get_property("State").await?, proxy.get_property("Version").await?))
         };
-        let asked = async { Ok((property("State").await?, property("Version").await?)) };
-        asked.await.map_err(|error: zbus::Error| self.explain(error))
+        asked.await.map_err(|error| self.explain(error))
     }
 
-    async fn call<B, R>(&self, member: &'static str, arguments: &B) -> zbus::Result<R>
+    async fn call<B, R>(&self, member: &'static str, arguments: &B) -> Result<R, ClientError>
     where
         B: Serialize + DynamicType,
         R: for<'d> DynamicDeserialize<'d>,
     {
-        let (own, path) = (bus_name(&self.interface), object_path(&self.interface));
-        if self.interactive {
-            let proxy = Proxy::new(&self.connection, own, path, INTERFACE).await?;
+        let answer = async {
+            let proxy = self.proxy().await?;
+            if !self.interactive {
+                return proxy.call(member, arguments).await;
+            }
             let flags = MethodFlags::ALLOW_INTERACTIVE_AUTH;
             let answer = proxy.call_with_flags(member, flags, arguments).await?;
-            return answer.ok_or(zbus::Error::InvalidReply);
-        }
-        let call = self.connection.call_method(Some(own), path, Some(INTERFACE), member, arguments);
-        call.await?.body().deserialize()
+            answer.ok_or(zbus::Error::InvalidReply)
+        };
+        answer.await.map_err(|error| self.explain(error))
+    }
+
+    async fn proxy(&self) -> zbus::Result<Proxy<'static>> {
+        let (name, path) = (bus_name(&self.interface), object_path(&self.interface));
+        Proxy::new(&self.connection, name, path, INTERFACE).await
     }
 
     fn explain(&self, error: zbus::Error) -> ClientError {
@@ -204,6 +205,7 @@ impl Instance {
             }
             "UnknownMethod" => ClientError::Outdated(interface),
             INVALID => ClientError::Configuration(text),
+            NOT_BLOCKED => ClientError::Unknown(text),
             _ if text.is_empty() => ClientError::Bus { interface, error },
             _ => ClientError::Refused { interface, why: text },
         }
@@ -217,11 +219,10 @@ const INVALID: &str = "org.tcptracker.Tracker1.Error.InvalidConfiguration";
 const DENIALS_OF_BUS: [&str; 2] = ["Rejected ", "Sender is not authorized"];
 
 /// Makes None of the error that an address is not blocked.
-fn known<T>(answer: zbus::Result<T>) -> zbus::Result<Option<T>> {
+fn known<T>(answer: Result<T, ClientError>) -> Result<Option<T>, ClientError> {
     match answer {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if error_reply(&error).is_some_and(|(name, _)| name == NOT_BLOCKED) => Ok(None),
-        Err(error) => Err(error),
+        Err(ClientError::Unknown(_)) => Ok(None),
+        answer => answer.map(Some),
     }
 }
 

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::cli::CliError;
-use crate::cli::output::{Style, print, print_json, styled};
+use crate::cli::output::{Style, print_json, print_styled, styled};
 use crate::config::{Effective, Origin, Sources};
 use crate::types::printable;
 
@@ -41,5 +41,5 @@ pub fn run(sources: &Sources, json: bool) -> Result<(), CliError> {
             (if setting.is_default { styled(Style::Dim, &line) } else { line }) + "\n"
         })
         .collect();
-    print(&text)
+    print_styled(&text)
 }

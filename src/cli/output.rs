@@ -8,7 +8,7 @@ use std::io::{IsTerminal, Write, stderr, stdout};
 use serde::Serialize;
 
 use crate::cli::CliError;
-use crate::types::{is_unprintable, printable};
+use crate::types::{is_unprintable, printable, printable_lines};
 
 /// The width of a terminal that does not report one.
 const USUAL_WIDTH: usize = 80;
@@ -63,8 +63,13 @@ pub fn wrapped(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// Prints text unchanged.
+/// Prints plain text, which may come from outside.
 pub fn print(text: &str) -> Result<(), CliError> {
+    print_styled(&printable_lines(text))
+}
+
+/// Prints text with styles unchanged. What comes from outside must be escaped already.
+pub fn print_styled(text: &str) -> Result<(), CliError> {
     let mut out = stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(CliError::Output)
 }

@@ -3,7 +3,7 @@
 //! Owns the layout. Escapes every cell, because cells may hold text from outside.
 
 use crate::cli::CliError;
-use crate::cli::output::{Style, on_terminal, print, styled, width, wrapped};
+use crate::cli::output::{Style, on_terminal, print_styled, styled, width, wrapped};
 use crate::types::printable;
 
 /// The space between two columns.
@@ -38,7 +38,7 @@ impl Table {
     }
 
     pub fn print(&self) -> Result<(), CliError> {
-        print(&if on_terminal() { self.aligned(width()) } else { self.plain() })
+        print_styled(&if on_terminal() { self.aligned(width()) } else { self.plain() })
     }
 
     /// Returns the width without wrapping.

@@ -2,16 +2,13 @@
 //!
 //! On a terminal, times are in the user's time zone; in a pipe, they are in UTC (RFC 3339).
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::cli::output::on_terminal;
 use crate::types::{HumanDuration, WallClock};
-
-/// The end of the year 9999, the last that RFC 3339 can represent.
-const LAST: u64 = 253_402_300_799;
 
 /// Returns the wall clock time in Unix seconds.
 pub fn now() -> u64 {
@@ -48,26 +45,24 @@ pub fn exact(unix_seconds: f64) -> String {
     utc_micros(since_epoch)
 }
 
-/// Returns a time in UTC in microseconds, and at most [`LAST`].
+/// Returns a time in UTC in microseconds.
 pub fn utc_micros(since_epoch: Duration) -> String {
-    let time = SystemTime::UNIX_EPOCH.checked_add(since_epoch.min(Duration::from_secs(LAST)));
-    time.map_or_else(String::new, |time| humantime::format_rfc3339_micros(time).to_string())
+    format!("{:.6}", timestamp(since_epoch))
 }
 
 fn local(unix_seconds: u64, format: &str) -> String {
-    let time = i64::try_from(unix_seconds).ok().and_then(|time| Timestamp::from_second(time).ok());
-    time.map_or_else(
-        || utc(unix_seconds),
-        |time| time.to_zoned_datetime(TimeZone::system()).strftime(format).to_string(),
-    )
+    let time = timestamp(Duration::from_secs(unix_seconds));
+    time.to_zoned_datetime(TimeZone::system()).strftime(format).to_string()
 }
 
 fn utc(unix_seconds: u64) -> String {
-    let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(unix_seconds));
-    time.filter(|_| unix_seconds <= LAST).map_or_else(
-        || unix_seconds.to_string(),
-        |time| humantime::format_rfc3339_seconds(time).to_string(),
-    )
+    timestamp(Duration::from_secs(unix_seconds)).to_string()
+}
+
+/// Returns the nearest time that has a date: the last one is in the year 9999.
+fn timestamp(since_epoch: Duration) -> Timestamp {
+    let time = SignedDuration::try_from(since_epoch).and_then(Timestamp::from_duration);
+    time.unwrap_or(Timestamp::MAX)
 }
 
 pub fn ago(time: u64, now: u64) -> String {
@@ -113,7 +108,8 @@ mod tests {
         assert_eq!(short(Duration::from_millis(2340)), "2.3 s");
         assert_eq!(short(Duration::from_secs(180)), "3m");
         assert_eq!(utc(1_700_000_000), "2023-11-14T22:13:20Z");
-        assert_eq!(utc(u64::MAX), u64::MAX.to_string());
-        assert_eq!(local(u64::MAX, "%H"), u64::MAX.to_string());
+        assert_eq!(utc_micros(Duration::from_millis(1500)), "1970-01-01T00:00:01.500000Z");
+        assert!(utc(u64::MAX).starts_with("9999-12-"));
+        assert_eq!(local(u64::MAX, "%Y"), "9999");
     }
 }

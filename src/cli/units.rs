@@ -2,7 +2,9 @@
 //!
 //! Asks over D-Bus, read-only. Without systemd there are no units, which is no error.
 
-use zbus::{Connection, OwnedObjectPath, OwnedVariant};
+use std::collections::BTreeSet;
+
+use zbus::{Connection, OwnedObjectPath, Proxy};
 
 use crate::types::IfName;
 
@@ -55,89 +57,58 @@ impl Unit {
 /// Returns the instances that are enabled or loaded, but do not run. Empty without systemd.
 pub async fn not_running(connection: &Connection) -> Vec<Unit> {
     let Ok(loaded) = loaded(connection).await else { return Vec::new() };
-    let is_loaded = |interface: &IfName| loaded.iter().any(|unit| unit.interface == *interface);
-    let enabled = enabled();
-    let unloaded = enabled.iter().filter(|interface| !is_loaded(interface)).map(|interface| {
-        let (interface, active) = (interface.clone(), "inactive".to_owned());
-        Loaded { interface, active, is_restarting: false, path: None }
-    });
-    let unloaded: Vec<Loaded> = unloaded.collect();
+    let mut enabled = enabled();
     let mut units = Vec::new();
-    for unit in loaded.into_iter().chain(unloaded) {
-        let state = match (unit.active.as_str(), unit.is_restarting) {
-            ("inactive", _) if enabled.contains(&unit.interface) => State::Stopped,
-            ("failed", _) => State::Failed(cause(connection, &unit).await),
-            ("activating", true) => State::Restarting(cause(connection, &unit).await),
+    for (name, _, _, active, sub, _, path, ..) in loaded {
+        let Some(interface) = interface_of(&name) else { continue };
+        let is_enabled = enabled.remove(&interface);
+        let state = match (active.as_str(), sub.starts_with("auto-restart")) {
+            ("inactive", _) if is_enabled => State::Stopped,
+            ("failed", _) => State::Failed(cause(connection, path).await),
+            ("activating", true) => State::Restarting(cause(connection, path).await),
             ("activating", false) => State::Starting,
             _ => continue,
         };
-        units.push(Unit { interface: unit.interface, state });
+        units.push(Unit { interface, state });
     }
+    let unloaded = enabled.into_iter();
+    units.extend(unloaded.map(|interface| Unit { interface, state: State::Stopped }));
     units
-}
-
-/// A unit as the manager lists it.
-struct Loaded {
-    interface: IfName,
-    active: String,
-    is_restarting: bool,
-    path: Option<OwnedObjectPath>,
 }
 
 /// An element of the reply of `ListUnitsByPatterns` (org.freedesktop.systemd1(5)).
 type Listed =
     (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
 
-async fn loaded(connection: &Connection) -> zbus::Result<Vec<Loaded>> {
-    let arguments = (Vec::<&str>::new(), vec![NAMES]);
-    let reply = connection
-        .call_method(
-            Some(SYSTEMD),
-            "/org/freedesktop/systemd1",
-            Some("org.freedesktop.systemd1.Manager"),
-            "ListUnitsByPatterns",
-            &arguments,
-        )
-        .await?;
-    let listed: Vec<Listed> = reply.body().deserialize()?;
-    let unit = |(name, _, _, active, sub, _, path, ..): Listed| {
-        let is_restarting = sub.starts_with("auto-restart");
-        Some(Loaded { interface: interface_of(&name)?, active, is_restarting, path: Some(path) })
-    };
-    Ok(listed.into_iter().filter_map(unit).collect())
+async fn loaded(connection: &Connection) -> zbus::Result<Vec<Listed>> {
+    let (path, manager) = ("/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager");
+    let manager = Proxy::new(connection, SYSTEMD, path, manager).await?;
+    manager.call("ListUnitsByPatterns", &(Vec::<&str>::new(), vec![NAMES])).await
 }
 
-fn enabled() -> Vec<IfName> {
+fn enabled() -> BTreeSet<IfName> {
     let files = glob::glob(ENABLED).into_iter().flatten().flatten();
-    let names = files.filter_map(|file| interface_of(file.file_name()?.to_str()?));
-    let mut names: Vec<IfName> = names.collect();
-    names.sort_unstable();
-    names.dedup();
-    names
+    files.filter_map(|file| interface_of(file.file_name()?.to_str()?)).collect()
 }
 
 /// Returns why a unit has failed: the error that the service has reported as its status, or what systemd
 /// has seen.
-async fn cause(connection: &Connection, unit: &Loaded) -> String {
-    let property = async |name: &str| {
-        let path = unit.path.as_ref()?;
-        let properties = Some("org.freedesktop.DBus.Properties");
-        let arguments = ("org.freedesktop.systemd1.Service", name);
-        let reply = connection.call_method(Some(SYSTEMD), path, properties, "Get", &arguments);
-        reply.await.ok()?.body().deserialize::<OwnedVariant>().ok()
+async fn cause(connection: &Connection, path: OwnedObjectPath) -> String {
+    let cause = async {
+        let interface = "org.freedesktop.systemd1.Service";
+        let service = Proxy::new(connection, SYSTEMD, path, interface).await?;
+        let result: String = service.get_property("Result").await?;
+        // If the service was killed, its last status is no error.
+        if !matches!(result.as_str(), "exit-code" | "start-limit-hit") {
+            return Ok(format!("systemd reports {result:?}"));
+        }
+        let (error, status): (String, i32) = (
+            service.get_property("StatusText").await?,
+            service.get_property("ExecMainStatus").await?,
+        );
+        Ok(if error.is_empty() { format!("exit status {status}") } else { error })
     };
-    let text = async |name| property(name).await.and_then(|value| String::try_from(value).ok());
-    let result = text("Result").await.unwrap_or_default();
-    // If the service was killed, its last status is no error.
-    let has_exited = matches!(result.as_str(), "exit-code" | "start-limit-hit");
-    match text("StatusText").await {
-        Some(error) if has_exited && !error.is_empty() => error,
-        _ if has_exited => match property("ExecMainStatus").await.map(i32::try_from) {
-            Some(Ok(status)) => format!("exit status {status}"),
-            _ => result,
-        },
-        _ => format!("systemd reports {result:?}"),
-    }
+    cause.await.unwrap_or_else(|error: zbus::Error| format!("unknown ({error})"))
 }
 
 /// Returns the interface of a unit name (systemd.unit(5), "String escaping for inclusion in unit names").

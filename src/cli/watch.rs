@@ -17,7 +17,7 @@ use crate::cli::CliError;
 use crate::cli::arguments::Select;
 use crate::cli::client::{ClientError, connect, not_running};
 use crate::cli::output::{
-    Style, on_terminal, print, print_error, print_json_line, styled, width, wrapped,
+    Style, on_terminal, print, print_error, print_json_line, print_styled, styled, width, wrapped,
 };
 use crate::cli::time::{now, on_its_day, time_of_day};
 use crate::types::{IfName, printable};
@@ -185,7 +185,7 @@ impl Watch<'_> {
         let mut shown =
             format!("{time}  {interface}{what}  {}\n", lines.next().unwrap_or_default());
         shown.extend(lines.map(|line| format!("{:before$}{line}\n", "")));
-        print(&shown)
+        print_styled(&shown)
     }
 }
 

@@ -7,13 +7,15 @@ pub mod layers;
 pub mod reference;
 pub mod values;
 
+use std::net::SocketAddr;
+
 use ipnet::IpNet;
 use serde::Deserialize;
 
 pub use layers::{ConfigError, Effective, Origin, Sources};
 pub use values::{
-    Backend, BlockDuration, Established, Hook, Listen, LogFormat, LogLevel, MaxSources, Per,
-    PrefixLength, Preset, Rate, Span, Target, Threshold, WindowSpan,
+    Backend, BlockDuration, Established, Hook, LogFormat, LogLevel, MaxSources, Per, PrefixLength,
+    Preset, Rate, Span, Target, Threshold, WindowSpan,
 };
 
 /// The whole configuration. [`reference::KEYS`] has the meaning and the default of each key.
@@ -91,7 +93,9 @@ pub struct LogConfig {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MetricsConfig {
-    pub listen: Listen,
+    /// None: no metrics are served.
+    #[serde(deserialize_with = "values::listen")]
+    pub listen: Option<SocketAddr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]

@@ -92,7 +92,7 @@ pub const KEYS: [Key; 24] = [
     Key {
         name: "block.durations",
         default: r#"["1h", "4h", "1d", "1w"]"#,
-        expected: r#"a list of lengths of time of at least "1s", or "forever", such as ["1h", "1d", "forever"]"#,
+        expected: r#"a list of lengths of time from "1s" to "100y", or "forever", such as ["1h", "1d", "forever"]"#,
         meaning: r#"The length of a block for the first, second, ... offence. The last one repeats. `"forever"` lasts until you unblock the source."#,
     },
     Key {

@@ -3,7 +3,6 @@
 //! Owns bounds and spelling. A value out of bounds cannot be constructed, so that no user of a value
 //! checks it again.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use ipnet::IpNet;
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer};
 
-use crate::types::parse_network;
+use crate::types::{LONGEST_BLOCK, parse_network};
 
 /// A whole number within bounds.
 macro_rules! bounded_number {
@@ -126,9 +125,10 @@ impl TryFrom<String> for BlockDuration {
             return Ok(Self::Forever);
         }
         // Timeouts of kernel sets are whole seconds.
-        let span = Span::try_from(text).ok().filter(|span| span.0.as_secs() >= 1);
+        let within = 1..=LONGEST_BLOCK.as_secs();
+        let span = Span::try_from(text).ok().filter(|span| within.contains(&span.0.as_secs()));
         span.map(|span| Self::For(span.0))
-            .ok_or("forever or a length of time of at least 1s, such as 30m, 1h or 7d")
+            .ok_or("forever or a length of time from 1s to 100y, such as 30m, 1h or 7d")
     }
 }
 
@@ -236,28 +236,11 @@ pub enum LogFormat {
     Json,
 }
 
-/// The address on which the service serves metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub enum Listen {
-    Off,
-    At(SocketAddr),
-}
-
-impl TryFrom<String> for Listen {
-    type Error = std::net::AddrParseError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        if text == "off" { Ok(Self::Off) } else { text.parse().map(Self::At) }
-    }
-}
-
-impl fmt::Display for Listen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Off => f.write_str("off"),
-            Self::At(address) => address.fmt(f),
-        }
+/// Reads an address and port; none for `off`.
+pub fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    match String::deserialize(deserializer)?.as_str() {
+        "off" => Ok(None),
+        text => text.parse().map(Some).map_err(D::Error::custom),
     }
 }
 

@@ -1,9 +1,9 @@
 //! The metrics thread: answers `/metrics` and `/health`.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::api::metrics::http::{MetricsServer, is_missing};
-use crate::config::Listen;
 use crate::handles::StopFlag;
 use crate::service::Context;
 use crate::service::supervisor::Supervisor;
@@ -14,9 +14,9 @@ use crate::types::{Event, Warning};
 pub fn spawn(
     threads: &mut Supervisor,
     context: &Context,
-    listen: Listen,
+    listen: Option<SocketAddr>,
 ) -> std::io::Result<Option<Arc<StopFlag>>> {
-    let Listen::At(address) = listen else { return Ok(None) };
+    let Some(address) = listen else { return Ok(None) };
     let (server, stop) = match MetricsServer::listen(address) {
         Ok(listening) => listening,
         Err(error) => {

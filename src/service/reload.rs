@@ -5,7 +5,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 
-use crate::config::{Config, Effective, Listen};
+use crate::config::{Config, Effective};
 use crate::handles::{Command, DetectorCommand, ReloadError};
 use crate::service::{Service, http, uses_outcomes};
 use crate::system::service_manager;
@@ -42,7 +42,7 @@ fn load_and_apply(service: &mut Service, uid: Option<u32>) -> Result<(), ReloadE
         await_answer(service, &reopened);
     }
     // The program that used the port may have ended.
-    let is_missing = service.stop_metrics.is_none() && new.metrics.listen != Listen::Off;
+    let is_missing = service.stop_metrics.is_none() && new.metrics.listen.is_some();
     if new.metrics != old.metrics || is_missing {
         apply_to_metrics(service, &new, &old);
     }
@@ -87,7 +87,7 @@ fn apply_to_metrics(service: &mut Service, new: &Config, old: &Config) {
         |listen| http::spawn(&mut service.threads, &service.context, listen).ok().flatten();
     service.stop_metrics = spawn(new);
     // If the new address is not available, the old one is better than none.
-    if service.stop_metrics.is_none() && new != Listen::Off && new != old {
+    if service.stop_metrics.is_none() && new.is_some() && new != old {
         service.stop_metrics = spawn(old);
     }
 }

@@ -3,17 +3,17 @@
 use std::convert::Infallible;
 
 use crate::block::store::flusher::flusher;
-use crate::block::store::{StorePath, file_of};
+use crate::block::store::{Store, file_of};
 use crate::service::supervisor::Supervisor;
 use crate::types::IfName;
 
-/// Starts the store thread. It ends when the path is dropped.
-pub fn spawn(threads: &mut Supervisor, interface: &IfName) -> std::io::Result<StorePath> {
+/// Starts the store thread. It ends when the store is dropped.
+pub fn spawn(threads: &mut Supervisor, interface: &IfName) -> std::io::Result<Store> {
     let file = file_of(interface, std::env::var_os("STATE_DIRECTORY"));
-    let (path, flusher) = flusher(file);
+    let (store, flusher) = flusher(file);
     threads.start("store", move |heartbeat| {
         flusher.run(|| heartbeat.tick());
         Ok::<(), Infallible>(())
     })?;
-    Ok(path)
+    Ok(store)
 }

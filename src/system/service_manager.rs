@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
+use crate::types::printable;
+
 /// The service is ready.
 pub fn ready(status: &str) {
-    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
+    notify(&[NotifyState::Ready, NotifyState::Status(&printable(status))]);
 }
 
 /// Sets the line that `systemctl status` shows.
 pub fn status(status: &str) {
-    notify(&[NotifyState::Status(status)]);
+    notify(&[NotifyState::Status(&printable(status))]);
 }
 
 /// A reload begins. Call [`ready`] at its end, whether or not it succeeds.

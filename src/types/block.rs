@@ -11,6 +11,12 @@ use serde::{Deserialize, Serialize};
 use crate::types::words::words;
 use crate::types::{Attempt, Moment, Port, Rule, Scan, ScanKind, show_network};
 
+/// The longest reason that a user may give, in characters. It is kept as long as the block.
+pub const LONGEST_REASON: usize = 200;
+
+/// The longest block that expires: 100 years.
+pub const LONGEST_BLOCK: Duration = Duration::from_secs(3_155_760_000);
+
 /// Ports that a reason names; the rest is counted.
 const PORTS_IN_REASON: usize = 8;
 

@@ -25,6 +25,9 @@ const BOOT: Duration = Duration::from_secs(3_155_760_000);
 pub struct Moment(u64);
 
 impl Moment {
+    /// The end of every timeline.
+    pub const LAST: Self = Self(u64::MAX);
+
     /// Returns the moment `nanos` nanoseconds after the start of the timeline.
     pub const fn from_nanos(nanos: u64) -> Self {
         Self(nanos)

@@ -199,6 +199,13 @@ pub enum Warning {
         /// The service has just started, and knows only the blocks in the kernel.
         at_start: bool,
     },
+    /// Some rows of the database are not what the service writes, and were left out.
+    DatabaseRowsLeftOut {
+        file: PathBuf,
+        count: usize,
+        /// A copy with these rows, or why there is none.
+        kept: Result<PathBuf, String>,
+    },
 }
 
 impl Event {

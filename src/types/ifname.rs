@@ -7,6 +7,8 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
+use crate::types::is_unprintable;
+
 /// The longest name that the kernel accepts: `IFNAMSIZ` (16) without the NUL at the end (linux/if.h).
 const LONGEST: usize = 15;
 
@@ -101,14 +103,14 @@ impl FromStr for IfName {
     type Err = InvalidIfName;
 
     /// Applies the rule of the kernel (`dev_valid_name`, net/core/dev.c), and refuses characters that would
-    /// need quotes in a firewall rule.
+    /// need quotes in a firewall rule or that a terminal does not show.
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         let acceptable = !name.is_empty()
             && name.len() <= LONGEST
             && name != "."
             && name != ".."
             && !name.chars().any(|c| {
-                matches!(c, '/' | ':' | '"' | '\'' | '\\') || c.is_whitespace() || c.is_control()
+                matches!(c, '/' | ':' | '"' | '\'' | '\\') || c.is_whitespace() || is_unprintable(c)
             });
         if acceptable {
             Ok(Self(name.to_owned()))
@@ -162,7 +164,7 @@ mod tests {
 
     #[test]
     fn names_that_the_kernel_refuses_are_refused() {
-        for bad in ["", ".", "..", "a/b", "a b", "a:b", "sixteen-letters-", "tab\t"] {
+        for bad in ["", ".", "..", "a/b", "a b", "a:b", "sixteen-letters-", "tab\t", "a\u{202e}b"] {
             assert!(bad.parse::<IfName>().is_err(), "{bad:?}");
         }
         assert!("fifteen-letters".parse::<IfName>().is_ok());

@@ -16,7 +16,8 @@ mod state;
 mod text;
 mod words;
 pub use block::{
-    Block, BlockCause, BlockFailure, BlockReason, Evidence, ExemptReason, SkipReason, UnblockCause,
+    Block, BlockCause, BlockFailure, BlockReason, Evidence, ExemptReason, LONGEST_BLOCK,
+    LONGEST_REASON, SkipReason, UnblockCause,
 };
 pub use capture::CaptureCounters;
 pub use clock::{HumanDuration, Moment, WallClock};
@@ -32,4 +33,4 @@ pub use rule::Rule;
 pub use scan::{Attempt, DECOYS_NAMED, Scan, ScanKind, Summary};
 pub use segment::{Direction, Outcome, Port, Segment, SegmentKind};
 pub use state::{FamilyFigures, State, Status};
-pub use text::{is_unprintable, printable, quotable};
+pub use text::{is_unprintable, printable, printable_lines, quotable};

@@ -28,7 +28,6 @@ pub const KNOWN: &[(&str, &str)] = &[
     ("callers_leave_open_questions", "S12: questions of callers that left stay open"),
     ("metrics_with_few_descriptors", "S17: no descriptor is left for a repair"),
     ("lock_queue_filled", "S9: a second instance runs beside the first"),
-    ("invisible_characters_in_reasons", "S13: they are accepted"),
     // A hostile network.
     ("forged_scanners", "S4: the limit on blocks is used up, no scan is blocked"),
     ("scans_of_impossible_sources", "S15: 0.0.0.0, 224.0.0.5 and others are blocked"),

@@ -18,13 +18,9 @@ use crate::api::dbus::explanation::{Answer, answer};
 use crate::api::dbus::until_sent::UntilSent;
 use crate::api::metrics::Metrics;
 use crate::handles::{Command, EventSink, FirewallHandle, Health, Listed, Reloader, Reply};
-use crate::types::{IfName, Request, parse_network, show_network};
-
-/// The longest reason, in characters. It is kept as long as the block.
-const LONGEST_REASON: usize = 200;
-
-/// The longest block that expires, in seconds: 100 years.
-const LONGEST_BLOCK: u64 = 3_155_760_000;
+use crate::types::{
+    IfName, LONGEST_BLOCK, LONGEST_REASON, Request, is_unprintable, parse_network, show_network,
+};
 
 /// The longest list, in bytes. The bus disconnects the sender of a message above 32 MiB (dbus-daemon(1),
 /// `max_message_size`).
@@ -267,9 +263,9 @@ const fn size_on_the_bus(address: &str, reason: &str) -> usize {
 
 /// Returns no duration for 0, which means until unblocked.
 pub fn checked_duration(seconds: u64) -> Result<Option<Duration>, Error> {
-    if seconds > LONGEST_BLOCK {
-        let why =
-            format!("block is too long: at most {LONGEST_BLOCK} seconds; 0 is until unblocked");
+    let longest = LONGEST_BLOCK.as_secs();
+    if seconds > longest {
+        let why = format!("block is too long: at most {longest} seconds; 0 is until unblocked");
         return Err(fdo::Error::InvalidArgs(why).into());
     }
     Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
@@ -280,7 +276,7 @@ pub fn checked_reason(reason: &str) -> Result<String, Error> {
     if reason.chars().count() > LONGEST_REASON {
         return refuse(format!("reason is too long: at most {LONGEST_REASON} characters"));
     }
-    if reason.chars().any(char::is_control) {
+    if reason.chars().any(is_unprintable) {
         return refuse("a reason must be one line of plain text".to_owned());
     }
     Ok(reason.to_owned())

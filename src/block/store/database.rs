@@ -6,12 +6,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use rusqlite::{Connection, OpenFlags, Row, ToSql, Transaction, TransactionBehavior};
+use rusqlite::types::Value;
+use rusqlite::{Connection, OpenFlags, Row, Transaction, TransactionBehavior, params_from_iter};
 
 use crate::block::store::records::{Offences, Record, Remembered};
 use crate::block::store::timeline::Timeline;
 use crate::block::store::{StoreError, beside};
-use crate::types::{Block, BlockReason, Evidence, Moment};
+use crate::types::{
+    Block, BlockReason, Evidence, LONGEST_BLOCK, LONGEST_REASON, Moment, parse_network, printable,
+    quotable,
+};
 
 /// "tcpt" in the file's header, by which file(1) and this module recognise it.
 const APPLICATION: i32 = 0x7463_7074;
@@ -22,6 +26,15 @@ const VERSION: i32 = 1;
 /// How long to wait for another writer: the flusher, once in a thousand changes, or a user of sqlite3(1).
 /// It is short because a caller who asks for a block waits as long.
 const PATIENCE: Duration = Duration::from_millis(250);
+
+/// How long reading the file may take: less than the watchdog waits for the thread that reads it.
+const READING: Duration = Duration::from_secs(20);
+
+/// Instructions of SQLite between two looks at the clock: less than a millisecond.
+const STEPS: i32 = 10_000;
+
+/// The longest evidence, in bytes. The service writes at most a tenth of it.
+const LONGEST_EVIDENCE: usize = 64 << 10;
 
 /// Moments are nanoseconds on the timeline of the boot in the only row of `timeline`.
 const TABLES: &str = "
@@ -53,6 +66,17 @@ const TABLES: &str = "
 /// A connection to the file.
 pub struct Database(Connection);
 
+/// Everything in the file.
+#[derive(Debug, Default)]
+pub struct Content {
+    /// On the file's own timeline.
+    pub remembered: Remembered,
+    /// None in a new file.
+    pub timeline: Option<Timeline>,
+    /// Rows that the service would not have written. They are left out.
+    pub wrong: usize,
+}
+
 impl Database {
     /// Opens the file to read and write; creates it if it is missing.
     pub fn open(file: &Path) -> Result<Self, StoreError> {
@@ -74,19 +98,23 @@ impl Database {
 
     /// Opens a file that cannot be written.
     pub fn open_to_read(file: &Path) -> Result<Self, StoreError> {
+        check_kind(file)?;
         let log = beside(file, "-wal").metadata().map_or(0, |data| data.len());
         // With an empty log the file is complete. Otherwise SQLite needs the log's index, which exists then.
         let immutable = if log == 0 { "&immutable=1" } else { "" };
         let uri = PathBuf::from(format!("file:{}?mode=ro{immutable}", escaped(file)));
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-        let database =
-            Self(Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?);
+        let connection = Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        distrust(&connection)?;
+        let database = Self(connection);
         if database.has_tables()? { Ok(database) } else { Err(StoreError::Foreign) }
     }
 
     fn connect(file: &Path, create: OpenFlags) -> Result<Self, StoreError> {
+        check_kind(file)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | create;
         let connection = Connection::open_with_flags(file, flags)?;
+        distrust(&connection)?;
         connection.busy_timeout(PATIENCE)?;
         // With a write-ahead log a commit is written, not flushed: it outlives the process at once, and a
         // power cut after the next flush.
@@ -102,59 +130,115 @@ impl Database {
         Ok(Self(connection))
     }
 
-    /// Whether the file has the tables of this version; false if it has none.
+    /// Whether the file has the tables of this version and nothing else; false if it is empty.
     fn has_tables(&self) -> Result<bool, StoreError> {
         let number = |name| self.0.pragma_query_value(None, name, |row| row.get(0));
         let (application, version): (i32, i32) =
             (number("application_id")?, number("user_version")?);
-        if application == APPLICATION {
-            return if version == VERSION { Ok(true) } else { Err(StoreError::Newer(version)) };
+        // SQLite may add tables of its own, with statistics.
+        let sql = "SELECT sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite!_%' ESCAPE '!'";
+        let mut statement = self.0.prepare(sql)?;
+        let found: Vec<String> =
+            statement.query_map((), |row| row.get(0))?.collect::<Result<_, _>>()?;
+        match (application, version) {
+            (APPLICATION, VERSION) => {}
+            (APPLICATION, _) => return Err(StoreError::Newer(version)),
+            _ if found.is_empty() => return Ok(false),
+            _ => return Err(StoreError::Foreign),
         }
-        let tables: u32 =
-            self.0.query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get(0))?;
-        if tables == 0 { Ok(false) } else { Err(StoreError::Foreign) }
+        let words = |sql: &str| sql.split_whitespace().collect::<Vec<_>>().join(" ");
+        let ours: Vec<String> =
+            TABLES.split(';').map(words).filter(|sql| !sql.is_empty()).collect();
+        let found: Vec<String> = found.iter().map(|sql| words(sql)).collect();
+        if let Some(missing) = ours.iter().find(|table| !found.contains(table)) {
+            let name = missing.split(' ').nth(2).unwrap_or_default();
+            return Err(StoreError::Damaged(format!("its table {name} is missing or changed")));
+        }
+        match found.iter().find(|sql| !ours.contains(sql)) {
+            // Such as a trigger, which would run with each write.
+            Some(foreign) => Err(StoreError::Damaged(format!("unexpected {}", quotable(foreign)))),
+            None => Ok(true),
+        }
     }
 
     /// Reads the whole file to see whether it is as it was written.
     pub fn check(&self) -> Result<(), StoreError> {
-        let check: String = self.0.query_row("PRAGMA quick_check(1)", (), |row| row.get(0))?;
+        let check: String = self.within(READING, || {
+            Ok(self.0.query_row("PRAGMA quick_check(1)", (), |row| row.get(0))?)
+        })?;
         // SQLite may return several lines.
         if check == "ok" { Ok(()) } else { Err(StoreError::Damaged(check.replace('\n', " "))) }
     }
 
-    /// Everything in the file, and the timeline on which it was written; none in a new file.
-    pub fn load(&self) -> Result<(Remembered, Option<Timeline>), StoreError> {
+    /// Reads everything that the service can have written until the present.
+    pub fn load(&self, present: &Timeline) -> Result<Content, StoreError> {
         self.check()?;
-        let blocks = "SELECT network, since, until, offences, reason, evidence FROM block";
-        let offences = "SELECT network, count, latest FROM offences ORDER BY latest";
-        let graces = "SELECT network, until FROM grace ORDER BY until";
-        let timeline = "SELECT boot, moment, unix_nanos FROM timeline";
-        let remembered = Remembered {
-            blocks: self.rows(blocks, read_block)?,
-            offences: self.rows(offences, |row| {
-                Ok((network(row)?, Offences { count: row.get(1)?, latest: moment(row.get(2)?)? }))
-            })?,
-            graces: self.rows(graces, |row| Ok((network(row)?, moment(row.get(1)?)?)))?,
-        };
-        let timeline = self.rows(timeline, |row| {
-            let unix_nanos = row.get::<_, i64>(2)?.into();
-            Ok(Timeline { boot: row.get(0)?, moment: moment(row.get(1)?)?, unix_nanos })
-        })?;
-        Ok((remembered, timeline.into_iter().next()))
+        self.within(READING, || self.read_all(present))
     }
 
+    fn read_all(&self, present: &Timeline) -> Result<Content, StoreError> {
+        let mut wrong = 0;
+        let timeline = "SELECT boot, moment, unix_nanos FROM timeline";
+        let timeline = self.rows(timeline, &mut wrong, |row| {
+            let moment = moment(row, 1, Moment::LAST)?;
+            let unix_nanos = row.get::<_, i64>(2).ok()?.into();
+            Some(Timeline { boot: row.get(0).ok()?, moment, unix_nanos })
+        })?;
+        let timeline = timeline.into_iter().next();
+        let latest = timeline.as_ref().map_or(Moment::LAST, |line| line.latest_until(present));
+        let blocks = "SELECT network, since, until, offences, reason, evidence FROM block";
+        let offences = "SELECT network, latest, count FROM offences ORDER BY latest";
+        let graces = "SELECT network, until FROM grace ORDER BY until";
+        let remembered = Remembered {
+            blocks: self.rows(blocks, &mut wrong, |row| read_block(row, latest))?,
+            offences: self.rows(offences, &mut wrong, |row| {
+                let latest = moment(row, 1, latest)?;
+                Some((network(row)?, Offences { count: row.get(2).ok()?, latest }))
+            })?,
+            graces: self.rows(graces, &mut wrong, |row| {
+                Some((network(row)?, moment(row, 1, latest + LONGEST_BLOCK)?))
+            })?,
+        };
+        Ok(Content { remembered, timeline, wrong })
+    }
+
+    /// Reads rows one by one, and counts the wrong ones.
     fn rows<T>(
         &self,
         sql: &str,
-        read: impl Fn(&Row<'_>) -> Result<T, StoreError>,
+        wrong: &mut usize,
+        read: impl Fn(&Row<'_>) -> Option<T>,
     ) -> Result<Vec<T>, StoreError> {
         let mut statement = self.0.prepare(sql)?;
         let mut rows = statement.query(())?;
         let mut values = Vec::new();
         while let Some(row) = rows.next()? {
-            values.push(read(row)?);
+            match read(row) {
+                Some(value) => values.push(value),
+                None => *wrong += 1,
+            }
         }
         Ok(values)
+    }
+
+    /// Interrupts SQLite if it works longer than this.
+    fn within<T>(
+        &self,
+        limit: Duration,
+        work: impl FnOnce() -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let begun = Moment::now();
+        self.0.progress_handler(STEPS, Some(move || Moment::now().is_past(begun, limit)))?;
+        let result = work();
+        self.0.progress_handler(STEPS, None::<fn() -> bool>)?;
+        result
+    }
+
+    /// Writes a copy to a file that does not exist.
+    pub fn copy_to(&self, file: &Path) -> Result<(), StoreError> {
+        // SQLite takes any path, but rusqlite binds text.
+        let file = file.to_string_lossy();
+        self.within(READING, || Ok(self.0.execute("VACUUM INTO ?", [file]).map(drop)?))
     }
 
     /// Writes all of these records or none.
@@ -207,74 +291,77 @@ fn write_all<'a>(
     transaction: &Transaction<'_>,
     records: impl Iterator<Item = Record<'a>>,
 ) -> Result<(), StoreError> {
-    let run = |sql: &str, values: &[&dyn ToSql]| {
-        transaction.prepare_cached(sql)?.execute(values).map(drop)
-    };
     for record in records {
-        match record {
-            Record::Block(network, Some(block)) => {
-                let Block { since, until, offences, reason } = block;
-                let evidence = reason.evidence().map(serde_json::to_string).transpose();
-                run(
-                    "INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?, ?, ?)",
-                    &[
-                        &network.to_string(),
-                        &number(*since),
-                        &until.map(number),
-                        offences,
-                        &reason.to_string(),
-                        // Numbers and addresses always have a JSON form.
-                        &evidence.unwrap_or_default(),
-                    ],
-                )?;
+        let (table, network, values) = match record {
+            Record::Block(network, block) => ("block", network, block.map(block_values)),
+            Record::Offences(network, past) => {
+                let values = |past: Offences| vec![past.count.into(), number(past.latest).into()];
+                ("offences", network, past.map(values))
             }
-            Record::Offences(network, Some(Offences { count, latest })) => run(
-                "INSERT OR REPLACE INTO offences VALUES (?, ?, ?)",
-                &[&network.to_string(), &count, &number(latest)],
-            )?,
-            Record::Grace(network, Some(until)) => run(
-                "INSERT OR REPLACE INTO grace VALUES (?, ?)",
-                &[&network.to_string(), &number(until)],
-            )?,
-            Record::Block(network, None) => {
-                run("DELETE FROM block WHERE network = ?", &[&network.to_string()])?;
+            Record::Grace(network, until) => {
+                ("grace", network, until.map(|until| vec![number(until).into()]))
             }
-            Record::Offences(network, None) => {
-                run("DELETE FROM offences WHERE network = ?", &[&network.to_string()])?;
+        };
+        let sql = match &values {
+            Some(values) => {
+                let places = ", ?".repeat(values.len());
+                format!("INSERT OR REPLACE INTO {table} VALUES (?{places})")
             }
-            Record::Grace(network, None) => {
-                run("DELETE FROM grace WHERE network = ?", &[&network.to_string()])?;
-            }
-        }
+            None => format!("DELETE FROM {table} WHERE network = ?"),
+        };
+        let network = Value::from(network.to_string());
+        let row = std::iter::once(network).chain(values.into_iter().flatten());
+        transaction.prepare_cached(&sql)?.execute(params_from_iter(row))?;
     }
     Ok(())
 }
 
-fn read_block(row: &Row<'_>) -> Result<(IpNet, Block), StoreError> {
-    let until: Option<i64> = row.get(2)?;
-    let (text, evidence): (String, Option<String>) = (row.get(4)?, row.get(5)?);
+/// The columns after the network.
+fn block_values(block: &Block) -> Vec<Value> {
+    let Block { since, until, offences, reason } = block;
+    // Numbers and addresses always have a JSON form.
+    let evidence = reason.evidence().and_then(|evidence| serde_json::to_string(evidence).ok());
+    vec![
+        number(*since).into(),
+        until.map(number).into(),
+        (*offences).into(),
+        reason.to_string().into(),
+        evidence.into(),
+    ]
+}
+
+/// Reads a block as the bus accepts it: the file may have been changed by other programs.
+fn read_block(row: &Row<'_>, latest: Moment) -> Option<(IpNet, Block)> {
+    let since = moment(row, 1, latest)?;
+    let until = match row.get::<_, Option<i64>>(2).ok()? {
+        Some(_) => Some(moment(row, 2, since + LONGEST_BLOCK).filter(|until| *until > since)?),
+        None => None,
+    };
+    let text = row.get_ref(4).ok()?.as_str().ok()?;
+    let evidence = row.get_ref(5).ok()?.as_str_or_null().ok()?;
     // Evidence that this version does not understand leaves the text.
-    let evidence = evidence.and_then(|json| serde_json::from_str::<Box<Evidence>>(&json).ok());
+    let evidence = evidence.filter(|json| json.len() <= LONGEST_EVIDENCE);
+    let evidence = evidence.and_then(|json| serde_json::from_str::<Box<Evidence>>(json).ok());
     let reason = match evidence {
         Some(evidence) => BlockReason::Scan(evidence),
         None if text == BlockReason::Found.to_string() => BlockReason::Found,
-        None => BlockReason::Manual(text),
+        None if text.chars().nth(LONGEST_REASON).is_some() => return None,
+        // Earlier versions accepted invisible characters.
+        None => BlockReason::Manual(printable(text).into_owned()),
     };
-    let (since, offences) = (moment(row.get(1)?)?, row.get(3)?);
-    let block = Block { since, until: until.map(moment).transpose()?, offences, reason };
-    Ok((network(row)?, block))
+    Some((network(row)?, Block { since, until, offences: row.get(3).ok()?, reason }))
 }
 
-fn network(row: &Row<'_>) -> Result<IpNet, StoreError> {
-    let text: String = row.get(0)?;
-    text.parse().map_err(|_| StoreError::Damaged(format!("{text:?} is not a network")))
+fn network(row: &Row<'_>) -> Option<IpNet> {
+    let text = row.get_ref(0).ok()?.as_str().ok()?;
+    // By this text the row is replaced and deleted.
+    let network = parse_network(text).ok().filter(|network| network.to_string() == text)?;
+    (network.prefix_len() > 0).then_some(network)
 }
 
-fn moment(number: i64) -> Result<Moment, StoreError> {
-    let nanos = u64::try_from(number);
-    nanos
-        .map(Moment::from_nanos)
-        .map_err(|_| StoreError::Damaged(format!("{number} is not a time")))
+fn moment(row: &Row<'_>, column: usize, latest: Moment) -> Option<Moment> {
+    let nanos = u64::try_from(row.get::<_, i64>(column).ok()?).ok()?;
+    Some(Moment::from_nanos(nanos)).filter(|moment| *moment <= latest)
 }
 
 fn number(moment: Moment) -> i64 {
@@ -288,4 +375,41 @@ fn escaped(file: &Path) -> String {
         if plain { char::from(*byte).to_string() } else { format!("%{byte:02x}") }
     };
     file.as_os_str().as_encoded_bytes().iter().map(escape).collect()
+}
+
+/// Checks that the database and the files beside it are files. SQLite would follow a link, and wait for the
+/// other end of a FIFO.
+fn check_kind(file: &Path) -> Result<(), StoreError> {
+    let parts = ["", "-wal", "-shm", "-journal"].map(|suffix| beside(file, suffix));
+    let is_other =
+        |part: &PathBuf| part.symlink_metadata().is_ok_and(|metadata| !metadata.is_file());
+    match parts.into_iter().find(is_other) {
+        Some(part) => Err(StoreError::NoFile(part)),
+        None => Ok(()),
+    }
+}
+
+/// Allows nothing in the file to act (<https://sqlite.org/security.html>, "Untrusted SQLite Database Files").
+fn distrust(connection: &Connection) -> Result<(), StoreError> {
+    connection.pragma_update(None, "trusted_schema", false)?;
+    connection.pragma_update(None, "cell_size_check", true)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endless_statement_is_interrupted() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let database = Database::open(&directory.path().join("file")).unwrap();
+        let endless =
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n";
+        let result = database
+            .within(Duration::from_millis(10), || database.rows(endless, &mut 0, |_| Some(())));
+        assert!(matches!(result, Err(StoreError::Slow)), "{result:?}");
+        // The limit does not outlast the work.
+        database.check().unwrap();
+    }
 }

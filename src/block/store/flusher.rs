@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::block::store::database::Database;
 use crate::block::store::timeline::Timeline;
-use crate::block::store::{StoreError, StorePath, beside, boot};
+use crate::block::store::{Store, StoreError, beside, boot};
 use crate::types::{Moment, WallClock};
 
 /// How long a change may wait. A power cut loses changes younger than this and the time of a flush.
@@ -31,18 +31,22 @@ pub struct Flusher {
     in_use: Arc<AtomicBool>,
 }
 
-/// Returns the path of a database and the flusher that belongs to it.
-pub fn flusher(file: PathBuf) -> (StorePath, Flusher) {
+/// Returns the store in a file and the flusher that belongs to it.
+pub fn flusher(file: PathBuf) -> (Store, Flusher) {
     let (written_in, written) = sync_channel(1);
-    let (failures_in, failures) = sync_channel(1);
+    let (failures, not_flushed) = sync_channel(1);
     let in_use = Arc::new(AtomicBool::new(false));
-    let path = StorePath {
+    let store = Store {
         file: file.clone(),
+        database: None,
+        is_paused: true,
+        failure: None,
+        warnings: Vec::new(),
         written: written_in,
-        failures,
+        not_flushed,
         in_use: Arc::clone(&in_use),
     };
-    (path, Flusher { file, written, failures: failures_in, in_use })
+    (store, Flusher { file, written, failures, in_use })
 }
 
 impl Flusher {

@@ -1,11 +1,10 @@
 //! The store: blocks, offences and grace periods that must outlive the process.
 //!
-//! Owns the database file. It decides nothing about blocks, and it never keeps the service from running,
-//! whatever is wrong with the file.
+//! Owns the database file, and what happens while it cannot be written. It decides nothing about blocks, and
+//! it never keeps the service from running, whatever is wrong with the file.
 
 pub mod database;
 pub mod flusher;
-pub mod persister;
 pub mod quarantine;
 pub mod records;
 pub mod timeline;
@@ -20,20 +19,25 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender};
+use std::time::Duration;
 
 use rusqlite::{ErrorCode, ffi};
 
-use crate::block::store::database::Database;
-use crate::block::store::quarantine::quarantine;
+use crate::block::ledger::Ledger;
+use crate::block::store::database::{Content, Database};
+use crate::block::store::quarantine::{make_room, quarantine};
 use crate::block::store::records::{Record, Remembered};
 use crate::block::store::timeline::Timeline;
-use crate::types::{IfName, WallClock, Warning};
+use crate::types::{IfName, Moment, WallClock, Warning};
 
 /// The file's name within the state directory.
 const FILE: &str = "tcptracker.db";
 
 /// An empty file next to the database: some changes are missing there.
 const BEHIND: &str = "-behind";
+
+/// The pause after a failure.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// Why blocks are not saved, or cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +57,10 @@ pub enum StoreError {
     NoLog,
     #[error("the file was removed")]
     Removed,
+    #[error("{} is not a regular file", .0.display())]
+    NoFile(PathBuf),
+    #[error("reading it takes too long")]
+    Slow,
     /// The content is not what was written.
     #[error("damaged database: {0}")]
     Damaged(String),
@@ -62,6 +70,8 @@ pub enum StoreError {
     Newer(i32),
     #[error("{0}; cannot rename it: {1}")]
     InTheWay(Box<StoreError>, std::io::Error),
+    #[error("cannot rename an earlier copy: {0}")]
+    Copy(std::io::Error),
     #[error("cannot flush the file to the disk: {0}")]
     Flush(std::io::Error),
     /// Any other error of SQLite.
@@ -72,7 +82,10 @@ pub enum StoreError {
 impl StoreError {
     /// Whether a new file would solve it.
     const fn is_about_the_content(&self) -> bool {
-        matches!(self, Self::Damaged(_) | Self::Foreign | Self::Newer(_))
+        matches!(
+            self,
+            Self::NoFile(_) | Self::Slow | Self::Damaged(_) | Self::Foreign | Self::Newer(_)
+        )
     }
 }
 
@@ -93,6 +106,7 @@ impl From<rusqlite::Error> for StoreError {
             ErrorCode::ReadOnly => Self::ReadOnly,
             ErrorCode::CannotOpen | ErrorCode::PermissionDenied => Self::Unopenable,
             ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => Self::Locked,
+            ErrorCode::OperationInterrupted => Self::Slow,
             _ => Self::Sqlite(error),
         }
     }
@@ -103,16 +117,6 @@ impl From<rusqlite::Error> for StoreError {
 pub fn file_of(interface: &IfName, state_directory: Option<OsString>) -> PathBuf {
     let default = || Path::new("/var/lib/tcptracker").join(interface.as_str());
     state_directory.map_or_else(default, PathBuf::from).join(FILE)
-}
-
-/// Where the database is, and the way to the thread that flushes it.
-pub struct StorePath {
-    file: PathBuf,
-    /// Tells the flusher that something was written.
-    written: SyncSender<()>,
-    /// What the flusher could not do.
-    failures: Receiver<StoreError>,
-    in_use: Arc<AtomicBool>,
 }
 
 /// The content of the database at the start, and how far to trust it.
@@ -137,118 +141,184 @@ pub enum Precedence {
     StoreAlone,
 }
 
-/// The open database.
+/// The database, kept in step with the ledger. It reports failures and never returns one: while the database
+/// cannot be written, blocks continue in the kernel, and every few seconds the store tries to write
+/// everything again.
 pub struct Store {
     file: PathBuf,
-    /// Device and number of the opened file, if it exists.
-    identity: Option<(u64, u64)>,
-    database: Database,
+    /// With device and number of the opened file. None while it cannot be written.
+    database: Option<(Database, Option<(u64, u64)>)>,
+    /// The service only observes: the database stays as it is.
+    is_paused: bool,
+    /// Why changes are not saved, and since when.
+    failure: Option<(StoreError, Moment)>,
+    warnings: Vec<Warning>,
+    /// Tells the flusher that something was written.
     written: SyncSender<()>,
+    /// What the flusher could not do.
+    not_flushed: Receiver<StoreError>,
+    /// Tells the flusher that the file is open for writing.
+    in_use: Arc<AtomicBool>,
 }
 
-impl StorePath {
-    pub fn file(&self) -> &Path {
-        &self.file
+impl Store {
+    /// Why changes are not saved.
+    pub fn failure(&self) -> Option<String> {
+        let (error, _) = self.failure.as_ref()?;
+        Some(format!("{}: {error}", self.file.display()))
     }
 
-    /// Opens the database to write to, and reads what can be read even if that fails. Warns of a file that
-    /// was renamed.
-    pub fn load(
-        &self,
-        clock: &WallClock,
-        warnings: &mut Vec<Warning>,
-    ) -> (Loaded, Result<Store, StoreError>) {
+    /// Returns the warnings since the last call.
+    pub fn take_warnings(&mut self) -> Vec<Warning> {
+        std::mem::take(&mut self.warnings)
+    }
+
+    /// Leaves the database as it is until it is loaded again. It stays open: closing it would remove its
+    /// log, and the flusher would report that.
+    pub fn pause(&mut self) {
+        self.is_paused = true;
+        self.failure = None;
+    }
+
+    /// Opens the database to write to, and reads what can be read even if that fails.
+    pub fn load(&mut self, clock: &WallClock) -> Loaded {
+        self.is_paused = false;
         let present = Timeline::new(boot(), clock);
-        let opened = self.create_directory().and_then(|()| {
-            self.open_or_quarantine(true, warnings, |file| {
-                let database = Database::open(file)?;
-                let content = database.load()?;
-                Ok((database, content))
-            })
+        let opened = self.open_or_quarantine(true, |file| {
+            let database = Database::open(file)?;
+            let content = database.load(&present)?;
+            Ok((database, content))
         });
-        let (database, content) = match opened {
+        let (mut database, content) = match opened {
             Ok((database, content)) => (Ok(database), content),
             // It may still be readable.
             Err(error) => {
-                let read = Database::open_to_read(&self.file).and_then(|file| file.load());
+                let read = Database::open_to_read(&self.file).and_then(|file| file.load(&present));
                 (Err(error), read.unwrap_or_default())
             }
         };
-        let (mut remembered, written_on) = content;
+        let Content { mut remembered, timeline: written_on, wrong } = content;
+        if wrong > 0 {
+            let kept = match &database {
+                Ok(database) => self.keep_copy(database).map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            let file = self.file.clone();
+            self.warnings.push(Warning::DatabaseRowsLeftOut { file, count: wrong, kept });
+        }
         let is_of_another_boot =
             written_on.as_ref().is_some_and(|line| line.is_of_another_boot_than(&present));
         let is_same_boot = written_on.is_some_and(|line| line.convert(&mut remembered, &present));
-        let store = database.and_then(|database| {
-            if is_same_boot {
-                // Also shows that the file is writable.
-                database.set_timeline(&present)?;
-            }
-            Ok(self.store(database))
-        });
+        if is_same_boot {
+            // Also shows that the file is writable.
+            database =
+                database.and_then(|database| database.set_timeline(&present).map(|()| database));
+        }
         // A file that is not writable now may have been so for some time.
-        let is_current = store.is_ok() && !beside(&self.file, BEHIND).exists();
+        let is_current = database.is_ok() && !beside(&self.file, BEHIND).exists();
+        match database {
+            Ok(database) => self.use_database(database),
+            Err(error) => self.give_up(error, clock.now()),
+        }
         let precedence = match (is_current, is_of_another_boot) {
             (false, _) => Precedence::Kernel,
             (true, false) => Precedence::Store,
             (true, true) => Precedence::StoreAlone,
         };
-        (Loaded { remembered, precedence, is_outdated: !is_same_boot || !is_current }, store)
+        let is_outdated = !is_same_boot || !is_current || wrong > 0;
+        Loaded { remembered, precedence, is_outdated }
     }
 
-    /// Notes for the next instance whether the database lacks changes. A full disk mostly has room for a
-    /// name.
-    pub fn mark_behind(&self, is_behind: bool) {
-        let note = beside(&self.file, BEHIND);
-        // If this fails, the next start finds the database not writable.
-        let _ = if is_behind { File::create(note).map(drop) } else { std::fs::remove_file(note) };
+    /// Saves these changes, all or none. When this returns, they survive the process, or [`Self::failure`]
+    /// says why not.
+    pub fn save<'a>(&mut self, records: impl IntoIterator<Item = Record<'a>>, now: Moment) {
+        // What cannot be saved now is saved later, with everything else.
+        let Some((database, _)) = self.database.as_mut().filter(|_| !self.is_paused) else {
+            return;
+        };
+        let mut records = records.into_iter().peekable();
+        if records.peek().is_some() {
+            let result = database.write(records);
+            self.is_written(result, now);
+        }
     }
 
-    /// Opens the database to replace its content. Warns of a file that was renamed.
-    pub fn reopen(&self, warnings: &mut Vec<Warning>) -> Result<Store, StoreError> {
+    /// Replaces the content of the database by that of the ledger.
+    pub fn save_all(&mut self, ledger: &Ledger, clock: &WallClock) {
+        let Some((database, _)) = &mut self.database else { return };
+        let result = database.replace(&Timeline::new(boot(), clock), ledger.records());
+        if result.is_ok() {
+            self.mark_behind(false);
+        }
+        self.is_written(result, clock.now());
+    }
+
+    /// Checks for a failure of the flusher and for a removed file, and tries again after a failure.
+    pub fn maintain(&mut self, ledger: &Ledger, clock: &WallClock) {
+        if self.is_paused {
+            return;
+        }
+        if self.database.is_some() {
+            let failure = self.not_flushed.try_iter().last();
+            if let Some(error) = failure.or_else(|| self.check_in_place().err()) {
+                self.give_up(error, clock.now());
+            }
+        } else if self.failure.as_ref().is_none_or(|(_, at)| clock.now().since(*at) >= RETRY) {
+            self.reopen(ledger, clock);
+        }
+    }
+
+    /// Makes sure that the next instance finds everything in the database.
+    pub fn finish(&mut self, ledger: &Ledger, clock: &WallClock) {
+        if self.is_paused {
+            return;
+        }
+        if self.database.is_some()
+            && let Err(error) = self.check()
+        {
+            self.give_up(error, clock.now());
+        }
+        if self.database.is_none() {
+            self.reopen(ledger, clock);
+        }
+    }
+
+    /// Opens the database, or a new one in its place, and writes all of the ledger.
+    fn reopen(&mut self, ledger: &Ledger, clock: &WallClock) {
         // A failure of the previous connection.
-        let _ = self.failure();
-        self.create_directory()?;
-        let database = self.open_or_quarantine(false, warnings, |file| {
+        let _ = self.not_flushed.try_iter().last();
+        let opened = self.open_or_quarantine(false, |file| {
             let database = Database::open(file)?;
             database.check()?;
             Ok(database)
-        })?;
-        Ok(self.store(database))
-    }
-
-    fn store(&self, database: Database) -> Store {
-        self.in_use.store(true, Ordering::Relaxed);
-        let (file, written) = (self.file.clone(), self.written.clone());
-        Store { identity: identity(&file), file, database, written }
-    }
-
-    /// The flusher's latest failure since the last call.
-    pub fn failure(&self) -> Option<StoreError> {
-        self.failures.try_iter().last()
-    }
-
-    fn create_directory(&self) -> Result<(), StoreError> {
-        let Some(directory) = self.file.parent() else { return Ok(()) };
-        // Other users may not read it. The directory above serves all instances, which may have other
-        // users.
-        let above = directory.parent().map_or(Ok(()), std::fs::create_dir_all);
-        let made =
-            above.and_then(|()| DirBuilder::new().recursive(true).mode(0o750).create(directory));
-        made.map_err(StoreError::Directory)
+        });
+        match opened {
+            Ok(database) => {
+                self.use_database(database);
+                self.failure = None;
+                self.save_all(ledger, clock);
+            }
+            Err(error) => self.give_up(error, clock.now()),
+        }
     }
 
     /// Opens the file; if its content is unusable, renames it and opens a new one.
     fn open_or_quarantine<T>(
-        &self,
+        &mut self,
         at_start: bool,
-        warnings: &mut Vec<Warning>,
         open: impl Fn(&Path) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
+        self.create_directory().map_err(StoreError::Directory)?;
         match open(&self.file) {
             Err(error) if error.is_about_the_content() => match quarantine(&self.file) {
                 Ok(kept) => {
                     let (file, error) = (self.file.clone(), error.to_string());
-                    warnings.push(Warning::DatabaseQuarantined { file, kept, error, at_start });
+                    self.warnings.push(Warning::DatabaseQuarantined {
+                        file,
+                        kept,
+                        error,
+                        at_start,
+                    });
                     open(&self.file)
                 }
                 Err(why_not) => Err(StoreError::InTheWay(Box::new(error), why_not)),
@@ -256,48 +326,64 @@ impl StorePath {
             result => result,
         }
     }
-}
 
-impl Store {
+    fn create_directory(&self) -> std::io::Result<()> {
+        let Some(directory) = self.file.parent() else { return Ok(()) };
+        // Other users may not read it. The directory above serves all instances, which may have other
+        // users.
+        directory.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+        DirBuilder::new().recursive(true).mode(0o750).create(directory)
+    }
+
+    /// Copies the database, whose content will be replaced, for an administrator.
+    fn keep_copy(&self, database: &Database) -> Result<PathBuf, StoreError> {
+        let kept = make_room(&self.file).map_err(StoreError::Copy)?;
+        database.copy_to(&kept)?;
+        Ok(kept)
+    }
+
+    fn use_database(&mut self, database: Database) {
+        self.in_use.store(true, Ordering::Relaxed);
+        self.database = Some((database, identity(&self.file)));
+    }
+
+    fn is_written(&mut self, result: Result<(), StoreError>, now: Moment) {
+        match result {
+            // Full: the flusher is awake already. Disconnected: the process is about to end.
+            Ok(()) => drop(self.written.try_send(())),
+            Err(error) => self.give_up(error, now),
+        }
+    }
+
+    fn give_up(&mut self, error: StoreError, now: Moment) {
+        self.database = None;
+        self.failure = Some((error, now));
+        self.mark_behind(true);
+    }
+
+    /// Notes for the next instance whether the database lacks changes. A full disk mostly has room for a
+    /// name.
+    fn mark_behind(&self, is_behind: bool) {
+        let note = beside(&self.file, BEHIND);
+        // If this fails, the note exists, or the next start finds the database not writable.
+        let _ =
+            if is_behind { File::create_new(note).map(drop) } else { std::fs::remove_file(note) };
+    }
+
     /// Fails if the opened file is no longer in its place: writes to it would be lost.
-    pub fn check_in_place(&self) -> Result<(), StoreError> {
-        let is_same = self.identity.is_some() && identity(&self.file) == self.identity;
+    fn check_in_place(&self) -> Result<(), StoreError> {
+        let opened = self.database.as_ref().and_then(|(_, identity)| *identity);
+        let is_same = opened.is_some() && identity(&self.file) == opened;
         if is_same { Ok(()) } else { Err(StoreError::Removed) }
     }
 
     /// Fails if another connection would not find what was written through this one.
-    pub fn check(&self) -> Result<(), StoreError> {
+    fn check(&self) -> Result<(), StoreError> {
         self.check_in_place()?;
         if !beside(&self.file, "-wal").exists() {
             return Err(StoreError::Removed);
         }
         Database::open_again(&self.file)?.check()
-    }
-
-    /// Writes all of these records or none. When this returns, they outlive the process.
-    pub fn write<'a>(
-        &mut self,
-        records: impl Iterator<Item = Record<'a>>,
-    ) -> Result<(), StoreError> {
-        self.database.write(records)?;
-        self.wake_flusher();
-        Ok(())
-    }
-
-    /// Replaces the content of the database by these records.
-    pub fn replace<'a>(
-        &mut self,
-        clock: &WallClock,
-        records: impl Iterator<Item = Record<'a>>,
-    ) -> Result<(), StoreError> {
-        self.database.replace(&Timeline::new(boot(), clock), records)?;
-        self.wake_flusher();
-        Ok(())
-    }
-
-    fn wake_flusher(&self) {
-        // Full: the flusher is awake already. Disconnected: the process is about to end.
-        let _ = self.written.try_send(());
     }
 }
 

@@ -4,8 +4,14 @@
 //! its timeline with the wall clock. Within that boot they need no wall clock; afterwards it is the only
 //! link.
 
+use std::time::Duration;
+
 use crate::block::store::records::Remembered;
 use crate::types::{Moment, WallClock};
+
+/// How far the wall clock of a boot may be behind that of the boot before: without a clock battery it starts
+/// with a time that was noted hours ago.
+const BEHIND: Duration = Duration::from_secs(86_400);
 
 /// The timeline of one boot, compared once with the wall clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +42,20 @@ impl Timeline {
         const NOTICED: u128 = 1_000_000_000;
         let offset = |line: &Self| line.unix_nanos - i128::from(line.moment.as_nanos());
         self.boot == other.boot && offset(self).abs_diff(offset(other)) < NOTICED
+    }
+
+    /// Returns the latest moment of this timeline that has passed by the present one. A record that is later is
+    /// wrong, and would move all others when they are converted.
+    pub fn latest_until(&self, present: &Self) -> Moment {
+        let is_same_boot = self.boot.is_some() && self.boot == present.boot;
+        if is_same_boot && self.moment <= present.moment {
+            return present.moment;
+        }
+        match u64::try_from(present.unix_nanos - self.unix_nanos) {
+            Ok(passed) => self.moment + Duration::from_nanos(passed) + BEHIND,
+            // The wall clock is behind and does not tell.
+            Err(_) => Moment::LAST,
+        }
     }
 
     /// Converts moments of this timeline to the present one. True if the timelines are the same.
@@ -142,6 +162,20 @@ mod tests {
         assert!(!written_on.convert(&mut after, &present));
         let left = after.blocks[0].1.until.unwrap().since(present.moment);
         assert_eq!(left, Duration::from_secs(HOUR - 2400));
+    }
+
+    #[test]
+    fn records_cannot_be_later_than_the_present() {
+        let noted = line("one", 0, EPOCH);
+        for (present, latest) in [
+            (line("one", 60, 0), at(BOOT + 60)),
+            (line("two", 5, EPOCH + HOUR), at(BOOT + HOUR) + BEHIND),
+            // The boot of another time namespace.
+            (Timeline { moment: at(5), ..line("one", 0, EPOCH + HOUR) }, at(BOOT + HOUR) + BEHIND),
+            (line("two", 5, EPOCH - 1), Moment::LAST),
+        ] {
+            assert_eq!(noted.latest_until(&present), latest, "{present:?}");
+        }
     }
 
     #[test]

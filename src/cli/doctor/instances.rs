@@ -11,7 +11,7 @@ use crate::cli::client::{Instance, Purpose, ask_each, instances};
 use crate::cli::doctor::Finding;
 use crate::cli::interfaces::{listed, start_command};
 use crate::cli::units;
-use crate::config::{Effective, Listen, Sources};
+use crate::config::{Effective, Sources};
 use crate::types::IfName;
 
 /// How long a connection to the metrics port may take. On this host, it takes less than a millisecond.
@@ -65,7 +65,7 @@ fn metrics(running: &[IfName], file: Option<&Path>) -> Vec<Finding> {
         let sources = Sources::new(Some(interface), file);
         // An invalid file has a finding of its own.
         let Ok(effective) = Effective::load(&sources) else { continue };
-        if let Listen::At(address) = effective.config().metrics.listen {
+        if let Some(address) = effective.config().metrics.listen {
             by_address.entry(address).or_default().push(interface.clone());
         }
     }

@@ -13,7 +13,9 @@ use serde::Serialize;
 
 use crate::cli::CliError;
 use crate::cli::arguments::Doctor;
-use crate::cli::output::{Style, counted, on_terminal, print, print_json, styled, width, wrapped};
+use crate::cli::output::{
+    Style, counted, on_terminal, print_json, print_styled, styled, width, wrapped,
+};
 use crate::config::Sources;
 use crate::types::printable;
 
@@ -84,9 +86,9 @@ pub fn run(arguments: &Doctor, sources: &Sources) -> Result<(), CliError> {
         print_json(&findings)?;
     } else {
         for finding in &findings {
-            print(&line(finding))?;
+            print_styled(&line(finding))?;
         }
-        print(&summary(&findings))?;
+        print_styled(&summary(&findings))?;
     }
     let has_failed = findings.iter().any(|finding| finding.result == Verdict::Failed);
     if has_failed { Err(CliError::Shown) } else { Ok(()) }

@@ -11,7 +11,7 @@ use crate::cli::client::{Instance, Purpose, connect_to, instances};
 use crate::cli::doctor::lab;
 use crate::cli::doctor::lab::{is_answered, wait_for};
 use crate::cli::doctor::{Finding, Verdict, line};
-use crate::cli::output::{Style, counted, on_terminal, print, print_json, styled};
+use crate::cli::output::{Style, counted, on_terminal, print_json, print_styled, styled};
 use crate::types::Moment;
 
 const SERVICE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -48,9 +48,10 @@ pub fn run(json: bool) -> Result<(), CliError> {
     }
     match outcome {
         Ok(()) if json || !on_terminal() => Ok(()),
-        Ok(()) => {
-            print(&format!("\n{}\n", styled(Style::Green, "The service works on this machine.")))
-        }
+        Ok(()) => print_styled(&format!(
+            "\n{}\n",
+            styled(Style::Green, "The service works on this machine.")
+        )),
         Err(error) => Err(error),
     }
 }
@@ -71,7 +72,7 @@ impl Report {
             }
         };
         if !self.json {
-            print(&line(&finding))?;
+            print_styled(&line(&finding))?;
         }
         let failed = finding.result == Verdict::Failed;
         self.findings.push(finding);

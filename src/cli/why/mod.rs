@@ -11,7 +11,9 @@ use ipnet::IpNet;
 use crate::cli::CliError;
 use crate::cli::arguments::Why;
 use crate::cli::client::{ClientError, Purpose, ask};
-use crate::cli::output::{Style, counted, on_terminal, print, print_json, styled, width, wrapped};
+use crate::cli::output::{
+    Style, counted, on_terminal, print, print_json, print_styled, styled, width, wrapped,
+};
 use crate::cli::table::Table;
 use crate::cli::time::{absolute, ago, ahead, exact, now, short};
 use crate::cli::why::evidence::Evidence;
@@ -37,7 +39,7 @@ pub fn run(arguments: &Why) -> Result<(), CliError> {
     } else if on_terminal() {
         for (at, evidence) in known.iter().enumerate() {
             print(if at > 0 { "\n" } else { "" })?;
-            print(&summary(evidence, network))?;
+            print_styled(&summary(evidence, network))?;
             if !evidence.probes.is_empty() {
                 print("\n")?;
                 probes(evidence).print()?;

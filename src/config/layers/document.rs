@@ -10,6 +10,23 @@ use toml::de::{DeTable, DeValue, Error};
 
 use crate::types::quotable;
 
+/// Beginnings of the parser's messages about mistakes whose end it has found.
+const LOCAL: [&str; 5] = [
+    "duplicate key",
+    "extra comma in array",
+    "missing comma between array",
+    "missing escaped value",
+    "unexpected key or value",
+];
+
+/// Beginnings of the parser's messages about strings without an end, each with the quotes that are missing.
+const QUOTES: [(&str, &str); 4] = [
+    ("invalid basic string", "\""),
+    ("invalid literal string", "'"),
+    ("invalid multi-line basic string", r#"""""#),
+    ("invalid multi-line literal string", "'''"),
+];
+
 /// What is wrong, and on which line.
 #[derive(Clone, Debug)]
 pub struct Problem {
@@ -21,66 +38,47 @@ pub struct Problem {
 pub struct Document<'a> {
     text: &'a str,
     table: Spanned<DeTable<'a>>,
-    errors: Vec<(Kind, Error)>,
-}
-
-/// What a syntax error means for the reader of the message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
-enum Kind {
-    Duplicate,
-    /// A word that is not a value, such as a string without quotes.
-    Value,
-    /// With the quotes that are missing.
-    UnclosedString(&'static str),
-    Escape,
-    MissingComma,
-    ExtraComma,
-    TextAfterEnd,
-    /// From this one on, the parser's view of the lines below is not the author's.
-    UnclosedSection,
-    /// A list or a table, with the bracket that is missing.
-    Unclosed(&'static str, char),
-    MissingEquals,
-    Other,
-}
-
-impl Kind {
-    /// The parser has no codes for its errors. A message that a later version words differently
-    /// becomes `Other`, which is shown as it is; the tests notice.
-    fn of(message: &str) -> Self {
-        const BEGINNINGS: [(&str, Kind); 15] = [
-            ("duplicate key", Kind::Duplicate),
-            ("unclosed table", Kind::UnclosedSection),
-            ("unclosed array table", Kind::UnclosedSection),
-            ("unclosed array", Kind::Unclosed("list", ']')),
-            ("unexpected `=` in array", Kind::Unclosed("list", ']')),
-            ("unclosed inline table", Kind::Unclosed("table", '}')),
-            ("missing comma between array", Kind::MissingComma),
-            ("extra comma in array", Kind::ExtraComma),
-            ("unexpected key or value", Kind::TextAfterEnd),
-            ("key with no value", Kind::MissingEquals),
-            ("missing escaped value", Kind::Escape),
-            ("invalid basic string", Kind::UnclosedString("\"")),
-            ("invalid literal string", Kind::UnclosedString("'")),
-            ("invalid multi-line basic string", Kind::UnclosedString(r#"""""#)),
-            ("invalid multi-line literal string", Kind::UnclosedString("'''")),
-        ];
-        let found = BEGINNINGS.iter().find(|(beginning, _)| message.starts_with(beginning));
-        found.map_or(Self::Value, |(_, kind)| *kind)
-    }
+    /// In the order of lines, one for each line.
+    problems: Vec<Problem>,
+    /// Where words within values are not TOML, such as a string without quotes.
+    broken: Vec<usize>,
+    last_reliable_line: Option<usize>,
 }
 
 impl<'a> Document<'a> {
     pub fn parse(text: &'a str) -> Self {
         let (table, errors) = DeTable::parse_recoverable(text);
-        let mut document = Self { text, table, errors: Vec::new() };
-        let kind_of = |error: &Error| match Kind::of(error.message()) {
-            // An error of a value outside of all values is one of the grammar.
-            Kind::Value if document.scalar_at(start_of(error)).is_none() => Kind::Other,
-            kind => kind,
+        let mut document = Self {
+            text,
+            table,
+            problems: Vec::new(),
+            broken: Vec::new(),
+            last_reliable_line: None,
         };
-        document.errors = errors.into_iter().map(|error| (kind_of(&error), error)).collect();
+        for error in &errors {
+            let Some(problem) = document.explain(error) else {
+                document.broken.push(start_of(error));
+                continue;
+            };
+            if !is_local(error) {
+                let earlier = document.last_reliable_line.unwrap_or(problem.line);
+                document.last_reliable_line = Some(problem.line.min(earlier));
+            }
+            document.problems.push(problem);
+        }
+        document.problems.sort_by_key(|problem| problem.line);
+        document.problems.dedup_by_key(|problem| problem.line);
         document
+    }
+
+    /// The syntax errors but those within single values.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// The last line that the parser has read as its author meant it; none: all of them.
+    pub fn last_reliable_line(&self) -> Option<usize> {
+        self.last_reliable_line
     }
 
     /// The entries of the top level: sections, and keys that are outside of all sections.
@@ -107,70 +105,57 @@ impl<'a> Document<'a> {
 
     /// The words within a value that are not TOML, each with its line.
     pub fn broken_words(&self, value: &Spanned<DeValue<'a>>) -> Vec<(usize, &'a str)> {
-        let broken = self.errors.iter().filter(|(kind, _)| *kind == Kind::Value);
-        let scalars = broken.filter_map(|(_, error)| scalar_in(value, start_of(error)));
+        let scalars = self.broken.iter().filter_map(|offset| scalar_in(value, *offset));
         let mut spans: Vec<Range<usize>> = scalars.map(Spanned::span).collect();
         spans.dedup();
         spans.into_iter().map(|span| (self.line_at(span.start), self.written(span))).collect()
     }
 
-    /// The syntax errors but those within single values, in the order of lines, one for each line.
-    pub fn syntax_problems(&self) -> Vec<Problem> {
-        let errors = self.errors.iter().filter(|(kind, _)| *kind != Kind::Value);
-        let mut problems: Vec<Problem> =
-            errors.map(|(kind, error)| self.explain(*kind, error)).collect();
-        problems.sort_by_key(|problem| problem.line);
-        problems.dedup_by_key(|problem| problem.line);
-        problems
-    }
-
-    /// The last line that the parser has read as its author meant it; none: all of them.
-    pub fn last_reliable_line(&self) -> Option<usize> {
-        let hiding = self.errors.iter().filter(|(kind, _)| *kind >= Kind::UnclosedSection);
-        hiding.map(|(kind, error)| self.explain(*kind, error).line).min()
-    }
-
-    fn explain(&self, kind: Kind, error: &Error) -> Problem {
+    /// Says what is wrong. None: a single value, which its key explains.
+    ///
+    /// The parser has no codes for its errors. A message that a later version words differently is shown as
+    /// it is; the tests notice.
+    fn explain(&self, error: &Error) -> Option<Problem> {
         let at = start_of(error);
         let (mut line, before, after) = self.split_line(at);
-        let whole = format!("{before}{after}");
+        let (whole, rest) = (format!("{before}{after}"), quotable(after.trim()));
         let found = self.entry_at(at);
         let key = found.as_ref().map(|(name, _)| format!("{name}: ")).unwrap_or_default();
-        let what = match kind {
-            Kind::Duplicate => self.explain_duplicate(error),
-            Kind::UnclosedString(end) => {
-                format!("{key}the string has no end; write {end} after it")
-            }
-            Kind::Escape => {
-                format!(r"{key}a backslash begins an escape; write \\ for a backslash itself")
-            }
-            Kind::MissingComma => {
-                let item = self.scalar_at(at).map_or(after, |item| self.written(item.span()));
-                format!("{key}expected a comma before {}", quotable(item.trim()))
-            }
-            Kind::ExtraComma => format!("{key}expected an item before the comma; remove the comma"),
-            Kind::TextAfterEnd if before.trim_start().starts_with('[') => format!(
-                "a section has a line of its own; write {} below it",
-                quotable(after.trim())
-            ),
-            Kind::TextAfterEnd => format!(
-                "{key}unexpected {} after the value; put a list in brackets, and # before a comment",
-                quotable(after.trim())
-            ),
-            Kind::UnclosedSection => {
-                let name = before.trim().trim_start_matches('[').trim();
-                format!("expected ] after [{0}; write [{0}]", quotable(name))
-            }
-            Kind::Unclosed(what, end) => {
-                line = found.map_or(line, |(_, start)| self.line_at(start));
-                format!("{key}the {what} has no end; write {end} after its last item")
-            }
-            Kind::MissingEquals => explain_missing_equals(whole.trim()),
-            Kind::Value | Kind::Other => {
-                format!("{}: not TOML: {}", quotable(whole.trim()), quotable(error.message()))
-            }
+        let message = error.message();
+        let is = |beginning: &str| message.starts_with(beginning);
+        let what = if is("duplicate key") {
+            self.explain_duplicate(error)
+        } else if is("unclosed table") || is("unclosed array table") {
+            let name = before.trim().trim_start_matches('[').trim();
+            format!("expected ] after [{0}; write [{0}]", quotable(name))
+        } else if is("unclosed ") || is("unexpected `=` in array") {
+            line = found.map_or(line, |(_, start)| self.line_at(start));
+            let is_table = is("unclosed inline table");
+            let (what, end) = if is_table { ("table", '}') } else { ("list", ']') };
+            format!("{key}the {what} has no end; write {end} after its last item")
+        } else if is("missing comma between array") {
+            let item = self.scalar_at(at).map_or(after, |item| self.written(item.span()));
+            format!("{key}expected a comma before {}", quotable(item.trim()))
+        } else if is("extra comma in array") {
+            format!("{key}expected an item before the comma; remove the comma")
+        } else if is("unexpected key or value") && before.trim_start().starts_with('[') {
+            format!("a section has a line of its own; write {rest} below it")
+        } else if is("unexpected key or value") {
+            format!(
+                "{key}unexpected {rest} after the value; put a list in brackets, and # before a comment"
+            )
+        } else if is("key with no value") {
+            explain_missing_equals(whole.trim())
+        } else if is("missing escaped value") {
+            format!(r"{key}a backslash begins an escape; write \\ for a backslash itself")
+        } else if let Some((_, end)) = QUOTES.iter().find(|(beginning, _)| is(beginning)) {
+            format!("{key}the string has no end; write {end} after it")
+        } else if self.scalar_at(at).is_some() {
+            return None;
+        } else {
+            format!("{}: not TOML: {}", quotable(whole.trim()), quotable(message))
         };
-        Problem { line, what }
+        Some(Problem { line, what })
     }
 
     fn explain_duplicate(&self, error: &Error) -> String {
@@ -250,6 +235,12 @@ fn explain_missing_equals(line: &str) -> String {
         (_, "") => format!("{0} has no value; write {0} = VALUE", quotable(name)),
         _ => format!("expected = after {0}; write {0} = {1}", quotable(name), quotable(value)),
     }
+}
+
+/// Whether an error leaves the parser's view of the lines below as their author meant it.
+fn is_local(error: &Error) -> bool {
+    let mut beginnings = LOCAL.into_iter().chain(QUOTES.map(|(beginning, _)| beginning));
+    beginnings.any(|beginning| error.message().starts_with(beginning))
 }
 
 fn start_of(error: &Error) -> usize {

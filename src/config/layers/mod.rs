@@ -221,9 +221,9 @@ impl Effective {
             problems.push(Problem { line, what });
         }
         // A syntax error explains what else is wrong on its line.
-        let syntax = document.syntax_problems();
+        let syntax = document.problems();
         problems.retain(|problem| syntax.iter().all(|error| error.line != problem.line));
-        problems.extend(syntax);
+        problems.extend_from_slice(syntax);
         if let Some(last) = document.last_reliable_line() {
             problems.retain(|problem| problem.line <= last);
         }

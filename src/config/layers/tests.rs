@@ -5,8 +5,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::Target;
 use crate::config::reference::KEYS;
-use crate::config::{Listen, Target};
 
 fn load(
     files: &[(&str, &str)],
@@ -82,7 +82,7 @@ fn later_layer_wins_and_each_value_keeps_its_origin() {
     assert_eq!(config.detection.window.get(), Duration::from_secs(120));
     assert!(!config.block.enabled);
     assert_eq!(config.firewall.target, Target::Reject);
-    assert_eq!(config.metrics.listen, Listen::Off);
+    assert_eq!(config.metrics.listen, None);
     assert_eq!(config.exempt.networks.len(), 2);
     let origin = |key| effective.settings[key].1.to_string();
     assert!(origin("detection.ports").ends_with("eth0.toml:2"));
@@ -276,6 +276,8 @@ fn problems_below_a_missing_bracket_are_left_out() {
     let lines: Vec<String> =
         problems(file).iter().map(|p| p.split(':').next().unwrap().to_owned()).collect();
     assert_eq!(lines, ["2", "4"]);
+    // The keys below belong to a section that the parser has not seen.
+    assert_eq!(problems("detection]\nports = 0\nrate = 0\n").len(), 1);
 }
 
 #[test]
@@ -308,6 +310,7 @@ fn invalid_values_are_refused() {
         "[exempt]\nnetworks = \"10.0.0.0/8\"",
         "[block]\ndurations = []",
         "[block]\ndurations = [\"0s\"]",
+        "[block]\ndurations = [\"101y\"]",
         "[block]\nmax_per_minute = 0",
         "[firewall]\nhooks = [\"OUTPUT\"]",
         "[firewall]\nhooks = []",

@@ -35,7 +35,7 @@ use crate::block::blocklist::{Blocklist, Change, OnProgress, WhenFull};
 use crate::block::exemptions::{AskSessions, Exemptions, Sessions};
 use crate::block::policy::{Policy, Verdict};
 use crate::block::reconcile::{Fault, list_of};
-use crate::block::store::StorePath;
+use crate::block::store::Store;
 use crate::config::Config;
 use crate::handles::{
     BlockExplanation, Command, Component, DetectorCommand, EventSink, Explanation, Health, Listed,
@@ -91,7 +91,7 @@ pub fn spawn(
         Option<Box<dyn Backend + Send>>,
         Vec<Box<dyn Backend + Send>>,
         Arc<Host>,
-        StorePath,
+        Store,
     ),
     (detector, rules): (SyncSender<DetectorCommand>, RulesHandle),
     commands: Receiver<Command>,
@@ -103,7 +103,7 @@ pub fn spawn(
         Box::new(move |config: &Config| select(&interface, config, &opened)),
         config,
         (host, Box::new(move |ports| sessions.peers(ports))),
-        Some(store),
+        store,
         (events, metrics, health),
         Neighbours { detector, rules, main: threads.notifications() },
     );
@@ -153,7 +153,7 @@ impl FirewallThread {
         open_backend: OpenBackend,
         config: Config,
         (host, ask_sessions): (Arc<Host>, AskSessions),
-        store: Option<StorePath>,
+        store: Store,
         (events, metrics, health): (EventSink, Arc<Metrics>, Arc<Health>),
         neighbours: Neighbours,
     ) -> Self {

@@ -6,13 +6,16 @@ use std::sync::mpsc::{Receiver, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tempfile::TempDir;
+
 use crate::api::metrics::Metrics;
 use crate::block::backend::Backend;
 use crate::block::backend::fake::FakeKernel;
 use crate::block::backend::rulebook::RulePlan;
 use crate::block::backend::rules_handle::{RulesCommand, RulesHandle};
 use crate::block::backend::select::Selected;
-use crate::block::store::StorePath;
+use crate::block::store::Store;
+use crate::block::store::flusher::flusher;
 use crate::config::Config;
 use crate::handles::{Command, DetectorCommand, EventSink, Health, Listed, Reply, RequestError};
 use crate::service::firewall::{FirewallThread, Neighbours, OpenBackend};
@@ -40,6 +43,8 @@ pub struct Bench {
     sessions: Arc<Mutex<Option<Vec<IpAddr>>>>,
     /// The back end that the next configuration opens.
     pub next_backend: Arc<Mutex<Option<FakeKernel>>>,
+    /// Of a bench whose database has no past.
+    _state: TempDir,
 }
 
 pub fn clock(seconds: u64) -> WallClock {
@@ -54,11 +59,7 @@ pub fn bench(edit: impl FnOnce(&mut Config)) -> Bench {
 }
 
 /// A bench with a thread that is not installed; the kernel and the database may have a past.
-pub fn bench_on(
-    kernel: FakeKernel,
-    store_path: Option<StorePath>,
-    edit: impl FnOnce(&mut Config),
-) -> Bench {
+pub fn bench_on(kernel: FakeKernel, store: Option<Store>, edit: impl FnOnce(&mut Config)) -> Bench {
     let mut config = Config::default();
     edit(&mut config);
     let (journal, emitted) = sync_channel(100);
@@ -93,7 +94,9 @@ pub fn bench_on(
     let rules = RulesThread::new(handle.clone(), connect, at_start, ways);
     let reporting = (events, metrics, Arc::clone(&health));
     let neighbours = Neighbours { detector: control_in, rules: handle, main };
-    let thread = FirewallThread::new(open, config, (host, ask), store_path, reporting, neighbours);
+    let state = TempDir::new().unwrap();
+    let store = store.unwrap_or_else(|| flusher(state.path().join("tcptracker.db")).0);
+    let thread = FirewallThread::new(open, config, (host, ask), store, reporting, neighbours);
     Bench {
         thread,
         rules,
@@ -105,6 +108,7 @@ pub fn bench_on(
         health,
         sessions,
         next_backend,
+        _state: state,
     }
 }
 

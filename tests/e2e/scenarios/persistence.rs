@@ -300,6 +300,77 @@ fn unusable_database_is_moved_and_blocks_are_adopted() {
     lab.assert_untouched();
 }
 
+/// Rows that another program changed, or a faulty disk.
+#[test]
+fn wrong_rows_of_the_database_cost_only_themselves() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    let before = fill(&lab, &mut service);
+    assert_eq!(service.stop().code(), Some(0));
+    let rows = "
+        INSERT INTO block VALUES ('oops', 1, 2, 1, 'x', NULL);
+        INSERT INTO block VALUES ('192.0.2.1/32', -1, NULL, 1, 'x', NULL);
+        INSERT INTO block VALUES ('192.0.2.2/32', 1, NULL, 1099511627776, 'x', NULL);
+        INSERT INTO block VALUES ('198.51.100.77/24', 1, NULL, 1, 'x', NULL);
+        INSERT INTO block VALUES ('0.0.0.0/0', 1, NULL, 1, 'x', NULL);
+        INSERT INTO block VALUES ('::/0', 1, NULL, 1, 'x', NULL);
+        INSERT INTO block VALUES ('192.0.2.3/32', 1, NULL, 1, hex(zeroblob(50000000)), NULL);
+        INSERT INTO block VALUES ('192.0.2.4/32', 9000000000000000000, NULL, 1, 'x', NULL);
+        INSERT INTO offences VALUES ('oops', 1, 1);
+        INSERT INTO grace VALUES ('198.51.100.77/24', 1);";
+    rusqlite::Connection::open(file(&lab)).unwrap().execute_batch(rows).unwrap();
+
+    let mut service = lab.start();
+    let said = service.await_line("left out 10 rows of ");
+    assert!(said.contains("compare them with the copy "), "{said}");
+    assert!(service.resident_bytes() < 64 << 20, "{}", service.resident_bytes());
+    assert_restored(&lab, &before);
+    assert_eq!(lab.bus.property("State").1, "enforcing");
+    lab.attacker.nmap("-sS -p 1-10", VICTIM);
+    let copy = rusqlite::Connection::open(file(&lab).with_extension("db.aside-1")).unwrap();
+    let count = |sql| copy.query_row(sql, (), |row| row.get::<_, u32>(0)).unwrap();
+    assert_eq!(count("SELECT count(*) FROM block"), 8 + 3);
+    assert_eq!(count("SELECT count(*) FROM grace WHERE network = '198.51.100.77/24'"), 1);
+    assert_eq!(service.stop().code(), Some(0));
+
+    let mut service = lab.start();
+    service.await_line("restored 3 blocks");
+    assert_eq!(service.lines_with("left out"), Vec::<String>::new(), "the rows are gone");
+    assert_restored(&lab, &before);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+#[test]
+fn endless_or_foreign_database_does_not_hold_up_the_start() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    block(&lab, "192.0.2.7", "0");
+    let endless = |file: &Path| {
+        let view = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT \
+                    i || '.1/32' network, 1 since, 2 until, 1 offences, 'x' reason, NULL evidence FROM n";
+        let sql = format!("DROP TABLE block; CREATE VIEW block AS {view}");
+        rusqlite::Connection::open(file).unwrap().execute_batch(&sql).unwrap();
+    };
+    let fifo = |file: &Path| {
+        std::fs::remove_file(file).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, file, rustix::fs::Mode::RWXU).unwrap();
+    };
+    let damage: [Damage<'_>; 2] =
+        [("its table block is missing or changed", &endless), ("is not a regular file", &fifo)];
+    for (why, damage) in damage {
+        service.crash();
+        damage(&file(&lab));
+        service = lab.start();
+        let said = service.await_line("cannot use ");
+        assert!(said.contains(why) && said.contains("moved it to "), "{said}");
+        assert_eq!(addresses(&lab.bus.list()), ["192.0.2.7"], "adopted from the kernel");
+        assert_eq!(lab.bus.property("State").1, "enforcing");
+    }
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
 /// If the file is removed or damaged while the service runs, the service writes all blocks again.
 /// If it stops immediately, it writes them before it exits.
 #[test]

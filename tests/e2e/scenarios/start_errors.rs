@@ -100,7 +100,7 @@ fn invalid_configuration_is_reported_with_its_line() {
         ),
         (
             "[block]\ndurations = [\"soon\"]",
-            ":2: block.durations: expected a list of lengths of time of at least \"1s\", or \
+            ":2: block.durations: expected a list of lengths of time from \"1s\" to \"100y\", or \
              \"forever\", such as [\"1h\", \"1d\", \"forever\"], found \"soon\"",
         ),
     ] {

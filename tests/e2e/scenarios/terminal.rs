@@ -1,11 +1,13 @@
 //! Output on a terminal: table width, colours, progress, and instances that do not answer.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::process::{Child, Stdio};
 
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::fake_service::FakeService;
 use crate::frames::{BROADCAST, syn};
 use crate::lab::{ATTACKER, BINARY, Lab, VICTIM};
 use crate::recorder::{RecordedFrame, as_pcap};
@@ -106,6 +108,72 @@ fn hanging_instance_does_not_delay_the_others() {
     let outcome = lab.cli("unblock 192.0.2.7");
     assert_eq!((outcome.code, outcome.out.as_str()), (Some(1), "unblocked 192.0.2.7 on eth0\n"));
     services[1].signal(Signal::CONT);
+}
+
+/// What acts on a terminal, or hides and reorders text there.
+const HOSTILE: &str = "x\u{1b}[31m\u{9b}31m\u{202e}\u{200b}\u{2028}\u{e0041}\r\ny";
+
+/// An instance whose texts come from an attacker.
+struct HostileInstance {
+    text: String,
+}
+
+#[zbus::interface(name = "org.tcptracker.Tracker1")]
+impl HostileInstance {
+    fn list(&self) -> Vec<(String, u64, u64, u32, String)> {
+        vec![(self.text.clone(), 1, 0, 1, self.text.clone())]
+    }
+
+    fn why(&self, address: &str) -> HashMap<String, zbus::OwnedVariant> {
+        let text = || zbus::Variant::from(format!("{address} {}", self.text)).try_to_owned();
+        let keys = ["address", "reason", "kind", "rule"];
+        let texts = keys.into_iter().map(|key| (key.to_owned(), text().unwrap()));
+        texts.chain([("blocked".to_owned(), true.into())]).collect()
+    }
+
+    fn stats(&self) -> HashMap<String, u64> {
+        HashMap::from([(self.text.clone(), 1)])
+    }
+
+    fn block(&self, address: &str, seconds: u64, reason: &str) -> zbus::fdo::Result<()> {
+        Err(zbus::fdo::Error::InvalidArgs(format!("{address} {seconds} {reason} {}", self.text)))
+    }
+
+    fn unblock(&self, address: &str) -> zbus::fdo::Result<()> {
+        Err(zbus::fdo::Error::AccessDenied(format!("{address} {}", self.text)))
+    }
+}
+
+#[test]
+fn text_from_the_bus_does_not_act_on_the_terminal() {
+    let lab = Lab::new();
+    let _instance = FakeService::start(&lab.bus, |builder| {
+        builder
+            .serve_at("/org/tcptracker/Tracker1/eth0", HostileInstance { text: HOSTILE.to_owned() })
+            .name("org.tcptracker.Tracker1.eth0")
+            .name("org.tcptracker.Tracker1")
+    });
+    let commands = [
+        "list",
+        "list --json",
+        "stats",
+        "stats --json",
+        "why 192.0.2.7",
+        "why 192.0.2.7 --json",
+        "block 192.0.2.7",
+        "unblock 192.0.2.7",
+    ];
+    for command in commands {
+        let piped = lab.cli(command);
+        let line = format!("NO_COLOR=1 TERM=xterm {BINARY} {command}");
+        let shown = run(&mut lab.terminal("cols 80 -onlcr", &line));
+        for text in [piped.out, piped.err, shown.out] {
+            let acts = |c: char| c.is_control() && c != '\n' && c != '\t';
+            let hides = ['\u{202e}', '\u{200b}', '\u{2028}', '\u{e0041}'];
+            assert!(!text.contains(acts) && !text.contains(hides), "{command}: {text:?}");
+            assert!(text.is_empty() || text.contains("[31m"), "{command}: {text:?}");
+        }
+    }
 }
 
 /// A running command on a pseudo-terminal.
