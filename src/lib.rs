@@ -38,13 +38,14 @@ pub mod internals {
     pub fn parse_netlink(datagram: &[u8]) {
         use crate::block::backend::{ipset, nftables};
         use crate::system::host::{rtnetlink, ssh};
-        use crate::system::{conntrack, netlink};
+        use crate::system::{conntrack, lock, netlink};
         use crate::types::Family;
         for body in netlink::bodies(datagram) {
             let _ = netlink::acknowledgement(body);
             let _ = (rtnetlink::name_if_down(body), rtnetlink::address_in(body));
             rtnetlink::gateways_in(body, &mut Vec::new());
             let _ = (ssh::peer_in(body), conntrack::source_of(body));
+            let _ = lock::holder_in(body, "tcptracker@eth0");
             let _ = (nftables::read_rule(body), nftables::read_counter(body));
             for family in Family::ALL {
                 let _ = ipset::netlink::read_header(body, family);

@@ -35,7 +35,8 @@ use crate::handles::{
     BusCommand, CaptureHandle, Command, Component, DetectorCommand, EventSink, FirewallHandle,
     Health, Notification, Reloader, StopFlag,
 };
-use crate::service::supervisor::Supervisor;
+use crate::service::journal::Journal;
+use crate::service::supervisor::{Failure, Supervisor, protects};
 use crate::system::capture::CaptureError;
 use crate::system::capture::batch;
 use crate::system::capture::live::LiveCapture;
@@ -46,6 +47,9 @@ use crate::types::{Event, IfName, Moment, Warning};
 
 /// How often main checks that every thread makes progress. Each ticks at least once a second.
 const ROUND: Duration = Duration::from_secs(2);
+
+/// How long the stop waits for the threads that only tell others what happens, and then for the journal.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why the service does not start, or has ended.
 #[derive(Debug, thiserror::Error)]
@@ -77,20 +81,16 @@ pub fn run(interface: &IfName, sources: &Sources) -> Result<(), DaemonError> {
     let settings = Settings { sources: sources.clone(), effective, log_filter };
     let mut service = Service::start(interface, settings)?;
 
-    service_manager::ready(&service.status());
-    log::started(interface, &service.status());
-    let outcome = match service.wait() {
-        Ok(signal) => {
-            service_manager::stopping();
-            service.stop().map(|()| signal)
-        }
-        Err(error) => Err(error),
-    };
-    match &outcome {
-        Ok(signal) => log::stopped(interface, signal),
-        // As after a crash: the kernel continues to block until blocks expire or the service restarts.
-        Err(error) => log::failed(interface, error),
-    }
+    let status = service.status();
+    service_manager::ready(&status);
+    service.context.events.emit(Event::Started { status });
+    let outcome = service.wait().and_then(|signal| {
+        service_manager::stopping();
+        service.stop().map(|()| signal)
+    });
+    // After a failure as after a crash: the kernel continues to block until blocks expire or the service
+    // restarts.
+    service.end_journal(&outcome);
     outcome.map(drop)
 }
 
@@ -145,6 +145,7 @@ pub struct Service {
     bus: Option<async_channel::Sender<BusCommand>>,
     stop_host: Arc<StopFlag>,
     stop_metrics: Option<Arc<StopFlag>>,
+    journal: Journal,
     /// When the heartbeats were last checked.
     checked: Moment,
     /// Prevents a second instance.
@@ -173,8 +174,8 @@ impl Service {
         let (firewall, firewall_commands) = sync_channel(FIREWALL_QUEUE);
         let (segments, batches) = batch::channel();
 
-        let journal = journal::spawn(&mut threads, interface)?;
-        let events = EventSink::new(journal, bus.clone(), Arc::clone(&metrics) as _);
+        let journal = Journal::spawn(&mut threads, interface)?;
+        let events = EventSink::new(journal.queue.clone(), bus.clone(), Arc::clone(&metrics) as _);
         settings.log_filter.start_queue(events.clone());
         let name = backend.as_ref().map_or("none", |backend| backend.name());
         let health = Health::new(!config.block.enabled, name, events.clone());
@@ -210,6 +211,7 @@ impl Service {
             bus,
             stop_host,
             stop_metrics,
+            journal,
             checked: Moment::now(),
             _lock: lock,
         })
@@ -259,8 +261,8 @@ impl Service {
         service_manager::watchdog_interval().map_or(ROUND, |interval| ROUND.min(interval / 3))
     }
 
-    /// Feeds the watchdog if every thread makes progress, and shows the threads that do not. Does nothing
-    /// if the last check was less than a round ago, as after a reload: heartbeats take time.
+    /// Feeds the watchdog if every thread that protects makes progress, and shows the threads that do not.
+    /// Does nothing if the last check was less than a round ago, as after a reload: heartbeats take time.
     fn check_watchdog(&mut self) {
         let now = Moment::now();
         if now.since(self.checked) < Self::round() {
@@ -268,7 +270,7 @@ impl Service {
         }
         self.checked = now;
         let stalled = self.threads.stalled();
-        if stalled.is_empty() {
+        if !stalled.iter().any(|(name, _)| protects(name)) {
             service_manager::feed_watchdog();
         }
         // There may be no watchdog, so that only state and /health show it. A thread that is busy for a
@@ -304,37 +306,54 @@ impl Service {
         DaemonError::ThreadEnded { thread: name, reason: "without an error".to_owned() }
     }
 
-    /// Ends every thread, in the order in which a packet travels. The firewall thread removes its rules.
-    fn stop(mut self) -> Result<(), DaemonError> {
+    /// Ends every thread but the journal's, in the order in which a packet travels. The firewall thread removes
+    /// its rules.
+    fn stop(&mut self) -> Result<(), DaemonError> {
         self.capture.stop();
         self.threads.join("capture");
         // Ends with capture.
         self.threads.join("detector");
         self.stop_host.raise();
-        self.threads.join("host");
+        let mut failures = self.leave(&["host"]);
         let _ = self.firewall.send(Command::Stop);
         self.threads.join("firewall");
         // Ends with the firewall thread, the only one that writes.
         self.threads.join("store");
         if let Some(stop) = &self.stop_metrics {
             stop.raise();
-            self.threads.join("metrics");
         }
         if let Some(bus) = &self.bus {
-            // Waits if the queue is full: the thread empties it.
-            let _ = bus.send_blocking(BusCommand::Stop);
-            self.threads.join("bus");
+            // The thread still sends the signals that wait, and then finds the queue closed.
+            let _ = bus.try_send(BusCommand::Stop);
+            bus.close();
         }
-        // The journal thread ends when nothing is left that could emit an event.
-        let Self { mut threads, notifications, context, settings, .. } = self;
-        settings.log_filter.stop_queue();
-        drop(context);
-        threads.join("journal");
-        notifications.try_iter().try_for_each(|notification| match notification {
-            Notification::Ended { thread, result: Err(error) } => {
+        failures.extend(self.leave(&["metrics", "bus"]));
+        failures.extend(self.notifications.try_iter().filter_map(
+            |notification| match notification {
+                Notification::Ended { thread, result } => Some((thread, result.err()?)),
+                _ => None,
+            },
+        ));
+        match failures.into_iter().next() {
+            Some((thread, error)) => {
                 Err(DaemonError::ThreadEnded { thread, reason: error.to_string() })
             }
-            _ => Ok(()),
-        })
+            None => Ok(()),
+        }
+    }
+
+    /// Logs why the service ends, and waits until the journal thread has written everything, but not for a log
+    /// that is not read.
+    fn end_journal(&mut self, outcome: &Result<&'static str, DaemonError>) {
+        self.journal.end(match outcome {
+            Ok(signal) => Event::Stopped { signal },
+            Err(error) => Event::Failed { error: error.to_string() },
+        });
+        self.leave(&["journal"]);
+    }
+
+    /// Waits for threads to end that may not be able to.
+    fn leave(&mut self, names: &[&str]) -> Vec<Failure> {
+        self.threads.leave(names, PATIENCE, &self.notifications)
     }
 }

@@ -80,7 +80,8 @@ fn apply_to_detector(service: &mut Service, new: &Config) -> bool {
 fn apply_to_metrics(service: &mut Service, new: &Config, old: &Config) {
     if let Some(stop) = service.stop_metrics.take() {
         stop.raise();
-        service.threads.join("metrics");
+        // A thread that hangs keeps its port.
+        service.leave(&["metrics"]);
     }
     let (new, old) = (new.metrics.listen, old.metrics.listen);
     let mut spawn =

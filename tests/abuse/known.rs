@@ -27,8 +27,6 @@ pub const KNOWN: &[(&str, &str)] = &[
     ("why_of_60_kb", "S2: +97 MiB, root waits 1.2 s"),
     ("lock_of_the_rules_taken", "S5: root waits 0.9 s for a repair, on a busy machine longer"),
     ("callers_leave_open_questions", "S12: questions of callers that left stay open"),
-    ("metrics_with_few_descriptors", "S17: no descriptor is left for a repair"),
-    ("lock_queue_filled", "S9: a second instance runs beside the first"),
     ("invisible_characters_in_reasons", "S13: they are accepted"),
     // A hostile network.
     ("forged_scanners", "S4: the limit on blocks is used up, no scan is blocked"),
@@ -44,9 +42,5 @@ pub const KNOWN: &[(&str, &str)] = &[
     ("iptables_fails_once_at_the_stop", "S6b: its blocks stay"),
     ("iptables_is_slow_at_the_start", "S8: healthy without hooks"),
     ("foreign_rules_of_our_names_at_the_start", "S18: the service does not start"),
-    ("bus_stopped_during_many_scans", "S4, S6: the watchdog is not fed"),
     ("bus_killed", "S1: the service ends with the bus"),
-    ("journal_does_not_read", "S6: the watchdog is not fed"),
-    ("stderr_is_not_read", "S6: the watchdog is not fed"),
-    ("stderr_is_not_read_at_the_stop", "S6: the service does not stop"),
 ];

@@ -130,9 +130,9 @@ fn foreign_lock_holder_does_not_prevent_start() {
         assert_eq!(first_line, "held\n");
 
         let mut service = lab.start();
-        let owner = if listening == "s.listen()" { " of nobody (uid 65534)" } else { "" };
-        let sentence = format!("another process{owner} owns the lock socket @tcptracker@eth0");
-        service.await_line(&sentence);
+        service.await_line(
+            "another process of nobody (uid 65534) owns the lock socket @tcptracker@eth0",
+        );
         let attacker = ATTACKER.to_string();
         lab.bus.call("eth0", &["Block", "sts", &attacker, "0", "lock held"]).ok();
         lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
