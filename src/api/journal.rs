@@ -327,8 +327,8 @@ fn write_warning(interface: &IfName, warning: &Warning) {
         Warning::LockHeldByOther { socket, uid } => {
             let owner = uid.map_or_else(String::new, |uid| format!(" of {}", user(uid)));
             let text = format!(
-                "another process{owner} owns the lock socket {socket}: a second instance on this \
-                 interface would not be refused; end that process and restart the service"
+                "another process{owner} owns the lock socket {socket}; the service uses another socket; \
+                 find the process with `ss -xlp` and end it"
             );
             (id::LOCK_HELD_BY_OTHER, text)
         }

@@ -42,6 +42,7 @@ use crate::system::capture::batch;
 use crate::system::capture::live::LiveCapture;
 use crate::system::lock::{Lock, LockError};
 use crate::system::netlink::NetlinkError;
+use crate::system::reserve;
 use crate::system::service_manager;
 use crate::types::{Event, IfName, Moment, Warning};
 
@@ -99,16 +100,16 @@ fn uses_outcomes(config: &Config) -> bool {
     config.detection.preset == Preset::Balanced
 }
 
-/// Prevents a second instance on the same interface. If a process that is not tcptracker holds the lock,
-/// only the bus can do that.
-fn lock(interface: &IfName, events: &EventSink) -> Result<Option<Lock>, DaemonError> {
+/// Prevents a second instance on the same interface.
+fn lock(interface: &IfName, events: &EventSink) -> Result<Lock, DaemonError> {
     let name = format!("tcptracker@{interface}");
     match Lock::take(&name) {
-        Ok(lock) => Ok(Some(lock)),
-        Err(LockError::Stranger(uid)) => {
-            let warning = Warning::LockHeldByOther { socket: format!("@{name}"), uid };
-            events.emit(Event::Warning(warning));
-            Ok(None)
+        Ok(lock) => {
+            if let Some(uid) = lock.stranger() {
+                let warning = Warning::LockHeldByOther { socket: format!("@{name}"), uid };
+                events.emit(Event::Warning(warning));
+            }
+            Ok(lock)
         }
         Err(LockError::Taken) => Err(DaemonError::AlreadyRunning(interface.clone())),
         Err(LockError::System(error)) => Err(error.into()),
@@ -149,12 +150,13 @@ pub struct Service {
     /// When the heartbeats were last checked.
     checked: Moment,
     /// Prevents a second instance.
-    _lock: Option<Lock>,
+    _lock: Lock,
 }
 
 impl Service {
     fn start(interface: &IfName, settings: Settings) -> Result<Self, DaemonError> {
         let config = settings.effective.config().clone();
+        reserve::fill();
         // First, because nothing is started or changed by then. There is no capture if the interface is down,
         // and no back end while the service only observes.
         let capture = LiveCapture::open_if_up(interface, uses_outcomes(&config))?;

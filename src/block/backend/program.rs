@@ -11,6 +11,7 @@ use std::process::{Command, Output, Stdio};
 use iptables::IPTables;
 use iptables::error::IptablesError;
 
+use crate::system::reserve;
 use crate::types::Family;
 
 const TABLE: &str = "filter";
@@ -125,7 +126,7 @@ impl Program {
             IPTables { cmd: self.name, has_check: true, has_wait: false, is_numeric: false };
         // The crate's own `--wait` has no limit.
         let rule = format!("{rule} -w {WAIT}");
-        change(&iptables, &rule).map_err(|error| {
+        reserve::spend(|| change(&iptables, &rule)).map_err(|error| {
             let output = match error.downcast_ref::<IptablesError>() {
                 Some(error) => error.msg.clone(),
                 None => error.to_string(),
@@ -184,7 +185,7 @@ fn start(command: &mut Command, input: Option<&str>) -> std::io::Result<Output> 
     // The service manager listens to the service, not to its children.
     command.env_remove("NOTIFY_SOCKET");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn()?;
+    let mut child = reserve::spend(|| command.spawn())?;
     if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
         // A child that ends before it has read everything reports why.
         let _ = stdin.write_all(input.as_bytes());
