@@ -27,7 +27,9 @@ pub mod internals {
     pub use crate::block::store::database::Database;
     pub use crate::config::reference::{KEYS, Key, SECTIONS};
     pub use crate::config::{DetectionConfig, Effective, Established, Origin, Preset, Sources};
+    pub use crate::detect::memory::most_bytes as most_detector_bytes;
     pub use crate::detect::{Detector, Observer, new as new_detector};
+    pub use crate::service::memory::most_bytes;
     pub use crate::system::capture::frame::{LinkLayer, probe_in, segment_in};
     pub use crate::system::capture::saved::{SavedCapture, Unpacker};
     pub use crate::types::{

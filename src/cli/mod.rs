@@ -90,7 +90,7 @@ impl CliError {
         match self {
             Self::Configuration(_)
             | Self::Client(ClientError::Configuration(_))
-            | Self::Daemon(DaemonError::Configuration(_)) => CONFIGURATION,
+            | Self::Daemon(DaemonError::Configuration(_) | DaemonError::Memory(_)) => CONFIGURATION,
             Self::NoFile => USAGE,
             _ => FAILED,
         }

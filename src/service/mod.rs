@@ -11,6 +11,7 @@ pub mod firewall;
 pub mod host;
 pub mod http;
 pub mod journal;
+pub mod memory;
 pub mod reload;
 pub mod report;
 pub mod store;
@@ -36,6 +37,7 @@ use crate::handles::{
     Health, Notification, Reloader, StopFlag,
 };
 use crate::service::journal::Journal;
+use crate::service::memory::MemoryError;
 use crate::service::supervisor::{Failure, Supervisor, protects};
 use crate::system::capture::CaptureError;
 use crate::system::capture::batch;
@@ -63,6 +65,8 @@ pub enum DaemonError {
     Firewall(#[from] FirewallError),
     #[error(transparent)]
     Bus(#[from] BusError),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     #[error("cannot read this host's addresses: {0}")]
     Host(#[from] NetlinkError),
     #[error("another tcptracker is running on {0}; stop it first: systemctl stop {unit}", unit = .0.unit())]
@@ -149,6 +153,7 @@ pub struct Service {
     journal: Journal,
     /// When the heartbeats were last checked.
     checked: Moment,
+    is_short_of_memory: bool,
     /// Prevents a second instance.
     _lock: Lock,
 }
@@ -156,6 +161,7 @@ pub struct Service {
 impl Service {
     fn start(interface: &IfName, settings: Settings) -> Result<Self, DaemonError> {
         let config = settings.effective.config().clone();
+        memory::check(interface, &config, memory::blocks_in_store(interface))?;
         reserve::fill();
         // First, because nothing is started or changed by then. There is no capture if the interface is down,
         // and no back end while the service only observes.
@@ -215,6 +221,7 @@ impl Service {
             stop_metrics,
             journal,
             checked: Moment::now(),
+            is_short_of_memory: false,
             _lock: lock,
         })
     }
@@ -286,9 +293,24 @@ impl Service {
             let names = names.join(", ");
             health.set_degraded(Component::Threads, format!("threads not responding: {names}"));
         }
+        self.check_memory();
         if let Some(bus) = &self.bus {
             // If the queue is full, the missing heartbeat shows that.
             let _ = bus.try_send(BusCommand::Heartbeat);
+        }
+    }
+
+    /// Shows when so many blocks may need too much memory, once and not at each further block.
+    fn check_memory(&mut self) {
+        let health = &self.context.health;
+        let (config, blocks) = (self.settings.effective.config(), health.status().blocked());
+        let result = memory::check(&self.context.interface, config, blocks.into());
+        if result.is_err() != self.is_short_of_memory {
+            self.is_short_of_memory = result.is_err();
+            match result {
+                Ok(()) => health.clear(Component::Memory),
+                Err(error) => health.set_degraded(Component::Memory, error.to_string()),
+            }
         }
     }
 

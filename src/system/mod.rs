@@ -1,6 +1,7 @@
 //! The operating system: capture, netlink, locks, the host. Never decides what to block.
 
 pub mod capture;
+pub mod cgroup;
 pub mod conntrack;
 pub mod host;
 pub mod lock;

@@ -105,6 +105,13 @@ pub fn file_of(interface: &IfName, state_directory: Option<OsString>) -> PathBuf
     state_directory.map_or_else(default, PathBuf::from).join(FILE)
 }
 
+/// Returns how many blocks a database holds. Zero if it cannot be read.
+pub fn blocks_in(file: &Path) -> u64 {
+    let is_file = file.symlink_metadata().is_ok_and(|data| data.is_file());
+    let count = is_file.then(|| Database::open_to_read(file)?.count_blocks());
+    count.and_then(Result::ok).unwrap_or(0)
+}
+
 /// Where the database is, and the way to the thread that flushes it.
 pub struct StorePath {
     file: PathBuf,
