@@ -317,6 +317,18 @@ impl Service {
         self.child.wait().unwrap()
     }
 
+    /// Returns the status of a service that ends within `span`, whether its log is read or not.
+    pub fn exits_within(&mut self, span: Duration) -> Option<ExitStatus> {
+        let deadline = Instant::now() + span;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return Some(status);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        None
+    }
+
     /// Waits until `look` returns a value. Calls `look` after each log line and notification.
     #[track_caller]
     pub fn await_until<T>(&mut self, what: &str, look: impl Fn(&Self) -> Option<T>) -> T {

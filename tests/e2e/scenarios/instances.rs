@@ -136,9 +136,14 @@ fn foreign_lock_holder_does_not_prevent_start() {
         let attacker = ATTACKER.to_string();
         lab.bus.call("eth0", &["Block", "sts", &attacker, "0", "lock held"]).ok();
         lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
-        assert_eq!(service.stop().code(), Some(0));
-        lab.assert_untouched();
         drop(holder.stdin.take());
         holder.wait().unwrap();
+        // The name is free now, but the instance still has its lock.
+        let second = Start::on("eth0").env("TCPTRACKER_BUS__ENABLED", "false");
+        let second = lab.run_service(&second.through(["timeout", "--foreground", "60"]));
+        assert_eq!(second.code, Some(1), "{second:?}");
+        assert!(second.err.contains("another tcptracker is running on eth0"), "{second:?}");
+        assert_eq!(service.stop().code(), Some(0));
+        lab.assert_untouched();
     }
 }
