@@ -1,11 +1,12 @@
 //! Notifications to the service manager: readiness, watchdog, stop.
 
-use std::time::Duration;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tcptracker::internals::{Effective, most_bytes};
 
-use crate::frames::{Tags, send_syns};
+use crate::frames::{SynTemplate, Tags, Wire, send_syns};
 use crate::journal::Journal;
 use crate::kernel::Rules;
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
@@ -115,6 +116,45 @@ fn journald_that_does_not_read_costs_only_entries() {
     service.signal(Signal::TERM);
     let status = service.exits_within(STOP).expect("the stop waits for the journal");
     assert_eq!(status.code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// A bus that does not read fills its socket, in which a signal then waits without end.
+#[test]
+fn stopped_bus_costs_only_signals() {
+    let lab = Lab::new();
+    let mut service = Start::on("eth0")
+        .env("WATCHDOG_USEC", "3000000")
+        .env("TCPTRACKER_BLOCK__MAX_PER_MINUTE", "100000")
+        .begin(&lab)
+        .await_ready();
+    lab.bus.signal(Signal::STOP);
+    let mut template = SynTemplate::new(lab.victim.hardware_address("eth0"));
+    let mut wire = Wire::of(&lab.attacker);
+    let IpAddr::V4(victim) = VICTIM else { panic!("{VICTIM}") };
+    let mut source = u32::from(Ipv4Addr::new(12, 0, 0, 0));
+    // Twice as long as 100 signals per second take to fill the socket.
+    let begun = Instant::now();
+    await_that("the socket is full", || {
+        for _ in 0..100 {
+            source += 1;
+            for port in 1..=4 {
+                wire.try_send(template.syn(source.into(), victim, port));
+            }
+        }
+        begun.elapsed() > Duration::from_secs(12)
+    });
+    await_feeds(&mut service, 3);
+    assert!(lab.metric(r#"tcptracker_events_lost_total{where="bus"}"#) > 0);
+    lab.attacker.nmap("-sS -p 1-10", VICTIM);
+    // Behind the scans of the other sources.
+    await_that("the scanner is blocked", || {
+        !lab.attacker.is_answered((VICTIM, OPEN_PORT).into(), Duration::from_millis(300))
+    });
+    service.signal(Signal::TERM);
+    let status = service.exits_within(STOP).expect("the stop waits for the bus");
+    assert_eq!(status.code(), Some(0));
+    lab.bus.signal(Signal::CONT);
     lab.assert_untouched();
 }
 
