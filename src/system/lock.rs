@@ -73,11 +73,11 @@ impl Lock {
                     return Ok(Self { _listener: listener, stranger: None });
                 }
             } else {
-                let holders = Holders::of(name).map_err(unknown)?;
+                let holders = Holders::of(name).map_err(|error| unknown(&error))?;
                 if holders.instances == 0 && (holders.stranger.is_some() || vain == VAIN_ATTEMPTS) {
                     let spare = format!("{name}/{:016x}", RandomState::new().hash_one(()));
                     if let Some(listener) = bind(&spare)?
-                        && Holders::of(name).map_err(unknown)?.instances == 1
+                        && Holders::of(name).map_err(|error| unknown(&error))?.instances == 1
                     {
                         return Ok(Self { _listener: listener, stranger: Some(holders.stranger) });
                     }
@@ -161,7 +161,7 @@ pub fn holder_in(socket: &[u8], name: &str) -> Option<(bool, u32)> {
         .then(|| (!suffix.is_empty(), u32::from_ne_bytes(uid)))
 }
 
-fn unknown(error: NetlinkError) -> LockError {
+fn unknown(error: &NetlinkError) -> LockError {
     LockError::System(Error::other(format!(
         "the kernel does not tell which user holds the lock of this instance ({error}); load its module \
          unix_diag: modprobe unix_diag"

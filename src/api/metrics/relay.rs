@@ -21,14 +21,13 @@ use crate::api::metrics::private_server::{DESCRIPTORS, refusal};
 use crate::handles::StopFlag;
 use crate::types::Moment;
 
-/// Connections at a time. A host has one or two scrapers.
+/// The most connections at a time. A host has one or two scrapers.
 const MOST_CONNECTIONS: usize = 64;
 
-/// The descriptors without those of clients: of this listener, of tiny_http, of an exchange, of one connection
-/// too many.
+/// Descriptors of the listener, of tiny_http, of an exchange, and of one connection too many.
 const OWN_DESCRIPTORS: u64 = 10;
 
-/// Connections that may wait in the kernel. A client that finds no place tries again after a second.
+/// Connections that may wait in the kernel. A client without a place tries again after a second.
 const BACKLOG: i32 = 512;
 
 /// The longest sleep.
@@ -101,7 +100,6 @@ impl Connection {
 /// The listener and the connections.
 pub struct Relay {
     listener: TcpListener,
-    /// The most connections at a time.
     room: usize,
     connections: Vec<Connection>,
     /// Keeps the descriptors of an exchange free when clients use up all others.
@@ -152,7 +150,7 @@ impl Relay {
             step.map_or_else(|error| error.kind() == ErrorKind::WouldBlock, |()| true)
                 && now.since(connection.since) < PATIENCE
         });
-        // Each client is served before it can be the idlest one.
+        // Half of them, so that each client is served before it can be the idlest.
         for _ in 0..self.room.div_ceil(2) {
             match self.accept(now) {
                 Ok(connection) => {
@@ -189,9 +187,9 @@ impl Relay {
 
 /// Returns how many connections there is room for, so that HTTP needs at most a quarter of the descriptors.
 fn room() -> usize {
-    let quarter = getrlimit(Resource::Nofile).current.map_or(u64::MAX, |limit| limit / 4);
-    let room = usize::try_from(quarter.saturating_sub(OWN_DESCRIPTORS)).unwrap_or(usize::MAX);
-    room.clamp(1, MOST_CONNECTIONS)
+    let quarter = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX) / 4;
+    let room = usize::try_from(quarter.saturating_sub(OWN_DESCRIPTORS));
+    room.map_or(MOST_CONNECTIONS, |room| room.clamp(1, MOST_CONNECTIONS))
 }
 
 #[cfg(test)]
