@@ -294,6 +294,8 @@ impl Service {
             health.set_degraded(Component::Threads, format!("threads not responding: {names}"));
         }
         self.check_memory();
+        // What was in use may be free again.
+        reserve::fill();
         if let Some(bus) = &self.bus {
             // If the queue is full, the missing heartbeat shows that.
             let _ = bus.try_send(BusCommand::Heartbeat);

@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use crate::lab::{BINARY, Lab};
-use crate::tools::TIMEOUT;
+use crate::tools::{TIMEOUT, run};
 
 /// The number of the futex system call, as `/proc` shows it.
 const FUTEX: &str = if cfg!(target_arch = "x86_64") { "202" } else { "98" };
@@ -274,6 +274,15 @@ impl Service {
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         let kibibytes: u64 = resident.trim().strip_suffix(" kB").unwrap().parse().unwrap();
         kibibytes * 1024
+    }
+
+    /// Takes all descriptors from the service that it does not use.
+    pub fn take_free_descriptors(&self) {
+        let directory = format!("/proc/{}/fd", self.child.id());
+        let limit = (0..).find(|fd| !Path::new(&directory).join(fd.to_string()).is_symlink());
+        let pid = self.child.id().to_string();
+        let limit = format!("--nofile={}", limit.unwrap_or(0));
+        run(Command::new("prlimit").args(["--pid", &pid, &limit])).ok();
     }
 
     /// Returns whether a thread of the service waits for another thread, that is, neither computes

@@ -126,7 +126,7 @@ impl Program {
             IPTables { cmd: self.name, has_check: true, has_wait: false, is_numeric: false };
         // The crate's own `--wait` has no limit.
         let rule = format!("{rule} -w {WAIT}");
-        reserve::spend(|| change(&iptables, &rule)).map_err(|error| {
+        change(&iptables, &rule).map_err(|error| {
             let output = match error.downcast_ref::<IptablesError>() {
                 Some(error) => error.msg.clone(),
                 None => error.to_string(),

@@ -168,6 +168,23 @@ fn unread_error_does_not_keep_the_process() {
     assert_eq!(service.exits_within(STOP).and_then(|status| status.code()), Some(1));
 }
 
+/// What protects the host has descriptors in reserve.
+#[test]
+fn firewall_is_repaired_without_free_descriptors() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    service.take_free_descriptors();
+    for hook in ["INPUT", "FORWARD"] {
+        run(lab.victim.command("iptables").args(["-D", hook, "-j", "tcptracker"])).ok();
+        service.await_line(&format!("repaired firewall: hook {hook} (ipv4) was missing"));
+    }
+    lab.attacker.nmap("-sS -p 1-10", VICTIM);
+    service.await_line(&format!("WARN blocked {ATTACKER}"));
+    let code = service.stop().code();
+    assert_eq!(code, Some(0), "{:?}", service.lines_with("failed"));
+    lab.assert_untouched();
+}
+
 /// The limit that `MemoryMax=` sets, as the kernel shows it.
 #[test]
 fn configuration_that_needs_more_memory_than_allowed_is_refused() {
