@@ -26,6 +26,7 @@ pub const KNOWN: &[(&str, &str)] = &[
     ("four_floods_of_get_all", "S2: root waits 5 s"),
     ("why_of_60_kb", "S2: +97 MiB, root waits 1.2 s"),
     ("lock_of_the_rules_taken", "S5: root waits 0.9 s for a repair, on a busy machine longer"),
+    ("metrics_with_few_descriptors", "S5: root waits 1.5 s for a repair"),
     ("callers_leave_open_questions", "S12: questions of callers that left stay open"),
     ("invisible_characters_in_reasons", "S13: they are accepted"),
     // A hostile network.

@@ -279,7 +279,7 @@ impl Service {
     /// Takes all descriptors from the service that it does not use.
     pub fn take_free_descriptors(&self) {
         let directory = format!("/proc/{}/fd", self.child.id());
-        let limit = (0..).find(|fd| !Path::new(&directory).join(fd.to_string()).is_symlink());
+        let limit = (0..1024).find(|fd| !Path::new(&directory).join(fd.to_string()).is_symlink());
         let pid = self.child.id().to_string();
         let limit = format!("--nofile={}", limit.unwrap_or(0));
         run(Command::new("prlimit").args(["--pid", &pid, &limit])).ok();
