@@ -81,6 +81,10 @@ define install_missing
 	    $$missing </dev/null
 endef
 
+# $(call abuse,SECONDS,OPTIONS): runs each of the three attackers for so long.
+abuse = TCPTRACKER_ABUSE_SECONDS=$(1) $(CARGO) test --locked $(2) --test abuse -- --ignored --nocapture \
+	    --test-threads=1
+
 .PHONY: help deps test-deps firewalls prometheus machines build program check test test-system test-abuse test-all coverage docs reference corpus fuzz bench interface lint lint-prose lint-imports docker test-docker run demo install uninstall deb rpm packages clean
 
 help: ## list the targets
@@ -121,6 +125,8 @@ check: lint ## format, lints, unit tests and one scan with nmap, in at most 3 mi
 
 test: test-deps firewalls prometheus machines ## run all tests (as root: they use namespaces and machines)
 	$(CARGO) test --locked
+	@# The limits of the suite are times of the released program, which the package has built already.
+	$(call abuse,60,--release)
 
 test-system: test-deps machines ## run the package on Debian machines with a real systemd (as root)
 	$(CARGO) test --locked --test system
@@ -137,8 +143,7 @@ test-all: test-docker ## run what takes too long for CI (as root): the image, ab
 	fi
 
 test-abuse: test-deps ## attack the service as a user, a network and a failing system for MINUTES (as root)
-	TCPTRACKER_ABUSE_SECONDS=$$(($(MINUTES) * 20)) $(CARGO) test --locked --release --test abuse -- \
-	    --ignored --nocapture --test-threads=1
+	$(call abuse,$$(($(MINUTES) * 20)),--release)
 
 coverage: test-deps ## run the tests and report how much of the code they reach
 	@$(CARGO) llvm-cov --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-llvm-cov

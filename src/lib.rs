@@ -27,7 +27,9 @@ pub mod internals {
     pub use crate::block::store::{database::Database, timeline::Timeline};
     pub use crate::config::reference::{KEYS, Key, SECTIONS};
     pub use crate::config::{DetectionConfig, Effective, Established, Origin, Preset, Sources};
+    pub use crate::detect::memory::most_bytes as most_detector_bytes;
     pub use crate::detect::{Detector, Observer, new as new_detector};
+    pub use crate::service::memory::most_bytes;
     pub use crate::system::capture::frame::{LinkLayer, probe_in, segment_in};
     pub use crate::system::capture::saved::{SavedCapture, Unpacker};
     pub use crate::types::{
@@ -38,13 +40,14 @@ pub mod internals {
     pub fn parse_netlink(datagram: &[u8]) {
         use crate::block::backend::{ipset, nftables};
         use crate::system::host::{rtnetlink, ssh};
-        use crate::system::{conntrack, netlink};
+        use crate::system::{conntrack, lock, netlink};
         use crate::types::Family;
         for body in netlink::bodies(datagram) {
             let _ = netlink::acknowledgement(body);
             let _ = (rtnetlink::name_if_down(body), rtnetlink::address_in(body));
             rtnetlink::gateways_in(body, &mut Vec::new());
             let _ = (ssh::peer_in(body), conntrack::source_of(body));
+            let _ = lock::holder_in(body, "tcptracker@eth0");
             let _ = (nftables::read_rule(body), nftables::read_counter(body));
             for family in Family::ALL {
                 let _ = ipset::netlink::read_header(body, family);

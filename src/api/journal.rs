@@ -1,29 +1,29 @@
 //! The journal: each event becomes one entry that people can read and programs can filter.
 //!
 //! Owns the texts, the structured fields and the message IDs. Only the journal thread may write events,
-//! because journald may be slow. It must never decide anything.
+//! because journald or the reader of stderr may be slow, or never read again. It must never decide anything.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use rustix::fs::fstat;
 use rustix::process::geteuid;
-use tracing::{debug, error, info, trace, warn};
-use tracing_journald::{Priority, PriorityMappings};
+use tracing::{Level, debug, error, info, trace, warn};
 use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::api::log_filter::{LogFilter, QUEUED};
+use crate::api::log_filter::{LogFilter, WRITTEN};
+use crate::api::log_output::{Journald, LogStderr, PATIENCE};
 use crate::api::users;
 use crate::config::{LogConfig, LogFormat};
 use crate::types::{
-    BackendNote, BlockCause, DECOYS_NAMED, Event, HumanDuration, IfName, Refusal, ReloadNote,
-    Request, Scan, ScanKind, Summary, Suppressed, UnblockCause, Warning, show_network,
+    BackendNote, BlockCause, DECOYS_NAMED, Event, HumanDuration, IfName, Moment, Refusal,
+    ReloadNote, Request, Scan, ScanKind, Summary, Suppressed, UnblockCause, Warning, show_network,
 };
 
 /// Events that may wait for the journal: those of 20 s at the default `log.rate`.
@@ -69,32 +69,32 @@ mod id {
 /// Writes an entry with its message ID and the interface of this instance.
 macro_rules! entry {
     ($level:ident $id:ident, $interface:expr, $($rest:tt)+) => {
-        $level!(MESSAGE_ID = id::$id, TCPTRACKER_INTERFACE = %$interface, $($rest)+)
+        $level!(target: WRITTEN,
+            MESSAGE_ID = id::$id, TCPTRACKER_INTERFACE = %$interface, $($rest)+)
     };
 }
 
 /// Sends the log to journald if the service manager has connected stderr to it, and to stderr otherwise,
 /// as text or as one JSON object per line.
 pub fn init(config: &LogConfig) -> LogFilter {
-    let (log_filter, filter, debug_queue) = LogFilter::new(config.level);
-    let direct = debug_queue.excluded();
-    let registry = tracing_subscriber::registry().with(filter).with(debug_queue);
-    if stderr_is_the_journal()
-        && let Ok(journald) = tracing_journald::layer()
-    {
-        let priorities =
-            PriorityMappings { info: Priority::Informational, ..PriorityMappings::new() };
-        let journald = journald
-            // With a prefix MESSAGE_ID would not be one.
-            .with_field_prefix(None)
-            .with_syslog_identifier("tcptracker".to_owned())
-            .with_priority_mappings(priorities);
-        registry.with(journald.with_filter(direct)).init();
+    let (log_filter, filter, queue) = LogFilter::new(config.level);
+    let (written, losses) = (queue.excluded(), queue.clone());
+    let registry = tracing_subscriber::registry().with(filter).with(queue);
+    // Standard error may have no reader, for which a panic must not wait.
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!("{}", panic.to_string().replace('\n', " "));
+    }));
+    if stderr_is_the_journal() && Journald::is_there() {
+        registry.with(Journald::new(losses).with_filter(written)).init();
         return log_filter;
     }
-    let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let stderr = tracing_subscriber::fmt::layer()
+        .with_writer(move || LogStderr(losses.clone()))
+        // Reported by a write to stderr that waits.
+        .log_internal_errors(false)
+        .with_target(false);
     if config.format == LogFormat::Json {
-        registry.with(stderr.json().flatten_event(true).with_filter(direct)).init();
+        registry.with(stderr.json().flatten_event(true).with_filter(written)).init();
         return log_filter;
     }
     // The fields of an event would repeat the text.
@@ -104,7 +104,7 @@ pub fn init(config: &LogConfig) -> LogFilter {
         name => write!(writer, " {name}={value:?}"),
     });
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    registry.with(stderr.with_ansi(colours).fmt_fields(text_only).with_filter(direct)).init();
+    registry.with(stderr.with_ansi(colours).fmt_fields(text_only).with_filter(written)).init();
     log_filter
 }
 
@@ -116,30 +116,26 @@ fn stderr_is_the_journal() -> bool {
         .is_ok_and(|stderr| named == format!("{}:{}", stderr.st_dev, stderr.st_ino))
 }
 
-/// Logs that the service has started.
-pub fn started(interface: &IfName, text: &str) {
-    entry!(info STARTED, interface, "{text}");
-}
+/// The last event, for a journal thread whose queue had no room for it.
+pub type LastEvent = OnceLock<Arc<Event>>;
 
-/// Logs which signal has stopped the service.
-pub fn stopped(interface: &IfName, signal: &str) {
-    entry!(info STOPPED, interface, "stopped by {signal}");
-}
-
-/// Logs why the service has failed.
-pub fn failed(interface: &IfName, error: &dyn std::error::Error) {
-    entry!(error STOPPED, interface,
-        "failed: {error}; existing blocks stay in the kernel until they expire or the service restarts");
-}
-
-/// Writes events until every sender has ended.
-pub fn run(interface: &IfName, events: &Receiver<Arc<Event>>, beat: impl Fn()) {
+/// Writes events up to the last one. Beats unless a write has used up its time.
+pub fn run(interface: &IfName, events: &Receiver<Arc<Event>>, last: &LastEvent, beat: impl Fn()) {
     loop {
-        beat();
-        match events.recv_timeout(TICK) {
-            Ok(event) => write(interface, &event),
-            Err(RecvTimeoutError::Timeout) => {}
+        let event = match events.recv_timeout(TICK) {
+            Ok(event) => Some(event),
+            Err(RecvTimeoutError::Timeout) => last.get().cloned(),
             Err(RecvTimeoutError::Disconnected) => return,
+        };
+        let begun = Moment::now();
+        if let Some(event) = event {
+            write(interface, &event);
+            if event.is_last() {
+                return;
+            }
+        }
+        if Moment::now().since(begun) < PATIENCE {
+            beat();
         }
     }
 }
@@ -198,9 +194,23 @@ fn write(interface: &IfName, event: &Event) {
         }
         Event::CaptureReopened { gap } => entry!(info CAPTURE_REOPENED, interface,
             "capture reopened after {:.3}s; packets in between were not seen", gap.as_secs_f64()),
-        Event::Debug { is_trace: false, text } => debug!(target: QUEUED, "{text}"),
-        Event::Debug { is_trace: true, text } => trace!(target: QUEUED, "{text}"),
+        Event::Message { level, text } => write_message(*level, text),
         Event::Warning(warning) => write_warning(interface, warning),
+        Event::Started { status } => entry!(info STARTED, interface, "{status}"),
+        Event::Stopped { signal } => entry!(info STOPPED, interface, "stopped by {signal}"),
+        Event::Failed { error } => entry!(error STOPPED, interface,
+            "failed: {error}; existing blocks stay in the kernel until they expire or the service restarts"),
+    }
+}
+
+/// A level is a constant of the place that logs.
+fn write_message(level: Level, text: &str) {
+    match level {
+        Level::ERROR => error!(target: WRITTEN, "{text}"),
+        Level::WARN => warn!(target: WRITTEN, "{text}"),
+        Level::INFO => info!(target: WRITTEN, "{text}"),
+        Level::DEBUG => debug!(target: WRITTEN, "{text}"),
+        Level::TRACE => trace!(target: WRITTEN, "{text}"),
     }
 }
 
@@ -319,8 +329,8 @@ fn write_warning(interface: &IfName, warning: &Warning) {
         Warning::LockHeldByOther { socket, uid } => {
             let owner = uid.map_or_else(String::new, |uid| format!(" of {}", user(uid)));
             let text = format!(
-                "another process{owner} owns the lock socket {socket}: a second instance on this \
-                 interface would not be refused; end that process and restart the service"
+                "another process{owner} owns the lock socket {socket}; the service uses another socket; \
+                 find the process with `ss -xlp` and end it"
             );
             (id::LOCK_HELD_BY_OTHER, text)
         }
@@ -389,7 +399,7 @@ fn write_warning(interface: &IfName, warning: &Warning) {
             (id::DATABASE_ROWS_LEFT_OUT, text)
         }
     };
-    warn!(MESSAGE_ID = id, TCPTRACKER_INTERFACE = %interface, "{text}");
+    warn!(target: WRITTEN, MESSAGE_ID = id, TCPTRACKER_INTERFACE = %interface, "{text}");
 }
 
 fn backend_note(note: &BackendNote) -> String {

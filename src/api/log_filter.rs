@@ -1,36 +1,37 @@
-//! How detailed the log is, and the way of debug messages to it.
+//! How detailed the log is, and the way of messages to it.
 //!
-//! Debug messages arise in threads that must not wait for a slow log. They take the queue of the events, so
-//! that the journal thread writes them, in order with the events; if the queue is full, they are lost and
-//! counted. Before the service has that thread, and after it, they are written directly.
+//! Messages arise in threads that must not wait for a slow log: debug messages, warnings of libraries,
+//! panics. They take the queue of the events, so that only the journal thread writes, in order with the
+//! events; if the queue is full, they are lost and counted. Before the service has that thread, they are
+//! written directly.
 
 use std::fmt::{Debug, Write};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use tracing::field::{Field, Visit};
-use tracing::{Level, Metadata, Subscriber};
+use tracing::{Metadata, Subscriber};
 use tracing_subscriber::filter::{LevelFilter, Targets, dynamic_filter_fn};
 use tracing_subscriber::layer::{Context, Filter, Layer};
 use tracing_subscriber::{Registry, reload};
 
 use crate::config::LogLevel;
-use crate::handles::EventSink;
+use crate::handles::{EventSink, Reader};
 use crate::types::Event;
 
-/// The target of debug messages that the journal thread writes.
-pub const QUEUED: &str = concat!(env!("CARGO_CRATE_NAME"), "::queued");
+/// The target of what the journal thread writes.
+pub const WRITTEN: &str = concat!(env!("CARGO_CRATE_NAME"), "::journal");
 
 /// Changes how detailed the log is.
 pub struct LogFilter {
     level: reload::Handle<Targets, Registry>,
-    queue: DebugQueue,
+    queue: LogQueue,
 }
 
 impl LogFilter {
-    /// Makes a filter, with the layer that applies it and the layer that queues debug messages.
-    pub fn new(level: LogLevel) -> (Self, reload::Layer<Targets, Registry>, DebugQueue) {
+    /// Makes a filter, with the layer that applies it and the layer that queues messages.
+    pub fn new(level: LogLevel) -> (Self, reload::Layer<Targets, Registry>, LogQueue) {
         let (layer, handle) = reload::Layer::new(targets(level));
-        let queue = DebugQueue::default();
+        let queue = LogQueue::default();
         (Self { level: handle, queue: queue.clone() }, layer, queue)
     }
 
@@ -40,14 +41,10 @@ impl LogFilter {
         let _ = self.level.reload(targets(level));
     }
 
-    /// Queues debug messages from now on.
+    /// Queues messages from now on.
     pub fn start_queue(&self, events: EventSink) {
-        *self.queue.events() = Some(events);
-    }
-
-    /// Writes debug messages directly from now on: the journal thread ends.
-    pub fn stop_queue(&self) {
-        *self.queue.events() = None;
+        // A process has one journal thread.
+        let _ = self.queue.0.set(events);
     }
 }
 
@@ -62,36 +59,38 @@ fn targets(level: LogLevel) -> Targets {
     Targets::new().with_default(LevelFilter::WARN).with_target(env!("CARGO_CRATE_NAME"), level)
 }
 
-/// The layer that queues debug messages.
+/// The layer that queues messages, and counts what the log loses.
 #[derive(Clone, Default)]
-pub struct DebugQueue(Arc<Mutex<Option<EventSink>>>);
+pub struct LogQueue(Arc<OnceLock<EventSink>>);
 
-impl DebugQueue {
+impl LogQueue {
     /// Returns the filter for layers that write: it excludes messages that are queued.
     pub fn excluded<S: Subscriber>(&self) -> impl Filter<S> + use<S> {
         let queue = self.clone();
         dynamic_filter_fn(move |metadata, _| !queue.takes(metadata))
     }
 
-    fn takes(&self, metadata: &Metadata<'_>) -> bool {
-        *metadata.level() > Level::INFO && metadata.target() != QUEUED && self.events().is_some()
+    /// Counts an entry that could not be written.
+    pub fn count_lost(&self) {
+        if let Some(events) = self.0.get() {
+            events.count_lost(Reader::Journal);
+        }
     }
 
-    fn events(&self) -> MutexGuard<'_, Option<EventSink>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn takes(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target() != WRITTEN && self.0.get().is_some()
     }
 }
 
-impl<S: Subscriber> Layer<S> for DebugQueue {
+impl<S: Subscriber> Layer<S> for LogQueue {
     fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
         if !self.takes(event.metadata()) {
             return;
         }
         let mut text = Text(String::new());
         event.record(&mut text);
-        let is_trace = *event.metadata().level() == Level::TRACE;
-        if let Some(events) = &*self.events() {
-            events.emit(Event::Debug { is_trace, text: text.0 });
+        if let Some(events) = self.0.get() {
+            events.emit(Event::Message { level: *event.metadata().level(), text: text.0 });
         }
     }
 }
@@ -113,13 +112,14 @@ impl Visit for Text {
 mod tests {
     use std::sync::mpsc::sync_channel;
 
+    use tracing::Level;
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
     use crate::api::metrics::Metrics;
 
     #[test]
-    fn debug_messages_are_queued_at_their_level_and_not_even_formatted_above_it() {
+    fn messages_are_queued_at_their_level_and_not_even_formatted_above_it() {
         let (filter, layer, queue) = LogFilter::new(LogLevel::Info);
         let subscriber = tracing_subscriber::registry().with(layer).with(queue);
         let (journal, events) = sync_channel(8);
@@ -135,21 +135,23 @@ mod tests {
             formatted
         };
         let queued = || match &*events.try_recv().ok()? {
-            Event::Debug { is_trace, text } => Some((*is_trace, text.clone())),
+            Event::Message { level, text } => Some((*level, text.clone())),
             event => panic!("{event:?}"),
         };
         tracing::subscriber::with_default(subscriber, || {
             assert_eq!((messages(), queued()), (0, None));
+            // A library's thread must not wait for the log, whatever it has to say.
+            tracing::warn!(target: "zbus", "no reply");
+            assert_eq!(queued(), Some((Level::WARN, "no reply".to_owned())));
+            tracing::warn!(target: WRITTEN, "the journal thread writes this");
+            assert_eq!(queued(), None);
             filter.set_level(LogLevel::Debug);
             assert_eq!(messages(), 1);
-            assert_eq!(queued(), Some((false, "verdict: 4 ports attempts=4".to_owned())));
+            assert_eq!(queued(), Some((Level::DEBUG, "verdict: 4 ports attempts=4".to_owned())));
             filter.set_level(LogLevel::Trace);
             assert_eq!(messages(), 2);
             assert!(queued().is_some());
-            assert_eq!(queued(), Some((true, "step: 4 ports".to_owned())));
-            filter.stop_queue();
-            messages();
-            assert_eq!(queued(), None);
+            assert_eq!(queued(), Some((Level::TRACE, "step: 4 ports".to_owned())));
             filter.set_level(LogLevel::Warn);
             assert_eq!(messages(), 0);
         });

@@ -25,6 +25,7 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 
+use crate::api::log_output::Stderr;
 use crate::cli::arguments::{Arguments, Command};
 use crate::cli::client::ClientError;
 use crate::config::{ConfigError, Sources};
@@ -89,7 +90,7 @@ impl CliError {
         match self {
             Self::Configuration(_)
             | Self::Client(ClientError::Configuration(_))
-            | Self::Daemon(DaemonError::Configuration(_)) => CONFIGURATION,
+            | Self::Daemon(DaemonError::Configuration(_) | DaemonError::Memory(_)) => CONFIGURATION,
             Self::NoFile => USAGE,
             _ => FAILED,
         }
@@ -121,8 +122,11 @@ pub fn main() -> ExitCode {
             if let CliError::Daemon(error) = &error {
                 // `systemctl status` shows it, and so do other commands when the unit has failed.
                 service_manager::status(&error.to_string().replace('\n', "; "));
+                // A service must end even if nothing reads its errors.
+                output::print_error_to(&mut Stderr, error);
+            } else {
+                output::print_error(&error);
             }
-            output::print_error(&error);
             ExitCode::from(error.exit_code())
         }
     }

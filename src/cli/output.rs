@@ -76,9 +76,14 @@ pub fn print_styled(text: &str) -> Result<(), CliError> {
 
 /// Prints a message to standard error, with the program's name on each line.
 pub fn print_error(message: &dyn Display) {
+    print_error_to(&mut stderr(), message);
+}
+
+/// Prints a message like [`print_error`] to another place.
+pub fn print_error_to(place: &mut impl Write, message: &dyn Display) {
     for line in message.to_string().lines() {
         // If standard error is closed, there is nowhere to report it.
-        let _ = writeln!(stderr(), "tcptracker: {}", printable(line));
+        let _ = place.write_all(format!("tcptracker: {}\n", printable(line)).as_bytes());
     }
 }
 

@@ -8,6 +8,7 @@ pub mod classic;
 pub mod decoys;
 pub mod index;
 pub mod key;
+pub mod memory;
 pub mod ongoing;
 pub mod slots;
 pub mod table;

@@ -34,6 +34,8 @@ pub enum Component {
     Store,
     /// A thread does not respond.
     Threads,
+    /// So many blocks may need more memory than the service may take.
+    Memory,
 }
 
 struct Inner {

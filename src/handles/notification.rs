@@ -25,6 +25,9 @@ pub enum ReloadError {
     /// The configuration is wrong.
     #[error(transparent)]
     Configuration(#[from] ConfigError),
+    /// It needs more memory than the service may take.
+    #[error("{0}")]
+    Memory(String),
     /// The firewall cannot be changed as configured.
     #[error("{0}")]
     Firewall(String),

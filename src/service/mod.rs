@@ -11,6 +11,7 @@ pub mod firewall;
 pub mod host;
 pub mod http;
 pub mod journal;
+pub mod memory;
 mod nftables;
 pub mod reload;
 pub mod report;
@@ -40,18 +41,24 @@ use crate::handles::{
     BusCommand, CaptureHandle, Command, Component, DetectorCommand, EventSink, FirewallHandle,
     Health, Notification, Reloader, StopFlag,
 };
+use crate::service::journal::Journal;
+use crate::service::memory::MemoryError;
 use crate::service::rules::AtStart;
-use crate::service::supervisor::{Supervisor, protects};
+use crate::service::supervisor::{Failure, Supervisor, protects};
 use crate::system::capture::CaptureError;
 use crate::system::capture::batch;
 use crate::system::capture::live::LiveCapture;
 use crate::system::lock::{Lock, LockError};
 use crate::system::netlink::NetlinkError;
+use crate::system::reserve;
 use crate::system::service_manager;
 use crate::types::{Event, IfName, Moment, Warning};
 
 /// How often main checks that every thread makes progress. Each ticks at least once a second.
 const ROUND: Duration = Duration::from_secs(2);
+
+/// How long the stop waits for the threads that only tell others what happens, and then for the journal.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long the stop waits for the end of a thread that has no more work.
 const LEAVE: Duration = Duration::from_millis(200);
@@ -67,6 +74,8 @@ pub enum DaemonError {
     Firewall(#[from] FirewallError),
     #[error(transparent)]
     Bus(#[from] BusError),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     #[error("cannot read this host's addresses: {0}")]
     Host(#[from] NetlinkError),
     #[error("another tcptracker is running on {0}; stop it first: systemctl stop {unit}", unit = .0.unit())]
@@ -98,13 +107,12 @@ pub fn run(interface: &IfName, sources: &Sources) -> Result<(), DaemonError> {
             let _ = service.stop();
             Err(error)
         }
+        // As after a crash: the kernel continues to block until blocks expire or the service restarts.
         Err(error) => Err(error),
     };
-    match &outcome {
-        Ok(signal) => log::stopped(interface, signal),
-        // As after a crash: the kernel continues to block until blocks expire or the service restarts.
-        Err(error) if was_ready => log::failed(interface, error),
-        Err(_) => {}
+    // The program itself prints why it does not start.
+    if was_ready || outcome.is_ok() {
+        service.end_journal(&outcome);
     }
     outcome.map(drop)
 }
@@ -114,16 +122,16 @@ fn uses_outcomes(config: &Config) -> bool {
     config.detection.preset == Preset::Balanced
 }
 
-/// Prevents a second instance on the same interface. If a process that is not tcptracker holds the lock,
-/// only the bus can do that.
-fn lock(interface: &IfName, events: &EventSink) -> Result<Option<Lock>, DaemonError> {
+/// Prevents a second instance on the same interface.
+fn lock(interface: &IfName, events: &EventSink) -> Result<Lock, DaemonError> {
     let name = format!("tcptracker@{interface}");
     match Lock::take(&name) {
-        Ok(lock) => Ok(Some(lock)),
-        Err(LockError::Stranger(uid)) => {
-            let warning = Warning::LockHeldByOther { socket: format!("@{name}"), uid };
-            events.emit(Event::Warning(warning));
-            Ok(None)
+        Ok(lock) => {
+            if let Some(uid) = lock.stranger() {
+                let warning = Warning::LockHeldByOther { socket: format!("@{name}"), uid };
+                events.emit(Event::Warning(warning));
+            }
+            Ok(lock)
         }
         Err(LockError::Taken) => Err(DaemonError::AlreadyRunning(interface.clone())),
         Err(LockError::System(error)) => Err(error.into()),
@@ -163,15 +171,19 @@ pub struct Service {
     bus: Option<async_channel::Sender<BusCommand>>,
     stop_host: Arc<StopFlag>,
     stop_metrics: Option<Arc<StopFlag>>,
+    journal: Journal,
     /// When the heartbeats were last checked.
     checked: Moment,
+    is_short_of_memory: bool,
     /// Prevents a second instance.
-    _lock: Option<Lock>,
+    _lock: Lock,
 }
 
 impl Service {
     fn start(interface: &IfName, settings: Settings) -> Result<Self, DaemonError> {
         let config = settings.effective.config().clone();
+        memory::check(interface, &config, memory::blocks_in_store(interface))?;
+        reserve::fill();
         // First, because nothing is started or changed by then. There is no capture if the interface is down,
         // and no back end while the service only observes.
         let capture = LiveCapture::open_if_up(interface, uses_outcomes(&config))?;
@@ -205,8 +217,8 @@ impl Service {
         let (firewall, firewall_commands) = sync_channel(FIREWALL_QUEUE);
         let (segments, batches) = batch::channel();
 
-        let journal = journal::spawn(&mut threads, interface)?;
-        let events = EventSink::new(journal, bus.clone(), Arc::clone(&metrics) as _);
+        let journal = Journal::spawn(&mut threads, interface)?;
+        let events = EventSink::new(journal.queue.clone(), bus.clone(), Arc::clone(&metrics) as _);
         settings.log_filter.start_queue(events.clone());
         let name = backend.as_ref().filter(|_| config.block.enabled);
         let name = name.map_or("none", |backend| backend.name());
@@ -249,7 +261,9 @@ impl Service {
             bus,
             stop_host,
             stop_metrics,
+            journal,
             checked: Moment::now(),
+            is_short_of_memory: false,
             _lock: lock,
         })
     }
@@ -263,7 +277,8 @@ impl Service {
     }
 
     /// Waits for a signal to stop, whose name it returns, or for the end of a thread, which is an error.
-    /// Reports that the service is ready when blocks are in force. Meanwhile it reloads when asked to, and feeds the watchdog as long as every thread makes progress.
+    /// Reports that the service is ready when blocks are in force. Meanwhile it reloads when asked to, and feeds
+    /// the watchdog as long as every thread makes progress that protection needs.
     fn wait(&mut self) -> Result<&'static str, DaemonError> {
         // A program that runs in a terminal ends with it; a service has no terminal.
         let hangup_reloads = !std::io::stdin().is_terminal();
@@ -279,7 +294,7 @@ impl Service {
                     status = self.status();
                     if !std::mem::replace(&mut self.is_ready, true) {
                         service_manager::ready(&status);
-                        log::started(&self.context.interface, &status);
+                        self.context.events.emit(Event::Started { status: status.clone() });
                     }
                 }
                 Ok(Notification::Reload { uid, reply }) => {
@@ -328,9 +343,26 @@ impl Service {
             let names = names.join(", ");
             health.set_degraded(Component::Threads, format!("threads not responding: {names}"));
         }
+        self.check_memory();
+        // What was in use may be free again.
+        reserve::fill();
         if let Some(bus) = &self.bus {
             // If the queue is full, the missing heartbeat shows that.
             let _ = bus.try_send(BusCommand::Heartbeat);
+        }
+    }
+
+    /// Shows when so many blocks may need too much memory, once and not at each further block.
+    fn check_memory(&mut self) {
+        let health = &self.context.health;
+        let (config, blocks) = (self.settings.effective.config(), health.status().blocked());
+        let result = memory::check(&self.context.interface, config, blocks.into());
+        if result.is_err() != self.is_short_of_memory {
+            self.is_short_of_memory = result.is_err();
+            match result {
+                Ok(()) => health.clear(Component::Memory),
+                Err(error) => health.set_degraded(Component::Memory, error.to_string()),
+            }
         }
     }
 
@@ -355,43 +387,58 @@ impl Service {
         DaemonError::ThreadEnded { thread: name, reason: "without an error".to_owned() }
     }
 
-    /// Ends every thread, in the order in which a packet travels. The firewall thread removes everything from
-    /// the kernel, with the help of the rules thread.
-    fn stop(mut self) -> Result<(), DaemonError> {
+    /// Ends every thread but the journal's, in the order in which a packet travels. The firewall thread removes
+    /// everything from the kernel, with the help of the rules thread.
+    fn stop(&mut self) -> Result<(), DaemonError> {
         self.capture.stop();
         self.threads.join("capture");
         // Ends with capture.
         self.threads.join("detector");
         self.stop_host.raise();
-        self.threads.join("host");
+        let mut failures = self.leave(&["host"]);
         // A start that still tries ends.
         self.rules.activity().stop(Moment::now());
         let _ = self.firewall.send(Command::Stop);
         self.threads.join("firewall");
         // It may wait for a program that does not end.
-        let failures = self.threads.leave(&["rules"], LEAVE, &self.notifications);
+        failures.extend(self.threads.leave(&["rules"], LEAVE, &self.notifications));
         // Ends with the firewall thread, the only one that writes.
         self.threads.join("store");
         if let Some(stop) = &self.stop_metrics {
             stop.raise();
-            self.threads.join("metrics");
         }
         if let Some(bus) = &self.bus {
-            // Waits if the queue is full: the thread empties it.
-            let _ = bus.send_blocking(BusCommand::Stop);
-            self.threads.join("bus");
+            // The thread still sends the signals that wait, and then finds the queue closed.
+            let _ = bus.try_send(BusCommand::Stop);
+            bus.close();
         }
-        // The journal thread ends when nothing is left that could emit an event.
-        let Self { mut threads, notifications, context, settings, .. } = self;
-        settings.log_filter.stop_queue();
-        drop(context);
-        threads.join("journal");
-        let ended = notifications.try_iter().filter_map(|notification| match notification {
-            Notification::Ended { thread, result } => Some((thread, result.err()?)),
-            _ => None,
+        failures.extend(self.leave(&["metrics", "bus"]));
+        failures.extend(self.notifications.try_iter().filter_map(
+            |notification| match notification {
+                Notification::Ended { thread, result } => Some((thread, result.err()?)),
+                _ => None,
+            },
+        ));
+        match failures.into_iter().next() {
+            Some((thread, error)) => {
+                Err(DaemonError::ThreadEnded { thread, reason: error.to_string() })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Logs why the service ends, and waits until the journal thread has written everything, but not for a log
+    /// that is not read.
+    fn end_journal(&mut self, outcome: &Result<&'static str, DaemonError>) {
+        self.journal.end(match outcome {
+            Ok(signal) => Event::Stopped { signal },
+            Err(error) => Event::Failed { error: error.to_string() },
         });
-        failures.into_iter().chain(ended).next().map_or(Ok(()), |(thread, error)| {
-            Err(DaemonError::ThreadEnded { thread, reason: error.to_string() })
-        })
+        self.leave(&["journal"]);
+    }
+
+    /// Waits for threads to end that may not be able to.
+    fn leave(&mut self, names: &[&str]) -> Vec<Failure> {
+        self.threads.leave(names, PATIENCE, &self.notifications)
     }
 }

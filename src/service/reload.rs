@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 
 use crate::config::{Config, Effective};
 use crate::handles::{Command, DetectorCommand, ReloadError};
-use crate::service::{Service, http, uses_outcomes};
+use crate::service::{Service, http, memory, uses_outcomes};
 use crate::system::service_manager;
 use crate::types::{BackendNote, Event, ReloadNote};
 
@@ -26,6 +26,9 @@ fn load_and_apply(service: &mut Service, uid: Option<u32>) -> Result<(), ReloadE
     let effective = Effective::load(&service.settings.sources)?;
     let (new, old) = (effective.config().clone(), service.settings.effective.config().clone());
     let mut notes = Vec::new();
+    let blocks = service.context.health.status().blocked().into();
+    memory::check(&service.context.interface, &new, blocks)
+        .map_err(|error| ReloadError::Memory(error.to_string()))?;
 
     if (&new.block, &new.exempt, &new.firewall) != (&old.block, &old.exempt, &old.firewall) {
         let note = apply_to_firewall(service, &new).map_err(ReloadError::Firewall)?;
@@ -80,7 +83,8 @@ fn apply_to_detector(service: &mut Service, new: &Config) -> bool {
 fn apply_to_metrics(service: &mut Service, new: &Config, old: &Config) {
     if let Some(stop) = service.stop_metrics.take() {
         stop.raise();
-        service.threads.join("metrics");
+        // A thread that hangs keeps its port.
+        service.leave(&["metrics"]);
     }
     let (new, old) = (new.metrics.listen, old.metrics.listen);
     let mut spawn =

@@ -13,6 +13,7 @@ use rustix::net::{
     recv, send, socket_with, sockopt,
 };
 
+use crate::system::reserve;
 use crate::types::Family;
 
 const HEADER: usize = 16;
@@ -69,8 +70,9 @@ impl NetlinkSocket {
     /// Opens a socket of this netlink family (`None` is `NETLINK_ROUTE`, number 0) and subscribes to
     /// these multicast groups (a bit mask).
     pub fn open(protocol: Option<Protocol>, groups: u32) -> Result<Self, NetlinkError> {
-        let fd =
-            socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
+        let fd = reserve::spend(|| {
+            socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)
+        })?;
         bind(&fd, &SocketAddrNetlink::new(0, groups))?;
         // A missing answer must not stop the thread that waits for it.
         let patience = std::time::Duration::from_secs(5);

@@ -14,6 +14,7 @@ use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
+use crate::system::reserve;
 use crate::types::Moment;
 
 /// How often the deadline is asked for again: it may come nearer.
@@ -31,8 +32,8 @@ pub fn output_by(
 ) -> Result<Output> {
     // A group of its own, so that its children can be killed, too.
     command.process_group(0);
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = reserve::spend(|| command.spawn())?;
     let pid = Pid::from_child(&child);
     let ended = pidfd_open(pid, PidfdFlags::empty());
     let result = match &ended {

@@ -100,8 +100,15 @@ pub enum Event {
     },
     /// No capture was open for this long. It is open now.
     CaptureReopened { gap: Duration },
-    /// A message for the search for a fault, at `log.level = "debug"` or `"trace"`.
-    Debug { is_trace: bool, text: String },
+    /// A message of any thread that is not an event of its own: of a library, a panic, or at `log.level =
+    /// "debug"` or `"trace"`.
+    Message { level: tracing::Level, text: String },
+    /// The service works from now on.
+    Started { status: String },
+    /// The last event: the name of the signal that has stopped the service.
+    Stopped { signal: &'static str },
+    /// The last event: the service ends with this error.
+    Failed { error: String },
     /// Something an operator should know.
     Warning(Warning),
 }
@@ -209,6 +216,11 @@ pub enum Warning {
 }
 
 impl Event {
+    /// Whether no other event follows.
+    pub const fn is_last(&self) -> bool {
+        matches!(self, Self::Stopped { .. } | Self::Failed { .. })
+    }
+
     /// Whether D-Bus has a signal for it.
     pub const fn is_signal(&self) -> bool {
         matches!(

@@ -3,7 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
 use std::time::{Duration, Instant};
 
-use crate::MIB;
+use tcptracker::internals::{Effective, Preset, most_bytes};
+
 use crate::arena::{Arena, Options};
 use crate::frames::{BROADCAST, ETHERNET_HEADER, SynTemplate, Wire, syn, with_flags};
 use crate::lab::{VICTIM, VICTIM_V6};
@@ -13,9 +14,6 @@ use crate::tools::Random;
 
 /// How long a flood goes on.
 const FLOOD: Duration = Duration::from_secs(3);
-
-/// The most memory that the tables of sources and connections take with the default limits.
-pub const TABLES: u64 = 96 * MIB;
 
 const RST: u8 = 0x04;
 const SYN_ACK: u8 = 0x12;
@@ -48,6 +46,13 @@ pub const ATTACKS: &[Attack] = &[
 
 pub fn options(random: &mut Random) -> Options {
     Options { balanced: random.below(2) == 0, ..Options::default() }
+}
+
+/// Returns the most memory that the service may take. The start of the service counts on it.
+pub fn most_memory(options: &Options) -> u64 {
+    let mut config = Effective::default().into_config();
+    config.detection.preset = if options.balanced { Preset::Balanced } else { Preset::Classic };
+    most_bytes(&config, options.blocks.into())
 }
 
 /// 39, 40: one SYN per forged source.

@@ -64,6 +64,7 @@ fn unprivileged_user() {
         attacks: unprivileged_user::ATTACKS,
         options: unprivileged_user::options,
         growth: Some(16 * MIB),
+        most: None,
         remains: Some(4 * MIB),
     });
 }
@@ -75,7 +76,8 @@ fn hostile_network() {
         name: "hostile_network",
         attacks: hostile_network::ATTACKS,
         options: hostile_network::options,
-        growth: Some(hostile_network::TABLES),
+        growth: None,
+        most: Some(hostile_network::most_memory),
         remains: None,
     });
 }
@@ -88,6 +90,7 @@ fn failing_helpers() {
         attacks: failing_helpers::ATTACKS,
         options: failing_helpers::options,
         growth: Some(32 * MIB),
+        most: None,
         remains: None,
     });
 }

@@ -69,6 +69,8 @@ pub struct Suite {
     pub options: fn(&mut Random) -> Options,
     /// The most memory that an attack may add, in bytes.
     pub growth: Option<u64>,
+    /// The most memory of the whole process, in bytes.
+    pub most: Option<fn(&Options) -> u64>,
     /// The most memory that may remain of all attacks after [`RELEASE`].
     pub remains: Option<u64>,
 }
@@ -211,6 +213,15 @@ impl Course<'_> {
         let growth = findings.peak.saturating_sub(before);
         if let Some(limit) = self.suite.growth.filter(|limit| growth > *limit) {
             broken.push(format!("memory grew by {} of at most {} MiB", growth >> 20, limit >> 20));
+        }
+        if let Some(limit) =
+            self.suite.most.map(|most| most(&wanted)).filter(|most| findings.peak > *most)
+        {
+            broken.push(format!(
+                "memory grew to {} of at most {} MiB",
+                findings.peak >> 20,
+                limit >> 20
+            ));
         }
         let sum = self.sums.entry(attack.name).or_default();
         sum.times += 1;

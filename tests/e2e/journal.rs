@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use crate::lab::Lab;
 use crate::tools::TIMEOUT;
@@ -14,12 +15,12 @@ use crate::tools::TIMEOUT;
 /// An entry's fields.
 pub type Entry = BTreeMap<String, String>;
 
-/// A fake journal. A thread always receives entries, so that the service never blocks on the
-/// socket.
+/// A fake journal. A thread receives entries, unless it is paused.
 pub struct Journal {
     directory: PathBuf,
     socket: UnixDatagram,
     closed: Arc<AtomicBool>,
+    paused: Arc<AtomicBool>,
     entries: Receiver<Entry>,
     reader: Option<JoinHandle<()>>,
 }
@@ -31,6 +32,8 @@ impl Journal {
         let socket = UnixDatagram::bind(directory.join("socket")).unwrap();
         let closed = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&closed);
+        let paused = Arc::new(AtomicBool::new(false));
+        let pause = Arc::clone(&paused);
         let (sender, entries) = channel();
         let receiving = socket.try_clone().unwrap();
         let reader = thread::spawn(move || {
@@ -40,9 +43,22 @@ impl Journal {
                 && !stop.load(Ordering::SeqCst)
             {
                 let _ = sender.send(parse(&buffer[..length]));
+                while pause.load(Ordering::SeqCst) && !stop.load(Ordering::SeqCst) {
+                    thread::sleep(Duration::from_millis(5));
+                }
             }
         });
-        Self { directory, socket, closed, entries, reader: Some(reader) }
+        Self { directory, socket, closed, paused, entries, reader: Some(reader) }
+    }
+
+    /// Stops receiving after one more entry, or continues.
+    pub fn pause(&self, paused: bool) {
+        self.paused.store(paused, Ordering::SeqCst);
+    }
+
+    /// Removes the socket's file.
+    pub fn remove(&self) {
+        std::fs::remove_file(self.directory.join("socket")).unwrap();
     }
 
     /// Returns a command prefix that mounts this journal at journald's path and sets

@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use crate::lab::{BINARY, Lab};
-use crate::tools::TIMEOUT;
+use crate::tools::{TIMEOUT, run};
 
 /// The number of the futex system call, as `/proc` shows it.
 const FUTEX: &str = if cfg!(target_arch = "x86_64") { "202" } else { "98" };
@@ -276,6 +276,15 @@ impl Service {
         kibibytes * 1024
     }
 
+    /// Takes all descriptors from the service that it does not use.
+    pub fn take_free_descriptors(&self) {
+        let directory = format!("/proc/{}/fd", self.child.id());
+        let limit = (0..1024).find(|fd| !Path::new(&directory).join(fd.to_string()).is_symlink());
+        let pid = self.child.id().to_string();
+        let limit = format!("--nofile={}", limit.unwrap_or(0));
+        run(Command::new("prlimit").args(["--pid", &pid, &limit])).ok();
+    }
+
     /// Returns whether a thread of the service waits for another thread, that is, neither computes
     /// nor waits for the kernel or for another program.
     pub fn is_idle(&self, thread: &str) -> bool {
@@ -315,6 +324,18 @@ impl Service {
     pub fn await_end(&mut self) -> ExitStatus {
         self.await_until("the end of the service", |service| service.has_ended().then_some(()));
         self.child.wait().unwrap()
+    }
+
+    /// Returns the status of a service that ends within `span`, whether its log is read or not.
+    pub fn exits_within(&mut self, span: Duration) -> Option<ExitStatus> {
+        let deadline = Instant::now() + span;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return Some(status);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        None
     }
 
     /// Waits until `look` returns a value. Calls `look` after each log line and notification.

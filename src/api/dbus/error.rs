@@ -88,7 +88,7 @@ impl From<RequestError> for Error {
 impl From<ReloadError> for Error {
     fn from(error: ReloadError) -> Self {
         let name = match error {
-            ReloadError::Configuration(_) => INVALID_CONFIGURATION,
+            ReloadError::Configuration(_) | ReloadError::Memory(_) => INVALID_CONFIGURATION,
             ReloadError::Firewall(_) => FIREWALL_FAILED,
         };
         Self::Own(name, error.to_string())

@@ -19,8 +19,8 @@ pub const COUNTERS: [(&str, &str); 19] = [
     ("capture_dropped_interface", "packets lost by the interface or its driver"),
     ("capture_dropped_queue", "packets lost because the detector was too slow"),
     ("scans_lost", "scans for which the firewall queue had no room"),
-    ("events_lost_journal", "journal entries suppressed because there were too many"),
-    ("events_lost_bus", "D-Bus signals suppressed because there were too many"),
+    ("events_lost_journal", "journal entries lost: too many, or not taken"),
+    ("events_lost_bus", "D-Bus signals lost: too many, or not taken"),
 ];
 
 #[cfg(test)]

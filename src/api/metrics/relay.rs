@@ -15,17 +15,19 @@ use rustix::net::{
     AddressFamily, Shutdown, SocketFlags, SocketType, bind, listen, shutdown, socket_with,
 };
 
+use rustix::process::{Resource, getrlimit};
+
 use crate::api::metrics::private_server::{DESCRIPTORS, refusal};
 use crate::handles::StopFlag;
 use crate::types::Moment;
 
-/// Connections at a time. A host has one or two scrapers.
+/// The most connections at a time. A host has one or two scrapers.
 const MOST_CONNECTIONS: usize = 64;
 
-/// Connections accepted per round, so that each client is served before it can be the idlest of 64.
-const ACCEPTED_PER_ROUND: usize = MOST_CONNECTIONS / 2;
+/// Descriptors of the listener, of tiny_http, of an exchange, and of one connection too many.
+const OWN_DESCRIPTORS: u64 = 10;
 
-/// Connections that may wait in the kernel. A client that finds no place tries again after a second.
+/// Connections that may wait in the kernel. A client without a place tries again after a second.
 const BACKLOG: i32 = 512;
 
 /// The longest sleep.
@@ -98,6 +100,7 @@ impl Connection {
 /// The listener and the connections.
 pub struct Relay {
     listener: TcpListener,
+    room: usize,
     connections: Vec<Connection>,
     /// Keeps the descriptors of an exchange free when clients use up all others.
     reserve: Vec<TcpListener>,
@@ -118,8 +121,8 @@ impl Relay {
         set_socket_recv_buffer_size(&socket, HEAD_LIMIT)?;
         bind(&socket, &address)?;
         listen(&socket, BACKLOG)?;
-        let (connections, reserve) = (Vec::new(), Vec::new());
-        Ok(Self { listener: socket.into(), connections, reserve, is_paused: false })
+        let (connections, reserve, room) = (Vec::new(), Vec::new(), room());
+        Ok(Self { listener: socket.into(), room, connections, reserve, is_paused: false })
     }
 
     /// Sleeps until a client connects, sends or receives, at most a tick. False once the thread has to stop.
@@ -147,10 +150,11 @@ impl Relay {
             step.map_or_else(|error| error.kind() == ErrorKind::WouldBlock, |()| true)
                 && now.since(connection.since) < PATIENCE
         });
-        for _ in 0..ACCEPTED_PER_ROUND {
+        // Half of them, so that each client is served before it can be the idlest.
+        for _ in 0..self.room.div_ceil(2) {
             match self.accept(now) {
                 Ok(connection) => {
-                    if self.connections.len() >= MOST_CONNECTIONS {
+                    if self.connections.len() >= self.room {
                         self.close_idlest();
                     }
                     self.connections.push(connection);
@@ -179,6 +183,13 @@ impl Relay {
             None => self.is_paused = true,
         }
     }
+}
+
+/// Returns how many connections there is room for, so that HTTP needs at most a quarter of the descriptors.
+fn room() -> usize {
+    let quarter = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX) / 4;
+    let room = usize::try_from(quarter.saturating_sub(OWN_DESCRIPTORS));
+    room.map_or(MOST_CONNECTIONS, |room| room.clamp(1, MOST_CONNECTIONS))
 }
 
 #[cfg(test)]

@@ -110,6 +110,12 @@ impl Database {
         if database.has_tables()? { Ok(database) } else { Err(StoreError::Foreign) }
     }
 
+    /// Returns the number of blocks.
+    pub fn count_blocks(&self) -> Result<u64, StoreError> {
+        let count: i64 = self.0.query_row("SELECT count(*) FROM block", [], |row| row.get(0))?;
+        Ok(count.unsigned_abs())
+    }
+
     fn connect(file: &Path, create: OpenFlags) -> Result<Self, StoreError> {
         check_kind(file)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | create;

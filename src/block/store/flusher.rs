@@ -14,6 +14,7 @@ use std::time::Duration;
 use crate::block::store::database::Database;
 use crate::block::store::timeline::Timeline;
 use crate::block::store::{Store, StoreError, beside, boot};
+use crate::system::reserve;
 use crate::types::{Moment, WallClock};
 
 /// How long a change may wait. A power cut loses changes younger than this and the time of a flush.
@@ -82,7 +83,8 @@ impl Flusher {
     }
 
     pub fn flush(&self, now: &Timeline) -> Result<(), StoreError> {
-        let log = File::open(beside(&self.file, "-wal")).map_err(|error| match error.kind() {
+        let log = beside(&self.file, "-wal");
+        let log = reserve::spend(|| File::open(&log)).map_err(|error| match error.kind() {
             ErrorKind::NotFound => StoreError::Removed,
             _ => StoreError::Flush(error),
         })?;

@@ -119,6 +119,13 @@ pub fn file_of(interface: &IfName, state_directory: Option<OsString>) -> PathBuf
     state_directory.map_or_else(default, PathBuf::from).join(FILE)
 }
 
+/// Returns how many blocks a database holds. Zero if it cannot be read.
+pub fn blocks_in(file: &Path) -> u64 {
+    let is_file = file.symlink_metadata().is_ok_and(|data| data.is_file());
+    let count = is_file.then(|| Database::open_to_read(file)?.count_blocks());
+    count.and_then(Result::ok).unwrap_or(0)
+}
+
 /// The content of the database at the start, and how far to trust it.
 #[derive(Default)]
 pub struct Loaded {

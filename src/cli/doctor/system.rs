@@ -14,16 +14,13 @@ use crate::cli::interfaces::default_interface;
 use crate::cli::output::counted;
 use crate::cli::time::absolute;
 use crate::config::Config;
+use crate::service::memory::most_bytes;
 use crate::system::capture::CaptureError;
 use crate::system::capture::live::LiveCapture;
 use crate::types::{Family, IfName, WallClock};
 
 /// The capabilities that the service needs, and their numbers (linux/capability.h).
 const CAPABILITIES: [(&str, u32); 2] = [("CAP_NET_ADMIN", 12), ("CAP_NET_RAW", 13)];
-
-/// The memory of one source with several ports and three with one, in bytes: ARCHITECTURE.md, "Trust
-/// boundaries".
-const BYTES_PER_SOURCE: u64 = 200 + 3 * 30;
 
 /// The size of a database with 100,000 blocks, in bytes.
 const DATABASE_SIZE: u64 = 64 << 20;
@@ -93,13 +90,13 @@ fn capture() -> Finding {
 }
 
 fn memory(config: &Config) -> Finding {
-    let sources = u64::try_from(config.detection.max_sources.get()).unwrap_or(u64::MAX);
-    let wanted = sources.saturating_mul(BYTES_PER_SOURCE) >> 20;
+    let sources = config.detection.max_sources.get();
+    let wanted = most_bytes(config, 0) >> 20;
     let available = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
         let kibibytes = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
         kibibytes.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kibibytes| kibibytes >> 10)
     });
-    let found = format!("at most about {} MiB for {sources} sources", wanted.max(1));
+    let found = format!("at most {wanted} MiB with {sources} sources");
     match available {
         Some(available) if wanted * 2 > available => {
             let found = format!("{found}, but only {available} MiB are free");

@@ -10,6 +10,7 @@ use pcap::{Activated, Active, Capture, Device, Precision};
 use crate::system::capture::CaptureError;
 use crate::system::capture::filter::filter;
 use crate::system::capture::frame::LinkLayer;
+use crate::system::reserve;
 use crate::types::{CaptureCounters, IfName};
 
 /// Bytes captured of each packet: Ethernet, three VLAN tags, the longest IPv4 header or a few IPv6
@@ -53,18 +54,17 @@ impl LiveCapture {
     /// outcomes.
     pub fn open(interface: &IfName, outcomes: bool) -> Result<Self, CaptureError> {
         let explain = |error: pcap::Error| CaptureError::explain(interface, &text_of(&error));
-        let handle = Capture::from_device(interface.as_str())
-            .and_then(|inactive| {
-                inactive
-                    .promisc(false)
-                    .snaplen(SNAPSHOT)
-                    .timeout(HOLD_MILLISECONDS)
-                    .buffer_size(RING_BYTES)
-                    .precision(Precision::Nano)
-                    .open()
-            })
-            .and_then(Capture::setnonblock)
-            .map_err(explain)?;
+        let open = || {
+            let inactive = Capture::from_device(interface.as_str())?;
+            inactive
+                .promisc(false)
+                .snaplen(SNAPSHOT)
+                .timeout(HOLD_MILLISECONDS)
+                .buffer_size(RING_BYTES)
+                .precision(Precision::Nano)
+                .open()
+        };
+        let handle = reserve::spend(open).and_then(Capture::setnonblock).map_err(explain)?;
         let link = link_of(&handle).map_err(|name| CaptureError::UnknownLinkLayer {
             interface: interface.clone(),
             name,

@@ -14,6 +14,8 @@ use glob::{GlobResult, glob};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::{Errno, read};
 
+use crate::system::reserve;
+
 /// Events after which a name in a directory may stand for another file.
 const DIRECTORY: WatchFlags = WatchFlags::ONLYDIR
     .union(WatchFlags::CREATE)
@@ -55,7 +57,7 @@ impl FileWatcher {
     pub fn read(&self, path: &Path) -> io::Result<Option<String>> {
         // Before reading, so that no change goes unnoticed.
         self.follow(path);
-        match read_to_string(path) {
+        match reserve::spend(|| read_to_string(path)) {
             Ok(text) => Ok(Some(text)),
             Err(error)
                 if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>

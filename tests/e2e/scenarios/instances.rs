@@ -130,15 +130,20 @@ fn foreign_lock_holder_does_not_prevent_start() {
         assert_eq!(first_line, "held\n");
 
         let mut service = lab.start();
-        let owner = if listening == "s.listen()" { " of nobody (uid 65534)" } else { "" };
-        let sentence = format!("another process{owner} owns the lock socket @tcptracker@eth0");
-        service.await_line(&sentence);
+        service.await_line(
+            "another process of nobody (uid 65534) owns the lock socket @tcptracker@eth0",
+        );
         let attacker = ATTACKER.to_string();
         lab.bus.call("eth0", &["Block", "sts", &attacker, "0", "lock held"]).ok();
         lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
-        assert_eq!(service.stop().code(), Some(0));
-        lab.assert_untouched();
         drop(holder.stdin.take());
         holder.wait().unwrap();
+        // The name is free now, but the instance still has its lock.
+        let second = Start::on("eth0").env("TCPTRACKER_BUS__ENABLED", "false");
+        let second = lab.run_service(&second.through(["timeout", "--foreground", "60"]));
+        assert_eq!(second.code, Some(1), "{second:?}");
+        assert!(second.err.contains("another tcptracker is running on eth0"), "{second:?}");
+        assert_eq!(service.stop().code(), Some(0));
+        lab.assert_untouched();
     }
 }

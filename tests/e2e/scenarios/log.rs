@@ -1,5 +1,7 @@
 //! The log: entries, the rate limit and its summary, and structured fields.
 
+use rustix::process::Signal;
+
 use crate::frames::{Tags, send_syns};
 use crate::journal::{Entry, Journal};
 use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
@@ -212,4 +214,37 @@ fn journal_entries_have_structured_fields() {
     entry("8e2001616b6740948dd1ffd4217f4596");
     assert_eq!(service.lines_with(""), Vec::<String>::new(), "an entry was also written to stderr");
     lab.assert_untouched();
+}
+
+#[test]
+fn entries_that_journald_does_not_get_are_counted() {
+    const LOST: &str = r#"tcptracker_events_lost_total{where="journal"}"#;
+    let lab = Lab::new();
+    let journal = Journal::new(&lab);
+    let mut service = Start::on("eth0").through(journal.wrapper()).begin(&lab).await_ready();
+    send_syns(&lab, Tags::None, [OPEN_PORT; 3]);
+    for _ in 0..3 {
+        journal.next_with("MESSAGE_ID", "9840eea37f064008a5e6549aad6c92f2");
+    }
+    assert_eq!(lab.metric(LOST), 0, "all entries were received");
+    journal.remove();
+    send_syns(&lab, Tags::None, [OPEN_PORT; 50]);
+    await_that("all of them are counted", || lab.metric(LOST) == 50);
+    assert_eq!(service.stop().code(), Some(0));
+}
+
+/// As on a disk that is full.
+#[test]
+fn entries_that_stderr_does_not_take_are_counted() {
+    const LOST: &str = r#"tcptracker_events_lost_total{where="journal"}"#;
+    let lab = Lab::new();
+    let wrapper = ["sh", "-ec", "exec \"$@\" 2>/dev/full", "sh"];
+    let start = Start::on("eth0").through(wrapper).with_unread_log();
+    let mut service = start.begin(&lab).await_ready();
+    await_that("the first entry is counted", || lab.metric(LOST) >= 1);
+    let before = lab.metric(LOST);
+    send_syns(&lab, Tags::None, [OPEN_PORT; 50]);
+    await_that("all of them are counted", || lab.metric(LOST) == before + 50);
+    service.signal(Signal::TERM);
+    assert_eq!(service.exits_within(TIMEOUT).and_then(|status| status.code()), Some(0));
 }

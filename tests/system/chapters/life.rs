@@ -1,6 +1,7 @@
 //! Reload, restart, stop, crash and hang under systemd.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::{UNIT, message};
 use crate::site::{MACHINE, SCANNER, Site};
@@ -82,12 +83,35 @@ pub fn restarts_after_sigkill(site: &mut Site) {
     site.assert_shut_out();
 }
 
-/// Uses a shorter watchdog interval than the unit.
+/// The unit's comments name what the service needs.
+pub fn limits_are_in_force(site: &Site) {
+    for (property, value) in
+        [("MemoryMax", "536870912"), ("TasksMax", "64"), ("LimitNOFILE", "512")]
+    {
+        assert_eq!(site.property(UNIT, property), value, "{property}");
+    }
+    let pid = site.property(UNIT, "MainPID");
+    let count = |directory: &str| -> u32 {
+        site.machine.sh(&format!("ls /proc/{pid}/{directory} | wc -l")).trim().parse().unwrap()
+    };
+    let (threads, descriptors) = (count("task"), count("fd"));
+    assert!(threads <= 20 && descriptors <= 60, "{threads} threads, {descriptors} descriptors");
+}
+
+/// Uses a shorter watchdog interval than the unit. A journal that does not read must not lead to a restart.
 pub fn restarts_after_sigstop(site: &mut Site) {
     let drop_in = "/etc/systemd/system/tcptracker@eth0.service.d/hurry.conf";
     site.machine.write(drop_in, "[Service]\nWatchdogSec=5\nTimeoutAbortSec=1\n");
     site.machine.sh("systemctl daemon-reload && systemctl restart tcptracker@eth0");
     let before = site.property(UNIT, "MainPID");
+    // Longer than the interval, with more entries than journald's socket holds.
+    site.machine.sh("systemctl kill --signal=STOP systemd-journald");
+    for _ in 0..4 {
+        site.scanner.nmap("-sS --top-ports 200", MACHINE);
+        std::thread::sleep(Duration::from_secs(2));
+    }
+    site.machine.sh("systemctl kill --signal=CONT systemd-journald");
+    assert_eq!(site.property(UNIT, "MainPID"), before, "{}", site.status(UNIT));
     site.mark_journal();
     site.machine.sh("systemctl kill --signal=STOP tcptracker@eth0");
     site.machine.journal().await_words(UNIT, "Watchdog timeout");

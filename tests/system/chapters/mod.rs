@@ -48,6 +48,7 @@ pub fn story(release: &str) {
     life::stop_removes_everything(&site);
     life::restarts_after_sigkill(&mut site);
     life::restarts_after_sigstop(&mut site);
+    life::limits_are_in_force(&site);
     life::metrics_are_local_unless_allowed(&site);
     users::only_group_members_may_unblock(&mut site);
     instances::each_interface_has_an_instance(&mut site);
