@@ -12,7 +12,10 @@ use ipnet::IpNet;
 
 use crate::config::ExemptConfig;
 use crate::system::netlink::NetlinkError;
-use crate::types::{ExemptReason, Host, Moment, link_local, loopback, overlap};
+use crate::types::{
+    ExemptReason, Host, Moment, impossible_around, link_local, loopback, overlap,
+    overlap_in_any_spelling,
+};
 
 /// Asks the kernel for the peers of connections to these ports.
 pub type AskSessions = Box<dyn FnMut(&[u16]) -> Result<Vec<IpAddr>, NetlinkError> + Send>;
@@ -89,24 +92,34 @@ impl Exemptions {
 
     fn standing_reason(&self, network: &IpNet) -> Option<ExemptReason> {
         let configured = &self.config.networks;
-        if let Some(exempt) = configured.iter().find(|exempt| overlap(exempt, network)) {
+        let overlaps = |exempt: &IpNet| overlap_in_any_spelling(exempt, network);
+        if let Some(exempt) = configured.iter().find(|exempt| overlaps(exempt)) {
             return Some(ExemptReason::Configured(*exempt));
         }
         // An own address is exempt under any configuration: the host could no longer talk to itself.
-        if let Some(own) = self.host.own().iter().find(|address| network.contains(*address)) {
-            return Some(ExemptReason::OwnAddress(*own));
+        let named = |addresses: &[IpAddr]| {
+            addresses.iter().copied().find(|address| overlaps(&IpNet::from(*address)))
+        };
+        if let Some(own) = named(self.host.own()) {
+            return Some(ExemptReason::OwnAddress(own));
+        }
+        if let Some(loopback) = loopback().into_iter().find(|net| overlap(net, network)) {
+            return Some(ExemptReason::Loopback(loopback));
+        }
+        if let Some(special) = impossible_around(network) {
+            return Some(ExemptReason::Impossible(special));
+        }
+        // A network around a broadcast address has other addresses.
+        if network.prefix_len() == network.max_prefix_len()
+            && self.host.is_broadcast(network.addr())
+        {
+            return Some(ExemptReason::Broadcast(network.addr()));
         }
         if !self.config.automatic {
             return None;
         }
-        let reserved =
-            |networks: [IpNet; 2]| networks.into_iter().find(|reserved| overlap(reserved, network));
-        let named = |addresses: &[IpAddr]| {
-            addresses.iter().copied().find(|address| network.contains(address))
-        };
-        let found = reserved(loopback()).map(ExemptReason::Loopback);
+        let found = link_local().into_iter().find(overlaps).map(ExemptReason::LinkLocal);
         found
-            .or_else(|| reserved(link_local()).map(ExemptReason::LinkLocal))
             .or_else(|| named(self.host.gateways()).map(ExemptReason::Gateway))
             .or_else(|| named(self.host.resolvers()).map(ExemptReason::Resolver))
     }
@@ -130,6 +143,7 @@ pub mod tests {
         let mut host = Host::default();
         let own = ["192.0.2.5", "2001:db8::5"].map(|address| address.parse().unwrap()).to_vec();
         host.set_network(own, vec!["192.0.2.254".parse().unwrap()], Vec::new());
+        host.set_broadcasts(vec!["198.51.100.255".parse().unwrap()]);
         host.set_resolvers(vec!["9.9.9.9".parse().unwrap()]);
         host.set_ssh(SshPorts { ports: vec![22, 2222], unreadable: Vec::new() });
         let networks = networks.iter().map(|text| net(text)).collect();
@@ -156,11 +170,29 @@ pub mod tests {
             ("169.254.1.1/32", "169.254.0.0/16 is link-local"),
             ("192.0.2.254/32", "192.0.2.254 is a gateway of this host"),
             ("9.0.0.0/8", "9.9.9.9 is a name server of this host"),
+            ("64:ff9b::10.1.2.3/128", "10.0.0.0/8 is listed in exempt.networks"),
+            ("2002:a01::/32", "10.0.0.0/8 is listed in exempt.networks"),
+            ("64:ff9b:1::/48", "10.0.0.0/8 is listed in exempt.networks"),
+            ("64:ff9b::9.9.9.9/128", "9.9.9.9 is a name server of this host"),
+            ("64:ff9b::192.0.2.5/128", "192.0.2.5 is an address of this host"),
+            ("224.0.0.5/32", "no remote host can have an address in 224.0.0.0/4"),
+            ("ff02::5/128", "no remote host can have an address in ff00::/8"),
+            (
+                "192.0.2.255/32",
+                "192.0.2.255 is a broadcast address, and no remote host can have it",
+            ),
         ] {
             let reason = exemptions.reason(&net(exempt), NOW).map(|reason| reason.to_string());
             assert_eq!(reason.as_deref(), Some(why), "{exempt}");
         }
-        for other in ["192.0.2.6/32", "11.0.0.0/8", "2001:db8:0:1::/64", "9.9.9.10/32"] {
+        for other in [
+            "192.0.2.6/32",
+            "198.51.100.128/25",
+            "11.0.0.0/8",
+            "2001:db8:0:1::/64",
+            "9.9.9.10/32",
+            "64:ff9b::11.1.2.3/128",
+        ] {
             assert_eq!(exemptions.reason(&net(other), NOW), None, "{other}");
         }
     }

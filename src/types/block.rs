@@ -209,6 +209,10 @@ pub enum ExemptReason {
     Configured(IpNet),
     /// It contains an address of this host.
     OwnAddress(IpAddr),
+    /// It lies within a network in which no remote host can have an address.
+    Impossible(IpNet),
+    /// It is a broadcast address of a connected network.
+    Broadcast(IpAddr),
     Loopback(IpNet),
     LinkLocal(IpNet),
     /// It contains a gateway of this host.
@@ -226,6 +230,12 @@ impl fmt::Display for ExemptReason {
                 write!(f, "{} is listed in exempt.networks", show_network(network))
             }
             Self::OwnAddress(address) => write!(f, "{address} is an address of this host"),
+            Self::Impossible(network) => {
+                write!(f, "no remote host can have an address in {}", show_network(network))
+            }
+            Self::Broadcast(address) => {
+                write!(f, "{address} is a broadcast address, and no remote host can have it")
+            }
             Self::Loopback(network) => write!(f, "{} is loopback", show_network(network)),
             Self::LinkLocal(network) => write!(f, "{} is link-local", show_network(network)),
             Self::Gateway(address) => write!(f, "{address} is a gateway of this host"),

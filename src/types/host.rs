@@ -4,13 +4,15 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::types::{Direction, IfName, Port, Segment, overlap};
+use crate::types::{Direction, IfName, Port, Segment, impossible_source, overlap};
 
 /// What the host is, and depends on, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Host {
     /// Its addresses, sorted.
     own: Vec<IpAddr>,
+    /// The broadcast addresses of its networks, sorted.
+    broadcasts: Vec<IpAddr>,
     /// Networks whose addresses all count as own: a replay cannot ask a kernel.
     local: Vec<IpNet>,
     /// Interfaces that are down.
@@ -39,6 +41,11 @@ impl Host {
         self.own = sorted(own);
         self.gateways = sorted(gateways);
         self.down = down;
+    }
+
+    /// Replaces the broadcast addresses of its networks.
+    pub fn set_broadcasts(&mut self, broadcasts: Vec<IpAddr>) {
+        self.broadcasts = sorted(broadcasts);
     }
 
     /// Replaces the name servers.
@@ -88,6 +95,17 @@ impl Host {
         } else {
             Direction::Forwarded
         }
+    }
+
+    /// Returns whether an address is a broadcast address of a connected network.
+    pub fn is_broadcast(&self, address: IpAddr) -> bool {
+        self.broadcasts.contains(&address)
+    }
+
+    /// Returns whether no remote host can have this address. Called for each segment.
+    #[inline]
+    pub fn is_impossible_source(&self, address: IpAddr) -> bool {
+        impossible_source(address) || self.is_broadcast(address)
     }
 
     /// Returns whether this host has more than `count` addresses.

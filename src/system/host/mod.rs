@@ -94,7 +94,8 @@ pub fn now() -> Result<Arc<Host>, NetlinkError> {
 
 fn follow_kernel(host: &mut Host, socket: &mut NetlinkSocket) -> Result<(), NetlinkError> {
     let down = rtnetlink::links_down(socket)?;
-    let own = rtnetlink::own_addresses(socket)?;
+    let (own, broadcasts) = rtnetlink::addresses(socket)?;
+    host.set_broadcasts(broadcasts);
     host.set_network(own, rtnetlink::gateways(socket)?, down);
     Ok(())
 }
