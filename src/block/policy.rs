@@ -69,7 +69,7 @@ impl Policy {
         if let Some(why) = exempt.map(SkipReason::Exempt).or(obstacle) {
             return Verdict::Skip(why);
         }
-        let may_be_decoy = scan.may_be_decoy();
+        let may_be_decoy = scan.decoy;
         let forget_after = self.config.forget_after.get();
         let offence =
             if may_be_decoy { 1 } else { ledger.next_offence(network, now, forget_after) };
@@ -142,7 +142,9 @@ mod tests {
             rule: Rule::Ports,
             threshold: 3,
             span: Duration::from_secs(60),
+            tried: 4,
             continued: false,
+            decoy: false,
             others: Vec::new(),
         };
         let mut hours = Vec::new();

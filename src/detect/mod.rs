@@ -6,6 +6,7 @@
 pub mod balanced;
 pub mod classic;
 pub mod decoys;
+pub mod effort;
 pub mod index;
 pub mod key;
 pub mod ongoing;

@@ -97,7 +97,7 @@ impl From<&Scan> for Evidence {
             rule: scan.rule,
             threshold: scan.threshold,
             span: scan.span,
-            decoy: scan.may_be_decoy(),
+            decoy: scan.decoy,
         }
     }
 }

@@ -105,7 +105,9 @@ impl Bench {
             rule: Rule::Ports,
             threshold: 3,
             span: Duration::from_secs(60),
+            tried: 4,
             continued: false,
+            decoy: false,
             others: Vec::new(),
         };
         edit(&mut scan);

@@ -84,10 +84,9 @@ fn expired_block_is_not_listed_however_late_the_thread_is() {
 #[test]
 fn possible_decoy_is_always_blocked_as_a_first_offence() {
     let mut bench = bench(|_| {});
-    let others = vec![IpAddr::from([198, 51, 100, 2])];
     for round in 0..3 {
         let now = round * 2 * HOUR;
-        bench.scan_as("198.51.100.1/32", now, |scan| scan.others = others.clone());
+        bench.scan_as("198.51.100.1/32", now, |scan| scan.decoy = true);
         let block = &bench.list(now)[0];
         assert_eq!((block.offences, block.until - block.since), (1, HOUR));
         let reason = "vertical scan: ports 1, 2, 3, 4, as others did at the same time (decoys?)";
