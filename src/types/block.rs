@@ -145,7 +145,7 @@ words! {
         Manual = "manual",
         /// The address has become exempt.
         Exempt = "exempt",
-        /// A newer block needed the room, and this one would have expired first.
+        /// A newer block needed the room, and this source had sent the fewest probes.
         Evicted = "displaced",
     }
 }
@@ -160,7 +160,7 @@ pub enum SkipReason {
     Grace {
         remaining: Duration,
     },
-    /// `block.max_per_minute` is reached.
+    /// The share of `block.max_per_minute` for sources like this one is used up.
     Throttled {
         limit: u32,
     },
@@ -177,8 +177,8 @@ impl fmt::Display for SkipReason {
             }
             Self::Throttled { limit } => write!(
                 f,
-                "more than {limit} new blocks in a minute (block.max_per_minute); \
-                 the sources may be forged"
+                "many new blocks in a minute, perhaps of forged sources; scanners are blocked later or only \
+                 reported (block.max_per_minute = {limit})"
             ),
             Self::Failed(error) => write!(f, "blocking failed: {error}"),
         }
@@ -221,6 +221,8 @@ pub enum ExemptReason {
     Resolver(IpAddr),
     /// It contains the peer of a live SSH session.
     SshSession(IpAddr),
+    /// It contains a peer of sshd that may be logged in, and a block would end its session.
+    SshLogin(IpAddr),
 }
 
 impl fmt::Display for ExemptReason {
@@ -243,6 +245,11 @@ impl fmt::Display for ExemptReason {
             Self::SshSession(address) => {
                 write!(f, "{address} has an SSH session open to this host")
             }
+            Self::SshLogin(address) => write!(
+                f,
+                "{address} may be logged in over SSH, which is known after LoginGraceTime of sshd, and a \
+                 block would end its session (block.established)"
+            ),
         }
     }
 }

@@ -23,7 +23,7 @@ pub use capture::CaptureCounters;
 pub use clock::{HumanDuration, Moment, WallClock};
 pub use event::{BackendNote, Event, Refusal, ReloadNote, Request, Suppressed, Warning};
 pub use heartbeat::Heartbeat;
-pub use host::{Host, PortSet, SshPorts};
+pub use host::{Host, PortSet, SshConnection, SshSessions, Sshd};
 pub use ifname::IfName;
 pub use network::{Family, InvalidAddress, overlap, parse_network, show_network};
 pub use rate_limit::{RateLimit, Suppression};
