@@ -20,11 +20,14 @@ use crate::config::{BlockConfig, Config};
 use crate::system::netlink::NetlinkError;
 use crate::types::{ExemptReason, Moment, Scan, SkipReason};
 
-/// Asks the kernel with which hosts this host has completed a handshake.
-pub type AskConnected = Box<dyn FnMut() -> Result<HashSet<IpAddr>, NetlinkError> + Send>;
+/// Asks the kernel with which hosts this host has completed a handshake. Also returns how long that took.
+pub type AskConnected =
+    Box<dyn FnMut() -> (Result<HashSet<IpAddr>, NetlinkError>, Duration) + Send>;
 
-/// How long such an answer counts. A host with many connections takes a tenth of a second for it.
-const ANSWER_COUNTS: Duration = Duration::from_secs(1);
+/// How long such an answer counts at least ...
+const ANSWER_COUNTS: Duration = Duration::from_millis(50);
+/// ... and for how many times as long as the kernel took for it: with 100,000 connections, a tenth of a second.
+const ANSWER_COUNTS_TIMES: u32 = 10;
 
 /// How many scans of exempt sources are remembered. Few sources are exempt, but each of them can be forged.
 const EXEMPT_SCANS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
@@ -56,9 +59,9 @@ pub struct Policy {
     /// with any addresses.
     blocks: LastMinute,
     ask_connected: AskConnected,
-    /// The hosts of the last answer, and when it was asked for.
+    /// The hosts of the last answer, and until when it counts.
     connected: HashSet<IpAddr>,
-    asked: Option<Moment>,
+    connected_until: Moment,
     /// The latest scans of sources that were exempt then.
     exempt_scans: LruCache<IpNet, (Arc<Scan>, ExemptReason)>,
 }
@@ -71,7 +74,7 @@ impl Policy {
             blocks: LastMinute::default(),
             ask_connected,
             connected: HashSet::new(),
-            asked: None,
+            connected_until: Moment::default(),
             exempt_scans: LruCache::new(EXEMPT_SCANS),
         }
     }
@@ -159,9 +162,10 @@ impl Policy {
 
     /// Whether this host has completed a handshake with a source, as far as the kernel remembers.
     fn is_connected(&mut self, source: &IpNet, now: Moment) -> bool {
-        if self.asked.is_none_or(|asked| now.since(asked) >= ANSWER_COUNTS) {
-            self.asked = Some(now);
-            match (self.ask_connected)() {
+        if now >= self.connected_until {
+            let (answer, took) = (self.ask_connected)();
+            self.connected_until = now + ANSWER_COUNTS.max(took * ANSWER_COUNTS_TIMES);
+            match answer {
                 Ok(connected) => self.connected = connected,
                 Err(error) => debug!(%error, "the kernel does not list connections"),
             }
@@ -212,7 +216,7 @@ mod tests {
         let mut config = Config::default().block;
         config.max_per_minute = u64::from(limit).try_into().unwrap();
         let connected: HashSet<_> = connected.iter().map(|host| host.parse().unwrap()).collect();
-        let ask = Box::new(move || Ok(connected.clone()));
+        let ask = Box::new(move || (Ok(connected.clone()), Duration::ZERO));
         Policy::new(config, exemptions(&[], true), ask)
     }
 
@@ -288,13 +292,13 @@ mod tests {
     }
 
     #[test]
-    fn kernel_is_asked_for_connections_once_per_second_and_only_beyond_the_shares() {
+    fn kernel_is_asked_for_connections_only_beyond_the_shares_and_not_all_the_time() {
         let asked = Arc::new(std::sync::atomic::AtomicU32::new(0));
         let count = Arc::clone(&asked);
         let mut policy = policy(8, &[]);
         policy.ask_connected = Box::new(move || {
             count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            Err(NetlinkError::Garbled)
+            (Err(NetlinkError::Garbled), Duration::from_millis(20))
         });
         let ledger = Ledger::new(Duration::MAX);
         let judge = |policy: &mut Policy, millis: u64| {
@@ -305,7 +309,7 @@ mod tests {
         assert_eq!(judge(&mut policy, 0), 0);
         policy.count_block(at(0));
         policy.count_block(at(0));
-        for (millis, questions) in [(0, 1), (999, 1), (1000, 2)] {
+        for (millis, questions) in [(0, 1), (199, 1), (200, 2)] {
             assert_eq!(judge(&mut policy, millis), questions, "{millis}");
         }
     }

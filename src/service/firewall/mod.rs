@@ -81,7 +81,7 @@ pub fn spawn(
     let mut thread = FirewallThread::new(
         Box::new(move |config: &Config| select::connect(&interface, config)),
         config,
-        (followed, Box::new(move || sockets.connected_hosts())),
+        (followed, Box::new(move || timed(|| sockets.connected_hosts()))),
         Some(store),
         (events, metrics, health),
         detector.clone(),
@@ -676,6 +676,12 @@ impl FirewallThread {
     fn emit_refused(&self, request: Request, error: &RequestError, uid: u32) {
         self.events.emit(Event::Refused { request, why: error.refusal(), uid });
     }
+}
+
+fn timed<T>(question: impl FnOnce() -> T) -> (T, Duration) {
+    let asked = Moment::now();
+    let answer = question();
+    (answer, Moment::now().since(asked))
 }
 
 fn blocked_event(network: IpNet, block: &Block, uid: Option<u32>, clock: &WallClock) -> Event {

@@ -61,7 +61,7 @@ pub fn bench_on(
     let health = Arc::new(Health::new(observing, backend, events.clone()));
     let host = Arc::new(Host::with_addresses(["192.0.2.5/24".parse().unwrap()]));
     let followed = (host, Arc::default());
-    let ask = Box::new(|| Ok(HashSet::new()));
+    let ask = Box::new(|| (Ok(HashSet::new()), Duration::ZERO));
     let next_backend: Arc<Mutex<Option<FakeKernel>>> = Arc::default();
     let opened = Arc::clone(&next_backend);
     let open: OpenBackend = Box::new(move |_: &Config| {
