@@ -125,8 +125,10 @@ test: test-deps firewalls prometheus machines ## run all tests (as root: they us
 test-system: test-deps machines ## run the package on Debian machines with a real systemd (as root)
 	$(CARGO) test --locked --test system
 
-test-all: test-docker ## run what takes too long for CI (as root): the image, abuse, an hour of fuzzing, the corpus
+test-all: test-docker ## run what takes too long for CI (as root): the image, abuse, 2,000 kills, an hour of fuzzing, the corpus
 	$(MAKE) test-abuse MINUTES=30
+	TCPTRACKER_KILLS=1000 $(CARGO) test --locked --release --test e2e -- --exact --nocapture \
+	    scenarios::crashes::confirmed_changes_survive_any_crash
 	$(MAKE) fuzz FUZZ_SECONDS=3600
 	@if [ -n "$$TCPTRACKER_CORPUS" ]; then \
 	    $(MAKE) corpus; \

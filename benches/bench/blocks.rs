@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use etherparse::PacketBuilder;
 use ipnet::IpNet;
 use tcptracker::internals::{Backend, IpsetBackend};
-use tcptracker::internals::{Effective, Established};
 
 use crate::lab::Lab;
 use crate::{load, median, row};
@@ -34,12 +33,7 @@ fn network(number: u32) -> IpNet {
 
 fn connect() -> IpsetBackend {
     let interface = "eth0".parse().unwrap();
-    let mut sets = IpsetBackend::connect(
-        &interface,
-        &Effective::default().config().firewall,
-        Established::Keep,
-    )
-    .unwrap();
+    let mut sets = IpsetBackend::connect(&interface).unwrap();
     sets.install().unwrap();
     sets
 }
@@ -99,6 +93,9 @@ pub(crate) fn set_up(what: &str, count: &str) {
     let count = count.parse().unwrap();
     if what == "set" {
         fill(&mut connect(), count);
+        let rule = "-p tcp -m tcp --tcp-flags RST,ACK NONE -m set --match-set tcptracker-eth0-v4 \
+                    src -j DROP";
+        iptables::new(false).unwrap().insert("filter", "INPUT", rule, 1).unwrap();
     } else {
         let program = iptables::new(false).unwrap();
         program.new_chain("filter", "reference").unwrap();

@@ -188,10 +188,11 @@ fn write(interface: &IfName, event: &Event) {
         Event::ReloadFailed { error, uid } => write_reload_failed(interface, error, *uid),
         Event::Repaired { found } => entry!(warn REPAIRED, interface,
             TCPTRACKER_REASON = %found, "repaired firewall: {found}"),
-        Event::StateChanged { state, reason: None } => {
+        Event::StateChanged { has_started: true, .. } => {}
+        Event::StateChanged { state, reason: None, .. } => {
             entry!(info STATE, interface, "{state}: no problems");
         }
-        Event::StateChanged { state, reason: Some(reason) } => {
+        Event::StateChanged { state, reason: Some(reason), .. } => {
             entry!(warn STATE, interface, TCPTRACKER_REASON = reason, "{state}: {reason}");
         }
         Event::CaptureReopened { gap } => entry!(info CAPTURE_REOPENED, interface,

@@ -1,6 +1,6 @@
 //! The blocks: in the kernel, in the ledger and in the database, which move together and in that order.
 //!
-//! Owns the back end, the ledger and the database. What it returns as [`Change`] has happened in all three,
+//! Owns the back end, the ledger and the database; the rules thread owns the rules. What it returns as [`Change`] has happened in all three,
 //! and is the only source of events, rows and forgotten sources. It never decides whether to block.
 
 use std::collections::BTreeSet;
@@ -76,8 +76,6 @@ pub struct Blocklist {
     reconciler: Reconciler,
     /// Whether a block ends live connections.
     established: Established,
-    /// Packets that earlier back ends have dropped, by family.
-    dropped_before: [u64; 2],
     /// What has happened since the caller last took it.
     changes: Vec<Change>,
 }
@@ -92,7 +90,6 @@ impl Blocklist {
             conntrack: Conntrack::default(),
             reconciler: Reconciler::default(),
             established: Established::Keep,
-            dropped_before: [0; 2],
             changes: Vec::new(),
         }
     }
@@ -110,12 +107,9 @@ impl Blocklist {
         self.backend.as_ref().map_or("none", |backend| backend.name())
     }
 
-    /// How many networks of a family are blocked in fact, and how many of their packets the kernel has
-    /// dropped since the start, as of the last check.
-    pub fn figures(&self, family: Family) -> (u32, u64) {
-        let figures = self.backend.as_ref().map(|backend| backend.figures(family));
-        let (enforced, dropped) = figures.unwrap_or_default();
-        (enforced, self.dropped_before[family as usize] + dropped)
+    /// How many networks of a family the kernel holds, as of the last check.
+    pub fn held(&self, family: Family) -> u32 {
+        self.backend.as_ref().map_or(0, |backend| backend.held(family))
     }
 
     /// Packets of a blocked network that the kernel has dropped; none if it does not tell.
@@ -295,31 +289,23 @@ impl Blocklist {
     }
 
     /// Installs a back end and blocks what the last run had blocked, except for what is exempt by now: that
-    /// enters the ledger only, for the caller to remove. After an error nothing is installed.
+    /// enters the ledger only, for the caller to remove. After an error the caller keeps the back end, which
+    /// may have installed a part.
     pub fn restore(
         &mut self,
-        backend: Box<dyn Backend + Send>,
+        backend: &mut Option<Box<dyn Backend + Send>>,
         established: Established,
         clock: &WallClock,
         is_exempt: &mut dyn FnMut(&IpNet) -> bool,
         on_progress: OnProgress<'_>,
     ) -> Result<Restored, FirewallError> {
+        let Some(installed) = backend else { return Ok(Restored::default()) };
+        let elements = installed.install()?;
         self.established = established;
-        self.ledger = Ledger::new(backend.longest());
-        let loaded = self.persister.load(clock);
-        let backend = self.backend.insert(backend);
-        match backend.install() {
-            Ok(elements) => {
-                let loaded = (loaded, elements);
-                Ok(self.restore_blocks(loaded, clock, is_exempt, on_progress))
-            }
-            Err(error) => {
-                // The first error is the one to report.
-                let _ = backend.remove();
-                self.reset();
-                Err(error)
-            }
-        }
+        self.ledger = Ledger::new(installed.longest());
+        self.backend = backend.take();
+        let loaded = (self.persister.load(clock), elements);
+        Ok(self.restore_blocks(loaded, clock, is_exempt, on_progress))
     }
 
     fn restore_blocks(
@@ -380,77 +366,90 @@ impl Blocklist {
         failed
     }
 
-    /// Puts another back end in the place of the present one, with all blocks.
-    pub fn replace_backend(
+    /// Has another back end hold all blocks, too.
+    pub fn prepare(
         &mut self,
-        mut new: Box<dyn Backend + Send>,
-        established: Established,
+        new: &mut (dyn Backend + Send),
         now: Moment,
     ) -> Result<(), FirewallError> {
-        let Some(old) = &mut self.backend else { return Ok(()) };
         let blocked = Family::ALL.map(|family| self.ledger.count(family)).into_iter().max();
         let (blocked, room) = (blocked.unwrap_or_default(), new.capacity());
         if blocked > room {
             return Err(FirewallError::TooManyFor { backend: new.name(), blocked, room });
         }
-        self.ledger.set_longest(new.longest(), now);
-        let desired = DesiredState::of(&self.ledger, now);
-        // Reads the last counters; what is wrong with the old back end does not matter any more.
-        let _ = old.check(&desired);
-        if let Err(error) = new.repair(&desired) {
-            self.ledger.set_longest(old.longest(), now);
-            // The new back end may have changed something already.
-            let _ = old.repair(&DesiredState::of(&self.ledger, now));
-            return Err(error);
-        }
-        // The counters start here.
-        let _ = new.check(&desired);
-        self.keep_dropped();
-        (self.backend, self.established) = (Some(new), established);
-        self.cut_all();
-        Ok(())
+        // A back end that needs the rules thread gets its blocks with the rules.
+        if new.needs_rules() { Ok(()) } else { new.repair(&DesiredState::of(&self.ledger, now)) }
     }
 
-    /// Removes everything from the kernel and stops blocking. The database keeps the blocks, as after a
-    /// stop, for [`Self::restore`]. Returns how many there were.
+    /// Puts a prepared back end, whose rules are in force, in the place of the present one. What it has missed
+    /// since it was prepared is the next repair's.
+    pub fn replace_backend(&mut self, mut new: Box<dyn Backend + Send>, now: Moment) {
+        self.ledger.set_longest(new.longest(), now);
+        let desired = DesiredState::of(&self.ledger, now);
+        let repaired = new.repair(&desired).and_then(|()| new.check(&desired));
+        if repaired.is_ok()
+            && new.needs_rules()
+            && let Some(old) = &mut self.backend
+        {
+            // No rule uses its sets any more. What it leaves does no harm, and the next start removes it.
+            let _ = old.remove();
+        }
+        self.backend = Some(new);
+    }
+
+    /// Sets whether blocks end live connections, from now on and for all that are blocked.
+    pub fn set_established(&mut self, established: Established) {
+        if self.established != established {
+            self.established = established;
+            self.cut_all();
+        }
+    }
+
+    /// Removes everything from the kernel and stops blocking. The rules are gone. The database keeps the
+    /// blocks, as after a stop, for [`Self::restore`]. Returns how many there were.
     pub fn suspend(&mut self) -> Result<usize, FirewallError> {
         if let Some(backend) = &mut self.backend {
             backend.remove()?;
         }
-        self.keep_dropped();
         let count = self.ledger.blocks().len();
-        self.reset();
-        Ok(count)
-    }
-
-    fn reset(&mut self) {
         self.backend = None;
         self.ledger = Ledger::new(Duration::MAX);
         self.reconciler = Reconciler::default();
         self.persister.pause();
+        Ok(count)
     }
 
-    fn keep_dropped(&mut self) {
-        self.dropped_before = Family::ALL.map(|family| self.figures(family).1);
-    }
-
-    /// Saves everything for the next instance, and removes everything from the kernel.
-    pub fn finish(&mut self, clock: &WallClock) -> Result<(), FirewallError> {
+    /// Saves everything for the next instance, and has the kernel drop nothing any more, if that takes no
+    /// program. Returns the back end, to be removed after its rules.
+    pub fn finish(
+        &mut self,
+        clock: &WallClock,
+    ) -> (Option<Box<dyn Backend + Send>>, Result<(), FirewallError>) {
         self.persister.finish(&self.ledger, clock);
-        self.backend.as_mut().map_or(Ok(()), |backend| backend.remove())
+        let mut backend = self.backend.take();
+        let cleared = backend.as_mut().map_or(Ok(()), |backend| backend.clear());
+        (backend, cleared)
+    }
+
+    /// The blocked networks.
+    pub fn networks(&self) -> BTreeSet<IpNet> {
+        self.ledger.blocks().map(|(network, _)| *network).collect()
     }
 
     /// Compares the kernel with the ledger. Returns what has to be repaired now. Fails if the kernel cannot
     /// be read.
     pub fn check(&mut self, now: Moment) -> Result<Vec<Fault>, FirewallError> {
         let Some(backend) = &mut self.backend else { return Ok(Vec::new()) };
-        self.reconciler.check(&mut **backend, &DesiredState::of(&self.ledger, now))
+        let faults = backend.check(&DesiredState::of(&self.ledger, now))?;
+        Ok(self.reconciler.due(faults, now))
     }
 
     /// Repairs what a check has found. Returns whether everything is as it should be.
     pub fn repair(&mut self, faults: &[Fault], now: Moment) -> bool {
         let Some(backend) = &mut self.backend else { return true };
-        self.reconciler.repair(&mut **backend, &DesiredState::of(&self.ledger, now), faults)
+        let desired = DesiredState::of(&self.ledger, now);
+        let left = backend.repair(&desired).and_then(|()| backend.check(&desired));
+        self.reconciler.repaired(faults, &left, now)
     }
 
     /// Has the connections of all blocked sources ended, if so configured.
@@ -518,9 +517,10 @@ mod tests {
     fn blocklist(kernel: &FakeKernel) -> Blocklist {
         let mut blocklist = Blocklist::new(None);
         let clock = WallClock::at(at(0), 1_800_000_000);
-        let backend = Box::new(kernel.clone());
+        let mut backend: Option<Box<dyn Backend + Send>> = Some(Box::new(kernel.clone()));
+        let established = Established::Keep;
         let restored =
-            blocklist.restore(backend, Established::Keep, &clock, &mut |_| false, &mut |_, _| {});
+            blocklist.restore(&mut backend, established, &clock, &mut |_| false, &mut |_, _| {});
         assert_eq!((restored.unwrap().blocks, blocklist.take_changes()), (0, Vec::new()));
         blocklist
     }

@@ -2,7 +2,8 @@
 //! second, and reported.
 //!
 //! Owns the words for what can be wrong and the pause between repairs: another program that undoes each
-//! repair at once must not get an answer as fast forever. Looking and repairing are the back end's.
+//! repair at once must not keep the processor busy, nor fill the journal. Looking and repairing are the back end's and the
+//! rules'.
 
 use std::fmt;
 use std::ops::Bound;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::block::backend::{Backend, FirewallError};
+use crate::block::backend::FirewallError;
 use crate::block::last_minute::LastMinute;
 use crate::block::ledger::Ledger;
 use crate::config::values::Hook;
@@ -18,6 +19,15 @@ use crate::types::{Family, Moment};
 
 /// Repairs within a minute that are made without a pause: an administrator may reload a firewall as often.
 const AT_ONCE: usize = 5;
+
+/// So many repairs within a minute mean that another program undoes them.
+const FIGHT: usize = 8;
+
+/// The pause after each further repair: whatever another program does, repairs come within a second.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How often a repair is reported while another program undoes repairs.
+const REPORT: Duration = Duration::from_secs(10);
 
 /// What is wrong with a hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,18 +193,14 @@ impl<'a> DesiredState<'a> {
     }
 }
 
-/// Returns when the next repair may be made. The more repairs within a minute, the longer the pause: none for
-/// the first few, then 1 s, 2 s, 4 s and so on, which settles at about nine repairs a minute.
+/// Returns when the next repair may be made. There is no pause after the first few repairs within a minute.
 fn next_repair(repairs: &mut LastMinute, now: Moment) -> Moment {
     let count = repairs.count(now);
     let Some(latest) = repairs.latest() else { return now };
-    match count.checked_sub(AT_ONCE) {
-        None => latest,
-        Some(more) => latest + Duration::from_secs(1 << more.min(5)),
-    }
+    if count < AT_ONCE { latest } else { latest + PAUSE }
 }
 
-/// Compares the kernel with the desired state, and repairs it.
+/// Decides when a difference between the kernel and the desired state is repaired, and what to say about it.
 #[derive(Debug, Default)]
 pub struct Reconciler {
     repairs: LastMinute,
@@ -205,6 +211,8 @@ pub struct Reconciler {
     is_fight: bool,
     /// The last repair did not succeed.
     has_failed: bool,
+    /// When a repair was last reported.
+    reported: Option<Moment>,
 }
 
 impl Reconciler {
@@ -212,50 +220,48 @@ impl Reconciler {
         self.trouble.as_deref()
     }
 
-    /// Compares the kernel with the desired state. Returns what has to be repaired now. Fails if the kernel
-    /// cannot be read.
-    pub fn check(
-        &mut self,
-        backend: &mut dyn Backend,
-        desired: &DesiredState<'_>,
-    ) -> Result<Vec<Fault>, FirewallError> {
-        let now = desired.now();
-        let next = next_repair(&mut self.repairs, now);
-        let faults = backend.check(desired)?;
+    /// Takes the faults that a check has found. Returns what has to be repaired now.
+    pub fn due(&mut self, faults: Vec<Fault>, now: Moment) -> Vec<Fault> {
         if faults.is_empty() {
             self.settle(now);
-        } else if now >= next {
-            self.trouble.get_or_insert_with(|| reason(&faults));
-            return Ok(faults);
-        } else if !self.has_failed {
-            // A failed repair explains more than the wait for the next one. There is no number here, which
-            // would change with each repair and make a new reason each time.
+            return faults;
+        }
+        let waits = now < next_repair(&mut self.repairs, now);
+        // A failed repair explains more than the wait for the next one.
+        if !self.has_failed && (waits || self.repairs.count(now) >= FIGHT) {
             self.is_fight = true;
+            // There is no number here, which would change with each repair and make a new reason each time.
             self.trouble = Some(format!(
-                "another program keeps undoing repairs of the firewall; repairing at increasing \
-                 intervals; now {}",
+                "another program keeps undoing repairs of the firewall; repairing once a second; now {}",
                 reason(&faults)
             ));
+        } else if !waits {
+            self.trouble.get_or_insert_with(|| reason(&faults));
         }
-        Ok(Vec::new())
+        if waits { Vec::new() } else { faults }
     }
 
-    /// Repairs these faults. Returns whether everything is as it should be.
-    pub fn repair(
+    /// Takes what a check has found after a repair of these faults. Returns whether to report the repair:
+    /// everything is as it should be, and another program does not undo each repair.
+    pub fn repaired(
         &mut self,
-        backend: &mut dyn Backend,
-        desired: &DesiredState<'_>,
         faults: &[Fault],
+        left: &Result<Vec<Fault>, FirewallError>,
+        now: Moment,
     ) -> bool {
-        self.repairs.add(desired.now());
-        let left = backend.repair(desired).and_then(|()| backend.check(desired));
+        self.repairs.add(now);
         self.has_failed = left.is_err();
         self.trouble = match left {
             Ok(left) if left.is_empty() => {
-                self.settle(desired.now());
+                self.settle(now);
+                let is_due = self.reported.is_none_or(|at| now.since(at) >= REPORT);
+                if self.is_fight && !is_due {
+                    return false;
+                }
+                self.reported = Some(now);
                 return true;
             }
-            Ok(left) => Some(reason(&left)),
+            Ok(left) => Some(reason(left)),
             Err(error) => Some(format!("{}; repair failed: {error}", reason(faults))),
         };
         false
@@ -275,21 +281,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn repairs_in_a_fight_get_rarer_and_are_forgotten_after_a_minute() {
+    fn repairs_in_a_fight_come_once_a_second() {
         let at = |millis: u64| Moment::from_nanos(millis * 1_000_000);
         let mut minute = LastMinute::default();
         let mut repairs = Vec::new();
         // For ten minutes, each repair is undone at once.
-        for millis in (0..600_000).step_by(400) {
+        for millis in (0..600_000).step_by(200) {
             if next_repair(&mut minute, at(millis)) <= at(millis) {
                 minute.add(at(millis));
                 repairs.push(millis);
             }
         }
-        assert_eq!(repairs[..5], [0, 400, 800, 1200, 1600], "the first ones at once");
-        assert!(repairs.len() < 110, "{} repairs in ten minutes", repairs.len());
-        let pauses = repairs.windows(2).map(|pair| pair[1] - pair[0]);
-        assert!(pauses.max().unwrap() <= 32_000, "repairs never stop");
+        assert_eq!(repairs[..6], [0, 200, 400, 600, 800, 1800], "the first ones at once");
+        let pauses = repairs[5..].windows(2).map(|pair| pair[1] - pair[0]);
+        assert_eq!((pauses.clone().min(), pauses.max()), (Some(1000), Some(1000)));
         let later = repairs.last().unwrap() + 60_000;
         assert_eq!(next_repair(&mut minute, at(later)), at(later));
     }

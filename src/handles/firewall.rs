@@ -56,6 +56,8 @@ pub enum Command {
         config: Box<Config>,
         reply: SyncSender<Result<Option<BackendNote>, String>>,
     },
+    /// The rules of the configuration that is being applied are in force, or why they are not.
+    RulesInstalled(Result<(), String>),
     /// Removes everything from the kernel and ends the thread.
     Stop,
 }

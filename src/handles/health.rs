@@ -1,9 +1,10 @@
 //! The health of the service: its state, the reasons if it is degraded, and the figures of the firewall.
 //!
-//! Owns one reason per component; a component sets and clears only its own. Status line, D-Bus properties
+//! Owns one reason per component; a component sets and clears only its own. The state is `starting` until the
+//! blocks and the rules are in force. Status line, D-Bus properties
 //! and metrics show one snapshot, so that they agree. No value here may decide anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::handles::EventSink;
@@ -17,8 +18,12 @@ pub enum Component {
     Link,
     /// The kernel rejects blocks.
     Firewall,
-    /// Rules or sets in the kernel differ from the desired ones.
+    /// Rules in the kernel differ from the desired ones, or cannot be read.
+    Rules,
+    /// Sets in the kernel differ from the desired ones.
     Enforcement,
+    /// A program does not end.
+    Program,
     /// The set has no room for another block.
     Capacity,
     /// `block.max_per_minute` is reached.
@@ -33,6 +38,10 @@ pub enum Component {
 
 struct Inner {
     observing: bool,
+    /// What is not in force yet since the start.
+    awaited: BTreeSet<Component>,
+    /// The rules of each family are in force.
+    intact: [bool; 2],
     degraded: BTreeMap<Component, String>,
     backend: &'static str,
     families: [FamilyFigures; 2],
@@ -45,10 +54,12 @@ pub struct Health {
 }
 
 impl Health {
-    /// A healthy service whose back end has this name.
+    /// A service that starts, whose back end has this name. It waits for the firewall and the rules.
     pub fn new(observing: bool, backend: &'static str, events: EventSink) -> Self {
         let families = [FamilyFigures::default(); 2];
-        let inner = Inner { observing, degraded: BTreeMap::new(), backend, families };
+        let awaited = [Component::Firewall, Component::Rules].into();
+        let degraded = BTreeMap::new();
+        let inner = Inner { observing, awaited, intact: [false; 2], degraded, backend, families };
         Self { inner: Mutex::new(inner), events }
     }
 
@@ -56,7 +67,22 @@ impl Health {
     pub fn status(&self) -> Status {
         let inner = self.inner();
         let (state, reason) = inner.state();
-        Status { state, reason, backend: inner.backend, families: inner.families }
+        let mut families = inner.families;
+        for (figures, intact) in families.iter_mut().zip(inner.intact) {
+            figures.enforced = if intact { figures.enforced } else { 0 };
+        }
+        Status { state, reason, backend: inner.backend, families }
+    }
+
+    /// Notes that a component's part of the start is done. Returns whether the start is over.
+    pub fn set_in_force(&self, component: Component) -> bool {
+        self.change(|inner| inner.awaited.retain(|awaited| *awaited != component));
+        self.inner().awaited.is_empty()
+    }
+
+    /// Sets whether the rules of a family are in force, as of the last check.
+    pub fn set_intact(&self, family: Family, intact: bool) {
+        self.inner().intact[family as usize] = intact;
     }
 
     /// Sets whether the service only observes.
@@ -74,7 +100,8 @@ impl Health {
         self.inner().families[family as usize].blocked = count;
     }
 
-    /// Sets what the last check of the kernel found for a family.
+    /// Sets what the last check of the kernel found for a family: how many networks the kernel drops where the
+    /// rules are in force.
     pub fn set_enforced(&self, family: Family, enforced: u32, dropped_packets: u64) {
         let figures = &mut self.inner().families[family as usize];
         (figures.enforced, figures.dropped_packets) = (enforced, dropped_packets);
@@ -98,7 +125,9 @@ impl Health {
         // Emitted under the lock, so that the last event is the current state. Emitting never waits.
         if before != after {
             let (state, reason) = after;
-            self.events.emit(Event::StateChanged { state, reason });
+            let was_starting = before.0 == State::Starting;
+            let has_started = was_starting && !matches!(state, State::Starting | State::Degraded);
+            self.events.emit(Event::StateChanged { state, reason, has_started });
         }
     }
 
@@ -109,6 +138,11 @@ impl Health {
 
 impl Inner {
     fn state(&self) -> (State, Option<String>) {
+        if !self.awaited.is_empty() {
+            let so_far = "blocks are not in force yet";
+            let reasons = std::iter::once(so_far).chain(self.degraded.values().map(String::as_str));
+            return (State::Starting, Some(reasons.collect::<Vec<_>>().join("; ")));
+        }
         if self.degraded.is_empty() {
             let state = if self.observing { State::Observing } else { State::Enforcing };
             return (state, None);

@@ -13,6 +13,8 @@ pub enum Notification {
     Signal(&'static str),
     /// A user asks for a reload of the configuration, and waits for the reply.
     Reload { uid: u32, reply: Reply<Result<(), ReloadError>> },
+    /// The start is over: blocks are in force.
+    InForce,
     /// A thread has ended.
     Ended { thread: &'static str, result: Result<(), Box<dyn Error + Send + Sync>> },
 }

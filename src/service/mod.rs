@@ -13,6 +13,7 @@ pub mod http;
 pub mod journal;
 pub mod reload;
 pub mod report;
+pub mod rules;
 pub mod sessions;
 pub mod store;
 pub mod supervisor;
@@ -28,7 +29,9 @@ use crate::api::dbus::BusError;
 use crate::api::journal as log;
 use crate::api::log_filter::LogFilter;
 use crate::api::metrics::Metrics;
-use crate::block::backend::{FirewallError, select};
+use crate::block::backend::FirewallError;
+use crate::block::backend::rules_handle::RulesHandle;
+use crate::block::backend::select::{Selected, select};
 use crate::config::{Config, ConfigError, Effective, Preset, Sources};
 use crate::handles::bus as bus_handle;
 use crate::handles::firewall::QUEUE as FIREWALL_QUEUE;
@@ -36,7 +39,8 @@ use crate::handles::{
     BusCommand, CaptureHandle, Command, Component, DetectorCommand, EventSink, FirewallHandle,
     Health, Notification, Reloader, StopFlag,
 };
-use crate::service::supervisor::Supervisor;
+use crate::service::rules::AtStart;
+use crate::service::supervisor::{Supervisor, protects};
 use crate::system::capture::CaptureError;
 use crate::system::capture::batch;
 use crate::system::capture::live::LiveCapture;
@@ -47,6 +51,9 @@ use crate::types::{Event, IfName, Moment, Warning};
 
 /// How often main checks that every thread makes progress. Each ticks at least once a second.
 const ROUND: Duration = Duration::from_secs(2);
+
+/// How long the stop waits for the end of a thread that has no more work.
+const LEAVE: Duration = Duration::from_millis(200);
 
 /// Why the service does not start, or has ended.
 #[derive(Debug, thiserror::Error)]
@@ -78,19 +85,25 @@ pub fn run(interface: &IfName, sources: &Sources) -> Result<(), DaemonError> {
     let settings = Settings { sources: sources.clone(), effective, log_filter };
     let mut service = Service::start(interface, settings)?;
 
-    service_manager::ready(&service.status());
-    log::started(interface, &service.status());
-    let outcome = match service.wait() {
+    let waited = service.wait();
+    let was_ready = service.is_ready;
+    let outcome = match waited {
         Ok(signal) => {
             service_manager::stopping();
             service.stop().map(|()| signal)
+        }
+        // A start that fails leaves nothing. The first error is the one to report.
+        Err(error) if !was_ready => {
+            let _ = service.stop();
+            Err(error)
         }
         Err(error) => Err(error),
     };
     match &outcome {
         Ok(signal) => log::stopped(interface, signal),
         // As after a crash: the kernel continues to block until blocks expire or the service restarts.
-        Err(error) => log::failed(interface, error),
+        Err(error) if was_ready => log::failed(interface, error),
+        Err(_) => {}
     }
     outcome.map(drop)
 }
@@ -143,6 +156,9 @@ pub struct Service {
     /// Whether the host thread follows the ports on which this host listens.
     wants_ports: Arc<AtomicBool>,
     firewall: FirewallHandle,
+    rules: RulesHandle,
+    /// Blocks are in force.
+    is_ready: bool,
     bus: Option<async_channel::Sender<BusCommand>>,
     stop_host: Arc<StopFlag>,
     stop_metrics: Option<Arc<StopFlag>>,
@@ -159,8 +175,19 @@ impl Service {
         // and no back end while the service only observes.
         let capture = LiveCapture::open_if_up(interface, uses_outcomes(&config))?;
         let host = crate::system::host::now()?;
-        let selected = config.block.enabled.then(|| select::connect(interface, &config));
-        let (backend, note) = selected.transpose()?.unzip();
+        let (rules, rules_commands) = RulesHandle::new();
+        let selected = select(interface, &config, &rules);
+        let (backend, at_start, note) = match (selected, config.block.enabled) {
+            (Ok(Selected { backend, plan, note }), true) => {
+                (Some(backend), AtStart::Install(plan), note)
+            }
+            (Err(error), true) => return Err(error.into()),
+            (Ok(Selected { backend, plan, .. }), false) => {
+                (Some(backend), AtStart::Remove(plan), None)
+            }
+            // A process that may not look at the firewall cannot have left anything there.
+            (Err(_), false) => (None, AtStart::Nothing, None),
+        };
 
         let metrics = Arc::new(Metrics::new()?);
         let (notifications_in, notifications) = channel();
@@ -177,11 +204,12 @@ impl Service {
         let journal = journal::spawn(&mut threads, interface)?;
         let events = EventSink::new(journal, bus.clone(), Arc::clone(&metrics) as _);
         settings.log_filter.start_queue(events.clone());
-        let name = backend.as_ref().map_or("none", |backend| backend.name());
+        let name = backend.as_ref().filter(|_| config.block.enabled);
+        let name = name.map_or("none", |backend| backend.name());
         let health = Health::new(!config.block.enabled, name, events.clone());
         let interface = interface.clone();
         let context = Context { interface, events, metrics, health: Arc::new(health) };
-        if let Some(note) = note.flatten() {
+        if let Some(note) = note {
             context.events.emit(Event::Warning(Warning::Backend(note)));
         }
         // Before the bus, which would refuse only the name: this works without a bus, too.
@@ -193,14 +221,16 @@ impl Service {
         let detector = detector::spawn(&mut threads, &context, &config, &host, &firewall, batches)?;
         let capture = capture::spawn(&mut threads, &context, &config, capture, segments)?;
         let wants_ports = Arc::new(AtomicBool::new(uses_outcomes(&config)));
-        let uses_bus = config.bus.enabled;
-        let (sessions, hosts) = sessions::spawn(&mut threads, uses_bus, &host, &firewall)?;
+        let (sessions, hosts) = sessions::spawn(&mut threads, &config, &host, &firewall)?;
         let readers = (&firewall, &detector, hosts);
         let stop_host = host::spawn(&mut threads, &context, &config, &host, readers, &wants_ports)?;
         let store = store::spawn(&mut threads, &context.interface)?;
         // Last, so that nothing can fail once the kernel is changed.
+        let rules_ways = (rules.clone(), rules_commands);
+        rules::spawn(&mut threads, &context, rules_ways, &firewall, at_start)?;
         let owned = (backend, (host, sessions), store);
-        firewall::spawn(&mut threads, &context, config, owned, &detector, firewall_commands)?;
+        let neighbours = (detector.clone(), rules.clone());
+        firewall::spawn(&mut threads, &context, config, owned, neighbours, firewall_commands)?;
         Ok(Self {
             settings,
             context,
@@ -210,6 +240,8 @@ impl Service {
             detector,
             wants_ports,
             firewall,
+            rules,
+            is_ready: false,
             bus,
             stop_host,
             stop_metrics,
@@ -227,7 +259,7 @@ impl Service {
     }
 
     /// Waits for a signal to stop, whose name it returns, or for the end of a thread, which is an error.
-    /// Meanwhile it reloads when asked to, and feeds the watchdog as long as every thread makes progress.
+    /// Reports that the service is ready when blocks are in force. Meanwhile it reloads when asked to, and feeds the watchdog as long as every thread makes progress.
     fn wait(&mut self) -> Result<&'static str, DaemonError> {
         // A program that runs in a terminal ends with it; a service has no terminal.
         let hangup_reloads = !std::io::stdin().is_terminal();
@@ -239,6 +271,13 @@ impl Service {
                     let _ = reload::reload(self, None);
                 }
                 Ok(Notification::Signal(name)) => return Ok(name),
+                Ok(Notification::InForce) => {
+                    status = self.status();
+                    if !std::mem::replace(&mut self.is_ready, true) {
+                        service_manager::ready(&status);
+                        log::started(&self.context.interface, &status);
+                    }
+                }
                 Ok(Notification::Reload { uid, reply }) => {
                     // The caller may have gone.
                     let _ = reply.try_send(reload::reload(self, Some(uid)));
@@ -262,8 +301,8 @@ impl Service {
         service_manager::watchdog_interval().map_or(ROUND, |interval| ROUND.min(interval / 3))
     }
 
-    /// Feeds the watchdog if every thread makes progress, and shows the threads that do not. Does nothing
-    /// if the last check was less than a round ago, as after a reload: heartbeats take time.
+    /// Feeds the watchdog if every thread that protects makes progress, and shows the threads that do not.
+    /// Does nothing if the last check was less than a round ago, as after a reload: heartbeats take time.
     fn check_watchdog(&mut self) {
         let now = Moment::now();
         if now.since(self.checked) < Self::round() {
@@ -271,7 +310,7 @@ impl Service {
         }
         self.checked = now;
         let stalled = self.threads.stalled();
-        if stalled.is_empty() {
+        if !stalled.iter().any(|(name, _)| protects(name)) {
             service_manager::feed_watchdog();
         }
         // There may be no watchdog, so that only state and /health show it. A thread that is busy for a
@@ -299,7 +338,12 @@ impl Service {
         let mut next = Some(first);
         while let Some(Notification::Ended { thread, result }) = next {
             if let Err(error) = result {
-                return DaemonError::ThreadEnded { thread, reason: error.to_string() };
+                return match error.downcast::<FirewallError>() {
+                    // The user need not know which thread has found that the service cannot start.
+                    Ok(error) if !self.is_ready => DaemonError::Firewall(*error),
+                    Ok(error) => DaemonError::ThreadEnded { thread, reason: error.to_string() },
+                    Err(error) => DaemonError::ThreadEnded { thread, reason: error.to_string() },
+                };
             }
             name = thread;
             next = self.notifications.recv_timeout(PATIENCE).ok();
@@ -307,7 +351,8 @@ impl Service {
         DaemonError::ThreadEnded { thread: name, reason: "without an error".to_owned() }
     }
 
-    /// Ends every thread, in the order in which a packet travels. The firewall thread removes its rules.
+    /// Ends every thread, in the order in which a packet travels. The firewall thread removes everything from
+    /// the kernel, with the help of the rules thread.
     fn stop(mut self) -> Result<(), DaemonError> {
         self.capture.stop();
         self.threads.join("capture");
@@ -317,8 +362,12 @@ impl Service {
         self.threads.join("host");
         // Ends with the host thread.
         self.threads.join("sessions");
+        // A start that still tries ends.
+        self.rules.activity().stop(Moment::now());
         let _ = self.firewall.send(Command::Stop);
         self.threads.join("firewall");
+        // It may wait for a program that does not end.
+        let failures = self.threads.leave(&["rules"], LEAVE, &self.notifications);
         // Ends with the firewall thread, the only one that writes.
         self.threads.join("store");
         if let Some(stop) = &self.stop_metrics {
@@ -335,11 +384,12 @@ impl Service {
         settings.log_filter.stop_queue();
         drop(context);
         threads.join("journal");
-        notifications.try_iter().try_for_each(|notification| match notification {
-            Notification::Ended { thread, result: Err(error) } => {
-                Err(DaemonError::ThreadEnded { thread, reason: error.to_string() })
-            }
-            _ => Ok(()),
+        let ended = notifications.try_iter().filter_map(|notification| match notification {
+            Notification::Ended { thread, result } => Some((thread, result.err()?)),
+            _ => None,
+        });
+        failures.into_iter().chain(ended).next().map_or(Ok(()), |(thread, error)| {
+            Err(DaemonError::ThreadEnded { thread, reason: error.to_string() })
         })
     }
 }

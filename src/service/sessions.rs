@@ -13,6 +13,7 @@ use tracing::debug;
 
 use crate::api::logind;
 use crate::block::logins::Logins;
+use crate::config::Config;
 use crate::handles::{Command, FirewallHandle};
 use crate::service::supervisor::Supervisor;
 use crate::system::host::ssh::Connections;
@@ -31,7 +32,7 @@ const LATER: Duration = Duration::from_secs(10);
 /// of the host. The thread ends when nothing can send one any more.
 pub fn spawn(
     threads: &mut Supervisor,
-    uses_bus: bool,
+    config: &Config,
     host: &Arc<Host>,
     firewall: &FirewallHandle,
 ) -> std::io::Result<(Arc<SshSessions>, Sender<Arc<Host>>)> {
@@ -39,7 +40,7 @@ pub fn spawn(
     let mut follower = Follower {
         host: Arc::clone(host),
         connections: Connections::default(),
-        uses_bus,
+        uses_bus: config.bus.enabled,
         listed: None,
         asked: None,
         logins: Logins::default(),

@@ -2,19 +2,28 @@
 //!
 //! Owns starting them, noticing that one makes no progress, and reporting to main that one has ended. A
 //! panic is such an end: a service without one of its threads must not continue. (A panic in a thread that
-//! a library has started ends that thread only.)
+//! a library has started ends that thread only.) Must never wait without a limit for a thread that writes to
+//! other programs.
 
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Receiver, Sender};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
 use crate::handles::Notification;
-use crate::types::Heartbeat;
+use crate::types::{Heartbeat, Moment};
+
+/// The threads without which nothing is blocked, or remembered. Only they feed the watchdog: a restart does
+/// not help against a journal or a bus that does not read.
+const PROTECTING: [&str; 4] = ["capture", "detector", "firewall", "store"];
+
+/// A thread that has ended with an error.
+pub type Failure = (&'static str, Box<dyn Error + Send + Sync>);
 
 struct Thread {
     name: &'static str,
@@ -29,6 +38,11 @@ struct Thread {
 pub struct Supervisor {
     notifications: Sender<Notification>,
     threads: Vec<Thread>,
+}
+
+/// Whether a thread's lack of progress must starve the watchdog.
+pub fn protects(thread: &str) -> bool {
+    PROTECTING.contains(&thread)
 }
 
 impl Supervisor {
@@ -60,6 +74,11 @@ impl Supervisor {
         })?;
         self.threads.push(Thread { name, heartbeat, last_count: 0, stalled_for: 0, handle });
         Ok(())
+    }
+
+    /// Returns the way to main.
+    pub fn notifications(&self) -> Sender<Notification> {
+        self.notifications.clone()
     }
 
     /// Turns the signals that stop or reload a service into notifications. The thread that waits for them
@@ -95,6 +114,37 @@ impl Supervisor {
             let _ = self.threads.swap_remove(at).handle.join();
         }
     }
+
+    /// Waits for these threads to end, at most this long. Ask them to stop first. A thread that goes on is
+    /// left: it ends with the process. Returns what has failed, also in other threads.
+    pub fn leave(
+        &mut self,
+        names: &[&str],
+        patience: Duration,
+        notifications: &Receiver<Notification>,
+    ) -> Vec<Failure> {
+        let mut left = Vec::new();
+        for at in (0..self.threads.len()).rev() {
+            if names.contains(&self.threads[at].name) {
+                left.push(self.threads.swap_remove(at));
+            }
+        }
+        let deadline = Moment::now() + patience;
+        let mut failures = Vec::new();
+        while left.iter().any(|thread| !thread.handle.is_finished()) {
+            // Each thread sends its end just before it finishes.
+            match notifications.recv_timeout(deadline.since(Moment::now())) {
+                Ok(Notification::Ended { thread, result }) => {
+                    left.retain(|other| other.name != thread);
+                    failures.extend(result.err().map(|error| (thread, error)));
+                }
+                // Nothing else is of interest to a service that stops.
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        failures
+    }
 }
 
 #[cfg(test)]
@@ -121,6 +171,20 @@ mod tests {
         assert_eq!(supervisor.stalled(), [("patient", 2)]);
         go.send(()).unwrap();
         supervisor.join("patient");
+    }
+
+    #[test]
+    fn thread_that_does_not_end_is_left() {
+        let (notifications, inbox) = channel();
+        let (_never, wait) = channel::<()>();
+        let mut supervisor = Supervisor::new(notifications);
+        supervisor.start("bus", move |_| wait.recv().map_err(|e| e.to_string())).unwrap();
+        supervisor.start("metrics", |_| Err("no such port")).unwrap();
+        let patience = Duration::from_millis(50);
+        let failures = supervisor.leave(&["metrics", "bus", "journal"], patience, &inbox);
+        let failures: Vec<String> = failures.iter().map(|(n, e)| format!("{n}: {e}")).collect();
+        assert_eq!(failures, ["metrics: no such port"]);
+        assert_eq!(supervisor.stalled(), [], "a thread that was left is of no interest");
     }
 
     #[test]

@@ -5,5 +5,6 @@ pub mod conntrack;
 pub mod host;
 pub mod lock;
 pub mod netlink;
+pub mod process;
 pub mod progress;
 pub mod service_manager;

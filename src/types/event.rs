@@ -93,8 +93,10 @@ pub enum Event {
     },
     StateChanged {
         state: State,
-        /// Why it is degraded.
+        /// Why it is degraded, or what it still waits for.
         reason: Option<String>,
+        /// The start is over, which has its own entry in the journal.
+        has_started: bool,
     },
     /// No capture was open for this long. It is open now.
     CaptureReopened { gap: Duration },

@@ -10,6 +10,8 @@ words! {
     #[derive(Default)]
     State {
         #[default]
+        /// Blocks are not in force yet.
+        Starting = "starting",
         Enforcing = "enforcing",
         /// Scanners are only reported, as configured.
         Observing = "observing",
@@ -39,7 +41,7 @@ pub struct FamilyFigures {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
     pub state: State,
-    /// Why it is degraded.
+    /// Why it is degraded, or what it still waits for.
     pub reason: Option<String>,
     /// The back end that holds the blocks; `none` in observe mode.
     pub backend: &'static str,

@@ -211,8 +211,8 @@ impl Tracker {
         self.health.status().backend
     }
 
-    /// `enforcing`: scanners are blocked. `observing`: scanners are only reported, as configured. `degraded`:
-    /// something does not work; the journal says what.
+    /// `starting`: blocks are not in force yet. `enforcing`: scanners are blocked. `observing`: scanners are only
+    /// reported, as configured. `degraded`: something does not work; the journal says what.
     #[zbus(property)]
     fn state(&self) -> &'static str {
         self.health.status().state.as_str()

@@ -89,10 +89,10 @@ fn text(code: u16, text: &str) -> (u16, &'static str, Vec<u8>) {
 /// Scripts rely on the names and their order.
 fn health_answer(status: &Status) -> (u16, &'static str, Vec<u8>) {
     let (code, text, message) = match status.state {
-        State::Degraded => (503, "Service Unavailable", status.reason.as_deref()),
+        State::Starting | State::Degraded => (503, "Service Unavailable", status.reason.as_deref()),
         State::Enforcing | State::Observing => (200, "OK", Some("healthy")),
     };
-    let message = serde_json::Value::from(message.unwrap_or("degraded"));
+    let message = serde_json::Value::from(message.unwrap_or(status.state.as_str()));
     let body = format!(r#"{{"message":{message},"statusText":"{text}","statusCode":{code}}}"#);
     (code, "application/json", body.into_bytes())
 }

@@ -40,7 +40,7 @@ pub struct Metrics {
     blocked: [IntGauge; 2],
     enforced: [IntGauge; 2],
     dropped_packets: [IntCounter; 2],
-    states: [IntGauge; 3],
+    states: [IntGauge; State::ALL.len()],
     sources: IntGauge,
     sources_evicted: IntCounter,
     block_latency: Histogram,
@@ -281,7 +281,8 @@ mod tests {
             r#"tcptracker_capture_dropped_total{where="kernel"} 0"#,
             "tcptracker_capture_gap_seconds_total 0",
             r#"tcptracker_block_latency_seconds_bucket{le="0.001"} 0"#,
-            r#"tcptracker_state{state="enforcing"} 1"#,
+            r#"tcptracker_state{state="starting"} 1"#,
+            r#"tcptracker_state{state="enforcing"} 0"#,
             r#"tcptracker_state{state="degraded"} 0"#,
             "process_resident_memory_bytes",
         ] {

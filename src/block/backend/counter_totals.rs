@@ -1,10 +1,15 @@
 //! The packets dropped since the start, summed over kernel counters that appear and disappear.
 //!
-//! Pure. A rule that is made again counts from zero; what the old rule counted must stay in the total.
+//! A rule that is made again counts from zero; what the old rule counted must stay in the total. The rules
+//! thread reads the counters before it deletes a rule, and the firewall thread for its figures, so that both
+//! share them. Reading takes one netlink message; no lock is held while a program runs.
 
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::block::backend::nftables::Nftables;
 use crate::block::backend::ruleset::Source;
+use crate::system::netlink::NetlinkError;
 
 /// The identity of a rule's counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,6 +45,48 @@ impl CounterTotals {
 
     pub fn total(&self) -> u64 {
         self.total
+    }
+}
+
+/// The packets dropped by the rules of one family, which threads share.
+#[derive(Clone)]
+pub struct DropCounter(Arc<Mutex<Counter>>);
+
+struct Counter {
+    /// None: each reading of the table records them.
+    nftables: Option<Nftables>,
+    comment: String,
+    totals: CounterTotals,
+}
+
+impl DropCounter {
+    /// Counts for the rules with this comment. Without nf_tables, [`Self::record`] has to be called.
+    pub fn new(nftables: Option<Nftables>, comment: String) -> Self {
+        let totals = CounterTotals::default();
+        Self(Arc::new(Mutex::new(Counter { nftables, comment, totals })))
+    }
+
+    /// Reads the counters, if that takes no program.
+    pub fn update(&self) -> Result<(), NetlinkError> {
+        let Counter { nftables, comment, totals } = &mut *self.inner();
+        if let Some(nftables) = nftables {
+            let counters = nftables.counters(comment)?.into_iter();
+            totals.update(counters.map(|(handle, packets)| (CounterKey::Handle(handle), packets)));
+        }
+        Ok(())
+    }
+
+    /// Adds what a reading of the table has shown.
+    pub fn record(&self, readings: impl Iterator<Item = (CounterKey, u64)>) {
+        self.inner().totals.update(readings);
+    }
+
+    pub fn total(&self) -> u64 {
+        self.inner().totals.total()
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Counter> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::block::backend::counter_totals::DropCounter;
 use crate::block::backend::ipset::netlink::{Element, IpsetError};
-use crate::block::backend::{Backend, FirewallError};
+use crate::block::backend::rulebook::RuleBook;
+use crate::block::backend::{Backend, FirewallError, Refused};
 use crate::block::reconcile::HookFault;
 use crate::block::reconcile::{DesiredState, Fault};
 use crate::config::values::Hook;
-use crate::types::Family;
+use crate::types::{Family, Moment};
 
 /// The fake kernel, shared with the test that looks at it.
 #[derive(Clone, Default)]
@@ -30,10 +32,10 @@ pub struct Inner {
     pub capacity: Option<usize>,
     /// Every change fails.
     pub out_of_order: bool,
-    /// The number of repairs.
+    /// The number of repairs of rules.
     pub mends: usize,
     /// As of the last check.
-    enforced: [u32; 2],
+    held: [u32; 2],
 }
 
 impl FakeKernel {
@@ -47,20 +49,28 @@ impl FakeKernel {
 
     /// Whether a packet of a source would be dropped, which needs hook, rule and element.
     pub fn drops(&self, network: &str) -> bool {
+        self.has_rules() && self.holds(network).is_some()
+    }
+
+    /// Whether hook and rule are in force.
+    fn has_rules(&self) -> bool {
         let inner = self.inner();
         let is_hooked = inner.input.first() == Some(&"tcptracker");
-        let has_rule = inner.chain.as_ref().is_some_and(|rules| rules.contains(&"eth0"));
-        drop(inner);
-        is_hooked && has_rule && self.holds(network).is_some()
+        is_hooked && inner.chain.as_ref().is_some_and(|rules| rules.contains(&"eth0"))
     }
 }
 
 impl Inner {
-    fn ensure(&mut self) -> Result<(), FirewallError> {
-        if self.out_of_order {
-            return Err(IpsetError::NotPermitted.into());
+    fn is_in_order(&self) -> Result<(), FirewallError> {
+        if self.out_of_order { Err(IpsetError::NotPermitted.into()) } else { Ok(()) }
+    }
+
+    fn ensure_rules(&mut self) -> Result<(), FirewallError> {
+        self.is_in_order()?;
+        // A rule needs its set.
+        if self.elements.is_none() {
+            return Ok(());
         }
-        self.elements.get_or_insert_default();
         let chain = self.chain.get_or_insert_default();
         chain.retain(|rule| *rule != "eth0");
         chain.push("eth0");
@@ -93,7 +103,8 @@ impl Backend for FakeKernel {
             packets: 0,
         };
         let found = inner.elements.as_ref().map(|found| found.iter().map(element).collect());
-        inner.ensure()?;
+        inner.is_in_order()?;
+        inner.elements.get_or_insert_default();
         Ok(found)
     }
 
@@ -121,25 +132,11 @@ impl Backend for FakeKernel {
 
     fn check(&mut self, desired: &DesiredState<'_>) -> Result<Vec<Fault>, FirewallError> {
         let mut inner = self.inner();
-        let mut faults = Vec::new();
-        let hook = match inner.input.iter().position(|target| *target == "tcptracker") {
-            Some(0) => None,
-            Some(_) => Some(HookFault::NotFirst),
-            None => Some(HookFault::Gone),
-        };
-        let family = Family::V4;
-        faults.extend(hook.map(|is| Fault::Hook { family, hook: Hook::Input, is }));
-        match &inner.chain {
-            None => faults.push(Fault::Chain(family)),
-            Some(rules) if !rules.contains(&"eth0") => faults.push(Fault::Rule(family)),
-            Some(_) => {}
-        }
-        let broken = faults.iter().any(Fault::breaks_all);
         let Some(elements) = inner.elements.clone() else {
-            faults.push(Fault::Set(family));
-            inner.enforced = [0; 2];
-            return Ok(faults);
+            inner.held = [0; 2];
+            return Ok(vec![Fault::Set(Family::V4)]);
         };
+        let mut faults = Vec::new();
         for family in Family::ALL {
             let desired: BTreeSet<IpNet> = desired
                 .members_from(family, Bound::Unbounded)
@@ -152,23 +149,21 @@ impl Backend for FakeKernel {
             if missing > 0 || stray > 0 {
                 faults.push(Fault::Members { family, missing, stray });
             }
-            let count = u32::try_from(held.len()).unwrap();
-            inner.enforced[family as usize] = if broken { 0 } else { count };
+            inner.held[family as usize] = u32::try_from(held.len()).unwrap();
         }
         Ok(faults)
     }
 
     fn repair(&mut self, desired: &DesiredState<'_>) -> Result<(), FirewallError> {
         let mut inner = self.inner();
-        inner.ensure()?;
-        inner.mends += 1;
+        inner.is_in_order()?;
         let members = Family::ALL.into_iter().flat_map(|family| desired.members(family));
         inner.elements = Some(members.collect());
         Ok(())
     }
 
-    fn figures(&self, family: Family) -> (u32, u64) {
-        (self.inner().enforced[family as usize], 0)
+    fn held(&self, family: Family) -> u32 {
+        self.inner().held[family as usize]
     }
 
     fn dropped_from(&mut self, _: IpNet) -> Result<u64, FirewallError> {
@@ -183,8 +178,98 @@ impl Backend for FakeKernel {
         Duration::from_secs(2_000_000)
     }
 
-    fn remove(&mut self) -> Result<(), FirewallError> {
-        *self.inner() = Inner::default();
+    fn clear(&mut self) -> Result<(), FirewallError> {
+        let mut inner = self.inner();
+        inner.elements = inner.elements.take().map(|_| BTreeMap::new());
         Ok(())
+    }
+
+    fn remove(&mut self) -> Result<(), FirewallError> {
+        let mut inner = self.inner();
+        if inner.chain.as_ref().is_some_and(|rules| rules.contains(&"eth0")) {
+            return Err(IpsetError::InUse("fake".to_owned()).into());
+        }
+        inner.elements = None;
+        Ok(())
+    }
+}
+
+impl RuleBook for FakeKernel {
+    fn clear_chain(&mut self) -> Result<(), FirewallError> {
+        Ok(())
+    }
+
+    fn check(&mut self, _: Moment) -> Result<Vec<Fault>, FirewallError> {
+        let inner = self.inner();
+        let hook = match inner.input.iter().position(|target| *target == "tcptracker") {
+            Some(0) => None,
+            Some(_) => Some(HookFault::NotFirst),
+            None => Some(HookFault::Gone),
+        };
+        let family = Family::V4;
+        let hook = hook.map(|is| Fault::Hook { family, hook: Hook::Input, is });
+        let chain = match &inner.chain {
+            None => Some(Fault::Chain(family)),
+            Some(rules) if !rules.contains(&"eth0") => Some(Fault::Rule(family)),
+            Some(_) => None,
+        };
+        Ok(hook.into_iter().chain(chain).collect())
+    }
+
+    fn repair(&mut self) -> Result<(), FirewallError> {
+        let mut inner = self.inner();
+        inner.ensure_rules()?;
+        inner.mends += 1;
+        Ok(())
+    }
+
+    fn remove(&mut self) -> Result<(), FirewallError> {
+        let mut inner = self.inner();
+        inner.is_in_order()?;
+        inner.chain = None;
+        inner.input.retain(|target| *target != "tcptracker");
+        Ok(())
+    }
+
+    fn is_intact(&self, _: Family) -> bool {
+        self.has_rules()
+    }
+
+    fn held(&self, _: Family) -> u32 {
+        0
+    }
+
+    fn counters(&self) -> Vec<DropCounter> {
+        Vec::new()
+    }
+
+    fn to_type(&self) -> Vec<String> {
+        vec!["iptables -D tcptracker".to_owned()]
+    }
+
+    fn outside(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn adopt(&mut self) -> Result<Option<Vec<Element>>, FirewallError> {
+        Ok(None)
+    }
+
+    fn has_rule(&self, _: IpNet) -> bool {
+        false
+    }
+
+    fn add(&mut self, _: &[IpNet]) -> Refused {
+        Vec::new()
+    }
+
+    fn delete(&mut self, _: &[IpNet]) -> Refused {
+        Vec::new()
+    }
+
+    fn set_networks(&mut self, _: &BTreeSet<IpNet>) {}
+
+    fn matched_by(&mut self, _: IpNet) -> Result<u64, FirewallError> {
+        Ok(7)
     }
 }

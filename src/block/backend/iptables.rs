@@ -1,98 +1,58 @@
 //! Back end `iptables`: one rule per blocked network, for kernels without sets.
 //!
-//! Owns which networks have a rule. Single rules go through the crate `iptables`; many at once through
-//! `iptables-restore`, because a process for each rule takes up to 16 ms and 1,000 rules have to be back
-//! within a second. Every packet passes all rules, so their number is limited. Rules do not expire: the
-//! service ends blocks, and the next start ends those of a crashed instance.
+//! Each block needs a program, so that the rules thread makes it, and the caller waits. Every packet passes all
+//! rules, so their number is limited. Rules do not expire: the service ends blocks, and the next start ends
+//! those of a crashed instance.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::block::backend::ipset::netlink::{Element, KernelSet};
+use crate::block::backend::ipset::netlink::{Element, IpsetError, KernelSet};
 use crate::block::backend::ipset::set_name;
-use crate::block::backend::rules::{Rules, families};
-use crate::block::backend::ruleset::{Inspection, Source};
-use crate::block::backend::{Backend, FirewallError, Refused, block_each, unblock_each};
+use crate::block::backend::rulebook::CAPACITY;
+use crate::block::backend::rules::families;
+use crate::block::backend::rules_handle::{RulesCommand, RulesHandle};
+use crate::block::backend::{Backend, FirewallError, Refused};
 use crate::block::reconcile::{DesiredState, Fault};
-use crate::config::FirewallConfig;
-use crate::config::values::Established;
 use crate::types::{Family, IfName};
-
-/// The rules that a family may have. A packet that matches none of them takes 12 ns for each
-/// (`make bench`): 1,000 rules take as long as its way through the rest of the kernel.
-pub const CAPACITY: u32 = 1000;
 
 /// Rules do not expire, so any time will do: 100 years.
 const LONGEST: Duration = Duration::from_secs(3_155_760_000);
 
-/// How long a rule of a crashed instance stays if the database does not know it.
-const LEFT_OVER: Duration = Duration::from_secs(3600);
-
-/// The rules of an instance.
+/// The blocks of an instance as rules, which the rules thread keeps.
 pub struct IptablesBackend {
     interface: IfName,
-    /// One for each of [`families`].
-    chains: Vec<Chain>,
+    rules: RulesHandle,
 }
 
-/// The rules of a family.
-struct Chain {
-    rules: Rules,
-    /// The last inspection, and in its sources all changes made since.
-    found: Inspection,
-}
-
-impl Chain {
-    fn holds(&self, network: IpNet) -> bool {
-        self.found.sources.contains(&Some(network))
+impl IptablesBackend {
+    pub fn new(interface: &IfName, rules: RulesHandle) -> Self {
+        Self { interface: interface.clone(), rules }
     }
 
-    /// Makes the chain hold the rules for these sources and no others.
-    fn replace(&mut self, sources: BTreeSet<Source>) -> Result<(), FirewallError> {
-        self.rules.ensure(&sources)?;
-        self.found.sources = sources;
+    /// Changes the sets that this instance has left if it used back end `ipset` before.
+    fn each_set(
+        &self,
+        change: impl Fn(&mut KernelSet) -> Result<(), IpsetError>,
+    ) -> Result<(), FirewallError> {
+        for family in families() {
+            // A kernel without sets has none to change.
+            if let Ok(mut set) = KernelSet::connect(set_name(&self.interface, family), family) {
+                change(&mut set)?;
+            }
+        }
         Ok(())
     }
 }
 
-impl IptablesBackend {
-    /// Finds iptables. Changes nothing.
-    pub fn find(
-        interface: &IfName,
-        config: &FirewallConfig,
-        established: Established,
-    ) -> Result<Self, FirewallError> {
-        let mut chains = Vec::new();
-        for family in families() {
-            let rules = Rules::find(interface, family, config, established, "")?;
-            chains.push(Chain { rules, found: Inspection::default() });
-        }
-        Ok(Self { interface: interface.clone(), chains })
-    }
-
-    /// Gives each chain these rules in one step. The caller goes through its networks one by one
-    /// afterwards, which shows what has failed.
-    fn replace_all(&mut self, sources: impl Fn(&Chain) -> BTreeSet<Source>) {
-        for chain in &mut self.chains {
-            let sources = sources(chain);
-            if sources != chain.found.sources {
-                let _ = chain.replace(sources);
-            }
-        }
-    }
-
-    fn chain(&mut self, network: IpNet) -> Option<&mut Chain> {
-        self.chains.get_mut(Family::of(network) as usize)
-    }
-}
-
-/// Removes the set that this instance has left if it used back end `ipset` before. Its rule is gone.
-fn remove_set(interface: &IfName, family: Family) -> Result<(), FirewallError> {
-    // A kernel without sets has none to remove.
-    let set = KernelSet::connect(set_name(interface, family), family);
-    set.map_or(Ok(()), |mut set| Ok(set.destroy()?))
+/// A failure to ask concerns each of these networks.
+fn refused_all(networks: &[IpNet], answer: Result<Refused, FirewallError>) -> Refused {
+    answer.unwrap_or_else(|error| {
+        let text = error.to_string();
+        let refused = |network: &IpNet| (*network, FirewallError::NoAnswer(text.clone()));
+        networks.iter().map(refused).collect()
+    })
 }
 
 impl Backend for IptablesBackend {
@@ -101,110 +61,56 @@ impl Backend for IptablesBackend {
     }
 
     fn install(&mut self) -> Result<Option<Vec<Element>>, FirewallError> {
-        let mut found: Option<Vec<Element>> = None;
-        for chain in &mut self.chains {
-            chain.found = chain.rules.inspect()?;
-            // The rules of a crashed instance stay until the service knows which of them to keep.
-            chain.rules.ensure(&chain.found.sources)?;
-            if !chain.found.sources.is_empty() || chain.found.unexpected > 0 {
-                let element =
-                    |&network: &IpNet| Element { network, remaining: LEFT_OVER, packets: 0 };
-                let networks = chain.found.sources.iter().flatten();
-                found.get_or_insert_default().extend(networks.map(element));
-            }
-            remove_set(&self.interface, chain.rules.family())?;
-        }
+        let found = self.rules.ask(RulesCommand::Adopt)??;
+        self.each_set(KernelSet::destroy)?;
         Ok(found)
     }
 
     fn block(&mut self, network: IpNet, _: Duration) -> Result<(), FirewallError> {
-        let chain = self.chain(network).ok_or(FirewallError::NoIpv6)?;
-        if chain.holds(network) {
-            return Ok(());
-        }
-        if chain.found.sources.len() >= CAPACITY as usize {
-            return Err(FirewallError::Full(CAPACITY));
-        }
-        chain.rules.add(network)?;
-        chain.found.sources.insert(Some(network));
-        Ok(())
+        let mut refused = self.rules.ask(|reply| RulesCommand::Add(vec![network], reply))?;
+        refused.pop().map_or(Ok(()), |(_, error)| Err(error))
     }
 
     fn block_all(&mut self, networks: &[(IpNet, Duration)]) -> Refused {
-        self.replace_all(|chain| {
-            let mut sources = chain.found.sources.clone();
-            for (network, _) in networks {
-                let is_of_family = Family::of(*network) == chain.rules.family();
-                if is_of_family && sources.len() < CAPACITY as usize {
-                    sources.insert(Some(*network));
-                }
-            }
-            sources
-        });
-        block_each(self, networks)
+        let networks: Vec<IpNet> = networks.iter().map(|(network, _)| *network).collect();
+        let answer = self.rules.ask(|reply| RulesCommand::Add(networks.clone(), reply));
+        refused_all(&networks, answer)
     }
 
     fn unblock(&mut self, network: IpNet) -> Result<(), FirewallError> {
-        let Some(chain) = self.chain(network).filter(|chain| chain.holds(network)) else {
-            return Ok(());
-        };
-        let mut left = chain.found.sources.clone();
-        left.remove(&Some(network));
-        if chain.rules.delete(network).is_err() {
-            // Another program has changed the chain, so it is made as a whole.
-            return chain.replace(left);
-        }
-        chain.found.sources = left;
-        Ok(())
+        let mut refused = self.rules.ask(|reply| RulesCommand::Delete(vec![network], reply))?;
+        refused.pop().map_or(Ok(()), |(_, error)| Err(error))
     }
 
     fn unblock_all(&mut self, networks: &[IpNet]) -> Refused {
-        if networks.len() > 1 {
-            let ended: BTreeSet<Source> = networks.iter().copied().map(Some).collect();
-            self.replace_all(|chain| &chain.found.sources - &ended);
+        if networks.is_empty() {
+            return Vec::new();
         }
-        unblock_each(self, networks)
+        let answer = self.rules.ask(|reply| RulesCommand::Delete(networks.to_vec(), reply));
+        refused_all(networks, answer)
     }
 
-    fn check(&mut self, desired: &DesiredState<'_>) -> Result<Vec<Fault>, FirewallError> {
-        let mut faults = Vec::new();
-        for chain in &mut self.chains {
-            let family = chain.rules.family();
-            if let Some(found) = chain.rules.inspect_if_changed(desired.now())? {
-                chain.found = found;
-            }
-            chain.rules.update_totals()?;
-            faults.extend(chain.found.faults.iter().cloned());
-            if !chain.found.faults.contains(&Fault::Chain(family)) {
-                let held = desired.members(family).filter(|(n, _)| chain.holds(*n)).count();
-                let missing = desired.count(family) - held;
-                let stray = chain.found.sources.len() - held + chain.found.unexpected;
-                let differs = missing > 0 || stray > 0;
-                faults.extend(differs.then_some(Fault::Members { family, missing, stray }));
-            }
-        }
-        Ok(faults)
+    /// The rules thread itself finds and repairs what is wrong with its rules.
+    fn check(&mut self, _: &DesiredState<'_>) -> Result<Vec<Fault>, FirewallError> {
+        Ok(Vec::new())
     }
 
     fn repair(&mut self, desired: &DesiredState<'_>) -> Result<(), FirewallError> {
-        for chain in &mut self.chains {
-            let family = chain.rules.family();
-            let networks = desired.members(family).map(|(network, _)| Some(network));
-            chain.rules.ensure(&networks.collect())?;
-            remove_set(&self.interface, family)?;
-        }
-        Ok(())
+        let members = Family::ALL.into_iter().flat_map(|family| desired.members(family));
+        let networks = members.map(|(network, _)| network).collect();
+        self.rules.ask(|reply| RulesCommand::Replace(networks, reply))?
     }
 
-    fn figures(&self, family: Family) -> (u32, u64) {
-        let Some(chain) = self.chains.get(family as usize) else { return (0, 0) };
-        let is_broken = chain.found.faults.iter().any(Fault::breaks_all);
-        let enforced = if is_broken { 0 } else { chain.found.sources.len() };
-        (u32::try_from(enforced).unwrap_or(u32::MAX), chain.rules.matched())
+    fn held(&self, family: Family) -> u32 {
+        self.rules.held(family)
     }
 
     fn dropped_from(&mut self, network: IpNet) -> Result<u64, FirewallError> {
-        self.chain(network).map_or(Ok(0), |chain| chain.rules.matched_by(network))
+        self.rules.ask(|reply| RulesCommand::Matched(network, reply))?
+    }
+
+    fn needs_rules(&self) -> bool {
+        true
     }
 
     fn capacity(&self) -> u32 {
@@ -215,14 +121,12 @@ impl Backend for IptablesBackend {
         LONGEST
     }
 
+    /// Only the rules thread can remove the rules for single addresses.
+    fn clear(&mut self) -> Result<(), FirewallError> {
+        self.each_set(KernelSet::flush)
+    }
+
     fn remove(&mut self) -> Result<(), FirewallError> {
-        // A family whose rules cannot be removed must not keep those of the other one.
-        let mut outcome = Ok(());
-        for chain in &mut self.chains {
-            let family = chain.rules.family();
-            let removed = chain.rules.remove().and_then(|()| remove_set(&self.interface, family));
-            outcome = outcome.and(removed);
-        }
-        outcome
+        self.each_set(KernelSet::destroy)
     }
 }

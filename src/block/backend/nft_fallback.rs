@@ -11,7 +11,7 @@ use crate::block::backend::program::Program;
 use crate::block::backend::ruleset::{CHAIN, deletion};
 
 /// Returns the part of the table that concerns the chain `tcptracker`, as `iptables-save` prints it.
-pub fn save(program: Program, nftables: &mut Nftables) -> Result<String, FirewallError> {
+pub fn save(program: &Program, nftables: &mut Nftables) -> Result<String, FirewallError> {
     let mut lines = Vec::new();
     if nftables.has_chain()? {
         lines.push(format!(":{CHAIN} - [0:0]"));
@@ -25,7 +25,7 @@ pub fn save(program: Program, nftables: &mut Nftables) -> Result<String, Firewal
 
 /// Carries out commands of `iptables-restore` that follow from [`save`].
 pub fn restore(
-    program: Program,
+    program: &Program,
     nftables: &mut Nftables,
     commands: &[String],
 ) -> Result<(), FirewallError> {

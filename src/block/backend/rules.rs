@@ -4,14 +4,17 @@
 //! built-in chains (hooks), and in it the rules with this instance's comment. Must not touch the rules
 //! of other instances. Every operation is idempotent.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use tracing::{debug, trace};
 
 use crate::block::backend::FirewallError;
-use crate::block::backend::counter_totals::{CounterKey, CounterTotals};
+use crate::block::backend::activity::Activity;
+use crate::block::backend::counter_totals::{CounterKey, DropCounter};
 use crate::block::backend::nft_fallback;
 use crate::block::backend::nftables::Nftables;
 use crate::block::backend::program::{Program, RulesError};
@@ -34,6 +37,9 @@ const LEGACY_INTERVAL: Duration = Duration::from_millis(700);
 /// Another program may change the table after it was read; then the change fails as a whole.
 const ATTEMPTS: u32 = 3;
 
+/// The most commands that a person has to type; a whole chain is emptied with one.
+const MOST_TO_TYPE: usize = 4;
+
 /// The rules of one instance and family.
 pub struct Rules {
     program: Program,
@@ -48,7 +54,11 @@ pub struct Rules {
     is_mixed: bool,
     /// When the table was last read, the chain held rules of other programs, which new rules must precede.
     comes_first: bool,
-    totals: CounterTotals,
+    counter: DropCounter,
+    /// What removes everything of this instance, and what uses its sets elsewhere, as of the last reading.
+    removal: Vec<String>,
+    outside: Vec<String>,
+    activity: Arc<Activity>,
 }
 
 /// The families that this host supports. Each is at position `family as usize`.
@@ -66,10 +76,13 @@ impl Rules {
         config: &FirewallConfig,
         established: Established,
         matches: &str,
+        activity: &Arc<Activity>,
     ) -> Result<Self, FirewallError> {
-        let program = Program::find(family)?;
-        let nftables = program.is_nft().then(|| Nftables::connect(family)).transpose()?;
+        let program = Program::find(family, activity)?;
+        let connect = || program.is_nft().then(|| Nftables::connect(family)).transpose();
+        let nftables = connect()?;
         let comment = format!("tcptracker@{interface}");
+        let counter = DropCounter::new(connect()?, comment.clone());
         let options = options(matches, &comment, established, config.target, family);
         Ok(Self {
             program,
@@ -80,7 +93,10 @@ impl Rules {
             inspected: None,
             is_mixed: false,
             comes_first: false,
-            totals: CounterTotals::default(),
+            counter,
+            removal: Vec::new(),
+            outside: Vec::new(),
+            activity: Arc::clone(activity),
         })
     }
 
@@ -109,18 +125,64 @@ impl Rules {
         Ok(Some(inspection))
     }
 
+    /// Removes the rules of other programs from the chain.
+    pub fn clear_chain(&mut self) -> Result<(), FirewallError> {
+        let _lock = self.lock();
+        let is_occupied = Cell::new(false);
+        let cleared = self.change(|ruleset, _| {
+            is_occupied.set(ruleset.has_foreign_rules());
+            ruleset.clearing()
+        });
+        cleared.map_err(|error| match error {
+            FirewallError::Rules(error) if is_occupied.get() => FirewallError::Occupied {
+                error: error.to_string(),
+                command: format!("{} -F {CHAIN}", self.program.name()),
+            },
+            error => error,
+        })
+    }
+
+    /// Removes every rule in the chain that uses a set of this instance.
+    pub fn release_sets(&mut self) -> Result<(), FirewallError> {
+        self.update_totals()?;
+        let _lock = self.lock();
+        self.change(|ruleset, rules| ruleset.release(&rules.comment))
+    }
+
+    /// The commands that a person may type to remove what is left of this instance, as of the last reading.
+    pub fn to_type(&self) -> Vec<String> {
+        let (in_chain, rest): (Vec<&String>, Vec<&String>) =
+            self.removal.iter().partition(|command| command.starts_with(&format!("-D {CHAIN} ")));
+        let name = self.program.name();
+        let rest = rest.into_iter().map(|command| format!("{name} {command}"));
+        if in_chain.len() > MOST_TO_TYPE {
+            // Other instances repair their rules.
+            return std::iter::once(format!("{name} -F {CHAIN}")).chain(rest).collect();
+        }
+        in_chain.iter().map(|command| format!("{name} {command}")).chain(rest).collect()
+    }
+
+    /// The commands that remove rules of other programs outside the chain that use this instance's sets.
+    pub fn outside(&self) -> impl Iterator<Item = String> {
+        self.outside.iter().map(|command| format!("{} {command}", self.program.name()))
+    }
+
+    pub fn counter(&self) -> DropCounter {
+        self.counter.clone()
+    }
+
     /// Makes hooks, chain and these rules exist, and removes all other rules of this instance.
     pub fn ensure(&mut self, desired: &BTreeSet<Source>) -> Result<(), FirewallError> {
         // A deleted rule takes its counter with it.
         self.update_totals()?;
-        let _lock = lock();
+        let _lock = self.lock();
         self.change(|ruleset, rules| ruleset.diff(desired, &rules.template, &rules.hooks))?;
         self.learn_template()
     }
 
     /// Removes this instance's rules and, after the last rule, hooks and chain.
     pub fn remove(&mut self) -> Result<(), FirewallError> {
-        let _lock = lock();
+        let _lock = self.lock();
         self.change(|ruleset, _| ruleset.removal())
     }
 
@@ -128,7 +190,7 @@ impl Rules {
     /// variant does not see: the administrator has switched between them.
     pub fn remove_from_other_variant(&self) -> Result<(), FirewallError> {
         let Some(other) = self.program.other_variant() else { return Ok(()) };
-        let _lock = lock();
+        let _lock = self.lock();
         let saved = other.save()?.unwrap_or_default();
         let commands = Ruleset::parse(&saved, &self.comment).removal();
         if commands.is_empty() { Ok(()) } else { Ok(other.restore(&commands)?) }
@@ -149,12 +211,7 @@ impl Rules {
 
     /// Reads the counters if that takes no process. Otherwise every read of the table includes them.
     pub fn update_totals(&mut self) -> Result<(), FirewallError> {
-        if let Some(nftables) = &mut self.nftables {
-            let counters = nftables.counters(&self.comment)?.into_iter();
-            self.totals
-                .update(counters.map(|(handle, packets)| (CounterKey::Handle(handle), packets)));
-        }
-        Ok(())
+        Ok(self.counter.update()?)
     }
 
     /// The packets that the rule for a source has matched.
@@ -162,11 +219,6 @@ impl Rules {
         let ruleset = self.read()?;
         let mut counters = ruleset.counters();
         Ok(counters.find(|(of, _)| *of == Some(source)).map_or(0, |(_, packets)| packets))
-    }
-
-    /// The packets that the rules have matched since the start, as of the last reading.
-    pub fn matched(&self) -> u64 {
-        self.totals.total()
     }
 
     fn learn_template(&mut self) -> Result<(), FirewallError> {
@@ -186,17 +238,19 @@ impl Rules {
                 debug!(
                     "iptables cannot show table filter, which nft has changed: asking nf_tables"
                 );
-                nft_fallback::save(self.program, nftables)?
+                nft_fallback::save(&self.program, nftables)?
             }
             // Only nf_tables can hold rules that iptables cannot show.
             (None, None) => String::new(),
         };
         let ruleset = Ruleset::parse(&saved, &self.comment);
         self.comes_first = ruleset.has_foreign_rules();
+        self.removal = ruleset.removal();
+        self.outside = ruleset.outside().collect();
         if self.nftables.is_none() {
             let counters = ruleset.counters();
-            self.totals
-                .update(counters.map(|(source, packets)| (CounterKey::Source(source), packets)));
+            self.counter
+                .record(counters.map(|(source, packets)| (CounterKey::Source(source), packets)));
         }
         Ok(ruleset)
     }
@@ -216,7 +270,7 @@ impl Rules {
             debug!(family = self.family().as_str(), ?commands, "changing the firewall rules");
             self.inspected = None;
             let result = match self.nftables.as_mut().filter(|_| self.is_mixed) {
-                Some(nftables) => nft_fallback::restore(self.program, nftables, &commands),
+                Some(nftables) => nft_fallback::restore(&self.program, nftables, &commands),
                 None => self.program.restore(&commands).map_err(FirewallError::from),
             };
             match result {
@@ -226,6 +280,14 @@ impl Rules {
                 result => return result,
             }
         }
+    }
+
+    /// Held during changes that take several steps, so that one instance does not remove what another one
+    /// installs. Without it the changes are right unless two instances make them at the same moment.
+    fn lock(&self) -> Option<Lock> {
+        // A stop needs its time for the changes.
+        let patience = PATIENCE.min(self.activity.remaining(Moment::now()) / 4);
+        Lock::await_free("tcptracker-rules", patience).ok()
     }
 }
 
@@ -256,10 +318,4 @@ fn options(
         }
     };
     format!("{scope}{matches}-m comment --comment {comment} -j {target}")
-}
-
-/// Held during changes that take several steps, so that one instance does not remove what another one
-/// installs. Without it the changes are right unless two instances make them at the same moment.
-fn lock() -> Option<Lock> {
-    Lock::await_free("tcptracker-rules", PATIENCE).ok()
 }

@@ -37,8 +37,10 @@ pub struct Ruleset {
     own: Option<Vec<OwnRule>>,
     /// The chain holds rules of other instances or of other programs.
     is_shared: bool,
-    /// The chain holds rules of other programs.
-    has_foreign_rules: bool,
+    /// The rules of other programs in the chain.
+    foreign: Vec<String>,
+    /// Rules of other programs elsewhere that use a set of this instance.
+    outside: Vec<String>,
     /// A rule of another program precedes one of this instance and may accept packets of blocked sources.
     is_preceded: bool,
     /// The rules that jump to the chain, as iptables prints them, and their position in their chain.
@@ -60,6 +62,7 @@ impl Ruleset {
     /// Reads what `iptables-save -c -t filter` prints. Each rule of this instance has this comment.
     pub fn parse(saved: &str, comment: &str) -> Self {
         let mut ruleset = Self::default();
+        let set = format!("{}-v", comment.replacen('@', "-", 1));
         // The chain that the lines belong to, and the number of its rules so far.
         let (mut current, mut count) = ("", 0);
         for line in saved.lines() {
@@ -74,22 +77,43 @@ impl Ruleset {
             count += 1;
             if chain == CHAIN {
                 if let Some(rule) = own_rule(text, packets, comment) {
-                    ruleset.is_preceded |= ruleset.has_foreign_rules;
+                    ruleset.is_preceded |= ruleset.has_foreign_rules();
                     ruleset.own.get_or_insert_default().push(rule);
                 } else {
                     ruleset.is_shared = true;
-                    ruleset.has_foreign_rules |=
-                        !words(text).any(|word| word.starts_with("tcptracker@"));
+                    if !words(text).any(|word| word.starts_with("tcptracker@")) {
+                        ruleset.foreign.push(text.to_owned());
+                    }
                 }
             } else if jumps_to_chain(text) {
                 ruleset.jumps.push((text.to_owned(), count));
+            } else if uses(text, &set) {
+                ruleset.outside.push(text.to_owned());
             }
         }
         ruleset
     }
 
     pub fn has_foreign_rules(&self) -> bool {
-        self.has_foreign_rules
+        !self.foreign.is_empty()
+    }
+
+    /// The commands that remove the rules of other programs from the chain. Those of other instances stay.
+    pub fn clearing(&self) -> Vec<String> {
+        self.foreign.iter().map(|rule| deletion(rule)).collect()
+    }
+
+    /// The commands that remove every rule in the chain that uses a set of this instance.
+    pub fn release(&self, comment: &str) -> Vec<String> {
+        let set = format!("{}-v", comment.replacen('@', "-", 1));
+        let own = self.own().map(|rule| &rule.text);
+        let foreign = self.foreign.iter().filter(|rule| uses(rule, &set));
+        own.chain(foreign).map(|rule| deletion(rule)).collect()
+    }
+
+    /// The commands that remove the rules outside the chain that use a set of this instance.
+    pub fn outside(&self) -> impl Iterator<Item = String> {
+        self.outside.iter().map(|rule| deletion(rule))
     }
 
     /// The packets that this instance's rules have matched, by source.
@@ -137,7 +161,7 @@ impl Ruleset {
                 commands.push(deletion(&rule.text));
             }
         }
-        let add = if self.has_foreign_rules { "-I" } else { "-A" };
+        let add = if self.has_foreign_rules() { "-I" } else { "-A" };
         let missing = desired.difference(&kept);
         commands.extend(missing.map(|source| format!("{add} {CHAIN} {}", template.rule(*source))));
         // The hooks come last: packets must find the chain complete.
@@ -260,6 +284,11 @@ fn words(line: &str) -> impl Iterator<Item = &str> {
     line.split_whitespace().map(|word| word.trim_matches('"'))
 }
 
+/// Whether a rule uses a set whose name is this one and the number of a family.
+fn uses(text: &str, set: &str) -> bool {
+    words(text).any(|word| matches!(word.strip_prefix(set), Some("4" | "6")))
+}
+
 fn jumps_to_chain(text: &str) -> bool {
     words(text).zip(words(text).skip(1)).any(|pair| pair == ("-j", CHAIN) || pair == ("-g", CHAIN))
 }
@@ -380,6 +409,22 @@ COMMIT
         let followed = SAVED.replace(line, &format!("{line}\n{foreign}"));
         assert_eq!(faults(&followed), []);
         assert_eq!(diff(&followed), Vec::<String>::new());
+    }
+
+    #[test]
+    fn foreign_rules_in_the_chain_are_removed_and_those_outside_are_named() {
+        let set = "-m set --match-set tcptracker-eth0-v4 src";
+        let foreign = format!("[0:0] -A tcptracker {set} -j ACCEPT");
+        let outside = format!("[0:0] -A INPUT {set} -j LOG");
+        let other = "[0:0] -A INPUT -m set --match-set tcptracker-eth0-v45 src -j LOG";
+        let line = own_line();
+        let saved = SAVED.replace(line, &format!("{foreign}\n{line}\n{outside}\n{other}"));
+        let ruleset = read(&saved);
+        assert_eq!(ruleset.clearing(), [format!("-D tcptracker {set} -j ACCEPT")]);
+        assert_eq!(ruleset.outside().collect::<Vec<_>>(), [format!("-D INPUT {set} -j LOG")]);
+        let release = ruleset.release("tcptracker@eth0");
+        assert_eq!(release.len(), 2, "its own rule and the foreign one: {release:?}");
+        assert_eq!(read(SAVED).clearing(), Vec::<String>::new(), "another instance's rule stays");
     }
 
     #[test]

@@ -4,33 +4,50 @@ use tracing::debug;
 
 use crate::block::backend::ipset::IpsetBackend;
 use crate::block::backend::ipset::netlink::IpsetError;
-use crate::block::backend::iptables::{CAPACITY, IptablesBackend};
+use crate::block::backend::iptables::IptablesBackend;
+use crate::block::backend::rulebook::{CAPACITY, RulePlan};
+use crate::block::backend::rules_handle::RulesHandle;
 use crate::block::backend::{Backend, FirewallError};
 use crate::config;
 use crate::config::Config;
 use crate::types::{BackendNote, IfName};
 
-/// Chooses and connects the back end. Returns with it what an operator should know about the choice.
-/// Changes nothing.
-pub fn connect(
+/// A chosen back end.
+pub struct Selected {
+    pub backend: Box<dyn Backend + Send>,
+    /// The rules that it needs.
+    pub plan: RulePlan,
+    /// What an operator should know about the choice.
+    pub note: Option<BackendNote>,
+}
+
+/// Chooses and connects the back end. Starts no program, and changes nothing.
+pub fn select(
     interface: &IfName,
     config: &Config,
-) -> Result<(Box<dyn Backend + Send>, Option<BackendNote>), FirewallError> {
-    let (firewall, established) = (&config.firewall, config.block.established);
+    rules: &RulesHandle,
+) -> Result<Selected, FirewallError> {
+    let plan = |has_sets| RulePlan {
+        interface: interface.clone(),
+        firewall: config.firewall.clone(),
+        established: config.block.established,
+        has_sets,
+    };
     let mut note = None;
-    if firewall.backend != config::Backend::Iptables {
-        match IpsetBackend::connect(interface, firewall, established) {
+    if config.firewall.backend != config::Backend::Iptables {
+        match IpsetBackend::connect(interface) {
             Err(FirewallError::Set(error @ IpsetError::Unsupported))
-                if firewall.backend == config::Backend::Auto =>
+                if config.firewall.backend == config::Backend::Auto =>
             {
                 note = Some(BackendNote { error: error.to_string(), capacity: CAPACITY });
             }
             sets => {
                 debug!("using back end ipset");
-                return Ok((Box::new(sets?), None));
+                return Ok(Selected { backend: Box::new(sets?), plan: plan(true), note: None });
             }
         }
     }
     debug!(?note, "using back end iptables");
-    Ok((Box::new(IptablesBackend::find(interface, firewall, established)?), note))
+    let backend = Box::new(IptablesBackend::new(interface, rules.clone()));
+    Ok(Selected { backend, plan: plan(false), note })
 }

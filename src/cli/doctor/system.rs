@@ -1,6 +1,7 @@
 //! Checks the kernel, the firewall programs, and the installed files.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{StatVfsMountFlags, statvfs};
 
@@ -48,7 +49,7 @@ pub fn examine(config: &Config) -> Vec<Finding> {
         memory(config).of("memory"),
         iptables("iptables", Family::V4, privileged).of("iptables"),
         iptables("ip6tables", Family::V6, privileged).of("ip6tables"),
-        sets(config, privileged).of("kernel sets"),
+        sets(privileged).of("kernel sets"),
         other_firewall().of("one firewall"),
         unit().of("unit"),
         user().of("user"),
@@ -110,7 +111,7 @@ fn memory(config: &Config) -> Finding {
 }
 
 fn iptables(name: &'static str, family: Family, privileged: bool) -> Finding {
-    let program = match Program::find(family) {
+    let program = match Program::find(family, &Arc::default()) {
         Ok(program) => program,
         Err(RulesError::NotInstalled(_)) => match first_of(&SYSTEM_PROGRAMS, name) {
             Some(_) if !privileged => return Finding::unknown(),
@@ -138,12 +139,12 @@ fn iptables(name: &'static str, family: Family, privileged: bool) -> Finding {
     }
 }
 
-fn sets(config: &Config, privileged: bool) -> Finding {
+fn sets(privileged: bool) -> Finding {
     if !privileged {
         return Finding::unknown();
     }
     let Ok(loopback) = "lo".parse::<IfName>() else { return Finding::unknown() };
-    match IpsetBackend::connect(&loopback, &config.firewall, config.block.established) {
+    match IpsetBackend::connect(&loopback) {
         Ok(_) => Finding::ok("available over netlink"),
         Err(FirewallError::Set(IpsetError::Unsupported)) => {
             let found =
@@ -184,7 +185,7 @@ fn other_firewall() -> Finding {
 fn legacy_rules(family: Family, tables: &Path) -> u64 {
     // Listing a table that does not exist would create it.
     let has_table = std::fs::read_to_string(tables).is_ok_and(|names| names.contains("filter"));
-    let Ok(program) = Program::find(family) else { return 0 };
+    let Ok(program) = Program::find(family, &Arc::default()) else { return 0 };
     let legacy = (has_table && program.is_nft()).then(|| program.other_variant()).flatten();
     let saved = legacy.and_then(|legacy| legacy.save().ok().flatten()).unwrap_or_default();
     // "[0:0] -A INPUT -j DROP"

@@ -1,7 +1,10 @@
 //! The firewall thread: it receives scans and commands, asks the policy, and calls the blocklist.
 //!
 //! Owns the order of its work, and turns what the blocklist reports into events, health and commands to
-//! the detector. It says that something is blocked only after the blocklist has.
+//! the detector. It says that something is blocked only after the blocklist has. It never runs a program: the
+//! rules thread does, and only a back end without sets waits for that one.
+
+mod reconfigure;
 
 #[cfg(test)]
 mod enforcement_tests;
@@ -16,32 +19,37 @@ pub mod test_bench;
 mod tests;
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use tracing::debug;
 
 use crate::api::metrics::Metrics;
-use crate::block::backend::{Backend, FirewallError, Refused, select};
+use crate::block::backend::ipset::netlink::IpsetError;
+use crate::block::backend::program::RulesError;
+use crate::block::backend::rules_handle::RulesHandle;
+use crate::block::backend::select::{Selected, select};
+use crate::block::backend::{Backend, FirewallError, Refused};
 use crate::block::blocklist::{Blocklist, Change, OnProgress, WhenFull};
 use crate::block::exemptions::Exemptions;
 use crate::block::policy::{AskConnected, Policy, Verdict};
-use crate::block::reconcile::list_of;
+use crate::block::reconcile::{Fault, list_of};
 use crate::block::store::StorePath;
 use crate::config::Config;
 use crate::handles::{
     BlockExplanation, Command, Component, DetectorCommand, EventSink, Explanation, Health, Listed,
-    RequestError,
+    Notification, RequestError,
 };
+use crate::service::Context;
+use crate::service::firewall::reconfigure::Pending;
 use crate::service::supervisor::Supervisor;
-use crate::service::{Context, DaemonError};
 use crate::system::host::sockets::Sockets;
 use crate::system::progress::Progress;
 use crate::system::service_manager;
 use crate::types::{
-    BackendNote, Block, BlockFailure, BlockReason, Event, Evidence, Family, Host, Moment, Request,
-    Scan, SkipReason, SshSessions, UnblockCause, WallClock, Warning,
+    Block, BlockFailure, BlockReason, Event, Evidence, Family, Host, Moment, Request, Scan,
+    SkipReason, SshSessions, UnblockCause, WallClock, Warning,
 };
 
 /// The longest time between two rounds of maintenance. It is short enough to repair the firewall within a
@@ -54,57 +62,60 @@ const RECHECK: Duration = Duration::from_millis(50);
 /// How long the rate limit must not have held back a block until the state is good again.
 const CALM: Duration = Duration::from_secs(60);
 
+/// How long the start may take until it fails, if what it needs may still come: iptables waits for its lock.
+pub const START_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The pause between two attempts to start.
+const START_PAUSE: Duration = Duration::from_millis(100);
+
 /// The most networks in one command to the detector.
 const FORGET_AT_ONCE: usize = 1024;
 
-/// Opens the back end for a configuration, and changes nothing yet. The note says if it is not the one to
-/// expect.
-pub type OpenBackend = Box<
-    dyn FnMut(&Config) -> Result<(Box<dyn Backend + Send>, Option<BackendNote>), FirewallError>
-        + Send,
->;
+/// Opens the back end for a configuration, and changes nothing yet.
+pub type OpenBackend = Box<dyn FnMut(&Config) -> Result<Selected, FirewallError> + Send>;
 
 /// The host and its SSH sessions, of which commands bring newer ones.
 pub type Followed = (Arc<Host>, Arc<SshSessions>);
 
-/// Starts the firewall thread, and waits until its rules and blocks are in the kernel.
+/// The ways of the firewall thread to other threads.
+pub struct Neighbours {
+    pub detector: SyncSender<DetectorCommand>,
+    pub rules: RulesHandle,
+    pub main: Sender<Notification>,
+}
+
+/// Starts the firewall thread, which installs the back end. While the service only observes, it removes what a
+/// crashed instance has left in that back end.
 pub fn spawn(
     threads: &mut Supervisor,
     context: &Context,
     config: Config,
     (backend, followed, store): (Option<Box<dyn Backend + Send>>, Followed, StorePath),
-    detector: &SyncSender<DetectorCommand>,
+    (detector, rules): (SyncSender<DetectorCommand>, RulesHandle),
     commands: Receiver<Command>,
-) -> Result<(), DaemonError> {
+) -> std::io::Result<()> {
     let Context { interface, events, metrics, health } = context.clone();
     let mut sockets = Sockets::default();
-    let mut thread = FirewallThread::new(
-        Box::new(move |config: &Config| select::connect(&interface, config)),
+    let opened = rules.clone();
+    let thread = FirewallThread::new(
+        Box::new(move |config: &Config| select(&interface, config, &opened)),
         config,
         (followed, Box::new(move || timed(|| sockets.connected_hosts()))),
         Some(store),
         (events, metrics, health),
-        detector.clone(),
+        Neighbours { detector, rules, main: threads.notifications() },
     );
-    let (ready_in, ready) = sync_channel(1);
     threads.start("firewall", move |heartbeat| {
+        thread.rules().set_heartbeat(heartbeat.clone());
         let mut progress = Progress::after(Duration::ZERO);
-        let installed = thread.install(backend, &WallClock::read(), &mut |done, all| {
+        let on_progress: OnProgress<'_> = &mut |done, all| {
             let status = format!("restoring blocks: {done} of {all}");
             service_manager::status(&status);
             progress.show(|| status);
             heartbeat.tick();
-        });
-        drop(progress);
-        let failed = installed.is_err();
-        // Main is waiting.
-        let _ = ready_in.send(installed);
-        if failed { Ok(()) } else { thread.run(&commands, || heartbeat.tick()) }
-    })?;
-    let ended =
-        |_| DaemonError::ThreadEnded { thread: "firewall", reason: "at the start".to_owned() };
-    ready.recv().map_err(ended)??;
-    Ok(())
+        };
+        thread.run(backend, &commands, on_progress, || heartbeat.tick())
+    })
 }
 
 pub struct FirewallThread {
@@ -116,13 +127,21 @@ pub struct FirewallThread {
     events: EventSink,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
-    detector: SyncSender<DetectorCommand>,
+    neighbours: Neighbours,
+    /// What a crashed instance has left, while the service only observes.
+    left_over: Option<Box<dyn Backend + Send>>,
+    /// A configuration that waits for its rules.
+    pending: Option<Pending>,
+    /// Sets were made again: the rules thread has to say whether its rules are still there.
+    look_awaited: Option<u64>,
     /// When the rate limit last held back a block.
     throttled: Option<Moment>,
     /// When the kernel was last compared with the ledger.
     checked: Moment,
     /// The kernel refused something that has to be tried again.
     unfinished: bool,
+    /// Something was to be blocked when the counters were last read.
+    was_used: bool,
 }
 
 impl FirewallThread {
@@ -133,7 +152,7 @@ impl FirewallThread {
         ((host, sessions), ask_connected): (Followed, AskConnected),
         store: Option<StorePath>,
         (events, metrics, health): (EventSink, Arc<Metrics>, Arc<Health>),
-        detector: SyncSender<DetectorCommand>,
+        neighbours: Neighbours,
     ) -> Self {
         let exemptions = Exemptions::new(&config, host, sessions);
         Self {
@@ -144,39 +163,91 @@ impl FirewallThread {
             events,
             metrics,
             health,
-            detector,
+            neighbours,
+            left_over: None,
+            pending: None,
+            look_awaited: None,
             throttled: None,
             checked: Moment::default(),
             unfinished: false,
+            was_used: true,
         }
     }
 
-    /// Installs the back end and restores the blocks of the last run. After an error nothing is installed.
-    /// Without a back end, because the service only observes, removes what a crashed instance has left in
-    /// the kernel.
-    pub fn install(
+    /// Installs the back end and restores the blocks of the last run. Tries again as long as that may succeed.
+    fn start(
         &mut self,
         backend: Option<Box<dyn Backend + Send>>,
+        on_progress: OnProgress<'_>,
+        tick: &impl Fn(),
+    ) -> Result<(), FirewallError> {
+        let begun = Moment::now();
+        let mut backend = backend;
+        loop {
+            let clock = WallClock::read();
+            let Err(error) = self.install(&mut backend, &clock, on_progress) else {
+                return Ok(());
+            };
+            let error = self.with_rules_outside(error);
+            let activity = self.rules().activity();
+            if activity.is_stopping() {
+                // The back end may have installed a part.
+                self.left_over = backend;
+                return Ok(());
+            }
+            if !error.is_transient() || clock.now().since(begun) >= START_PATIENCE {
+                let _ = self.remove_all(backend.as_mut(), Ok(()));
+                return Err(error);
+            }
+            // The rules thread may still have to remove a rule.
+            if clock.now().since(begun) >= TICK {
+                self.kernel_failed(&error);
+            }
+            self.rules().wake();
+            tick();
+            std::thread::park_timeout(START_PAUSE);
+        }
+    }
+
+    /// Installs the back end and restores the blocks of the last run. After an error the caller keeps the back
+    /// end. While the service only observes, the back end is what a crashed instance may have left.
+    pub fn install(
+        &mut self,
+        backend: &mut Option<Box<dyn Backend + Send>>,
         clock: &WallClock,
         on_progress: OnProgress<'_>,
     ) -> Result<(), FirewallError> {
-        if let Some(backend) = backend {
-            return self.restore(backend, clock, on_progress);
-        }
-        // A process that may not look at the firewall cannot have left anything there.
-        if let Ok((mut left_over, _)) = (self.open_backend)(&self.config) {
-            left_over.remove()?;
+        if self.config.block.enabled {
+            self.restore(backend, clock, on_progress)?;
+            self.started();
+        } else {
+            self.left_over = backend.take();
+            if let Some(left_over) = &mut self.left_over {
+                // Before the rules thread has removed the rules.
+                left_over.clear()?;
+            }
         }
         self.maintain(clock);
         Ok(())
     }
 
+    /// The blocks are in the kernel, or none have to be.
+    fn started(&self) {
+        self.rules().wake();
+        if self.health.set_in_force(Component::Firewall) {
+            let _ = self.neighbours.main.send(Notification::InForce);
+        }
+    }
+
     /// Runs until the command to stop, then removes everything from the kernel.
     pub fn run(
         mut self,
+        backend: Option<Box<dyn Backend + Send>>,
         commands: &Receiver<Command>,
+        on_progress: OnProgress<'_>,
         tick: impl Fn(),
     ) -> Result<(), FirewallError> {
+        self.start(backend, on_progress, &tick)?;
         let mut maintained = Moment::default();
         loop {
             tick();
@@ -208,9 +279,38 @@ impl FirewallThread {
     }
 
     fn stop(mut self, clock: &WallClock) -> Result<(), FirewallError> {
-        let result = self.blocklist.finish(clock);
+        let (backend, cleared) = self.blocklist.finish(clock);
         self.report();
-        result
+        let mut backend = backend.or(self.left_over.take());
+        self.remove_all(backend.as_mut(), cleared)
+    }
+
+    /// Removes everything from the kernel: the blocks first, so that what cannot be removed drops nothing.
+    fn remove_all(
+        &self,
+        backend: Option<&mut Box<dyn Backend + Send>>,
+        cleared: Result<(), FirewallError>,
+    ) -> Result<(), FirewallError> {
+        let rules = self.rules();
+        rules.activity().stop(Moment::now());
+        let rules_removed = rules.stop();
+        let removed = backend.map_or(Ok(()), |backend| backend.remove());
+        // A rule that stays explains a set that stays.
+        rules_removed.and(removed.map_err(|error| self.with_rules_outside(error))).and(cleared)
+    }
+
+    /// Adds what else uses a set that is in use.
+    fn with_rules_outside(&self, error: FirewallError) -> FirewallError {
+        match (error, self.rules().outside()) {
+            (FirewallError::Set(IpsetError::InUse(name)), commands) if !commands.is_empty() => {
+                FirewallError::SetInUse { name, commands }
+            }
+            (error, _) => error,
+        }
+    }
+
+    fn rules(&self) -> &RulesHandle {
+        &self.neighbours.rules
     }
 
     fn handle(&mut self, command: Command, clock: &WallClock) {
@@ -233,10 +333,8 @@ impl FirewallThread {
             Command::Why { network, reply } => {
                 let _ = reply.try_send(self.explain(network, clock));
             }
-            Command::Reconfigure { config, reply } => {
-                let result = self.reconfigure(*config, clock);
-                let _ = reply.try_send(result.map_err(|error| error.to_string()));
-            }
+            Command::Reconfigure { config, reply } => self.reconfigure(*config, reply, clock),
+            Command::RulesInstalled(result) => self.finish_reconfigure(result, clock),
             Command::Host(host) => {
                 self.policy.exemptions_mut().set_host(host);
                 self.exemptions_changed(clock);
@@ -438,7 +536,7 @@ impl FirewallThread {
         for some in unblocked.chunks(FORGET_AT_ONCE) {
             // The detector reads its commands before its next probe, and never waits for this thread, so
             // this thread may wait for it.
-            let _ = self.detector.send(DetectorCommand::Forget(some.to_vec()));
+            let _ = self.neighbours.detector.send(DetectorCommand::Forget(some.to_vec()));
         }
         for change in changes {
             debug!(?change, "blocks changed");
@@ -503,55 +601,9 @@ impl FirewallThread {
         })
     }
 
-    /// Applies another configuration. If the kernel refuses, the present one stays in force.
-    fn reconfigure(
-        &mut self,
-        new: Config,
-        clock: &WallClock,
-    ) -> Result<Option<BackendNote>, FirewallError> {
-        let (was_enabled, is_enabled) = (self.config.block.enabled, new.block.enabled);
-        let needs_backend = !was_enabled
-            || new.firewall != self.config.firewall
-            || new.block.established != self.config.block.established;
-        let (mut backend, mut note) = (None, None);
-        if is_enabled && needs_backend {
-            let (opened, said) = (self.open_backend)(&new)?;
-            (backend, note) = (Some(opened), said);
-        }
-        let old = std::mem::replace(&mut self.config, new);
-        // Before anything is blocked again, because something may be exempt by now.
-        self.policy.configure(&self.config);
-        let result = match (was_enabled, is_enabled, backend) {
-            (true, false, _) => self.suspend(),
-            (false, true, Some(backend)) => self.restore(backend, clock, &mut |_, _| {}),
-            (true, true, Some(backend)) => {
-                let established = self.config.block.established;
-                self.blocklist.replace_backend(backend, established, clock.now())
-            }
-            _ => Ok(()),
-        };
-        if let Err(error) = result {
-            self.config = old;
-            self.policy.configure(&self.config);
-            self.report();
-            self.kernel_failed(&error);
-            return Err(error);
-        }
-        self.health.set_backend(self.blocklist.backend_name());
-        self.exemptions_changed(clock);
-        self.report();
-        Ok(note)
-    }
-
-    fn suspend(&mut self) -> Result<(), FirewallError> {
-        let count = self.blocklist.suspend().inspect_err(|_| self.unfinished = true)?;
-        self.events.emit(Event::Warning(Warning::BlocksSuspended { count }));
-        Ok(())
-    }
-
     fn restore(
         &mut self,
-        backend: Box<dyn Backend + Send>,
+        backend: &mut Option<Box<dyn Backend + Send>>,
         clock: &WallClock,
         on_progress: OnProgress<'_>,
     ) -> Result<(), FirewallError> {
@@ -578,8 +630,15 @@ impl FirewallThread {
         }
         self.unblock_exempt(clock);
         self.expire(clock);
-        self.maintain(clock);
         Ok(())
+    }
+
+    /// Removes what a crashed instance has left, as soon as its rules are gone.
+    fn remove_left_over(&mut self) {
+        if self.left_over.as_mut().is_none_or(|left_over| left_over.remove().is_ok()) {
+            self.left_over = None;
+            self.started();
+        }
     }
 
     /// One round of maintenance: the database and the kernel.
@@ -595,7 +654,15 @@ impl FirewallThread {
         }
         self.blocklist.forget(now, self.config.block.forget_after.get());
         self.blocklist.maintain_store(clock);
+        if !self.config.block.enabled {
+            self.remove_left_over();
+        }
         self.report();
+        let hanging = self.rules().activity().hanging(now);
+        let hanging = hanging.map(|command| {
+            format!("{}; the rules are not looked after until it ends", RulesError::Hangs(command))
+        });
+        self.show(Component::Program, hanging);
         let reconciled = self.reconcile(clock);
         let cut = self.blocklist.end_connections().map_err(FirewallError::from);
         let mut is_well = !was_unfinished;
@@ -614,6 +681,11 @@ impl FirewallThread {
             self.health.clear(Component::Capacity);
         }
         self.checked = clock.now();
+        // Without blocks nothing is dropped, but the packets of the last block still have to be counted.
+        let is_used = self.blocklist.ledger().blocks().len() > 0;
+        if std::mem::replace(&mut self.was_used, is_used) || is_used {
+            self.rules().update_dropped();
+        }
         let faults = self.blocklist.check(clock.now())?;
         // Visible during the repair, which may take seconds.
         self.report_enforcement();
@@ -623,17 +695,25 @@ impl FirewallThread {
             if self.blocklist.repair(&faults, clock.now()) {
                 self.events.emit(Event::Repaired { found });
             }
-            self.report_enforcement();
+            // A rule may wait for a set, or a set for a rule.
+            let number = self.rules().wake();
+            self.look_awaited = faults.iter().any(Fault::breaks_all).then_some(number);
         }
+        self.report_enforcement();
         Ok(())
     }
 
-    fn report_enforcement(&self) {
+    fn report_enforcement(&mut self) {
         for family in Family::ALL {
-            let (enforced, dropped) = self.blocklist.figures(family);
-            self.health.set_enforced(family, enforced, dropped);
+            let dropped = self.rules().dropped_packets(family);
+            self.health.set_enforced(family, self.blocklist.held(family), dropped);
         }
-        self.show(Component::Enforcement, self.blocklist.trouble().map(str::to_owned));
+        self.look_awaited.take_if(|number| self.neighbours.rules.is_answered(*number));
+        let trouble = self.blocklist.trouble().map(str::to_owned);
+        // A program that has removed a set may have removed its rule, too.
+        if trouble.is_some() || self.look_awaited.is_none() {
+            self.show(Component::Enforcement, trouble);
+        }
     }
 
     /// Passes on to health how many networks are to be blocked, and whether the database and the kernel's

@@ -124,11 +124,11 @@ fn forgotten_offences_and_grace_periods_are_deleted() {
     assert_eq!(["block", "offences", "grace"].map(rows), [1, 1, 1]);
     let month = 30 * 24 * HOUR;
     bench.thread.expire(&clock(HOUR + 10));
-    bench.thread.maintain(&clock(HOUR + 30));
+    bench.maintain(HOUR + 30);
     assert_eq!(["block", "offences", "grace"].map(rows), [0, 1, 0]);
-    bench.thread.maintain(&clock(month + 9));
+    bench.maintain(month + 9);
     assert_eq!(["block", "offences", "grace"].map(rows), [0, 1, 0]);
-    bench.thread.maintain(&clock(month + 10));
+    bench.maintain(month + 10);
     assert_eq!(["block", "offences", "grace"].map(rows), [0, 0, 0]);
 }
 
@@ -250,9 +250,9 @@ fn blocks_continue_without_a_database_and_are_saved_as_soon_as_possible() {
     assert_eq!(bench.health.status().state, State::Degraded);
 
     std::fs::rename(&state, &away).unwrap();
-    bench.thread.maintain(&clock(4));
+    bench.maintain(4);
     assert_eq!(bench.health.status().state, State::Degraded, "there is a pause between attempts");
-    bench.thread.maintain(&clock(5));
+    bench.maintain(5);
     assert_eq!(bench.state(), (State::Enforcing, None));
     let listed = bench.list(5);
     drop(bench);

@@ -1,29 +1,37 @@
-//! The bench for tests of the firewall thread: a fake kernel, a clock to choose, and the emitted events.
+//! The bench for tests of the firewall and rules threads: a fake kernel, a clock to choose, and the emitted
+//! events.
 
 use std::collections::HashSet;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::api::metrics::Metrics;
 use crate::block::backend::Backend;
 use crate::block::backend::fake::FakeKernel;
+use crate::block::backend::rulebook::RulePlan;
+use crate::block::backend::rules_handle::{RulesCommand, RulesHandle};
+use crate::block::backend::select::Selected;
 use crate::block::store::StorePath;
 use crate::config::Config;
 use crate::handles::{Command, DetectorCommand, EventSink, Health, Listed, Reply, RequestError};
-use crate::service::firewall::{FirewallThread, OpenBackend};
+use crate::service::firewall::{FirewallThread, Neighbours, OpenBackend};
+use crate::service::rules::{AtStart, RulesThread};
 use crate::types::{
-    Attempt, Event, Host, Moment, Port, Rule, Scan, ScanKind, SkipReason, SshSessions, State,
-    WallClock,
+    Attempt, BackendNote, Event, Host, Moment, Port, Rule, Scan, ScanKind, SkipReason, SshSessions,
+    State, WallClock,
 };
 
 pub const HOUR: u64 = 3600;
 /// Unix time at moment zero.
 pub const EPOCH: u64 = 1_700_000_000;
 
-/// A firewall thread and everything around it.
+/// A firewall thread, a rules thread, and everything around them.
 pub struct Bench {
     pub thread: FirewallThread,
+    pub rules: RulesThread,
+    pub rules_commands: Receiver<RulesCommand>,
+    firewall_commands: Receiver<Command>,
     pub kernel: FakeKernel,
     pub emitted: Receiver<Arc<Event>>,
     pub control: Receiver<DetectorCommand>,
@@ -64,15 +72,31 @@ pub fn bench_on(
     let ask = Box::new(|| (Ok(HashSet::new()), Duration::ZERO));
     let next_backend: Arc<Mutex<Option<FakeKernel>>> = Arc::default();
     let opened = Arc::clone(&next_backend);
-    let open: OpenBackend = Box::new(move |_: &Config| {
+    // The kernel whose rules are made next.
+    let latest = Arc::new(Mutex::new(kernel.clone()));
+    let of_rules = Arc::clone(&latest);
+    let open: OpenBackend = Box::new(move |config: &Config| {
         let next = opened.lock().unwrap().take().unwrap_or_default();
-        Ok((Box::new(next), None))
+        *latest.lock().unwrap() = next.clone();
+        Ok(Selected { backend: Box::new(next), plan: plan(config), note: None })
     });
+    let connect = Box::new(move |_: &RulePlan| Ok(Box::new(of_rules.lock().unwrap().clone()) as _));
+    let (handle, rules_commands) = RulesHandle::new();
+    let (firewall, firewall_commands) = sync_channel(10);
+    let (main, _) = channel();
+    let plan = plan(&config);
+    let at_start = if observing { AtStart::Remove(plan) } else { AtStart::Install(plan) };
+    let ways = (events.clone(), Arc::clone(&health), firewall, main.clone());
+    let rules = RulesThread::new(handle.clone(), connect, at_start, ways);
     let reporting = (events, metrics, Arc::clone(&health));
+    let neighbours = Neighbours { detector: control_in, rules: handle, main };
     let thread =
-        FirewallThread::new(open, config, (followed, ask), store_path, reporting, control_in);
+        FirewallThread::new(open, config, (followed, ask), store_path, reporting, neighbours);
     Bench {
         thread,
+        rules,
+        rules_commands,
+        firewall_commands,
         kernel,
         emitted,
         control,
@@ -82,12 +106,48 @@ pub fn bench_on(
     }
 }
 
+fn plan(config: &Config) -> RulePlan {
+    RulePlan {
+        interface: "eth0".parse().unwrap(),
+        firewall: config.firewall.clone(),
+        established: config.block.established,
+        has_sets: true,
+    }
+}
+
 impl Bench {
-    /// Installs the thread, with a back end unless it only observes.
+    /// Starts both threads.
     pub fn install(&mut self, seconds: u64) {
-        let enabled = self.thread.config.block.enabled;
-        let backend = enabled.then(|| Box::new(self.kernel.clone()) as Box<dyn Backend + Send>);
-        self.thread.install(backend, &clock(seconds), &mut |_, _| {}).unwrap();
+        let backend: Box<dyn Backend + Send> = Box::new(self.kernel.clone());
+        self.thread.install(&mut Some(backend), &clock(seconds), &mut |_, _| {}).unwrap();
+        self.rules.look(clock(seconds).now()).unwrap();
+        if !self.thread.config.block.enabled {
+            // What a crashed instance has left goes when its rules are gone.
+            self.thread.maintain(&clock(seconds));
+        }
+    }
+
+    /// One round of both threads.
+    pub fn maintain(&mut self, seconds: u64) {
+        self.thread.maintain(&clock(seconds));
+        self.rules.look(clock(seconds).now()).unwrap();
+        self.thread.report_enforcement();
+    }
+
+    /// Applies a configuration, with the help of the rules thread.
+    pub fn reconfigure(
+        &mut self,
+        config: Config,
+        seconds: u64,
+    ) -> Result<Option<BackendNote>, String> {
+        let (reply, answer) = sync_channel(1);
+        let config = Box::new(config);
+        self.thread.handle(Command::Reconfigure { config, reply }, &clock(seconds));
+        self.rules_commands.try_iter().for_each(|command| self.rules.handle(command));
+        for command in self.firewall_commands.try_iter().collect::<Vec<_>>() {
+            self.thread.handle(command, &clock(seconds));
+        }
+        answer.try_recv().unwrap()
     }
 
     /// The state, and why it is degraded.
@@ -146,7 +206,10 @@ impl Bench {
     }
 
     pub fn events(&self) -> Vec<Event> {
-        self.emitted.try_iter().filter_map(Arc::into_inner).collect()
+        let is_start =
+            |event: &Event| matches!(event, Event::StateChanged { has_started: true, .. });
+        let events = self.emitted.try_iter().filter_map(Arc::into_inner);
+        events.filter(|event| !is_start(event)).collect()
     }
 
     /// Sets the peers of SSH sessions; none: the kernel does not answer.

@@ -43,7 +43,7 @@ fn block_that_the_kernel_refuses_is_not_reported_as_blocked() {
 
     bench.kernel.inner().out_of_order = false;
     bench.scan("198.51.100.1/32", 1);
-    bench.thread.maintain(&clock(1));
+    bench.maintain(1);
     assert_eq!(bench.state(), (State::Enforcing, None));
 }
 
@@ -75,7 +75,9 @@ fn expired_block_is_not_listed_however_late_the_thread_is() {
     commands_in.send(Command::List { reply }).unwrap();
     commands_in.send(Command::Stop).unwrap();
     // The machine has been up for longer than a minute.
-    bench.thread.run(&commands, || {}).unwrap();
+    // Without a rules thread the rules stay, and the set with them.
+    drop((bench.rules, bench.rules_commands));
+    bench.thread.run(None, &commands, &mut |_, _| {}, || {}).unwrap_err();
     assert_eq!(listed.try_recv().unwrap(), []);
 }
 
@@ -217,7 +219,7 @@ fn observer_reports_and_does_not_touch_the_kernel() {
     assert_eq!((status.state, status.backend), (State::Observing, "none"));
     let refused = bench.block("198.51.100.1", 0, 0);
     assert_eq!(refused, Err(RequestError::Failed(BlockFailure::Observing)));
-    bench.thread.maintain(&clock(1));
+    bench.maintain(1);
     assert_eq!(bench.health.status().state, State::Observing);
 }
 
@@ -232,7 +234,7 @@ fn exemptions_of_a_refused_configuration_do_not_count() {
     *bench.next_backend.lock().unwrap() = Some(refuses);
     let exempt = ExemptConfig { networks: vec![network], automatic: true };
     let new = Config { exempt, ..Config::default() };
-    bench.thread.reconfigure(new, &clock(1)).unwrap_err();
+    bench.reconfigure(new, 1).unwrap_err();
     assert_eq!(bench.thread.policy.exemptions().reason(&network), None);
     bench.scan("198.51.100.1/32", 2);
     assert!(matches!(bench.skipped(), Some(SkipReason::Observing)));
@@ -249,9 +251,9 @@ fn flood_of_scans_causes_no_more_blocks_than_the_rate_limit() {
     assert_eq!(state, State::Degraded);
     assert!(reason.unwrap().contains("block.max_per_minute"));
     assert_eq!(bench.block("198.51.100.99", 0, 0), Ok(()), "manual blocks do not count");
-    bench.thread.maintain(&clock(59));
+    bench.maintain(59);
     assert_eq!(bench.health.status().state, State::Degraded);
-    bench.thread.maintain(&clock(60));
+    bench.maintain(60);
     assert_eq!(bench.health.status().state, State::Enforcing);
 }
 
@@ -265,7 +267,7 @@ fn throttled_source_is_blocked_when_the_rate_limit_permits() {
     // It keeps scanning, and the detector reports it again a window later.
     bench.scan_as("198.51.100.2/32", 60, |scan| scan.continued = true);
     assert_eq!(bench.list(60).len(), 2);
-    bench.thread.maintain(&clock(60));
+    bench.maintain(60);
     assert_eq!(bench.state(), (State::Enforcing, None));
     let changes = bench.events().into_iter().filter_map(|event| match event {
         Event::StateChanged { state, .. } => Some(state),
@@ -281,14 +283,14 @@ fn block_that_the_kernel_refuses_to_end_ends_later() {
     bench.kernel.inner().out_of_order = true;
     bench.thread.expire(&clock(HOUR));
     assert_eq!(bench.list(HOUR).len(), 1, "the kernel has not unblocked it");
-    bench.thread.maintain(&clock(HOUR));
+    bench.maintain(HOUR);
     assert_eq!(bench.health.status().state, State::Degraded);
 
     bench.kernel.inner().out_of_order = false;
     bench.thread.expire(&clock(HOUR + 1));
     assert_eq!(bench.list(HOUR + 1), []);
-    bench.thread.maintain(&clock(HOUR + 1));
-    bench.thread.maintain(&clock(HOUR + 2));
+    bench.maintain(HOUR + 1);
+    bench.maintain(HOUR + 2);
     assert_eq!(bench.state(), (State::Enforcing, None), "recovered without help");
     bench.scan("198.51.100.1/32", HOUR + 2);
     assert_eq!(bench.list(HOUR + 2).len(), 1, "and blocked again");
@@ -339,8 +341,7 @@ fn step_of_the_wall_clock_changes_displayed_times_and_unblocks_nothing() {
 fn observer_removes_what_a_killed_enforcer_left() {
     let left = FakeKernel::default();
     left.inner().elements = Some([("198.51.100.1/32".parse().unwrap(), Duration::MAX)].into());
-    let mut bench = bench_on(FakeKernel::default(), None, |config| config.block.enabled = false);
-    *bench.next_backend.lock().unwrap() = Some(left.clone());
+    let mut bench = bench_on(left.clone(), None, |config| config.block.enabled = false);
     bench.install(0);
     assert_eq!(left.inner().elements, None);
     assert_eq!(bench.list(0), []);
@@ -355,13 +356,13 @@ fn suspended_blocks_return_when_the_service_blocks_again() {
     bench.scan("198.51.100.1/32", 0);
     let mut config = Config::default();
     config.block.enabled = false;
-    bench.thread.reconfigure(config, &clock(1)).unwrap();
+    bench.reconfigure(config, 1).unwrap();
     assert_eq!((bench.list(1), bench.health.status().backend), (Vec::new(), "none"));
     assert_eq!(bench.kernel.inner().elements, None);
 
     let next = FakeKernel::default();
     *bench.next_backend.lock().unwrap() = Some(next.clone());
-    bench.thread.reconfigure(Config::default(), &clock(2)).unwrap();
+    bench.reconfigure(Config::default(), 2).unwrap();
     assert_eq!(bench.list(2).len(), 1);
     assert_eq!(next.holds("198.51.100.1/32"), Some(Duration::from_secs(HOUR - 2)));
     assert_eq!(bench.health.status().backend, "fake");

@@ -8,7 +8,6 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde_json::json;
 use tcptracker::internals::{Backend, IpsetBackend};
-use tcptracker::internals::{Effective, Established};
 
 use crate::kernel::Rules;
 use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
@@ -344,9 +343,7 @@ fn full_set_is_reported_as_full() {
     let lab = Lab::new();
     lab.victim.inside(|| {
         let interface = "eth0".parse().unwrap();
-        let mut sets =
-            IpsetBackend::connect(&interface, &Effective::default().config().firewall, Established::Keep)
-                .unwrap();
+        let mut sets = IpsetBackend::connect(&interface).unwrap();
         sets.install().unwrap();
         let network = |number: u32| IpNet::from(IpAddr::from(Ipv4Addr::from(0x0b00_0000 + number)));
         let hour = Duration::from_secs(3600);

@@ -62,10 +62,12 @@ fn assert_repairs(damage: &str, effect: &str, found: &[&str]) {
     let (lab, mut service) = with_blocked_attacker();
     let before = Rules::of(&lab.victim);
     damage_at_once(&lab, &service, damage);
-    let line = service.await_line("repaired firewall: ");
-    for part in found {
-        assert!(line.contains(part), "{part:?} is not in {line:?} after {damage:?}");
-    }
+    // Rules and sets are repaired one after the other.
+    service.await_until(&format!("repairs of {found:?} after {damage:?}"), |service| {
+        let lines: Vec<&String> =
+            service.log().iter().filter(|line| line.contains("repaired firewall: ")).collect();
+        found.iter().all(|part| lines.iter().any(|line| line.contains(part))).then_some(())
+    });
     service.await_line(&format!("degraded: {effect}: "));
     service.await_line("enforcing: no problems");
     Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
@@ -264,29 +266,34 @@ fn repairs_large_set() {
     for (damage, found) in [
         (
             "ipset del tcptracker-eth0-v4 10.77.0.1",
-            "repaired firewall: 1 set member (ipv4) was missing",
+            vec!["repaired firewall: 1 set member (ipv4) was missing"],
         ),
         (
             "ipset flush tcptracker-eth0-v4",
-            "repaired firewall: 20001 set members (ipv4) were missing",
+            vec!["repaired firewall: 20001 set members (ipv4) were missing"],
         ),
         (
             "ipset del tcptracker-eth0-v4 10.77.0.1; ipset add tcptracker-eth0-v4 10.77.0.3",
-            "repaired firewall: 1 set member (ipv4) was missing, 1 was unexpected",
+            vec!["repaired firewall: 1 set member (ipv4) was missing, 1 was unexpected"],
         ),
         (
             "ipset create other hash:net timeout 2147483 counters maxelem 524288; \
              ipset swap other tcptracker-eth0-v4; ipset destroy other",
-            "repaired firewall: 20001 set members (ipv4) were missing",
+            vec!["repaired firewall: 20001 set members (ipv4) were missing"],
         ),
         (
             "iptables -F tcptracker; ipset rename tcptracker-eth0-v4 other; ipset destroy other",
-            "repaired firewall: rule (ipv4) was missing or changed, set (ipv4) was missing",
+            vec![
+                "repaired firewall: rule (ipv4) was missing or changed",
+                "repaired firewall: set (ipv4) was missing",
+            ],
         ),
     ] {
         service.clear_log();
         damage_at_once(&lab, &service, damage);
-        service.await_line(found);
+        for line in found {
+            service.await_line(line);
+        }
         lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
         assert_eq!(lab.metric(r#"tcptracker_enforced{family="ipv4"}"#), 20_001);
     }
@@ -379,4 +386,92 @@ fn own_changes_do_not_trigger_repeated_checks() {
     }
     assert!(checks() <= before + 1, "{} checks, {before} before the blocks", checks());
     assert_eq!(service.stop().code(), Some(0));
+}
+
+/// A shim for a program of iptables that hangs while a file exists.
+fn hanging(lab: &Lab, programs: &[&str]) -> (String, std::path::PathBuf) {
+    let (shim, hangs) = (lab.path("shim"), lab.path("hangs"));
+    std::fs::create_dir(&shim).unwrap();
+    for program in programs {
+        let script = format!(
+            "#!/bin/sh\nwhile [ -e {} ]; do sleep 0.1; done\nexec /usr/sbin/{program} \"$@\"\n",
+            hangs.display()
+        );
+        install_script(&shim.join(program), &script);
+    }
+    (format!("{}:{}", shim.display(), std::env::var("PATH").unwrap()), hangs)
+}
+
+/// While a program hangs that rules need, blocks in sets go on, the watchdog is fed, and the state
+/// names the program.
+#[test]
+fn hanging_program_stops_no_block() {
+    let lab = Lab::new();
+    let (path, hangs) = hanging(&lab, &["iptables-nft-save"]);
+    let start = Start::on("eth0").env("PATH", &path).env("WATCHDOG_USEC", "3000000");
+    let mut service = start.begin(&lab).await_ready();
+    std::fs::write(&hangs, "").unwrap();
+    shell(&lab.victim, "iptables -F FORWARD");
+
+    let degraded = "degraded: cannot look after the firewall rules: `iptables-nft-save -c -t filter` \
+                    did not end within 6 s and was killed; find out what it waits for";
+    service.await_line(degraded);
+    let (code, body) = lab.victim.http_get(8081, "/health");
+    assert!(code == 503 && body.contains("did not end within 6 s"), "{code} {body}");
+    // Enough to be late if a block, a call or a heartbeat waited for the program.
+    for number in 1..=3 {
+        let begun = std::time::Instant::now();
+        block(&lab);
+        lab.cli(&format!("unblock {ATTACKER}")).ok();
+        lab.attacker.nmap(&format!("-sS -p {number}-1{number}"), VICTIM_V6);
+        assert!(begun.elapsed() < crate::tools::TIMEOUT / 2, "{:?}", begun.elapsed());
+        let so_far = service.notifications().iter().filter(|sent| *sent == "WATCHDOG=1").count();
+        service.await_notifications("WATCHDOG=1", so_far + 3);
+    }
+    lab.attacker.assert_cannot_reach(VICTIM_V6, OPEN_PORT);
+    assert_eq!(service.lines_with("did not end within").len(), 1, "logged once");
+    assert_eq!(service.lines_with("threads not responding"), Vec::<String>::new());
+
+    std::fs::remove_file(&hangs).unwrap();
+    service.await_line("repaired firewall: hook FORWARD (ipv4) was missing");
+    service.await_line("enforcing: no problems");
+    assert_eq!(lab.victim.http_get(8081, "/health").0, 200);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// The back end with one rule per address needs a program for each block. Calls get an error after a
+/// deadline, and what came too late is undone.
+#[test]
+fn hanging_program_delays_calls_of_the_iptables_backend_for_a_limited_time() {
+    let lab = Lab::new();
+    lab.configure("firewall.backend = \"iptables\"\n");
+    let (path, hangs) = hanging(&lab, &["iptables-nft"]);
+    let start = Start::on("eth0").env("PATH", &path).env("WATCHDOG_USEC", "3000000");
+    let mut service = start.begin(&lab).await_ready();
+    std::fs::write(&hangs, "").unwrap();
+    let refused = lab.cli("block 198.51.100.1");
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.err.contains("has not ended for more than 6 s"), "{refused:?}");
+    // The next calls do not wait.
+    let begun = std::time::Instant::now();
+    for _ in 0..20 {
+        assert_eq!(lab.cli("block 198.51.100.2").code, Some(1));
+    }
+    assert!(begun.elapsed() < std::time::Duration::from_secs(12), "{:?}", begun.elapsed());
+    assert_eq!(lab.bus.list(), []);
+    service.await_line("the rules are not looked after until it ends");
+    assert_eq!(lab.bus.property("State").1, "degraded");
+    let fed = service.notifications().iter().filter(|sent| *sent == "WATCHDOG=1").count();
+    service.await_notifications("WATCHDOG=1", fed + 3);
+
+    std::fs::remove_file(&hangs).unwrap();
+    service.await_line("enforcing: no problems");
+    await_that("the rule that came too late is gone", || {
+        Rules::of(&lab.victim).chain("tcptracker")[0].is_empty()
+    });
+    lab.cli("block 198.51.100.1").ok();
+    assert_eq!(Rules::of(&lab.victim).chain("tcptracker")[0].len(), 1);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
 }

@@ -1,9 +1,10 @@
 //! Start errors: one sentence that says what to do, and no partial changes.
 
 use super::other_iptables_variant::legacy;
-use crate::lab::{BINARY, Lab};
+use crate::kernel::Rules;
+use crate::lab::{ATTACKER, BINARY, Lab, OPEN_PORT, VICTIM};
 use crate::service::Start;
-use crate::tools::{Outcome, install_copy};
+use crate::tools::{Outcome, install_copy, install_script};
 use crate::users::{SERVICE, with_unit_privileges};
 
 const FAILED: i32 = 1;
@@ -134,7 +135,7 @@ fn later_configuration_layer_wins() {
         .begin(&lab)
         .await_ready();
     assert_eq!(lab.bus.property("State").1, "observing", "flag over environment");
-    lab.attacker.nmap("-sS -p 1-3", crate::lab::VICTIM);
+    lab.attacker.nmap("-sS -p 1-3", VICTIM);
     service.await_line("ports 1, 2, 3, more than 2 within 60s");
     assert_eq!(service.stop().code(), Some(0));
 
@@ -153,4 +154,41 @@ fn later_configuration_layer_wins() {
     );
     assert_eq!(line("log.rate "), pair("log.rate = 7", &format!("{}:4", file.display())));
     assert_eq!(line("detection.window "), pair("detection.window = \"60s\"", "default"));
+}
+
+/// The state is `starting` until rules and blocks are in force, however long a program takes.
+#[test]
+fn state_is_starting_until_blocks_are_in_force() {
+    let lab = Lab::new();
+    let (shim, hangs) = (lab.path("shim"), lab.path("hangs"));
+    std::fs::create_dir(&shim).unwrap();
+    let script = format!(
+        "#!/bin/sh\nwhile [ -e {} ]; do sleep 0.1; done\nexec /usr/sbin/iptables-nft-save \"$@\"\n",
+        hangs.display()
+    );
+    install_script(&shim.join("iptables-nft-save"), &script);
+    std::fs::write(&hangs, "").unwrap();
+    let path = format!("{}:{}", shim.display(), std::env::var("PATH").unwrap());
+    let mut service = Start::on("eth0").env("PATH", &path).begin(&lab);
+    // After an attempt that has failed.
+    service.await_line(
+        "starting: blocks are not in force yet; cannot look after the firewall rules: ",
+    );
+    assert_eq!(lab.bus.property("State").1, "starting");
+    let (code, body) = lab.victim.http_get(8081, "/health");
+    assert!(code == 503 && body.contains("blocks are not in force yet"), "{code} {body}");
+    assert_eq!(lab.metric(r#"tcptracker_state{state="starting"}"#), 1);
+    assert_eq!(lab.metric(r#"tcptracker_state{state="enforcing"}"#), 0);
+    assert!(!service.notifications().contains(&"READY=1".to_owned()));
+    // The set takes blocks meanwhile.
+    lab.cli(&format!("block {ATTACKER}")).ok();
+
+    std::fs::remove_file(&hangs).unwrap();
+    service.await_notification("READY=1");
+    Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+    assert_eq!(lab.bus.property("State").1, "enforcing");
+    assert_eq!(lab.victim.http_get(8081, "/health").0, 200);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
 }

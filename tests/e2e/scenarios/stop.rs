@@ -1,7 +1,9 @@
 //! Stops at a bad moment: the service removes its own rules and sets and nothing else.
 
+use std::time::{Duration, Instant};
+
 use crate::kernel::Rules;
-use crate::lab::{ATTACKER, Lab, VICTIM};
+use crate::lab::{ATTACKER, Lab, OPEN_PORT, VICTIM};
 use crate::service::Start;
 use crate::tools::{install_script, run, sh};
 
@@ -101,5 +103,85 @@ fn closing_the_terminal_stops_the_service() {
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     service.await_line(&format!("WARN blocked {ATTACKER}"));
     assert_eq!(service.end_by(rustix::process::Signal::HUP).code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// A stop that cannot remove a rule has emptied its sets, so that the rule drops nothing, and names
+/// the commands that remove it.
+#[test]
+fn rule_that_cannot_be_removed_drops_nothing_and_is_named() {
+    for hangs in [false, true] {
+        let lab = Lab::new();
+        let (shim, broken) = (lab.path("shim"), lab.path("broken"));
+        std::fs::create_dir(&shim).unwrap();
+        let fault = if hangs { "exec sleep 60" } else { "echo out of order >&2; exit 4" };
+        for program in ["iptables-nft-restore", "ip6tables-nft-restore"] {
+            let script = format!(
+                "#!/bin/sh\n[ ! -e {} ] || {{ {fault}; }}\nexec /usr/sbin/{program} \"$@\"\n",
+                broken.display()
+            );
+            install_script(&shim.join(program), &script);
+        }
+        let path = format!("{}:{}", shim.display(), std::env::var("PATH").unwrap());
+        let mut service = Start::on("eth0").env("PATH", &path).begin(&lab).await_ready();
+        lab.cli(&format!("block {ATTACKER}")).ok();
+        lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+        std::fs::write(&broken, "").unwrap();
+
+        let begun = Instant::now();
+        assert_eq!(service.stop().code(), Some(1));
+        assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+        lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
+        let said = service.lines_with("cannot remove the firewall rules").pop().unwrap();
+        let (_, commands) = said.split_once("remove them: ").expect("the commands are named");
+        let commands = commands.split("; existing").next().unwrap();
+        // As a person would type them.
+        let words = format!(
+            "{commands}; ipset destroy tcptracker-eth0-v4; ipset destroy tcptracker-eth0-v6"
+        );
+        run(lab.victim.command("sh").args(["-ec", &words])).ok();
+        lab.assert_untouched();
+    }
+}
+
+/// The chain is tcptracker's, so that what another program has left in it is removed at the start.
+#[test]
+fn foreign_rules_in_the_chain_are_removed_at_the_start() {
+    for kind in ["hash:ip", "hash:net", "list:set"] {
+        let lab = Lab::new();
+        let script = format!(
+            "ipset create tcptracker-eth0-v4 {kind}; iptables -N tcptracker; \
+             iptables -A tcptracker -m set --match-set tcptracker-eth0-v4 src -j DROP; \
+             iptables -A tcptracker -s 10.77.0.3 -j DROP; ip6tables -N tcptracker; \
+             ip6tables -A tcptracker -j RETURN"
+        );
+        run(lab.victim.command("sh").args(["-ec", &script])).ok();
+        let mut service = lab.start();
+        Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
+        lab.cli(&format!("block {ATTACKER}")).ok();
+        lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+        lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
+        assert_eq!(service.stop().code(), Some(0), "{kind}");
+        lab.assert_untouched();
+    }
+}
+
+/// A rule elsewhere belongs to another program. It is named with the command that removes it.
+#[test]
+fn foreign_rule_that_keeps_a_foreign_set_is_named_at_the_start() {
+    let lab = Lab::new();
+    let script = "ipset create tcptracker-eth0-v4 hash:ip; \
+                  iptables -A INPUT -m set --match-set tcptracker-eth0-v4 src -j ACCEPT";
+    run(lab.victim.command("sh").args(["-ec", script])).ok();
+    let mut service = Start::on("eth0").begin(&lab);
+    service.await_line(
+        "cannot remove kernel set tcptracker-eth0-v4: rules of other programs use it; remove them: \
+         iptables-nft -D INPUT -m set --match-set tcptracker-eth0-v4 src -j ACCEPT",
+    );
+    assert_eq!(service.await_end().code(), Some(1));
+    assert!(!service.notifications().contains(&"READY=1".to_owned()));
+    let remedy = "iptables -D INPUT -m set --match-set tcptracker-eth0-v4 src -j ACCEPT";
+    run(lab.victim.command("sh").args(["-ec", remedy])).ok();
+    assert_eq!(lab.start().stop().code(), Some(0));
     lab.assert_untouched();
 }

@@ -1,12 +1,11 @@
-//! Back end `ipset`: a kernel set per family, and one rule that matches it.
+//! Back end `ipset`: a kernel set per family, over netlink. The rules thread keeps the rule that matches it.
 //!
-//! Owns the names of the sets and the order of changes: a rule needs its set, and a set cannot be
-//! removed before its rule. `members.rs` compares what a set holds with what it should hold.
+//! Owns the names of the sets. Must not start a program or wait for one: a block takes one message. A set
+//! cannot be removed before its rule. `members.rs` compares what a set holds with what it should hold.
 
 pub mod members;
 pub mod netlink;
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -15,53 +14,33 @@ use crate::block::backend::ipset::members::Schedule;
 use crate::block::backend::ipset::netlink::{
     AT_ONCE, CAPACITY, Element, IpsetError, KernelSet, LONGEST_TIMEOUT,
 };
-use crate::block::backend::rules::{Rules, families};
+use crate::block::backend::rules::families;
 use crate::block::backend::{Backend, FirewallError, Refused, block_each};
 use crate::block::reconcile::{DesiredState, Fault};
-use crate::config::FirewallConfig;
-use crate::config::values::Established;
 use crate::types::{Family, IfName};
 
-/// The sets and rules of an instance.
+/// The sets of an instance.
 pub struct IpsetBackend {
     /// One for each of [`families`].
     sides: Vec<Side>,
 }
 
-/// The set and the rule of one family.
+/// The set of one family.
 struct Side {
     set: KernelSet,
-    rules: Rules,
     schedule: Schedule,
-    /// What was wrong with the rules when they were last inspected.
-    rule_faults: Vec<Fault>,
-    /// How many networks are blocked in fact.
-    enforced: u32,
-    /// At the last check there were networks to block.
-    was_used: bool,
+    /// How many networks it holds.
+    held: u32,
 }
 
 impl IpsetBackend {
     /// Connects to the kernel. Changes nothing.
-    pub fn connect(
-        interface: &IfName,
-        config: &FirewallConfig,
-        established: Established,
-    ) -> Result<Self, FirewallError> {
-        let mut sides = Vec::new();
-        for family in families() {
-            let name = set_name(interface, family);
-            let matches = format!("-m set --match-set {name} src ");
-            sides.push(Side {
-                set: KernelSet::connect(name, family)?,
-                rules: Rules::find(interface, family, config, established, &matches)?,
-                schedule: Schedule::default(),
-                rule_faults: Vec::new(),
-                enforced: 0,
-                was_used: true,
-            });
-        }
-        Ok(Self { sides })
+    pub fn connect(interface: &IfName) -> Result<Self, FirewallError> {
+        let connect = |family| -> Result<Side, FirewallError> {
+            let set = KernelSet::connect(set_name(interface, family), family)?;
+            Ok(Side { set, schedule: Schedule::default(), held: 0 })
+        };
+        Ok(Self { sides: families().map(connect).collect::<Result<_, _>>()? })
     }
 
     fn side(&mut self, network: IpNet) -> Option<&mut Side> {
@@ -79,61 +58,26 @@ pub fn set_name(interface: &IfName, family: Family) -> String {
 }
 
 impl Side {
-    fn ensure_set(&mut self) -> Result<(), FirewallError> {
+    fn ensure_set(&mut self) -> Result<(), IpsetError> {
         match self.set.create() {
-            // Another version of tcptracker or another program has made it with other options.
-            Err(IpsetError::Foreign(_)) => {
-                self.rules.remove()?;
+            // Another version of tcptracker or another program has made it with other options. If its type
+            // does not permit an exchange, the rules thread removes the rule that uses it.
+            Err(IpsetError::Foreign(_)) if self.set.replace_foreign().is_err() => {
                 self.set.destroy()?;
-                Ok(self.set.create()?)
+                self.set.create()
             }
-            result => Ok(result?),
+            Err(IpsetError::Foreign(_)) => Ok(()),
+            result => result,
         }
-    }
-
-    fn ensure_rule(&mut self) -> Result<(), FirewallError> {
-        self.rules.ensure(&BTreeSet::from([None]))
     }
 
     /// Returns the elements that a crashed instance has left, or `None` if there is no set.
-    fn left_over(&mut self) -> Result<Option<Vec<Element>>, FirewallError> {
+    fn left_over(&mut self) -> Result<Option<Vec<Element>>, IpsetError> {
         let mut elements = Vec::new();
         match self.set.for_each(|element| elements.push(element)) {
-            Err(IpsetError::Missing(_)) => return Ok(None),
-            result => result?,
+            Err(IpsetError::Missing(_)) => Ok(None),
+            result => result.map(|()| Some(elements)),
         }
-        let found = self.rules.inspect()?;
-        if found.sources.is_empty() && found.unexpected == 0 {
-            // The rule for this set is in the other variant of iptables. If it cannot be removed, it does
-            // no harm before the stop, which reports why the set cannot be removed.
-            let _ = self.rules.remove_from_other_variant();
-        }
-        Ok(Some(elements))
-    }
-
-    fn remove(&mut self) -> Result<(), FirewallError> {
-        self.rules.remove()?;
-        Ok(self.set.destroy()?)
-    }
-
-    fn check(&mut self, desired: &DesiredState<'_>) -> Result<Vec<Fault>, FirewallError> {
-        let family = self.set.family();
-        if let Some(found) = self.rules.inspect_if_changed(desired.now())? {
-            self.rule_faults = found.faults;
-            let has_rule = found.unexpected == 0 && found.sources == BTreeSet::from([None]);
-            if !has_rule && !self.rule_faults.contains(&Fault::Chain(family)) {
-                self.rule_faults.push(Fault::Rule(family));
-            }
-        }
-        // Without blocks nothing is dropped, but the packets of the last block still have to be counted.
-        let is_used = desired.count(family) > 0;
-        if std::mem::replace(&mut self.was_used, is_used) || is_used {
-            self.rules.update_totals()?;
-        }
-        let (held, fault) = members::check(&mut self.set, &mut self.schedule, desired)?;
-        let is_broken = self.rule_faults.iter().any(Fault::breaks_all);
-        self.enforced = if is_broken { 0 } else { held };
-        Ok(self.rule_faults.iter().cloned().chain(fault).collect())
     }
 }
 
@@ -149,7 +93,6 @@ impl Backend for IpsetBackend {
                 found.get_or_insert_default().extend(elements);
             }
             side.ensure_set()?;
-            side.ensure_rule()?;
         }
         Ok(found)
     }
@@ -186,25 +129,30 @@ impl Backend for IpsetBackend {
     fn check(&mut self, desired: &DesiredState<'_>) -> Result<Vec<Fault>, FirewallError> {
         let mut faults = Vec::new();
         for side in &mut self.sides {
-            faults.extend(side.check(desired)?);
+            let (held, fault) = members::check(&mut side.set, &mut side.schedule, desired)?;
+            side.held = held;
+            faults.extend(fault);
         }
         Ok(faults)
     }
 
     fn repair(&mut self, desired: &DesiredState<'_>) -> Result<(), FirewallError> {
         for side in &mut self.sides {
-            side.ensure_set()?;
-            members::repair(&mut side.set, desired)?;
-            side.schedule = Schedule::default();
-            // The rule and the hooks come last: packets must find the set complete.
-            side.ensure_rule()?;
+            match side.ensure_set() {
+                // Until the rules thread has removed its rule, the fault stays.
+                Err(IpsetError::InUse(_)) => {}
+                result => {
+                    result?;
+                    members::repair(&mut side.set, desired)?;
+                    side.schedule = Schedule::default();
+                }
+            }
         }
         Ok(())
     }
 
-    fn figures(&self, family: Family) -> (u32, u64) {
-        let side = self.sides.get(family as usize);
-        side.map_or((0, 0), |side| (side.enforced, side.rules.matched()))
+    fn held(&self, family: Family) -> u32 {
+        self.sides.get(family as usize).map_or(0, |side| side.held)
     }
 
     fn dropped_from(&mut self, network: IpNet) -> Result<u64, FirewallError> {
@@ -227,8 +175,15 @@ impl Backend for IpsetBackend {
         LONGEST_TIMEOUT
     }
 
+    fn clear(&mut self) -> Result<(), FirewallError> {
+        let cleared = self.sides.iter_mut().map(|side| side.set.flush()).fold(Ok(()), Result::and);
+        Ok(cleared?)
+    }
+
     fn remove(&mut self) -> Result<(), FirewallError> {
         // A family that cannot be removed must not keep the other one.
-        self.sides.iter_mut().map(Side::remove).fold(Ok(()), Result::and)
+        let removed =
+            self.sides.iter_mut().map(|side| side.set.destroy()).fold(Ok(()), Result::and);
+        Ok(removed?)
     }
 }

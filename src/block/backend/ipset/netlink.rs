@@ -18,6 +18,8 @@ const PROTOCOL: u8 = 7;
 
 const CREATE_SET: u16 = SUBSYSTEM | 0x2;
 const DESTROY: u16 = SUBSYSTEM | 0x3;
+const FLUSH: u16 = SUBSYSTEM | 0x4;
+const SWAP: u16 = SUBSYSTEM | 0x6;
 const LIST: u16 = SUBSYSTEM | 0x7;
 const ADD: u16 = SUBSYSTEM | 0x9;
 const DEL: u16 = SUBSYSTEM | 0xa;
@@ -27,6 +29,8 @@ const TYPE: u16 = SUBSYSTEM | 0xd;
 const ATTR_PROTOCOL: u16 = 1;
 const ATTR_SETNAME: u16 = 2;
 const ATTR_TYPENAME: u16 = 3;
+/// The second name in a request to swap two sets.
+const ATTR_SETNAME2: u16 = 3;
 const ATTR_REVISION: u16 = 4;
 const ATTR_FAMILY: u16 = 5;
 const ATTR_FLAGS: u16 = 6;
@@ -159,17 +163,32 @@ impl KernelSet {
     /// Creates the set, whose elements expire and count packets. A set that exists and has the same
     /// options keeps its elements.
     pub fn create(&mut self) -> Result<(), IpsetError> {
-        let data = Body::default()
-            .big_endian_u32(DATA_TIMEOUT, seconds(LONGEST_TIMEOUT))
-            .big_endian_u32(DATA_FLAGS, FLAG_WITH_COUNTERS)
-            .big_endian_u32(DATA_MAXELEM, CAPACITY);
-        let body = self
-            .request()
-            .text(ATTR_TYPENAME, TYPE_NAME)
-            .attribute(ATTR_REVISION, &[self.revision])
-            .attribute(ATTR_FAMILY, &[self.family.number()])
-            .nested(ATTR_DATA, &data);
+        let body = self.creation(&self.name);
         self.send(CREATE_SET, CREATE, &body)
+    }
+
+    /// Puts an empty set in the place of one of this name with other options, even if a rule uses that one.
+    /// The kernel exchanges only sets of similar types.
+    pub fn replace_foreign(&mut self) -> Result<(), IpsetError> {
+        let other = format!("{}~", self.name);
+        let destruction = header(self.family).text(ATTR_SETNAME, &other);
+        // One that was left behind, or none.
+        let _ = self.send(DESTROY, 0, &destruction);
+        let creation = self.creation(&other);
+        self.send(CREATE_SET, CREATE | EXCL, &creation)?;
+        let exchange =
+            header(self.family).text(ATTR_SETNAME, &other).text(ATTR_SETNAME2, &self.name);
+        let exchanged = self.send(SWAP, 0, &exchange);
+        let destroyed = self.send(DESTROY, 0, &destruction);
+        exchanged.and(destroyed)
+    }
+
+    /// Removes all elements. A set that does not exist is no error.
+    pub fn flush(&mut self) -> Result<(), IpsetError> {
+        match self.send(FLUSH, 0, &self.request()) {
+            Err(IpsetError::Missing(_)) => Ok(()),
+            result => result,
+        }
     }
 
     /// Removes the set and its elements. A set that does not exist is no error.
@@ -242,6 +261,19 @@ impl KernelSet {
             Err(NetlinkError::Refused(EXIST)) => Ok(false),
             Err(error) => Err(IpsetError::from_kernel(&self.name, error)),
         }
+    }
+
+    fn creation(&self, name: &str) -> Body {
+        let data = Body::default()
+            .big_endian_u32(DATA_TIMEOUT, seconds(LONGEST_TIMEOUT))
+            .big_endian_u32(DATA_FLAGS, FLAG_WITH_COUNTERS)
+            .big_endian_u32(DATA_MAXELEM, CAPACITY);
+        header(self.family)
+            .text(ATTR_SETNAME, name)
+            .text(ATTR_TYPENAME, TYPE_NAME)
+            .attribute(ATTR_REVISION, &[self.revision])
+            .attribute(ATTR_FAMILY, &[self.family.number()])
+            .nested(ATTR_DATA, &data)
     }
 
     fn request(&self) -> Body {
