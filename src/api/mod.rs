@@ -4,5 +4,6 @@ pub mod dbus;
 pub mod journal;
 pub mod log_filter;
 pub mod log_output;
+pub mod logind;
 pub mod metrics;
 mod users;

@@ -15,8 +15,8 @@ pub mod memory;
 mod nftables;
 pub mod reload;
 pub mod report;
-
-mod rules;
+pub mod rules;
+pub mod sessions;
 pub mod store;
 pub mod supervisor;
 pub mod unpack;
@@ -237,14 +237,15 @@ impl Service {
         let detector = detector::spawn(&mut threads, &context, &config, &host, &firewall, batches)?;
         let capture = capture::spawn(&mut threads, &context, &config, capture, segments)?;
         let wants_ports = Arc::new(AtomicBool::new(uses_outcomes(&config)));
-        let readers = (&firewall, &detector);
+        let (sessions, hosts) = sessions::spawn(&mut threads, &config, &host, &firewall)?;
+        let readers = (&firewall, &detector, hosts);
         let stop_host = host::spawn(&mut threads, &context, &config, &host, readers, &wants_ports)?;
         nftables::spawn(&mut threads, &config, &firewall, &stop_host)?;
         let store = store::spawn(&mut threads, &context.interface)?;
         // Last, so that nothing can fail once the kernel is changed.
         let rules_ways = (rules.clone(), rules_commands);
         rules::spawn(&mut threads, &context, rules_ways, &firewall, at_start)?;
-        let owned = (backend, others, host, store);
+        let owned = (backend, others, (host, sessions), store);
         let neighbours = (detector.clone(), rules.clone());
         firewall::spawn(&mut threads, &context, config, owned, neighbours, firewall_commands)?;
         Ok(Self {
@@ -395,7 +396,8 @@ impl Service {
         // Ends with capture.
         self.threads.join("detector");
         self.stop_host.raise();
-        let mut failures = self.leave(&["host"]);
+        // The sessions thread ends with the host thread.
+        let mut failures = self.leave(&["host", "sessions"]);
         // A start that still tries ends.
         self.rules.activity().stop(Moment::now());
         let _ = self.firewall.send(Command::Stop);

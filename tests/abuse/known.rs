@@ -27,11 +27,8 @@ pub const KNOWN: &[(&str, &str)] = &[
     ("why_of_60_kb", "S2: +97 MiB, root waits 1.2 s"),
     ("callers_leave_open_questions", "S12: questions of callers that left stay open"),
     // A hostile network.
-    ("forged_scanners", "S4: the limit on blocks is used up, no scan is blocked"),
     ("scans_of_impossible_sources", "S15: 0.0.0.0, 224.0.0.5 and others are blocked"),
-    ("idle_connection_to_port_22", "S3: the scan is not blocked"),
     ("answers_forged_before_a_scan", "S7: the scan is not blocked"),
     // Failing helpers.
-    ("bus_stopped_during_many_scans", "S4: the limit on blocks is used up"),
     ("bus_killed", "S1: the service ends with the bus"),
 ];

@@ -144,8 +144,7 @@ impl FirewallThread {
             self.blocklist.set_established(self.config.block.established);
         }
         self.health.set_backend(self.blocklist.backend_name());
-        self.unblock_exempt(clock);
-        self.unblock_peers(clock);
+        self.exemptions_changed(clock);
         self.report();
         self.rules().wake();
     }

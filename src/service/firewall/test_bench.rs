@@ -1,7 +1,7 @@
 //! The bench for tests of the firewall and rules threads: a fake kernel, a clock to choose, and the emitted
 //! events.
 
-use std::net::IpAddr;
+use std::collections::HashSet;
 use std::sync::mpsc::{Receiver, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -20,10 +20,9 @@ use crate::config::Config;
 use crate::handles::{Command, DetectorCommand, EventSink, Health, Listed, Reply, RequestError};
 use crate::service::firewall::{FirewallThread, Neighbours, OpenBackend};
 use crate::service::rules::{AtStart, RulesThread};
-use crate::system::netlink::NetlinkError;
 use crate::types::{
-    Attempt, BackendNote, Event, Host, Moment, Port, Rule, Scan, ScanKind, SkipReason, State,
-    WallClock,
+    Attempt, BackendNote, Event, Host, Moment, Port, Rule, Scan, ScanKind, SkipReason, SshSessions,
+    State, WallClock,
 };
 
 pub const HOUR: u64 = 3600;
@@ -40,7 +39,7 @@ pub struct Bench {
     pub emitted: Receiver<Arc<Event>>,
     pub control: Receiver<DetectorCommand>,
     pub health: Arc<Health>,
-    sessions: Arc<Mutex<Option<Vec<IpAddr>>>>,
+    sessions: SshSessions,
     /// The back end that the next configuration opens.
     pub next_backend: Arc<Mutex<Option<FakeKernel>>>,
     /// Of a bench whose database has no past.
@@ -70,9 +69,8 @@ pub fn bench_on(kernel: FakeKernel, store: Option<Store>, edit: impl FnOnce(&mut
     let backend = if observing { "none" } else { kernel.name() };
     let health = Arc::new(Health::new(observing, backend, events.clone()));
     let host = Arc::new(Host::with_addresses(["192.0.2.5/24".parse().unwrap()]));
-    let sessions = Arc::new(Mutex::new(Some(Vec::new())));
-    let asked = Arc::clone(&sessions);
-    let ask = Box::new(move |_: &[u16]| asked.lock().unwrap().clone().ok_or(NetlinkError::Garbled));
+    let followed = (host, Arc::default());
+    let ask = Box::new(|| (Ok(HashSet::new()), Duration::ZERO));
     let next_backend: Arc<Mutex<Option<FakeKernel>>> = Arc::default();
     let opened = Arc::clone(&next_backend);
     // The kernel whose rules are made next.
@@ -96,7 +94,7 @@ pub fn bench_on(kernel: FakeKernel, store: Option<Store>, edit: impl FnOnce(&mut
     let neighbours = Neighbours { detector: control_in, rules: handle, main };
     let state = TempDir::new().unwrap();
     let store = store.unwrap_or_else(|| flusher(state.path().join("tcptracker.db")).0);
-    let thread = FirewallThread::new(open, config, (host, ask), store, reporting, neighbours);
+    let thread = FirewallThread::new(open, config, (followed, ask), store, reporting, neighbours);
     Bench {
         thread,
         rules,
@@ -106,7 +104,7 @@ pub fn bench_on(kernel: FakeKernel, store: Option<Store>, edit: impl FnOnce(&mut
         emitted,
         control,
         health,
-        sessions,
+        sessions: SshSessions::default(),
         next_backend,
         _state: state,
     }
@@ -179,7 +177,9 @@ impl Bench {
             rule: Rule::Ports,
             threshold: 3,
             span: Duration::from_secs(60),
+            tried: 4,
             continued: false,
+            decoy: false,
             others: Vec::new(),
         };
         edit(&mut scan);
@@ -217,9 +217,16 @@ impl Bench {
     }
 
     /// Sets the peers of SSH sessions; none: the kernel does not answer.
-    pub fn sessions(&self, peers: Option<&[&str]>) {
-        let peers = peers.map(|peers| peers.iter().map(|peer| peer.parse().unwrap()).collect());
-        *self.sessions.lock().unwrap() = peers;
+    pub fn sessions(&mut self, peers: Option<&[&str]>, seconds: u64) {
+        match peers {
+            Some(peers) => {
+                let logged_in = peers.iter().map(|peer| peer.parse().unwrap()).collect();
+                self.sessions = SshSessions { logged_in, ..SshSessions::default() };
+            }
+            None => self.sessions.error = Some("no answer".to_owned()),
+        }
+        let sessions = Command::Sessions(Arc::new(self.sessions.clone()));
+        self.thread.handle(sessions, &clock(seconds));
     }
 
     pub fn skipped(&self) -> Option<SkipReason> {
