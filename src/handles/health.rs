@@ -27,6 +27,8 @@ pub enum Component {
     SshSessions,
     /// The database cannot be written.
     Store,
+    /// The connection to the bus was lost.
+    Bus,
     /// A thread does not respond.
     Threads,
 }

@@ -1,11 +1,13 @@
 //! The errors that callers receive. Their names are part of the interface.
 
+use std::borrow::Cow;
+
 use zbus::message::{Header, Message};
 use zbus::names::ErrorName;
 use zbus::{DBusError, fdo};
 
 use crate::handles::{ReloadError, RequestError};
-use crate::types::InvalidAddress;
+use crate::types::{InvalidAddress, printable};
 
 /// The argument is not an address or network.
 const INVALID_ADDRESS: &str = "org.tcptracker.Tracker1.Error.InvalidAddress";
@@ -15,6 +17,9 @@ const NOT_BLOCKED: &str = "org.tcptracker.Tracker1.Error.NotBlocked";
 const FIREWALL_FAILED: &str = "org.tcptracker.Tracker1.Error.FirewallFailed";
 /// The text has a mistake per line, with file and line number.
 const INVALID_CONFIGURATION: &str = "org.tcptracker.Tracker1.Error.InvalidConfiguration";
+
+/// The longest description of an error, in bytes.
+const LONGEST_DESCRIPTION: usize = 1024;
 
 /// Why a call failed, with a text for the caller.
 #[derive(Debug)]
@@ -34,7 +39,13 @@ impl Error {
 
 impl DBusError for Error {
     fn create_reply(&self, call: &Header<'_>) -> zbus::Result<Message> {
-        Message::error(call, self.name()).build(&self.description().unwrap_or_default())
+        let text = self.description().unwrap_or_default();
+        let text = match self {
+            // From files of root, and only for callers that may reload.
+            Self::Own(INVALID_CONFIGURATION, _) => Cow::Borrowed(text),
+            _ => bounded(text),
+        };
+        Message::error(call, self.name()).build(&text)
     }
 
     fn name(&self) -> ErrorName<'_> {
@@ -50,6 +61,15 @@ impl DBusError for Error {
             Self::Own(_, text) => Some(text),
         }
     }
+}
+
+/// Returns a text that may quote a caller's, safe for a terminal and short enough for a message.
+pub fn bounded(text: &str) -> Cow<'_, str> {
+    let safe = printable(text);
+    if safe.len() <= LONGEST_DESCRIPTION {
+        return safe;
+    }
+    Cow::Owned(format!("{}...", &safe[..safe.floor_char_boundary(LONGEST_DESCRIPTION)]))
 }
 
 impl From<fdo::Error> for Error {
