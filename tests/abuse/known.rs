@@ -3,12 +3,8 @@
 //!
 //! The suite skips them. Delete the entries of a cause when you repair it.
 
-/// Not an attack: the check of the memory that remains after some attacks.
-pub const MEMORY: &str = "memory_that_remains";
-
 /// The name of an attack, and its cause.
 pub const KNOWN: &[(&str, &str)] = &[
-    (MEMORY, "S2: 6 to 13 MiB are not given back within a minute"),
     // An unprivileged user.
     ("lock_of_the_rules_taken", "S5: root waits 0.9 s for a repair, on a busy machine longer"),
     ("metrics_with_few_descriptors", "S17: no descriptor is left for a repair"),

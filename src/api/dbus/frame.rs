@@ -1,8 +1,12 @@
-//! The first bytes of a D-Bus message, which say how long it is.
+//! What a D-Bus message says about itself, without making anything of it.
 //!
 //! Owns the arithmetic on lengths that the sender chose. Pure.
 
 use zbus::message::Type;
+
+/// Header fields (D-Bus specification, "Header Fields").
+pub const MEMBER: u8 = 3;
+pub const SENDER: u8 = 7;
 
 /// Bytes that contain the lengths of the rest.
 pub const START: usize = 16;
@@ -26,17 +30,53 @@ pub fn lengths(start: &[u8; START]) -> Option<Lengths> {
         4 => Type::Signal,
         _ => return None,
     };
-    let number = |at: usize| {
-        let bytes = [start[at], start[at + 1], start[at + 2], start[at + 3]];
-        match start[0] {
-            b'l' => Some(u64::from(u32::from_le_bytes(bytes))),
-            b'B' => Some(u64::from(u32::from_be_bytes(bytes))),
-            _ => None,
-        }
-    };
+    let number = |at| number(start, at).map(u64::from);
     // The header's fields are padded to 8 bytes.
     let head = (START as u64 + number(12)?).next_multiple_of(8);
     Some(Lengths { kind, head, total: head + number(4)? })
+}
+
+/// Returns a text among the header fields of a message.
+pub fn text_field(message: &[u8], wanted: u8) -> Option<&[u8]> {
+    let mut at = START;
+    let end = START + usize::try_from(number(message, 12)?).ok()?;
+    while at < end {
+        at = at.next_multiple_of(8);
+        // The code of the field, then the signature of its value: one letter.
+        let &[code, 1, kind, 0] = message.get(at..at + 4)? else { return None };
+        at += 4;
+        let length = match kind {
+            b's' | b'o' => {
+                let length = usize::try_from(number(message, at)?).ok()?;
+                at += 4;
+                length + 1
+            }
+            b'g' => {
+                let length = usize::from(*message.get(at)?);
+                at += 1;
+                length + 1
+            }
+            b'u' => 4,
+            _ => return None,
+        };
+        let value = message.get(at..at.checked_add(length)?)?;
+        if code == wanted {
+            // Without the final zero.
+            return matches!(kind, b's' | b'o').then(|| &value[..length - 1]);
+        }
+        at += length;
+    }
+    None
+}
+
+/// Returns a number of 32 bits in the byte order of the message.
+fn number(message: &[u8], at: usize) -> Option<u32> {
+    let bytes = message.get(at..)?.first_chunk()?;
+    match message.first()? {
+        b'l' => Some(u32::from_le_bytes(*bytes)),
+        b'B' => Some(u32::from_be_bytes(*bytes)),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -54,12 +94,26 @@ mod tests {
             is_little in any::<bool>(),
         ) {
             let endian = if is_little { Endian::Little } else { Endian::Big };
-            let message = Message::method_call("/", member.as_str()).endian(endian).build(&text).unwrap();
+            let builder = Message::method_call("/", member.as_str()).sender(":1.5");
+            let message = builder.endian(endian).build(&text).unwrap();
             let bytes: &[u8] = message.data();
             let lengths = lengths(bytes[..START].try_into().unwrap()).unwrap();
             prop_assert_eq!(lengths.total, bytes.len() as u64);
             prop_assert_eq!(lengths.total - lengths.head, message.body().data().len() as u64);
             prop_assert_eq!(lengths.kind, Type::MethodCall);
+            prop_assert_eq!(text_field(bytes, MEMBER), Some(member.as_bytes()));
+            prop_assert_eq!(text_field(bytes, SENDER), Some(&b":1.5"[..]));
+            prop_assert_eq!(text_field(bytes, 4), None);
+        }
+
+        #[test]
+        fn fields_of_any_bytes_are_within_them(mut bytes in any::<Vec<u8>>(), code in any::<u8>()) {
+            for order in *b"lB" {
+                if let Some(first) = bytes.first_mut() {
+                    *first = order;
+                }
+                let _ = text_field(&bytes, code);
+            }
         }
 
         #[test]

@@ -11,7 +11,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use async_lock::Mutex;
-use futures_lite::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use futures_lite::io::{AsyncReadExt, AsyncWriteExt};
 use futures_lite::{future, io as split_io};
 use zbus::Message;
 use zbus::connection::socket::{ReadHalf, Socket, Split, WriteHalf};
@@ -22,8 +22,7 @@ use zruntime::Shared;
 use zruntime::net::unix::UnixStream;
 
 use crate::api::dbus::callers::{Admission, Callers, Identity};
-use crate::api::dbus::frame::{Lengths, START, lengths};
-use crate::api::dbus::names::INTERFACE;
+use crate::api::dbus::frame::{Lengths, MEMBER, SENDER, START, lengths, text_field};
 
 /// The longest call. The longest one that can succeed has about 1,200 bytes: an address, and a reason of 200
 /// characters.
@@ -38,9 +37,13 @@ const MOST_EARLY_CALLS: usize = 1024;
 const MOST_EARLY_CALLS_PER_NAME: usize = 8;
 
 /// Messages in a row after which other tasks run.
-const MESSAGES_IN_A_ROW: u32 = 64;
+const MESSAGES_IN_A_ROW: u32 = 16;
 
+/// Bytes that are read at once: many messages of a flood.
 const BUFFER: usize = 64 << 10;
+
+/// The calls that have an effect, so that a caller may do without the reply.
+const CHANGES: [&[u8]; 3] = [b"Block", b"Unblock", b"Reload"];
 
 /// Byte 2 of a message contains its flags, and this one says that the sender wants no reply.
 const FLAGS: usize = 2;
@@ -72,8 +75,10 @@ impl Socket for Gate {
         let (reader, writer) = split_io::split(self.stream);
         let writer = Arc::new(Mutex::new(writer));
         let input = In {
-            stream: BufReader::with_capacity(BUFFER, reader),
-            begun: VecDeque::new(),
+            stream: reader,
+            buffer: vec![0; BUFFER].into_boxed_slice(),
+            start: 0,
+            end: 0,
             writer: Arc::clone(&writer),
             callers: Arc::clone(&self.callers),
             early: HashMap::new(),
@@ -97,9 +102,11 @@ struct Frame {
 /// What comes from the bus.
 #[derive(Debug)]
 pub struct In {
-    stream: BufReader<split_io::ReadHalf<UnixStream<Shared>>>,
-    /// Bytes that the connection has read while it authenticated.
-    begun: VecDeque<u8>,
+    stream: split_io::ReadHalf<UnixStream<Shared>>,
+    /// Bytes that have been read, between `start` and `end`.
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
     writer: Writer,
     callers: Arc<Callers>,
     /// Calls of connections whose user is not known yet.
@@ -118,7 +125,9 @@ impl ReadHalf for In {
         already_received: &mut Vec<u8>,
         _descriptors: &mut Vec<OwnedFd>,
     ) -> zbus::Result<Message> {
-        self.begun.extend(already_received.drain(..));
+        if !already_received.is_empty() {
+            self.take_back(already_received);
+        }
         loop {
             for _ in 0..MESSAGES_IN_A_ROW {
                 if let Some(message) = self.next(number).await? {
@@ -129,7 +138,7 @@ impl ReadHalf for In {
         }
     }
 
-    /// Only the authentication reads bytes.
+    /// Only the authentication reads bytes, before the first message.
     async fn recvmsg(&mut self, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
         Ok((self.stream.read(buffer).await?, Vec::new()))
     }
@@ -154,11 +163,11 @@ impl In {
     }
 
     /// Reads a message. One that is too long is skipped without being kept; the head of a call remains, so
-    /// that the caller can be answered.
+    /// that the caller can be answered. Skips what needs no answer and has no effect.
     async fn read(&mut self) -> io::Result<Option<(Type, Frame)>> {
-        let mut start = [0; START];
-        self.read_exact(&mut start).await?;
-        let Some(Lengths { kind, head, total }) = lengths(&start) else {
+        self.fill(START).await?;
+        let start = self.buffer[self.start..].first_chunk();
+        let Some(Lengths { kind, head, total }) = start.and_then(lengths) else {
             return Err(io::Error::new(ErrorKind::InvalidData, "not a D-Bus message"));
         };
         let longest = match kind {
@@ -167,13 +176,22 @@ impl In {
         };
         let is_too_long = total > longest;
         if is_too_long && (head > longest || kind != Type::MethodCall) {
-            self.skip(total - START as u64).await?;
+            self.skip(total).await?;
             return Ok(None);
         }
         let kept = usize::try_from(if is_too_long { head } else { total }).unwrap_or(START);
+        if longest == LONGEST_CALL {
+            self.fill(kept).await?;
+            if !is_relevant(kind, &self.buffer[self.start..self.start + kept]) {
+                self.skip(total).await?;
+                return Ok(None);
+            }
+        }
         let mut bytes = vec![0; kept];
-        bytes[..START].copy_from_slice(&start);
-        self.read_exact(&mut bytes[START..]).await?;
+        let (read, rest) = bytes.split_at_mut(kept.min(self.end - self.start));
+        read.copy_from_slice(&self.buffer[self.start..self.start + read.len()]);
+        self.start += read.len();
+        self.stream.read_exact(rest).await?;
         if is_too_long {
             self.skip(total - head).await?;
             // The length of the body.
@@ -184,28 +202,45 @@ impl In {
         Ok(Some((kind, Frame { bytes, wants_reply, is_too_long })))
     }
 
-    async fn read_exact(&mut self, bytes: &mut [u8]) -> io::Result<()> {
-        let begun = self.begun.len().min(bytes.len());
-        let (from_begun, rest) = bytes.split_at_mut(begun);
-        from_begun.iter_mut().zip(self.begun.drain(..begun)).for_each(|(to, byte)| *to = byte);
-        self.stream.read_exact(rest).await
+    /// Reads until the buffer holds this many bytes, at most the longest call.
+    async fn fill(&mut self, count: usize) -> io::Result<()> {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+        while self.end - self.start < count {
+            if self.buffer.len() - self.start < count {
+                self.buffer.copy_within(self.start..self.end, 0);
+                (self.start, self.end) = (0, self.end - self.start);
+            }
+            match self.stream.read(&mut self.buffer[self.end..]).await? {
+                0 => return Err(ErrorKind::UnexpectedEof.into()),
+                read => self.end += read,
+            }
+        }
+        Ok(())
     }
 
     async fn skip(&mut self, mut count: u64) -> io::Result<()> {
-        while count > 0 && self.begun.pop_front().is_some() {
-            count -= 1;
-        }
-        while count > 0 {
-            let available = self.stream.fill_buf().await?.len();
-            if available == 0 {
-                return Err(ErrorKind::UnexpectedEof.into());
-            }
+        loop {
+            let available = self.end - self.start;
             let skipped = available.min(usize::try_from(count).unwrap_or(usize::MAX));
-            self.stream.consume(skipped);
+            self.start += skipped;
             count -= skipped as u64;
+            if count == 0 {
+                return Ok(());
+            }
+            self.fill(1).await?;
             future::yield_now().await;
         }
-        Ok(())
+    }
+
+    /// Puts bytes back that the authentication has read too far.
+    fn take_back(&mut self, bytes: &mut Vec<u8>) {
+        bytes.extend_from_slice(&self.buffer[self.start..self.end]);
+        self.end = bytes.len();
+        self.start = 0;
+        bytes.resize(self.end.max(BUFFER), 0);
+        self.buffer = std::mem::take(bytes).into_boxed_slice();
     }
 
     /// Decides about a call. Returns it if it may begin.
@@ -214,10 +249,6 @@ impl In {
         let Ok(message) = parse(call.bytes, number).await else { return Ok(None) };
         let header = message.header();
         let Some(sender) = header.sender() else { return Ok(None) };
-        // A question that wants no answer needs none.
-        if !wants_reply && !is_change(&header) {
-            return Ok(None);
-        }
         if call.is_too_long {
             let why = format!("the call is too long: at most {LONGEST_CALL} bytes");
             self.refuse(&header, wants_reply, &why).await?;
@@ -283,14 +314,9 @@ impl In {
         None
     }
 
-    /// Takes the bus's signal that a connection has closed. Returns its other signals, and discards those of
-    /// other senders: nothing here listens to them.
+    /// Takes the bus's signal that a connection has closed. Returns its other signals.
     fn hear(&self, message: Message) -> Option<Message> {
-        let header = message.header();
-        if header.sender().is_none_or(|sender| sender.as_str() != BUS) {
-            return None;
-        }
-        if header.member().is_none_or(|member| member.as_str() != "NameOwnerChanged") {
+        if message.header().member().is_none_or(|member| member.as_str() != "NameOwnerChanged") {
             return Some(message);
         }
         let body = message.body();
@@ -348,12 +374,16 @@ async fn send(writer: &Writer, message: &Message) -> zbus::Result<()> {
     Ok(writer.lock().await.write_all(message.data()).await?)
 }
 
-/// Whether a call can have an effect, so that a caller may do without the reply.
-fn is_change(call: &Header<'_>) -> bool {
-    call.interface().is_some_and(|interface| interface.as_str() == INTERFACE)
-        && call
-            .member()
-            .is_some_and(|member| ["Block", "Unblock", "Reload"].contains(&member.as_str()))
+/// Whether a message has to be looked at: a call that has an effect or wants a reply, or a signal of the bus.
+fn is_relevant(kind: Type, message: &[u8]) -> bool {
+    let field = |code| text_field(message, code).unwrap_or_default();
+    match kind {
+        Type::MethodCall => {
+            message[FLAGS] & NO_REPLY_EXPECTED == 0 || CHANGES.contains(&field(MEMBER))
+        }
+        Type::Signal => field(SENDER) == BUS.as_bytes(),
+        Type::MethodReturn | Type::Error => true,
+    }
 }
 
 /// Makes a message of the bytes of one. The library reads messages only from sockets.

@@ -15,7 +15,7 @@ pub mod list;
 pub mod names;
 pub mod signals;
 pub mod tracker;
-pub mod until_sent;
+pub mod turns;
 
 #[cfg(test)]
 mod description_tests;

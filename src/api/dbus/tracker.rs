@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_lock::{Semaphore, SemaphoreGuardArc};
+use async_lock::Semaphore;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, fdo, interface};
@@ -17,7 +17,7 @@ use crate::api::dbus::callers::Callers;
 use crate::api::dbus::error::Error;
 use crate::api::dbus::explanation::{Answer, answer};
 use crate::api::dbus::list::Blocks;
-use crate::api::dbus::until_sent::UntilSent;
+use crate::api::dbus::turns::{Turn, Turns, UntilSent};
 use crate::api::metrics::Metrics;
 use crate::handles::{
     Command, CountEvents, EventSink, FirewallHandle, Health, Reader, Reloader, Reply,
@@ -46,9 +46,10 @@ struct Instance {
     firewall: FirewallHandle,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
-    /// Any user may ask for a list, and with many blocks a list is large: one is made at a time. Another one
-    /// is for root and the group, which go first.
-    lists: [Arc<Semaphore>; 2],
+    /// Any user may ask for a list, and with many blocks a list is large: one is made at a time. The turns of
+    /// root and the group are their own.
+    turns: Turns,
+    privileged_turns: Turns,
     reloads: Semaphore,
 }
 
@@ -64,10 +65,17 @@ impl Tracker {
     ) -> Self {
         let authority = Authority::new(events);
         let callers = Arc::new(Callers::new(authority.group()));
-        let lists = [Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(1))];
-        let reloads = Semaphore::new(1);
-        let instance =
-            Instance { interface, authority, reloader, firewall, health, metrics, lists, reloads };
+        let instance = Instance {
+            interface,
+            authority,
+            reloader,
+            firewall,
+            health,
+            metrics,
+            turns: Turns::with_rest(),
+            privileged_turns: Turns::without_rest(),
+            reloads: Semaphore::new(1),
+        };
         Self { instance: Arc::new(instance), callers }
     }
 
@@ -101,10 +109,13 @@ impl Tracker {
     }
 
     /// Waits until the caller may have a large answer.
-    async fn await_turn(&self, header: &Header<'_>) -> SemaphoreGuardArc {
+    async fn await_turn(&self, header: &Header<'_>) -> Turn {
         let identity = header.sender().and_then(|sender| self.callers.identity(sender));
-        let is_first = identity.is_some_and(|identity| self.callers.is_privileged(&identity));
-        self.instance.lists[usize::from(is_first)].acquire_arc().await
+        if identity.is_some_and(|identity| self.callers.is_privileged(&identity)) {
+            self.instance.privileged_turns.next().await
+        } else {
+            self.instance.turns.next().await
+        }
     }
 
     /// Sends a command to the firewall thread and awaits the answer.
@@ -171,10 +182,10 @@ impl Tracker {
     /// 250,000).
     #[zbus(out_args("blocks"))]
     async fn list(&self, #[zbus(header)] header: Header<'_>) -> Result<UntilSent<Blocks>, Error> {
-        let permit = self.await_turn(&header).await;
+        let turn = self.await_turn(&header).await;
         let blocks = self.ask(|reply| Command::List { reply }).await?;
         let count = blocks.len();
-        Blocks::new(blocks).map(|listed| UntilSent::new(listed, permit)).ok_or_else(|| {
+        Blocks::new(blocks).map(|listed| UntilSent::new(listed, turn)).ok_or_else(|| {
             let why = format!(
                 "too many blocks ({count}) on {} for one D-Bus reply; use `tcptracker why ADDRESS` or \
                  `ipset save`",
@@ -206,7 +217,7 @@ impl Tracker {
     ) -> Result<Answer, Error> {
         let network = parse_network(address)?;
         // Reading the kernel's packet counters takes as long as a list.
-        let _permit = self.await_turn(&header).await;
+        let _turn = self.await_turn(&header).await;
         Ok(answer(self.ask(|reply| Command::Why { network, reply }).await??))
     }
 

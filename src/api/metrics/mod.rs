@@ -95,7 +95,8 @@ impl Metrics {
         let sources = named("sources", "Sources that the detector remembers.");
         let evicted = named("sources_evicted_total", "Sources evicted to make room for others.");
         let lost_scans = named("scans_lost_total", "Scans for which the firewall had no room.");
-        let lost_events = named("events_lost_total", "Events not emitted: too many at a time.");
+        let lost_events =
+            named("events_lost_total", "Events not emitted: too many at a time, or no bus.");
         let latency = named("block_latency_seconds", "From a probe to the block in the kernel.");
         let latency = HistogramOpts::from(latency).buckets(LATENCY_BUCKETS.to_vec());
         let dropped = named("dropped_packets_total", "Packets of blocked sources dropped.");

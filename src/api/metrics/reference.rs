@@ -20,7 +20,7 @@ pub const COUNTERS: [(&str, &str); 19] = [
     ("capture_dropped_queue", "packets lost because the detector was too slow"),
     ("scans_lost", "scans for which the firewall queue had no room"),
     ("events_lost_journal", "journal entries suppressed because there were too many"),
-    ("events_lost_bus", "D-Bus signals suppressed because there were too many"),
+    ("events_lost_bus", "D-Bus signals suppressed because there were too many, or no bus"),
 ];
 
 #[cfg(test)]
