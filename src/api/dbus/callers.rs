@@ -8,10 +8,13 @@ use std::convert::Infallible;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_channel::{Receiver, Sender};
 use zbus::OwnedVariant;
 use zbus::names::{OwnedUniqueName, UniqueName};
+
+use crate::types::{Moment, RateLimit};
 
 /// Calls in progress at once.
 const MOST_CALLS: usize = 64;
@@ -21,6 +24,16 @@ const MOST_UNPRIVILEGED_CALLS: usize = 48;
 
 /// Calls in progress of one user without privileges.
 const MOST_CALLS_PER_USER: usize = 8;
+
+/// More refused calls in a second are a flood. dbus-daemon then takes our answers slowly, 2 KiB at a time
+/// between the messages of others, and answers to root must not wait behind long ones.
+const REFUSALS: u32 = 100;
+
+/// A flood is taken to go on for so long after the last sign of it.
+const CALM: Duration = Duration::from_secs(2);
+
+/// Calls in progress of one user without privileges during a flood.
+const MOST_CALLS_IN_A_FLOOD: usize = 2;
 
 /// Calls of one user that wait for polkit. They wait for a password without a time limit.
 pub const MOST_QUESTIONS_PER_USER: usize = 8;
@@ -96,7 +109,7 @@ struct Load {
     asking: usize,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Table {
     names: HashMap<OwnedUniqueName, Caller>,
     /// Users without a call in progress are absent.
@@ -104,6 +117,8 @@ struct Table {
     /// The calls of all users that do not wait for polkit, and those without privileges.
     working: usize,
     unprivileged: usize,
+    refusals: RateLimit,
+    flooded_until: Moment,
 }
 
 /// The callers of one connection to the bus.
@@ -118,7 +133,15 @@ pub struct Callers {
 impl Callers {
     /// No callers yet. Members of the group have the privileges of root.
     pub fn new(group: Arc<AtomicU32>) -> Self {
-        Self { group, table: Mutex::default(), ended: async_channel::bounded(1) }
+        let table = Table {
+            names: HashMap::new(),
+            users: HashMap::new(),
+            working: 0,
+            unprivileged: 0,
+            refusals: RateLimit::per_second(REFUSALS),
+            flooded_until: Moment::default(),
+        };
+        Self { group, table: Mutex::new(table), ended: async_channel::bounded(1) }
     }
 
     /// Returns whether a user may make every change. The calls of such a user go first.
@@ -142,10 +165,29 @@ impl Callers {
         table.names.entry(name).or_insert(caller);
     }
 
-    /// Decides whether a call may begin. If so, it is in progress until it is finished or the caller leaves.
-    pub fn admit(&self, name: &UniqueName<'_>, serial: NonZeroU32, wants_reply: bool) -> Admission {
+    /// A call was refused, or left out because it needs no answer.
+    pub fn note_refusal(&self, now: Moment) {
         let mut table = self.table();
-        let Table { names, users, working, unprivileged } = &mut *table;
+        if !table.refusals.allow(now) {
+            table.flooded_until = now + CALM;
+        }
+    }
+
+    /// Returns whether there are more calls than can be answered.
+    pub fn is_flooded(&self, now: Moment) -> bool {
+        now < self.table().flooded_until
+    }
+
+    /// Decides whether a call may begin. If so, it is in progress until it is finished or the caller leaves.
+    pub fn admit(
+        &self,
+        name: &UniqueName<'_>,
+        serial: NonZeroU32,
+        wants_reply: bool,
+        now: Moment,
+    ) -> Admission {
+        let mut table = self.table();
+        let Table { names, users, working, unprivileged, flooded_until, .. } = &mut *table;
         let Some(caller) = names.get_mut(name.as_str()) else { return Admission::Stranger };
         if caller.calls.contains_key(&serial) {
             return Admission::Repeated;
@@ -153,10 +195,10 @@ impl Callers {
         let is_privileged = self.is_privileged(&caller.identity);
         if !is_privileged {
             let own = users.get(&caller.identity.uid).map_or(0, |load| load.working);
-            if own >= MOST_CALLS_PER_USER {
-                return Admission::Refused(format!(
-                    "{MOST_CALLS_PER_USER} calls of this user are in progress"
-                ));
+            let most =
+                if now < *flooded_until { MOST_CALLS_IN_A_FLOOD } else { MOST_CALLS_PER_USER };
+            if own >= most {
+                return Admission::Refused(format!("{own} calls of this user are in progress"));
             }
             if *unprivileged >= MOST_UNPRIVILEGED_CALLS {
                 return Admission::Refused(format!(
@@ -269,10 +311,13 @@ mod tests {
 
     /// Returns how many of 100 calls are admitted.
     fn admitted(callers: &Callers, name: &UniqueName<'_>) -> u32 {
-        let admitted = (1..=100).take_while(|serial| {
-            callers.admit(name, NonZeroU32::new(*serial).unwrap(), true) == Admission::Admitted
-        });
+        let admitted =
+            (1..=100).take_while(|serial| admit(callers, name, *serial) == Admission::Admitted);
         u32::try_from(admitted.count()).unwrap()
+    }
+
+    fn admit(callers: &Callers, name: &UniqueName<'_>, number: u32) -> Admission {
+        callers.admit(name, serial(number), true, Moment::default())
     }
 
     fn serial(number: u32) -> NonZeroU32 {
@@ -284,7 +329,7 @@ mod tests {
         let callers = callers();
         let (first, second) = (connect(&callers, 1, 1000, &[]), connect(&callers, 2, 1000, &[]));
         assert_eq!(admitted(&callers, &first), 8);
-        let refused = callers.admit(&second, serial(1), true);
+        let refused = admit(&callers, &second, 1);
         assert!(
             matches!(&refused, Admission::Refused(why) if why.contains("of this user")),
             "{refused:?}"
@@ -294,18 +339,39 @@ mod tests {
     }
 
     #[test]
+    fn flood_leaves_two_calls_to_each_user_and_none_of_its_places_to_root() {
+        let callers = callers();
+        let now = Moment::from_nanos(1_000_000_000);
+        let (user, root) = (connect(&callers, 1, 1000, &[]), connect(&callers, 2, 0, &[]));
+        (0..REFUSALS).for_each(|_| callers.note_refusal(now));
+        assert!(!callers.is_flooded(now));
+        callers.note_refusal(now);
+        assert!(callers.is_flooded(now));
+        let admit = |name, number| callers.admit(name, serial(number), true, now);
+        for number in 1..=2 {
+            assert_eq!(admit(&user, number), Admission::Admitted);
+        }
+        assert!(matches!(admit(&user, 3), Admission::Refused(_)));
+        for number in 1..=20 {
+            assert_eq!(admit(&root, number), Admission::Admitted);
+        }
+        assert!(!callers.is_flooded(now + CALM));
+        assert_eq!(callers.admit(&user, serial(3), true, now + CALM), Admission::Admitted);
+    }
+
+    #[test]
     fn root_and_the_group_have_places_when_all_users_have_used_theirs() {
         let callers = callers();
         for user in 0..20 {
             let _ = admitted(&callers, &connect(&callers, user, 1000 + user, &[]));
         }
         let member = connect(&callers, 50, 1000, &[7, GROUP]);
-        assert_eq!(callers.admit(&member, serial(1), true), Admission::Admitted);
+        assert_eq!(admit(&callers, &member, 1), Admission::Admitted);
         let root = connect(&callers, 51, 0, &[]);
         assert_eq!(admitted(&callers, &root), 15);
-        assert_eq!(callers.admit(&root, serial(99), true), Admission::Full);
+        assert_eq!(admit(&callers, &root, 99), Admission::Full);
         callers.finish(&root, serial(1));
-        assert_eq!(callers.admit(&root, serial(99), true), Admission::Admitted);
+        assert_eq!(admit(&callers, &root, 99), Admission::Admitted);
     }
 
     #[test]
@@ -316,7 +382,7 @@ mod tests {
         let question = callers.ask(&name, serial(1)).unwrap();
         callers.leave(&name);
         assert!(question.is_closed());
-        assert_eq!(callers.admit(&name, serial(1), true), Admission::Stranger);
+        assert_eq!(admit(&callers, &name, 1), Admission::Stranger);
         assert_eq!(callers.wants_reply(&name, serial(2)), None);
         callers.finish(&name, serial(2));
         assert_eq!(admitted(&callers, &connect(&callers, 2, 1000, &[])), 8);
@@ -328,10 +394,10 @@ mod tests {
         let callers = callers();
         let name = connect(&callers, 1, 1000, &[]);
         for number in 1..=8 {
-            assert_eq!(callers.admit(&name, serial(number), true), Admission::Admitted);
+            assert_eq!(admit(&callers, &name, number), Admission::Admitted);
             assert!(callers.ask(&name, serial(number)).is_some());
         }
-        assert_eq!(callers.admit(&name, serial(9), true), Admission::Admitted);
+        assert_eq!(admit(&callers, &name, 9), Admission::Admitted);
         assert!(callers.ask(&name, serial(9)).is_none());
         callers.finish(&name, serial(1));
         assert!(callers.ask(&name, serial(9)).is_some());
@@ -341,16 +407,16 @@ mod tests {
     fn number_of_a_call_in_progress_is_not_used_twice() {
         let callers = callers();
         let name = connect(&callers, 1, 1000, &[]);
-        assert_eq!(callers.admit(&name, serial(1), false), Admission::Admitted);
-        assert_eq!(callers.admit(&name, serial(1), true), Admission::Repeated);
-        assert_eq!(callers.wants_reply(&name, serial(1)), Some(false));
+        assert_eq!(admit(&callers, &name, 1), Admission::Admitted);
+        assert_eq!(admit(&callers, &name, 1), Admission::Repeated);
+        assert_eq!(callers.wants_reply(&name, serial(1)), Some(true));
     }
 
     #[test]
     fn connections_without_a_call_are_forgotten_when_there_are_many() {
         let callers = callers();
         let busy = connect(&callers, 0, 1000, &[]);
-        assert_eq!(callers.admit(&busy, serial(1), true), Admission::Admitted);
+        assert_eq!(admit(&callers, &busy, 1), Admission::Admitted);
         for number in 1..5000 {
             connect(&callers, number, 1000, &[]);
         }

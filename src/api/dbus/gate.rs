@@ -23,6 +23,7 @@ use zruntime::net::unix::UnixStream;
 
 use crate::api::dbus::callers::{Admission, Callers, Identity};
 use crate::api::dbus::frame::{Lengths, MEMBER, SENDER, START, lengths, text_field};
+use crate::types::Moment;
 
 /// The longest call. The longest one that can succeed has about 1,200 bytes: an address, and a reason of 200
 /// characters.
@@ -183,6 +184,7 @@ impl In {
         if longest == LONGEST_CALL {
             self.fill(kept).await?;
             if !is_relevant(kind, &self.buffer[self.start..self.start + kept]) {
+                self.callers.note_refusal(Moment::now());
                 self.skip(total).await?;
                 return Ok(None);
             }
@@ -255,7 +257,8 @@ impl In {
             return Ok(None);
         }
         loop {
-            match self.callers.admit(sender, header.primary().serial_num(), wants_reply) {
+            let number = header.primary().serial_num();
+            match self.callers.admit(sender, number, wants_reply, Moment::now()) {
                 Admission::Admitted => break,
                 Admission::Full => self.callers.await_end().await,
                 Admission::Repeated => return Ok(None),
@@ -329,6 +332,7 @@ impl In {
     }
 
     async fn refuse(&self, call: &Header<'_>, wanted: bool, why: &str) -> zbus::Result<()> {
+        self.callers.note_refusal(Moment::now());
         if !wanted {
             return Ok(());
         }

@@ -18,6 +18,9 @@ const LONGEST: usize = 24 << 20;
 /// same of the reason, two numbers of 8 bytes, one of 4, and their alignment.
 const ENTRY: usize = 43 + 2 * 5 + 2 * 8 + 4 + 3 * 7;
 
+/// A list that takes the bus long enough to delay other answers, in bytes.
+const LONG: usize = 64 << 10;
+
 /// Blocks, on the bus an array of address, since, until, offences and reason.
 pub struct Blocks(Vec<Listed>);
 
@@ -27,6 +30,11 @@ impl Blocks {
         let bytes: usize = blocks.iter().map(|block| ENTRY + block.reason.len()).sum();
         (bytes <= LONGEST).then_some(Self(blocks))
     }
+}
+
+/// Returns whether the list of so many blocks takes the bus long.
+pub const fn is_long(count: u32) -> bool {
+    count as usize * ENTRY > LONG
 }
 
 impl Serialize for Blocks {

@@ -11,24 +11,28 @@ use async_lock::Semaphore;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, fdo, interface};
+use zruntime::SharedRuntime;
 
 use crate::api::dbus::authority::Authority;
 use crate::api::dbus::callers::Callers;
 use crate::api::dbus::error::Error;
 use crate::api::dbus::explanation::{Answer, answer};
-use crate::api::dbus::list::Blocks;
+use crate::api::dbus::list::{Blocks, is_long};
 use crate::api::dbus::turns::{Turn, Turns, UntilSent};
 use crate::api::metrics::Metrics;
 use crate::handles::{
     Command, CountEvents, EventSink, FirewallHandle, Health, Reader, Reloader, Reply,
 };
-use crate::types::{IfName, Request, parse_network};
+use crate::types::{IfName, Moment, Request, parse_network};
 
 /// The longest reason, in characters. It is kept as long as the block.
 const LONGEST_REASON: usize = 200;
 
 /// The longest block that expires, in seconds: 100 years.
 const LONGEST_BLOCK: u64 = 3_155_760_000;
+
+/// How long a flood of calls takes to be seen.
+const LOOK: Duration = Duration::from_millis(50);
 
 const STOPPING: &str = "the service is stopping";
 
@@ -118,6 +122,19 @@ impl Tracker {
         }
     }
 
+    /// Waits long enough to see whether there is a flood of calls, and refuses an answer that would then delay
+    /// those to root.
+    async fn await_calm(&self) -> Result<(), Error> {
+        if let Ok(runtime) = SharedRuntime::current() {
+            runtime.sleep(LOOK).await;
+        }
+        if self.callers.is_flooded(Moment::now()) {
+            let why = "too many calls at once to answer a long one; try again in a moment";
+            return Err(fdo::Error::LimitsExceeded(why.to_owned()).into());
+        }
+        Ok(())
+    }
+
     /// Sends a command to the firewall thread and awaits the answer.
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
         let (reply, answer) = async_channel::bounded(1);
@@ -183,6 +200,9 @@ impl Tracker {
     #[zbus(out_args("blocks"))]
     async fn list(&self, #[zbus(header)] header: Header<'_>) -> Result<UntilSent<Blocks>, Error> {
         let turn = self.await_turn(&header).await;
+        if !turn.is_privileged() && is_long(self.health().status().blocked()) {
+            self.await_calm().await?;
+        }
         let blocks = self.ask(|reply| Command::List { reply }).await?;
         let count = blocks.len();
         Blocks::new(blocks).map(|listed| UntilSent::new(listed, turn)).ok_or_else(|| {

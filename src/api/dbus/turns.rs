@@ -49,11 +49,18 @@ impl Turns {
     }
 }
 
-/// Ends when it is dropped.
+/// A turn, which ends when it is dropped.
 pub struct Turn {
     begun: Moment,
     next: Option<Arc<Mutex<Moment>>>,
     _permit: SemaphoreGuardArc,
+}
+
+impl Turn {
+    /// Whether others have to wait for it without a rest.
+    pub const fn is_privileged(&self) -> bool {
+        self.next.is_none()
+    }
 }
 
 impl Drop for Turn {
