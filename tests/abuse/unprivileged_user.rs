@@ -45,6 +45,10 @@ pub const ATTACKS: &[Attack] = &[
     Attack::new("four_floods_of_ping", four_floods_of_ping),
     Attack::new("four_floods_of_get_all", four_floods_of_get_all),
     Attack::new("why_of_60_kb", why_of_60_kb),
+    Attack::new("four_floods_of_block_without_reply", four_floods_of_block_without_reply),
+    Attack::new("four_floods_of_signals", four_floods_of_signals),
+    Attack::new("floods_of_every_kind", floods_of_every_kind),
+    Attack::new("calls_of_new_connections", calls_of_new_connections),
     Attack::new("odd_arguments", odd_arguments),
     Attack::new("polkit_never_answers", polkit_never_answers),
     Attack::new("callers_leave_open_questions", callers_leave_open_questions),
@@ -178,6 +182,50 @@ fn four_floods_of_get_all(arena: &mut Arena, _: &mut Random) -> Result<(), Strin
 /// 11: many errors of moderate length.
 fn why_of_60_kb(arena: &mut Arena, _: &mut Random) -> Result<(), String> {
     flood(arena, 2, &Template::tracker("Why", &"x".repeat(60_000)));
+    Ok(())
+}
+
+/// Changes take effect without a reply, too.
+fn four_floods_of_block_without_reply(arena: &mut Arena, _: &mut Random) -> Result<(), String> {
+    let block = Template::tracker("Block", &("198.51.100.9", 60_u64, "reason"));
+    flood(arena, 4, &block.without_reply());
+    Ok(())
+}
+
+/// Signals that only the service gets.
+fn four_floods_of_signals(arena: &mut Arena, _: &mut Random) -> Result<(), String> {
+    flood(arena, 4, &Template::signal_to_tracker("NameOwnerChanged", &(":1.1", ":1.1", "")));
+    Ok(())
+}
+
+/// Several kinds at once.
+fn floods_of_every_kind(arena: &mut Arena, _: &mut Random) -> Result<(), String> {
+    let ours = "org.tcptracker.Tracker1";
+    let templates = [
+        Template::tracker("List", &()),
+        Template::tracker("Why", &"198.51.100.1"),
+        Template::call("org.freedesktop.DBus.Introspectable", "Introspect", &()),
+        Template::call("org.freedesktop.DBus.Properties", "GetAll", &(ours,)).without_reply(),
+    ];
+    std::thread::scope(|scope| {
+        for template in &templates {
+            let arena = &*arena;
+            scope.spawn(move || flood(arena, 1, template));
+        }
+    });
+    Ok(())
+}
+
+/// The service must learn which user each connection belongs to.
+fn calls_of_new_connections(arena: &mut Arena, _: &mut Random) -> Result<(), String> {
+    let (address, begun) = (arena.bus(), Instant::now());
+    let call = Template::tracker("Stats", &());
+    while begun.elapsed() < ATTACK {
+        let mut clients: Vec<_> = (0..20).map(|_| RawClient::connect(&address, NOBODY)).collect();
+        for client in &mut clients {
+            client.flood(&call, 20, ATTACK);
+        }
+    }
     Ok(())
 }
 
