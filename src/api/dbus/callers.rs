@@ -100,6 +100,7 @@ enum Stage {
 struct Caller {
     identity: Arc<Identity>,
     calls: HashMap<NonZeroU32, Call>,
+    has_left: bool,
 }
 
 /// The calls in progress of a user.
@@ -150,9 +151,11 @@ impl Callers {
         identity.uid == 0 || (group != NO_GROUP && identity.groups.contains(&group))
     }
 
-    /// Returns the user of a connection, at least while it has a call in progress.
+    /// Returns the user of a connection that has a call in progress. None: it has closed.
     pub fn identity(&self, name: &UniqueName<'_>) -> Option<Arc<Identity>> {
-        self.table().names.get(name.as_str()).map(|caller| Arc::clone(&caller.identity))
+        let table = self.table();
+        let caller = table.names.get(name.as_str()).filter(|caller| !caller.has_left)?;
+        Some(Arc::clone(&caller.identity))
     }
 
     /// Remembers the user of a connection.
@@ -161,7 +164,8 @@ impl Callers {
         if table.names.len() >= MOST_NAMES {
             table.names.retain(|_, caller| !caller.calls.is_empty());
         }
-        let caller = Caller { identity: Arc::new(identity), calls: HashMap::new() };
+        let (identity, calls) = (Arc::new(identity), HashMap::new());
+        let caller = Caller { identity, calls, has_left: false };
         table.names.entry(name).or_insert(caller);
     }
 
@@ -188,7 +192,9 @@ impl Callers {
     ) -> Admission {
         let mut table = self.table();
         let Table { names, users, working, unprivileged, flooded_until, .. } = &mut *table;
-        let Some(caller) = names.get_mut(name.as_str()) else { return Admission::Stranger };
+        let Some(caller) = names.get_mut(name.as_str()).filter(|caller| !caller.has_left) else {
+            return Admission::Stranger;
+        };
         if caller.calls.contains_key(&serial) {
             return Admission::Repeated;
         }
@@ -234,20 +240,33 @@ impl Callers {
         let mut table = self.table();
         let Some(caller) = table.names.get_mut(name.as_str()) else { return };
         if let Some(call) = caller.calls.remove(&serial) {
-            let uid = caller.identity.uid;
+            let (uid, is_last) = (caller.identity.uid, caller.has_left && caller.calls.is_empty());
             table.forget(uid, &call.stage);
+            if is_last {
+                table.names.remove(name.as_str());
+            }
             let _ = self.ended.0.try_send(());
         }
     }
 
-    /// Ends all calls of a connection that has closed.
+    /// A connection has closed. Its calls that wait for polkit end. The others still cost what they cost, and
+    /// keep their places until they end; otherwise a user could begin any number of them.
     pub fn leave(&self, name: &UniqueName<'_>) {
         let mut table = self.table();
-        let Some(caller) = table.names.remove(name.as_str()) else { return };
-        for call in caller.calls.values() {
-            table.forget(caller.identity.uid, &call.stage);
+        let Some(mut caller) = table.names.remove(name.as_str()) else { return };
+        caller.has_left = true;
+        let uid = caller.identity.uid;
+        caller.calls.retain(|_, call| {
+            call.wants_reply = false;
+            let stays = matches!(call.stage, Stage::Working { .. });
+            if !stays {
+                table.forget(uid, &call.stage);
+            }
+            stays
+        });
+        if !caller.calls.is_empty() {
+            table.names.insert(name.to_owned().into(), caller);
         }
-        let _ = self.ended.0.try_send(());
     }
 
     /// A call begins to wait for polkit, and leaves its place to another call. Returns a channel that closes
@@ -375,18 +394,25 @@ mod tests {
     }
 
     #[test]
-    fn closed_connection_frees_its_places() {
+    fn closed_connection_ends_its_questions_and_its_other_calls_keep_their_places() {
         let callers = callers();
         let name = connect(&callers, 1, 1000, &[]);
         assert_eq!(admitted(&callers, &name), 8);
         let question = callers.ask(&name, serial(1)).unwrap();
         callers.leave(&name);
         assert!(question.is_closed());
-        assert_eq!(admit(&callers, &name, 1), Admission::Stranger);
-        assert_eq!(callers.wants_reply(&name, serial(2)), None);
-        callers.finish(&name, serial(2));
-        assert_eq!(admitted(&callers, &connect(&callers, 2, 1000, &[])), 8);
-        assert_eq!(callers.table().users.len(), 1);
+        assert!(callers.identity(&name).is_none());
+        assert_eq!(admit(&callers, &name, 9), Admission::Stranger);
+        assert_eq!(callers.wants_reply(&name, serial(1)), None);
+        assert_eq!(callers.wants_reply(&name, serial(2)), Some(false));
+
+        let next = connect(&callers, 2, 1000, &[]);
+        assert_eq!(admit(&callers, &next, 1), Admission::Admitted);
+        assert!(matches!(admit(&callers, &next, 2), Admission::Refused(_)));
+        (1..=8).for_each(|number| callers.finish(&name, serial(number)));
+        assert_eq!(callers.table().names.len(), 1);
+        callers.finish(&next, serial(1));
+        assert!(callers.table().users.is_empty());
     }
 
     #[test]

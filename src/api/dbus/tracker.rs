@@ -112,14 +112,13 @@ impl Tracker {
         (status.state.as_str(), status.backend, status.blocked())
     }
 
-    /// Waits until the caller may have a large answer.
-    async fn await_turn(&self, header: &Header<'_>) -> Turn {
-        let identity = header.sender().and_then(|sender| self.callers.identity(sender));
-        if identity.is_some_and(|identity| self.callers.is_privileged(&identity)) {
-            self.instance.privileged_turns.next().await
-        } else {
-            self.instance.turns.next().await
-        }
+    /// Waits until the caller may have a large answer. A caller that has left meanwhile gets none.
+    async fn await_turn(&self, header: &Header<'_>) -> Result<Turn, Error> {
+        let caller = || header.sender().and_then(|sender| self.callers.identity(sender));
+        let is_privileged = caller().is_some_and(|caller| self.callers.is_privileged(&caller));
+        let Instance { turns, privileged_turns, .. } = &*self.instance;
+        let turn = if is_privileged { privileged_turns } else { turns }.next().await;
+        caller().map(|_| turn).ok_or_else(|| Error::unavailable("the caller has left"))
     }
 
     /// Waits long enough to see whether there is a flood of calls, and refuses an answer that would then delay
@@ -199,7 +198,7 @@ impl Tracker {
     /// 250,000).
     #[zbus(out_args("blocks"))]
     async fn list(&self, #[zbus(header)] header: Header<'_>) -> Result<UntilSent<Blocks>, Error> {
-        let turn = self.await_turn(&header).await;
+        let turn = self.await_turn(&header).await?;
         if !turn.is_privileged() && is_long(self.health().status().blocked()) {
             self.await_calm().await?;
         }
@@ -237,7 +236,7 @@ impl Tracker {
     ) -> Result<Answer, Error> {
         let network = parse_network(address)?;
         // Reading the kernel's packet counters takes as long as a list.
-        let _turn = self.await_turn(&header).await;
+        let _turn = self.await_turn(&header).await?;
         Ok(answer(self.ask(|reply| Command::Why { network, reply }).await??))
     }
 
