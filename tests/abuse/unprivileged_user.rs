@@ -278,8 +278,11 @@ fn callers_leave_open_questions(arena: &mut Arena, random: &mut Random) -> Resul
     let users = existing_users();
     let user = users[random.below(users.len())];
     let mut client = RawClient::connect(&arena.bus(), user);
-    client.flood(&call, 8, ATTACK);
-    polkit.await_requests(8);
+    // One after the other: after a flood the service takes only two calls at a time.
+    for _ in 0..8 {
+        client.send(&call);
+        polkit.await_requests(1);
+    }
     drop(client);
     let deadline = Instant::now() + Duration::from_secs(5);
     while Instant::now() < deadline {

@@ -62,7 +62,7 @@ impl Link {
             let name = name.to_owned();
             |error| BusError::NameRefused { name, error }
         };
-        let only_one = RequestNameFlags::DO_NOT_QUEUE.into();
+        let only_one = RequestNameFlags::DO_NOT_QUEUE;
         match connection.request_name_with_flags(own.as_str(), only_one).await {
             Ok(RequestNameReply::PrimaryOwner | RequestNameReply::AlreadyOwner) => {}
             Ok(_) | Err(zbus::Error::NameTaken) => return Err(BusError::AlreadyRunning(interface)),
