@@ -19,6 +19,7 @@ mod types;
 /// other programs.
 #[doc(hidden)]
 pub mod internals {
+    pub use crate::api::dbus::frame::{lengths, text_field};
     pub use crate::api::dbus::tracker::{checked_duration, checked_reason};
     pub use crate::api::metrics::reference::COUNTERS;
     pub use crate::block::backend::Backend;

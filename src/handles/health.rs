@@ -32,6 +32,8 @@ pub enum Component {
     SshSessions,
     /// The database cannot be written.
     Store,
+    /// The connection to the bus was lost.
+    Bus,
     /// A thread does not respond.
     Threads,
     /// So many blocks may need more memory than the service may take.

@@ -1,10 +1,9 @@
 //! The bus thread: serves D-Bus.
 
-use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
 use crate::api::dbus;
-use crate::api::dbus::BusError;
+use crate::api::dbus::link::BusError;
 use crate::api::dbus::tracker::Tracker;
 use crate::handles::{BusCommand, FirewallHandle, Reloader};
 use crate::service::supervisor::Supervisor;
@@ -19,18 +18,12 @@ pub fn spawn(
     commands: async_channel::Receiver<BusCommand>,
 ) -> Result<(), DaemonError> {
     let Context { interface, events, metrics, health } = context.clone();
-    let tracker = Tracker::new(
-        interface.clone(),
-        reloader,
-        firewall.clone(),
-        health,
-        Arc::clone(&metrics),
-        events,
-    );
+    let tracker = Tracker::new(interface, reloader, firewall.clone(), health, metrics, events);
     let (ready_in, ready) = sync_channel(1);
     threads.start("bus", move |heartbeat| {
-        dbus::run(tracker, &interface, &commands, &metrics, &ready_in, heartbeat)
+        dbus::run(&tracker, &commands, &ready_in, heartbeat);
+        Ok::<(), BusError>(())
     })?;
-    ready.recv().map_err(|_| BusError::Lost)??;
+    ready.recv().map_err(|_| BusError::Ended)??;
     Ok(())
 }

@@ -27,7 +27,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
 use std::time::Duration;
 
-use crate::api::dbus::BusError;
+use crate::api::dbus::link::BusError;
 use crate::api::journal as log;
 use crate::api::log_filter::LogFilter;
 use crate::api::metrics::Metrics;

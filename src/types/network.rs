@@ -38,9 +38,18 @@ impl Family {
     }
 }
 
+/// The longest network: an IPv6 address that ends like an IPv4 address, and a prefix length.
+const LONGEST_NETWORK: usize = "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255/128".len();
+
 /// A text that is neither an address nor a network.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidAddress {
+    /// Not quoted: it may be of any length.
+    #[error(
+        "a text of {0} bytes is neither an address nor a network; write 192.0.2.7, 192.0.2.0/24 or \
+         2001:db8::/32"
+    )]
+    TooLong(usize),
     #[error(
         "{0:?} is neither an address nor a network; write 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32"
     )]
@@ -64,11 +73,14 @@ pub enum InvalidAddress {
 /// Parses an address, or a network in CIDR notation. An IPv4-mapped IPv6 address (`::ffff:192.0.2.7`) becomes
 /// IPv4, because its packets are IPv4.
 pub fn parse_network(text: &str) -> Result<IpNet, InvalidAddress> {
-    let trimmed = text.trim();
-    if let Ok(address) = trimmed.parse::<IpAddr>() {
+    let text = text.trim();
+    if text.len() > LONGEST_NETWORK {
+        return Err(InvalidAddress::TooLong(text.len()));
+    }
+    if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(IpNet::from(address.to_canonical()));
     }
-    let network = unmapped(trimmed.parse().map_err(|_| unreadable(text))?);
+    let network = unmapped(text.parse().map_err(|_| unreadable(text))?);
     if network.addr() != network.network() {
         return Err(InvalidAddress::HostBits {
             text: text.to_owned(),
@@ -132,6 +144,18 @@ mod tests {
         ] {
             assert_eq!(show_network(&parse_network(text).unwrap()), shown);
         }
+    }
+
+    #[test]
+    fn long_text_is_refused_and_not_quoted() {
+        let longest = "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255/128";
+        assert!(parse_network(&format!("  {longest}  ")).is_ok());
+        for long in ["\u{1}".repeat(1 << 20), format!("192.0.2.7/{}", "9".repeat(1 << 20))] {
+            let error = parse_network(&long).unwrap_err().to_string();
+            assert!(error.len() < 200, "{} bytes", error.len());
+        }
+        let blanks = " ".repeat(1 << 20);
+        assert!(parse_network(&format!("{blanks}x{blanks}")).unwrap_err().to_string().len() < 200);
     }
 
     #[test]

@@ -3,32 +3,9 @@
 //!
 //! The suite skips them. Delete the entries of a cause when you repair it.
 
-/// Not an attack: the check of the memory that remains after some attacks.
-pub const MEMORY: &str = "memory_that_remains";
-
 /// The name of an attack, and its cause.
 pub const KNOWN: &[(&str, &str)] = &[
-    (MEMORY, "S2: 6 to 13 MiB are not given back within a minute"),
-    // An unprivileged user.
-    ("control_characters_of_7_mb", "S1: the bus disconnects the service, which ends"),
-    ("quotation_marks_of_17_mb", "S1: the bus disconnects the service, which ends"),
-    ("longest_address", "S1, S2: errors echo the text; +350 MiB, root waits 7 s"),
-    ("longest_prefix_length", "S1, S2: +32 MiB"),
-    ("longest_reason", "S2: +32 MiB, which is the message itself"),
-    ("longest_property", "S2: +190 MiB, root waits 1.7 s"),
-    ("why_without_reply", "S2: +107 MiB, root waits 3 s"),
-    ("list_without_reply", "S2: +89 MiB, a scan is blocked after 1.2 s"),
-    ("unknown_method_without_reply", "S2: +53 MiB, root waits 6 s"),
-    ("four_floods_of_list", "S2: root waits 3 s"),
-    ("four_floods_of_stats", "S2: root waits 1.3 s"),
-    ("four_floods_of_introspect", "S2: root waits 3 s"),
-    ("four_floods_of_ping", "S2: root waits 4 s"),
-    ("four_floods_of_get_all", "S2: root waits 5 s"),
-    ("why_of_60_kb", "S2: +97 MiB, root waits 1.2 s"),
-    ("callers_leave_open_questions", "S12: questions of callers that left stay open"),
     // A hostile network.
     ("scans_of_impossible_sources", "S15: 0.0.0.0, 224.0.0.5 and others are blocked"),
     ("answers_forged_before_a_scan", "S7: the scan is not blocked"),
-    // Failing helpers.
-    ("bus_killed", "S1: the service ends with the bus"),
 ];

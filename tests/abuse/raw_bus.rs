@@ -53,6 +53,12 @@ impl Template {
         Self::of(Message::signal(object, interface, member), body)
     }
 
+    /// A signal of our own interface that only the instance on `eth0` gets.
+    pub fn signal_to_tracker(member: &str, body: &(impl Serialize + DynamicType)) -> Self {
+        let [name, object, interface] = target("eth0");
+        Self::of(Message::signal(object, interface, member).destination(name), body)
+    }
+
     /// A call of the bus itself.
     pub fn to_the_bus(member: &str, body: &(impl Serialize + DynamicType)) -> Self {
         let bus = "org.freedesktop.DBus";

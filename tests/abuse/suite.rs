@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::arena::{Arena, Options};
-use crate::known::{KNOWN, MEMORY};
+use crate::known::KNOWN;
 use crate::observer::{Demands, Findings, Observer, anonymous_bytes};
 use crate::tools::Random;
 
@@ -100,8 +100,7 @@ pub fn run(suite: &Suite) {
                 .iter()
                 .chain(crate::hostile_network::ATTACKS)
                 .chain(crate::failing_helpers::ATTACKS)
-                .any(|attack| attack.name == *name)
-                || *name == MEMORY,
+                .any(|attack| attack.name == *name),
             "known.rs: there is no attack {name}"
         );
     }
@@ -269,12 +268,11 @@ impl Course<'_> {
             let pid = process.pid();
             let begun = Instant::now();
             let grown = || anonymous_bytes(pid).unwrap_or_default().saturating_sub(arena.memory);
-            let is_known = KNOWN.iter().any(|(name, _)| *name == MEMORY);
-            while !is_known && grown() > limit && begun.elapsed() < RELEASE {
+            while grown() > limit && begun.elapsed() < RELEASE {
                 std::thread::sleep(Duration::from_millis(100));
             }
             let (left, took) = (grown(), begun.elapsed());
-            if left > limit && !is_known {
+            if left > limit {
                 let text = format!(
                     "{} attacks left {} MiB more than before, at most {} are allowed",
                     arena.attacks,

@@ -45,6 +45,10 @@ pub const ATTACKS: &[Attack] = &[
     Attack::new("four_floods_of_ping", four_floods_of_ping),
     Attack::new("four_floods_of_get_all", four_floods_of_get_all),
     Attack::new("why_of_60_kb", why_of_60_kb),
+    Attack::new("four_floods_of_block_without_reply", four_floods_of_block_without_reply),
+    Attack::new("four_floods_of_signals", four_floods_of_signals),
+    Attack::new("floods_of_every_kind", floods_of_every_kind),
+    Attack::new("calls_of_new_connections", calls_of_new_connections),
     Attack::new("odd_arguments", odd_arguments),
     Attack::new("polkit_never_answers", polkit_never_answers),
     Attack::new("callers_leave_open_questions", callers_leave_open_questions),
@@ -181,6 +185,50 @@ fn why_of_60_kb(arena: &mut Arena, _: &mut Random) -> Result<(), String> {
     Ok(())
 }
 
+/// Changes take effect without a reply, too.
+fn four_floods_of_block_without_reply(arena: &mut Arena, _: &mut Random) -> Result<(), String> {
+    let block = Template::tracker("Block", &("198.51.100.9", 60_u64, "reason"));
+    flood(arena, 4, &block.without_reply());
+    Ok(())
+}
+
+/// Signals that only the service gets.
+fn four_floods_of_signals(arena: &mut Arena, _: &mut Random) -> Result<(), String> {
+    flood(arena, 4, &Template::signal_to_tracker("NameOwnerChanged", &(":1.1", ":1.1", "")));
+    Ok(())
+}
+
+/// Several kinds at once.
+fn floods_of_every_kind(arena: &mut Arena, _: &mut Random) -> Result<(), String> {
+    let ours = "org.tcptracker.Tracker1";
+    let templates = [
+        Template::tracker("List", &()),
+        Template::tracker("Why", &"198.51.100.1"),
+        Template::call("org.freedesktop.DBus.Introspectable", "Introspect", &()),
+        Template::call("org.freedesktop.DBus.Properties", "GetAll", &(ours,)).without_reply(),
+    ];
+    std::thread::scope(|scope| {
+        for template in &templates {
+            let arena = &*arena;
+            scope.spawn(move || flood(arena, 1, template));
+        }
+    });
+    Ok(())
+}
+
+/// The service must learn which user each connection belongs to.
+fn calls_of_new_connections(arena: &mut Arena, _: &mut Random) -> Result<(), String> {
+    let (address, begun) = (arena.bus(), Instant::now());
+    let call = Template::tracker("Stats", &());
+    while begun.elapsed() < ATTACK {
+        let mut clients: Vec<_> = (0..20).map(|_| RawClient::connect(&address, NOBODY)).collect();
+        for client in &mut clients {
+            client.flood(&call, 20, ATTACK);
+        }
+    }
+    Ok(())
+}
+
 /// 3: wrong types, numbers and texts, and members that do not exist.
 fn odd_arguments(arena: &mut Arena, _: &mut Random) -> Result<(), String> {
     let (properties, ours) = ("org.freedesktop.DBus.Properties", "org.tcptracker.Tracker1");
@@ -230,8 +278,11 @@ fn callers_leave_open_questions(arena: &mut Arena, random: &mut Random) -> Resul
     let users = existing_users();
     let user = users[random.below(users.len())];
     let mut client = RawClient::connect(&arena.bus(), user);
-    client.flood(&call, 8, ATTACK);
-    polkit.await_requests(8);
+    // One after the other: after a flood the service takes only two calls at a time.
+    for _ in 0..8 {
+        client.send(&call);
+        polkit.await_requests(1);
+    }
     drop(client);
     let deadline = Instant::now() + Duration::from_secs(5);
     while Instant::now() < deadline {

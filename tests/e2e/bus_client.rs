@@ -52,6 +52,24 @@ impl BusClient {
         };
         reply(listed.map(|blocks| blocks.into_iter().map(wide).collect()))
     }
+
+    /// Returns name and description of the error that a call fails with.
+    pub fn error_of(
+        &self,
+        member: &str,
+        arguments: &(impl serde::Serialize + zbus::DynamicType),
+    ) -> (String, String) {
+        match zbus::block_on(self.0.call_method(member, arguments)) {
+            Err(zbus::Error::MethodError(name, description, _)) => {
+                (name.to_string(), description.unwrap_or_default())
+            }
+            Err(zbus::Error::FDO(error)) => {
+                let description = zbus::DBusError::description(&*error).unwrap_or_default();
+                (zbus::DBusError::name(&*error).to_string(), description.to_owned())
+            }
+            other => panic!("{member}: {other:?}"),
+        }
+    }
 }
 
 fn reply<T>(result: zbus::Result<T>) -> Reply<T> {

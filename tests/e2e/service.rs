@@ -232,22 +232,6 @@ impl Service {
         })
     }
 
-    /// Waits until no notification with this prefix arrives for `span`. Returns false on timeout.
-    pub fn stops_notifying(&mut self, notification: &str, span: Duration) -> bool {
-        let deadline = Instant::now() + TIMEOUT;
-        while Instant::now() < deadline {
-            let count = |service: &Self| {
-                service.notifications.iter().filter(|sent| sent.starts_with(notification)).count()
-            };
-            let before = count(self);
-            if self.listen_until(span, |service| (count(service) > before).then_some(())).is_none()
-            {
-                return true;
-            }
-        }
-        false
-    }
-
     /// Returns the lines logged so far that contain these words.
     pub fn lines_with(&mut self, words: &str) -> Vec<String> {
         while let Ok(output) = self.output.try_recv() {

@@ -4,15 +4,20 @@
 //! delays only their own call.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use async_lock::{Semaphore, SemaphoreGuardArc};
+use async_channel::Receiver;
+use async_lock::Semaphore;
+use futures_lite::future::or;
 use zbus::message::{Flags, Header};
 use zbus::names::UniqueName;
-use zbus::{Connection, OwnedVariant, Variant, fdo};
+use zbus::{Connection, Message, Variant, fdo};
 
-use crate::api::dbus::error::Error;
+use crate::api::dbus::callers::{Callers, MOST_QUESTIONS_PER_USER, NO_GROUP};
+use crate::api::dbus::error::{Error, bounded};
 use crate::api::users;
 use crate::handles::{EventSink, Reader};
 use crate::types::{Event, Moment, RateLimit, Refusal, Request};
@@ -24,26 +29,27 @@ const GROUP: &str = "tcptracker";
 const ACTION: &str = "org.tcptracker.Tracker1.manage";
 
 const POLKIT: &str = "org.freedesktop.PolicyKit1";
+const POLKIT_PATH: &str = "/org/freedesktop/PolicyKit1/Authority";
+const POLKIT_INTERFACE: &str = "org.freedesktop.PolicyKit1.Authority";
 
 /// `CheckAuthorizationFlags`: polkit may ask for a password.
 const ALLOW_USER_INTERACTION: u32 = 1;
 
-/// The gid that no process has (credentials(7)).
-const NO_GROUP: u32 = u32::MAX;
-
 /// Refusals per second in the journal. Any user can cause refusals, which must not push out other entries.
 const REFUSALS: u32 = 10;
 
-/// Pending polkit requests per user. A request waits for a password without a time limit, and the bus
-/// allows a service 128 pending calls in total (dbus-daemon(1), `max_replies_per_connection`).
-const PENDING_PER_USER: usize = 8;
+/// Questions to polkit without an answer, also of callers that have left. The bus allows a service 128 pending
+/// calls in total (dbus-daemon(1), `max_replies_per_connection`).
+const MOST_QUESTIONS: usize = 96;
 
 /// Decides which callers may make changes.
 pub struct Authority {
-    group: AtomicU32,
+    group: Arc<AtomicU32>,
     refusals: Mutex<RateLimit>,
-    /// The permits for polkit requests of each user that polkit had to decide about.
-    pending: Mutex<HashMap<u32, Arc<Semaphore>>>,
+    /// The permits for questions to polkit.
+    questions: Semaphore,
+    /// The number of questions so far. It names the next one, so that it can be cancelled.
+    asked: AtomicU64,
     events: EventSink,
 }
 
@@ -51,10 +57,16 @@ impl Authority {
     /// Looks up the group once, because a lookup for each caller could take long.
     pub fn new(events: EventSink) -> Self {
         let refusals = Mutex::new(RateLimit::per_second(REFUSALS));
-        let (group, pending) = (AtomicU32::new(NO_GROUP), Mutex::default());
-        let authority = Self { group, refusals, pending, events };
+        let (group, asked) = (Arc::new(AtomicU32::new(NO_GROUP)), AtomicU64::default());
+        let questions = Semaphore::new(MOST_QUESTIONS);
+        let authority = Self { group, refusals, questions, asked, events };
         authority.look_up_group();
         authority
+    }
+
+    /// The gid of the group, or `NO_GROUP`.
+    pub fn group(&self) -> Arc<AtomicU32> {
+        Arc::clone(&self.group)
     }
 
     /// Looks up the group again. An administrator may have created it meanwhile.
@@ -66,26 +78,30 @@ impl Authority {
     /// and to the journal.
     pub async fn authorize(
         &self,
+        callers: &Callers,
         connection: &Connection,
         header: &Header<'_>,
         request: Request,
     ) -> Result<u32, Error> {
         let sender = header.sender().ok_or(zbus::Error::MissingField)?;
-        let Caller { uid, groups } = Caller::look_up(connection, sender).await?;
-        if uid == 0 || groups.contains(&self.group.load(Ordering::Relaxed)) {
+        let Some(caller) = callers.identity(sender) else { return Err(Denial::Left.into()) };
+        let uid = caller.uid();
+        if callers.is_privileged(&caller) {
             tracing::debug!("uid {uid}, {request:?}: allowed as root or member of the group");
             return Ok(uid);
         }
-        let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
-        let decision = match self.permit_for(uid) {
-            Some(_permit) => ask_polkit(connection, sender, interactive).await,
+        let decision = match callers.ask(sender, header.primary().serial_num()) {
+            Some(ended) => self.ask_polkit(connection, header, sender, &ended).await,
             None => Err(Denial::TooMany),
         };
         tracing::debug!("uid {uid}, {request:?}: polkit: {decision:?}");
         let Err(denial) = decision else { return Ok(uid) };
+        if matches!(denial, Denial::Left) {
+            return Err(denial.into());
+        }
         let now = Moment::now();
         if self.refusals.lock().unwrap_or_else(PoisonError::into_inner).allow(now) {
-            let why = Refusal::NotAuthorized(denial.to_string());
+            let why = Refusal::NotAuthorized(bounded(&denial.to_string()).into_owned());
             self.events.emit(Event::Refused { request, why, uid });
         } else {
             self.events.count_lost(Reader::Journal);
@@ -93,13 +109,42 @@ impl Authority {
         Err(denial.into())
     }
 
-    /// Returns a permit for a polkit request of a user, unless the user has too many pending ones. Dropping
-    /// it, also with the task of its caller, makes room for another request.
-    fn permit_for(&self, uid: u32) -> Option<SemaphoreGuardArc> {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        let permits =
-            pending.entry(uid).or_insert_with(|| Arc::new(Semaphore::new(PENDING_PER_USER)));
-        permits.try_acquire_arc()
+    /// Asks polkit, which gets the caller's identity from the bus. If the caller leaves, the question ends.
+    async fn ask_polkit(
+        &self,
+        connection: &Connection,
+        header: &Header<'_>,
+        name: &UniqueName<'_>,
+        ended: &Receiver<Infallible>,
+    ) -> Result<(), Denial> {
+        let _permit = self.questions.try_acquire().ok_or(Denial::TooManyInAll)?;
+        let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
+        let id = format!("tcptracker-{}", self.asked.fetch_add(1, Ordering::Relaxed));
+        let subject = HashMap::from([("name", Variant::from(name.as_str()))]);
+        let details: HashMap<&str, &str> = HashMap::new();
+        let flags = if interactive { ALLOW_USER_INTERACTION } else { 0 };
+        let question = (("system-bus-name", subject), ACTION, details, flags, id.as_str());
+        let mut reply = pin!(call_polkit(connection, "CheckAuthorization", &question));
+        let left = async {
+            // Nothing is ever sent.
+            let _ = ended.recv().await;
+            None
+        };
+        let Some(reply) = or(async { Some(reply.as_mut().await) }, left).await else {
+            let _ = call_polkit(connection, "CancelCheckAuthorization", &id).await;
+            // Until polkit answers the first question, the bus counts it.
+            let _ = reply.await;
+            return Err(Denial::Left);
+        };
+        let answer = reply
+            .and_then(|reply| reply.body().deserialize::<(bool, bool, HashMap<String, String>)>());
+        match answer {
+            Ok((true, ..)) => Ok(()),
+            Ok((false, true, _)) if !interactive => Err(Denial::WouldAsk),
+            Ok(_) => Err(Denial::Refused),
+            Err(error) if is_absence(&error) => Err(Denial::NoPolkit),
+            Err(error) => Err(Denial::Unclear(error)),
+        }
     }
 }
 
@@ -112,10 +157,14 @@ enum Denial {
     Refused,
     #[error("polkit requires a password ({ACTION}), and the client does not allow a prompt")]
     WouldAsk,
-    #[error("{PENDING_PER_USER} requests of this user are waiting for polkit")]
+    #[error("{MOST_QUESTIONS_PER_USER} requests of this user are waiting for polkit")]
     TooMany,
+    #[error("{MOST_QUESTIONS} requests are waiting for polkit")]
+    TooManyInAll,
     #[error("polkit failed ({0})")]
     Unclear(zbus::Error),
+    #[error("the caller has left")]
+    Left,
 }
 
 impl Denial {
@@ -127,7 +176,8 @@ impl Denial {
                  sudo gpasswd -a $USER tcptracker"
             }
             Self::TooMany => "enter the password, or end the waiting commands",
-            Self::Unclear(_) => "use sudo",
+            Self::TooManyInAll | Self::Unclear(_) => "use sudo",
+            Self::Left => "call again",
         }
     }
 }
@@ -137,66 +187,18 @@ impl From<Denial> for Error {
         let text = format!("{denial}; {}", denial.advice());
         Self::Common(match denial {
             Denial::WouldAsk => fdo::Error::InteractiveAuthorizationRequired(text),
-            Denial::TooMany => fdo::Error::LimitsExceeded(text),
+            Denial::TooMany | Denial::TooManyInAll => fdo::Error::LimitsExceeded(text),
             _ => fdo::Error::AccessDenied(text),
         })
     }
 }
 
-/// A caller. The bus asked the kernel for these numbers when the caller connected.
-struct Caller {
-    uid: u32,
-    groups: Vec<u32>,
-}
-
-impl Caller {
-    async fn look_up(connection: &Connection, name: &UniqueName<'_>) -> Result<Self, Error> {
-        let bus = "org.freedesktop.DBus";
-        let reply = connection
-            .call_method(
-                Some(bus),
-                "/org/freedesktop/DBus",
-                Some(bus),
-                "GetConnectionCredentials",
-                name,
-            )
-            .await?;
-        let mut credentials: HashMap<String, OwnedVariant> = reply.body().deserialize()?;
-        let mut take = |key: &str| credentials.remove(key);
-        let uid = take("UnixUserID").and_then(|value| u32::try_from(value).ok());
-        let groups = take("UnixGroupIDs").and_then(|value| Vec::<u32>::try_from(value).ok());
-        let uid = uid.ok_or(zbus::Error::MissingField)?;
-        Ok(Self { uid, groups: groups.unwrap_or_default() })
-    }
-}
-
-/// Asks polkit, which gets the caller's identity from the bus.
-async fn ask_polkit(
-    connection: &Connection,
-    name: &UniqueName<'_>,
-    interactive: bool,
-) -> Result<(), Denial> {
-    let subject = HashMap::from([("name", Variant::from(name.as_str()))]);
-    let details: HashMap<&str, &str> = HashMap::new();
-    let flags = if interactive { ALLOW_USER_INTERACTION } else { 0 };
-    let question = (("system-bus-name", subject), ACTION, details, flags, "");
-    let answer = connection
-        .call_method(
-            Some(POLKIT),
-            "/org/freedesktop/PolicyKit1/Authority",
-            Some("org.freedesktop.PolicyKit1.Authority"),
-            "CheckAuthorization",
-            &question,
-        )
-        .await
-        .and_then(|reply| reply.body().deserialize::<(bool, bool, HashMap<String, String>)>());
-    match answer {
-        Ok((true, ..)) => Ok(()),
-        Ok((false, true, _)) if !interactive => Err(Denial::WouldAsk),
-        Ok(_) => Err(Denial::Refused),
-        Err(error) if is_absence(&error) => Err(Denial::NoPolkit),
-        Err(error) => Err(Denial::Unclear(error)),
-    }
+async fn call_polkit<T>(connection: &Connection, member: &str, body: &T) -> zbus::Result<Message>
+where
+    T: serde::Serialize + zbus::DynamicType,
+{
+    let interface = Some(POLKIT_INTERFACE);
+    connection.call_method(Some(POLKIT), POLKIT_PATH, interface, member, body).await
 }
 
 /// Whether the error means that polkit does not exist or cannot be started.

@@ -11,33 +11,45 @@ use async_lock::Semaphore;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, fdo, interface};
+use zruntime::SharedRuntime;
 
 use crate::api::dbus::authority::Authority;
+use crate::api::dbus::callers::Callers;
 use crate::api::dbus::error::Error;
 use crate::api::dbus::explanation::{Answer, answer};
-use crate::api::dbus::until_sent::UntilSent;
+use crate::api::dbus::list::{Blocks, is_long};
+use crate::api::dbus::turns::{Turn, Turns, UntilSent};
 use crate::api::metrics::Metrics;
-use crate::handles::{Command, EventSink, FirewallHandle, Health, Listed, Reloader, Reply};
+use crate::handles::{
+    Command, CountEvents, EventSink, FirewallHandle, Health, Reader, Reloader, Reply,
+};
 use crate::types::{
-    IfName, LONGEST_BLOCK, LONGEST_REASON, Request, is_unprintable, parse_network, show_network,
+    IfName, LONGEST_BLOCK, LONGEST_REASON, Moment, Request, is_unprintable, parse_network,
 };
 
-/// The longest list, in bytes. The bus disconnects the sender of a message above 32 MiB (dbus-daemon(1),
-/// `max_message_size`).
-const LONGEST_LIST: usize = 24 << 20;
+/// How long a flood of calls takes to be seen.
+const LOOK: Duration = Duration::from_millis(50);
 
 const STOPPING: &str = "the service is stopping";
 
-/// One instance of the service, as the bus sees it.
+/// One instance of the service, as one connection to the bus sees it.
 pub struct Tracker {
+    instance: Arc<Instance>,
+    callers: Arc<Callers>,
+}
+
+/// What outlives a connection.
+struct Instance {
     interface: IfName,
     authority: Authority,
     reloader: Reloader,
     firewall: FirewallHandle,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
-    /// Any user may ask for a list, and with many blocks a list is large: one is made at a time.
-    lists: Arc<Semaphore>,
+    /// Any user may ask for a list, and with many blocks a list is large: one is made at a time. The turns of
+    /// root and the group are their own.
+    turns: Turns,
+    privileged_turns: Turns,
     reloads: Semaphore,
 }
 
@@ -51,31 +63,89 @@ impl Tracker {
         metrics: Arc<Metrics>,
         events: EventSink,
     ) -> Self {
-        Self {
+        let authority = Authority::new(events);
+        let callers = Arc::new(Callers::new(authority.group()));
+        let instance = Instance {
             interface,
-            authority: Authority::new(events),
+            authority,
             reloader,
             firewall,
             health,
             metrics,
-            lists: Arc::new(Semaphore::new(1)),
+            turns: Turns::with_rest(),
+            privileged_turns: Turns::without_rest(),
             reloads: Semaphore::new(1),
-        }
+        };
+        Self { instance: Arc::new(instance), callers }
+    }
+
+    /// The same instance for another connection, which names its callers as it likes.
+    pub fn for_new_connection(&self) -> Self {
+        let callers = Arc::new(Callers::new(self.instance.authority.group()));
+        Self { instance: Arc::clone(&self.instance), callers }
+    }
+
+    pub const fn callers(&self) -> &Arc<Callers> {
+        &self.callers
+    }
+
+    pub fn interface_name(&self) -> &IfName {
+        &self.instance.interface
+    }
+
+    pub fn health(&self) -> &Health {
+        &self.instance.health
+    }
+
+    /// Counts a signal that no listener gets.
+    pub fn count_lost_signal(&self) {
+        self.instance.metrics.count_lost(Reader::Bus);
     }
 
     /// The properties that change: state, back end, and number of blocks.
     pub fn changing_properties(&self) -> (&'static str, &'static str, u32) {
-        let status = self.health.status();
+        let status = self.health().status();
         (status.state.as_str(), status.backend, status.blocked())
+    }
+
+    /// Waits until the caller may have a large answer. A caller that has left meanwhile gets none.
+    async fn await_turn(&self, header: &Header<'_>) -> Result<Turn, Error> {
+        let caller = || header.sender().and_then(|sender| self.callers.identity(sender));
+        let is_privileged = caller().is_some_and(|caller| self.callers.is_privileged(&caller));
+        let Instance { turns, privileged_turns, .. } = &*self.instance;
+        let turn = if is_privileged { privileged_turns } else { turns }.next().await;
+        caller().map(|_| turn).ok_or_else(|| Error::unavailable("the caller has left"))
+    }
+
+    /// Waits long enough to see whether there is a flood of calls, and refuses an answer that would then delay
+    /// those to root.
+    async fn await_calm(&self) -> Result<(), Error> {
+        if let Ok(runtime) = SharedRuntime::current() {
+            runtime.sleep(LOOK).await;
+        }
+        if self.callers.is_flooded(Moment::now()) {
+            let why = "too many calls at once to answer a long one; try again in a moment";
+            return Err(fdo::Error::LimitsExceeded(why.to_owned()).into());
+        }
+        Ok(())
     }
 
     /// Sends a command to the firewall thread and awaits the answer.
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
         let (reply, answer) = async_channel::bounded(1);
-        if self.firewall.try_send(command(reply)).is_err() {
+        if self.instance.firewall.try_send(command(reply)).is_err() {
             return Err(Error::unavailable("too many requests at once; try again in a moment"));
         }
         answer.recv().await.map_err(|_| Error::unavailable(STOPPING))
+    }
+
+    async fn authorize(
+        &self,
+        connection: &Connection,
+        header: &Header<'_>,
+        request: Request,
+    ) -> Result<u32, Error> {
+        self.instance.authority.authorize(&self.callers, connection, header, request).await
     }
 }
 
@@ -99,7 +169,7 @@ impl Tracker {
         let network = parse_network(address)?;
         let reason = checked_reason(reason)?;
         let duration = checked_duration(seconds)?;
-        let uid = self.authority.authorize(connection, &header, Request::Block(network)).await?;
+        let uid = self.authorize(connection, &header, Request::Block(network)).await?;
         let command = |reply| Command::Block { network, duration, reason, uid, reply };
         Ok(self.ask(command).await??)
     }
@@ -114,7 +184,7 @@ impl Tracker {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<(), Error> {
         let network = parse_network(address)?;
-        let uid = self.authority.authorize(connection, &header, Request::Unblock(network)).await?;
+        let uid = self.authorize(connection, &header, Request::Unblock(network)).await?;
         Ok(self.ask(|reply| Command::Unblock { network, uid, reply }).await??)
     }
 
@@ -123,23 +193,18 @@ impl Tracker {
     /// `org.freedesktop.DBus.Error.LimitsExceeded` means that one message cannot hold all blocks (about
     /// 250,000).
     #[zbus(out_args("blocks"))]
-    async fn list(&self) -> Result<UntilSent<Vec<(String, u64, u64, u32, String)>>, Error> {
-        let permit = self.lists.acquire_arc().await;
+    async fn list(&self, #[zbus(header)] header: Header<'_>) -> Result<UntilSent<Blocks>, Error> {
+        let turn = self.await_turn(&header).await?;
+        if !turn.is_privileged() && is_long(self.health().status().blocked()) {
+            self.await_calm().await?;
+        }
         let blocks = self.ask(|reply| Command::List { reply }).await?;
         let count = blocks.len();
-        let mut bytes = 0;
-        let shown = |block: Listed| {
-            let address = show_network(&block.network);
-            bytes += size_on_the_bus(&address, &block.reason);
-            let fits = bytes <= LONGEST_LIST;
-            fits.then_some((address, block.since, block.until, block.offences, block.reason))
-        };
-        let listed: Option<Vec<_>> = blocks.into_iter().map(shown).collect();
-        listed.map(|listed| UntilSent::new(listed, permit)).ok_or_else(|| {
+        Blocks::new(blocks).map(|listed| UntilSent::new(listed, turn)).ok_or_else(|| {
             let why = format!(
                 "too many blocks ({count}) on {} for one D-Bus reply; use `tcptracker why ADDRESS` or \
                  `ipset save`",
-                self.interface,
+                self.interface_name(),
             );
             fdo::Error::LimitsExceeded(why).into()
         })
@@ -160,10 +225,14 @@ impl Tracker {
     ///
     /// The error `NotBlocked` means that nothing is known about the address.
     #[zbus(out_args("account"))]
-    async fn why(&self, address: &str) -> Result<Answer, Error> {
+    async fn why(
+        &self,
+        address: &str,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<Answer, Error> {
         let network = parse_network(address)?;
         // Reading the kernel's packet counters takes as long as a list.
-        let _permit = self.lists.acquire().await;
+        let _turn = self.await_turn(&header).await?;
         Ok(answer(self.ask(|reply| Command::Why { network, reply }).await??))
     }
 
@@ -175,23 +244,28 @@ impl Tracker {
         #[zbus(connection)] connection: &Connection,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<(), Error> {
-        let uid = self.authority.authorize(connection, &header, Request::Reload).await?;
-        self.authority.look_up_group();
-        let _permit = self.reloads.acquire().await;
-        Ok(self.reloader.reload(uid).await.ok_or_else(|| Error::unavailable(STOPPING))??)
+        let uid = self.authorize(connection, &header, Request::Reload).await?;
+        self.instance.authority.look_up_group();
+        let _permit = self.instance.reloads.acquire().await;
+        Ok(self
+            .instance
+            .reloader
+            .reload(uid)
+            .await
+            .ok_or_else(|| Error::unavailable(STOPPING))??)
     }
 
     /// The counters since the start by name, and the current values of `blocked`, `enforced` and `sources`.
     /// tcptracker(1) explains each name.
     #[zbus(out_args("counters"))]
     fn stats(&self) -> HashMap<&'static str, u64> {
-        self.metrics.summary(&self.health.status()).into_iter().collect()
+        self.instance.metrics.summary(&self.health().status()).into_iter().collect()
     }
 
     /// The network interface that the instance watches.
     #[zbus(property(emits_changed_signal = "const"))]
     fn interface(&self) -> String {
-        self.interface.to_string()
+        self.interface_name().to_string()
     }
 
     /// The version of the service.
@@ -204,20 +278,20 @@ impl Tracker {
     /// What holds the blocks in the kernel: `ipset`, `iptables`, or `none` in observe mode.
     #[zbus(property)]
     fn backend(&self) -> &'static str {
-        self.health.status().backend
+        self.health().status().backend
     }
 
     /// `starting`: blocks are not in force yet. `enforcing`: scanners are blocked. `observing`: scanners are only
     /// reported, as configured. `degraded`: something does not work; the journal says what.
     #[zbus(property)]
     fn state(&self) -> &'static str {
-        self.health.status().state.as_str()
+        self.health().status().state.as_str()
     }
 
     /// The number of blocked addresses and networks. Changes are emitted at most 10 times a second.
     #[zbus(property, name = "Blocked")]
     fn blocked_count(&self) -> u32 {
-        self.health.status().blocked()
+        self.health().status().blocked()
     }
 
     /// A source (an address, or for IPv6 a network) has scanned ports. The ports are those that matched the
@@ -253,12 +327,6 @@ impl Tracker {
     /// The property `State` has changed to this value.
     #[zbus(signal, name = "StateChanged")]
     pub async fn state_signal(emitter: &SignalEmitter<'_>, state: &str) -> zbus::Result<()>;
-}
-
-/// The most bytes that an entry of a list can need: two texts, each with a length and a final zero, two
-/// numbers of 8 bytes, one of 4, and their alignment.
-const fn size_on_the_bus(address: &str, reason: &str) -> usize {
-    address.len() + reason.len() + 2 * 5 + 2 * 8 + 4 + 3 * 7
 }
 
 /// Returns no duration for 0, which means until unblocked.

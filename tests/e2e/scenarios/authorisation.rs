@@ -164,6 +164,29 @@ fn one_user_cannot_exhaust_polkit_requests() {
     lab.assert_untouched();
 }
 
+/// A caller that leaves cancels its questions, which no longer count.
+#[test]
+fn questions_of_a_caller_that_left_are_cancelled() {
+    let lab = Lab::with_users();
+    let polkit = crate::unresponsive_polkit::UnresponsivePolkit::on(&lab.bus);
+    let mut service = lab.start();
+    for _ in 0..3 {
+        let waiting: Vec<_> = (0..8).map(|_| call_by(&lab, UNTRUSTED)).collect();
+        let mut asked = polkit.await_requests(8);
+        waiting.into_iter().for_each(end);
+        let mut cancelled = polkit.await_cancellations(8);
+        asked.sort();
+        cancelled.sort();
+        assert_eq!(asked, cancelled);
+        asked.dedup();
+        assert_eq!(asked.len(), 8);
+    }
+    // The caller that left is not told, nor is the journal.
+    assert_eq!(service.lines_with("refused to block"), Vec::<String>::new());
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
 /// When polkit dies, a waiting caller is refused at once.
 #[test]
 fn dead_polkit_authorizes_no_caller() {

@@ -6,7 +6,6 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use crate::bus_client::{BusClient, Reply};
-use crate::kernel::Rules;
 use crate::lab::{Lab, OPEN_PORT, VICTIM};
 use crate::saved_blocks::{FIRST, save_blocks};
 use crate::tools::await_that;
@@ -71,24 +70,78 @@ fn property_changes_are_emitted() {
     lab.assert_untouched();
 }
 
-/// The service exits so that the service manager restarts it. The kernel keeps blocking in the
-/// meantime.
+/// The service goes on without the bus, says so, and joins it again when it returns.
 #[test]
-fn lost_bus_ends_the_process_and_keeps_blocks() {
+fn lost_bus_is_joined_again() {
     let mut lab = Lab::new();
     let mut service = lab.start();
-    lab.attacker.nmap("-sS -p 1-10", VICTIM);
-    service.await_line("WARN blocked 10.77.0.1");
-    lab.bus.kill();
-    assert_eq!(service.await_end().code(), Some(1));
-    let lines = service.lines_with("failed: ");
-    assert!(lines.iter().any(|line| line.contains("the connection to the system bus was lost")));
-    Rules::of(&lab.victim).assert_enforced_for(&["eth0"]);
-    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+    let lost = r#"tcptracker_events_lost_total{where="bus"}"#;
+    for (round, scanner) in [(1, "10.77.0.1"), (2, "10.77.0.3")] {
+        lab.bus.kill();
+        service.await_lines("WARN degraded: the connection to the system bus was lost", round);
+        assert_eq!(lab.metric(r#"tcptracker_state{state="degraded"}"#), 1);
+        let before = lab.metric(lost);
+        let from = if round == 1 { &lab.attacker } else { &lab.bystander };
+        from.nmap("-sS -p 1-10", VICTIM);
+        service.await_line(&format!("WARN blocked {scanner}"));
+        from.assert_cannot_reach(VICTIM, OPEN_PORT);
+        // A scan and a block.
+        await_that("lost signals", || lab.metric(lost) >= before + 2);
 
-    lab.restart_bus();
+        lab.restart_bus();
+        service.await_lines("enforcing: no problems", round);
+        assert!(lab.bus.has("org.tcptracker.Tracker1.eth0"));
+        assert!(lab.bus.has("org.tcptracker.Tracker1"));
+        assert_eq!(lab.bus.property("State").1, "enforcing");
+        assert_eq!(lab.bus.list().len(), round);
+        let polkit = crate::unresponsive_polkit::UnresponsivePolkit::on(&lab.bus);
+        let [name, object, interface] = &crate::bus::target("eth0");
+        let unblock = ["--timeout=1", "call", name, object, interface, "Unblock", "s", scanner];
+        lab.bus.as_nobody(&unblock);
+        polkit.await_requests(1);
+        let signals = lab.bus.listen();
+        lab.bus.call("eth0", &["Block", "sts", "198.51.100.1", "1", ""]).ok();
+        signals.next_named("Blocked");
+        signals.next_named("Unblocked");
+    }
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+#[test]
+fn service_stops_in_order_without_its_bus() {
+    let mut lab = Lab::new();
     let mut service = lab.start();
-    assert_eq!(lab.bus.list().len(), 1);
+    lab.bus.kill();
+    service.await_line("WARN degraded: the connection to the system bus was lost");
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+/// No text of a caller is echoed at length, and a call that is too long is not even kept.
+#[test]
+fn errors_about_long_arguments_are_short() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    let client = BusClient::on(&lab.bus);
+    let before = service.resident_bytes();
+    for length in [50, 1000, 3000, 5000, 7_000_000, 16_000_000, 33_000_000] {
+        for character in ["x", "\u{1}", "\"", "\u{202e}"] {
+            let text = character.repeat(length / character.len());
+            for (name, description) in [
+                client.error_of("Why", &text.as_str()),
+                client.error_of("Unblock", &text.as_str()),
+                client.error_of("Block", &(text.as_str(), 60_u64, "")),
+            ] {
+                let limit = "org.freedesktop.DBus.Error.LimitsExceeded";
+                let invalid = "org.tcptracker.Tracker1.Error.InvalidAddress";
+                assert_eq!(name, if length < 4000 { invalid } else { limit }, "{length}");
+                assert!(description.len() <= 1027, "{length}: {} bytes", description.len());
+            }
+        }
+    }
+    let after = service.resident_bytes();
+    assert!(after < before + GROWTH, "{before} bytes before, {after} after");
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
