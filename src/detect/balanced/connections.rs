@@ -434,6 +434,7 @@ mod tests {
             sequence,
             acknowledged: 0,
             crafted: false,
+            sender: 0,
         }
     }
 

@@ -578,6 +578,7 @@ impl Rules {
             sequence: 0,
             acknowledged: 0,
             crafted: false,
+            sender: 0,
         };
         let scan = self.classic.observe_one(&probe, context.host);
         self.scans.extend(scan);

@@ -21,6 +21,7 @@ fn probe(source: &str, port: u16, seconds: u64) -> Segment {
         sequence: 0,
         acknowledged: 0,
         crafted: false,
+        sender: 0,
     }
 }
 

@@ -95,6 +95,7 @@ impl Wire {
             sequence,
             acknowledged: self.acknowledged,
             crafted: self.crafted,
+            sender: 0,
         };
         self.detector.observe(&[segment], &self.host, &mut Found(&mut self.found));
     }
