@@ -12,6 +12,7 @@ pub mod key;
 pub mod ongoing;
 pub mod slots;
 pub mod table;
+pub mod traps;
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -59,6 +59,7 @@ fn failures_of_a_large_network_are_excused_from_the_first_second() {
             }
             wire.pass(10);
         }
+        wire.live(91);
         assert_eq!(wire.scanners(), expected, "dropped: {dropped}");
     }
 }
@@ -79,10 +80,10 @@ fn retries_of_dead_ports_are_excused() {
     assert_eq!(wire.scanners(), Vec::<String>::new());
 }
 
-/// Connections without data are those of a monitoring host, or serve to earn credit.
+/// Their only use is to earn credit, whether on one port or on several.
 #[test]
-fn repeated_connections_without_data_earn_no_credit() {
-    for (ports, expected) in [(20, vec![]), (1, vec!["192.0.2.1"])] {
+fn connections_without_data_earn_no_credit() {
+    for ports in [1, 2, 20] {
         let mut wire = Wire::new();
         for number in 0..200 {
             if number % 20 == 19 {
@@ -95,7 +96,7 @@ fn repeated_connections_without_data_earn_no_credit() {
             }
             wire.pass(100);
         }
-        assert_eq!(wire.scanners(), expected, "{ports} ports");
+        assert_eq!(wire.scanners(), ["192.0.2.1"], "{ports} ports");
     }
 }
 
@@ -205,6 +206,7 @@ fn port_open_on_one_address_is_open_on_all() {
         wire.visit("192.0.2.1", SERVER, port);
     }
     assert_eq!(wire.found, []);
+    wire.crafted = true;
     for port in 1..=4 {
         wire.refused("2001:db8:9::1", "2001:db8::1", port);
     }
@@ -218,7 +220,7 @@ fn monitoring_host_that_receives_greetings_is_no_scanner() {
         let mut wire = Wire { acknowledged, ..Wire::new() };
         (0..8).for_each(|port| wire.connect_without_data("192.0.2.1", SERVER, 21 + port));
         (0..2).for_each(|port| wire.refused("192.0.2.1", SERVER, 3306 + port));
-        wire.live(60);
+        wire.live(91);
         assert_eq!(wire.scanners().len(), expected, "received {} bytes", acknowledged - 1);
     }
 }
