@@ -12,6 +12,8 @@ pub mod key;
 pub mod ongoing;
 pub mod slots;
 pub mod table;
+#[cfg(test)]
+mod tests;
 pub mod traps;
 
 use std::net::IpAddr;

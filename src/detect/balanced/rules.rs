@@ -45,7 +45,7 @@ const SHARE_OF_OTHERS: usize = 16;
 const FTP: Port = Port(21);
 const FTP_DATA: Port = Port(20);
 
-/// Stands for a host as a whole among the ports that have replied. No port has this number.
+/// Stands for a host as a whole among its ports. No port has this number.
 const ANY_PORT: Port = Port(0);
 
 /// Where a failure at a port was recorded.
@@ -74,7 +74,7 @@ pub struct Rules {
     sweeps: Sweeps,
     out_of_state: Table<Key, Record>,
     report_only: ReportOnly,
-    /// Ports and hosts that have replied.
+    /// Ports that were used, and hosts that have replied.
     open: RecentlySeen,
     used: UsedPorts,
     own: OwnPorts,
@@ -150,7 +150,7 @@ impl Rules {
         let own = context.host.owns(flow.server);
         self.sees_others |= !own;
         let closed =
-            own && self.own.is_closed(flow.port, context.now) && !self.has_replied(flow, context);
+            own && self.own.is_closed(flow.port, context.now) && !self.is_known_open(flow, context);
         (self.pair_of(flow, context), closed)
     }
 
@@ -211,9 +211,7 @@ impl Rules {
     /// The server has replied, perhaps after the probe had counted as unanswered.
     pub fn answered(&mut self, probe: &Probe, timed_out: bool, context: Context<'_>) {
         let host = probe.flow.server_key(context.host);
-        for port in [probe.flow.port, ANY_PORT] {
-            self.open.note(self.hashes.of_port(host, port), context.now);
-        }
+        self.open.note(self.hashes.of_port(host, ANY_PORT), context.now);
         // Credit is given at once. Otherwise a busy network would fail before its first connections end.
         if !probe.crafted {
             self.credits.earn(probe.pair, context.now);
@@ -231,6 +229,8 @@ impl Rules {
             self.credits.earn(probe.pair, context.now);
         }
         self.used.note(Hashes::with(probe.pair, probe.flow.port.0.into()), context.now);
+        let host = probe.flow.server_key(context.host);
+        self.open.note(self.hashes.of_port(host, probe.flow.port), context.now);
         // What has failed so far was not there yet.
         self.undo_port(probe, context);
         let source = self.source_of(&probe.flow, context);
@@ -283,7 +283,7 @@ impl Rules {
             }
             let has_stopped =
                 context.host.owns(flow.server) && self.own.has_stopped(flow.port, now);
-            if has_stopped || outcome == Outcome::Refused && self.has_replied(flow, context) {
+            if has_stopped || outcome == Outcome::Refused && self.is_known_open(flow, context) {
                 log_failure(probe, outcome, "failure excused: the port was open recently");
                 return;
             }
@@ -291,7 +291,7 @@ impl Rules {
         self.failed_on_port(probe, outcome, context);
         let is_excused = !probe.crafted
             && (cut_off || outcome == Outcome::Unanswered && self.blind)
-            || is_silent(outcome) && self.has_replied(flow, context);
+            || is_silent(outcome) && self.is_known_open(flow, context);
         // If this host is the only one, no source sweeps.
         if !is_excused
             && (self.sees_others || context.host.has_more_addresses_than(SWEEP.more_than))
@@ -538,8 +538,8 @@ impl Rules {
         }
     }
 
-    /// Whether a port has replied recently.
-    fn has_replied(&self, flow: &Flow, context: Context<'_>) -> bool {
+    /// Whether a port was used recently.
+    fn is_known_open(&self, flow: &Flow, context: Context<'_>) -> bool {
         let hash = self.hashes.of_port(flow.server_key(context.host), flow.port);
         self.open.knows(hash, context.now)
     }

@@ -96,7 +96,7 @@ pub const CONNECTIONS_KEPT: u16 = 320;
 /// the next four failures.
 pub const EXCUSED_PER_HOUR: u16 = 512;
 
-/// How long a port that has replied counts as known. If it refuses now, its service is at fault: after a
+/// How long a port that was used counts as known to all sources. If it refuses now, its service is at fault: after a
 /// restart of the service, all its clients fail. The same holds for a service of this host that has stopped.
 pub const KNOWN_OPEN_FOR: Duration = AN_HOUR.within;
 /// How long a source may be refused on a port that it has used, from its last use or try on. Outages end within

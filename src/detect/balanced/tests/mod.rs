@@ -1,5 +1,7 @@
-//! Tests of the rules on a simulated wire. Honest clients and missing replies have files of their own.
+//! Tests of the rules on a simulated wire. Honest clients, hiding scanners and missing replies have files of
+//! their own.
 
+pub mod hiding;
 pub mod honest;
 pub mod unseen;
 
@@ -33,6 +35,8 @@ struct Wire {
     next_port: u16,
     /// Clients craft their SYNs.
     crafted: bool,
+    /// The hardware addresses of this host and of the router, if the wire shows them.
+    sides: bool,
     /// The acknowledgement number of clients. Replies have the sequence number 0, so 1 means that the client has
     /// received no data.
     acknowledged: u8,
@@ -47,6 +51,7 @@ impl Wire {
             now: Moment::from_nanos(1_000_000_000_000),
             next_port: 1024,
             crafted: false,
+            sides: false,
             acknowledged: 1,
         }
     }
@@ -90,6 +95,19 @@ impl Wire {
     }
 
     fn send(&mut self, from: (&str, u16), to: (&str, u16), kind: SegmentKind, sequence: u8) {
+        let sender = if from.0 == SERVER { 1 } else { 2 };
+        self.send_by(if self.sides { sender } else { 0 }, from, to, kind, sequence);
+    }
+
+    /// Sends a segment by a hardware address.
+    fn send_by(
+        &mut self,
+        sender: u16,
+        from: (&str, u16),
+        to: (&str, u16),
+        kind: SegmentKind,
+        sequence: u8,
+    ) {
         let segment = Segment {
             moment: self.now,
             source: from.0.parse().unwrap(),
@@ -100,7 +118,7 @@ impl Wire {
             sequence,
             acknowledged: self.acknowledged,
             crafted: self.crafted,
-            sender: 0,
+            sender,
         };
         self.detector.observe(&[segment], &self.host, &mut Found(&mut self.found));
     }
