@@ -32,9 +32,7 @@ pub const KNOWN: &[(&str, &str)] = &[
     ("invisible_characters_in_reasons", "S13: they are accepted"),
     // A hostile network.
     ("forged_scanners", "S4: the limit on blocks is used up, no scan is blocked"),
-    ("scans_of_impossible_sources", "S15: 0.0.0.0, 224.0.0.5 and others are blocked"),
     ("idle_connection_to_port_22", "S3: the scan is not blocked"),
-    ("answers_forged_before_a_scan", "S7: the scan is not blocked"),
     // Failing helpers.
     ("iptables_hangs", "S5: no scan is blocked, root waits, the watchdog is not fed"),
     ("iptables_takes_6_s", "S5: no scan is blocked, root waits, the watchdog is not fed"),

@@ -90,6 +90,10 @@ impl Handshakes {
         let hash = self.hashes.of_flow(&flow);
         let Some(connection) = self.connections.find(hash, &flow) else {
             self.early.note(hash, segment, context.now);
+            if !context.host.owns(flow.client) {
+                // Perhaps a very slow server: the connection is not followed any more.
+                rules.reply_not_seen(&flow, context);
+            }
             return;
         };
         if !is_from_server(&mut self.shows_sides, connection, segment) {

@@ -253,7 +253,8 @@ impl Rules {
         self.idle_connect(probe, context);
     }
 
-    /// The client goes on with a connection although no reply was seen: that port is open.
+    /// The client goes on with a connection although no reply was seen, or the reply came very late: that port is
+    /// open.
     pub fn reply_not_seen(&mut self, flow: &Flow, context: Context<'_>) {
         let (key, pair) = (self.key(flow, context), self.pair_of(flow, context));
         self.first_ports.excuse(pair, flow.port.0.into());
