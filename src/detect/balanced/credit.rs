@@ -9,9 +9,7 @@
     reason = "hashes are cut to the bits that are needed, seconds are compared modulo their type"
 )]
 
-use crate::detect::balanced::thresholds::{
-    CONNECTIONS_KEPT, CONNECTIONS_PER_FAILURE, EXCUSED_PER_HOUR,
-};
+use crate::detect::balanced::thresholds::{CONNECTIONS_PER_FAILURE, EXCUSED_PER_HOUR};
 use crate::types::Moment;
 
 const HOUR: u32 = 3600;
@@ -50,7 +48,7 @@ impl Credits {
         } else if !credit.counts(now) {
             credit.connections = 0;
         }
-        credit.connections = (credit.connections + 1).min(CONNECTIONS_KEPT);
+        credit.connections = credit.connections.saturating_add(1);
         credit.latest = now;
     }
 
@@ -141,7 +139,7 @@ mod tests {
             credits.earn(SOURCE, at(1000));
         }
         let burst = (0..1000).filter(|_| credits.excuses(SOURCE, at(1100))).count();
-        assert_eq!(burst, usize::from(CONNECTIONS_KEPT / CONNECTIONS_PER_FAILURE));
+        assert_eq!(burst, usize::from(EXCUSED_PER_HOUR));
         for _ in 0..100 {
             credits.earn(SOURCE, at(1100));
         }

@@ -1,6 +1,6 @@
-//! The hosts at which a source has failed on one port, or has connected without data.
+//! The hosts at which a source has failed on one port.
 //!
-//! Pure. Owns the most recent distinct hosts and the sweep limits. A host is 32 bits of a keyed hash.
+//! Pure. Owns the most recent distinct hosts and the sweep limits. A host is 24 bits of a keyed hash.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -9,9 +9,7 @@
 
 use std::time::Duration;
 
-use crate::detect::balanced::thresholds::{
-    CONNECTIONS_PER_HOST, FRUITLESS_SWEEP, Limit, SWEEP, SWEEP_FAILED,
-};
+use crate::detect::balanced::thresholds::{AN_HOUR, CONNECTIONS_PER_HOST, Limit, SWEEP};
 use crate::detect::effort::Effort;
 use crate::types::Moment;
 
@@ -25,8 +23,6 @@ pub struct RecentHosts {
     /// The attempts, in milliseconds since `began`.
     moments: [u32; KEPT],
     began: Moment,
-    /// A bit for each host that has failed.
-    failed: u32,
     kept: u8,
     /// Successful connections within the span of the limit ...
     connections: u16,
@@ -49,7 +45,6 @@ impl RecentHosts {
             hosts: [0; KEPT],
             moments: [0; KEPT],
             began: now,
-            failed: 0,
             kept: 0,
             connections: 0,
             connected: 0,
@@ -102,30 +97,24 @@ impl RecentHosts {
         self.hosts[..usize::from(self.kept)].contains(&host)
     }
 
-    /// Adds a failure, or a connection without data. Returns whether the limit is exceeded now.
-    pub fn add(&mut self, host: u32, mut failed: bool, now: Moment) -> bool {
+    /// Adds a failed host. Returns whether the limit is exceeded now.
+    pub fn add(&mut self, host: u32, now: Moment) -> bool {
         let mut kept = usize::from(self.kept);
-        if let Some(at) = self.hosts[..kept].iter().position(|known| *known == host) {
-            failed |= self.failed >> at & 1 == 1;
-            self.remove(at);
-            kept -= 1;
-        } else if kept == KEPT {
-            self.remove(0);
+        let known = self.hosts[..kept].iter().position(|known| *known == host);
+        if known.is_some() || kept == KEPT {
+            self.remove(known.unwrap_or(0));
             kept -= 1;
         }
         self.hosts[kept] = host;
         self.moments[kept] = self.millis(now);
-        self.failed |= u32::from(failed) << kept;
         self.kept = kept as u8 + 1;
         let age = Duration::from_millis(self.millis(now).wrapping_sub(self.moments[0]).into());
-        let recently = |reached| !now.is_past(reached, FRUITLESS_SWEEP.within);
+        let recently = |reached| !now.is_past(reached, AN_HOUR.within);
         let within = match self.reached {
             Some(reached) if recently(reached) => self.limit.within,
-            _ => self.limit.within.max(FRUITLESS_SWEEP.within),
+            _ => self.limit.within.max(AN_HOUR.within),
         };
-        usize::from(self.kept) == KEPT
-            && age < within
-            && self.failed.count_ones() as usize >= SWEEP_FAILED
+        usize::from(self.kept) == KEPT && age < within
     }
 
     /// Removes a host that has replied after all.
@@ -144,7 +133,6 @@ impl RecentHosts {
     fn remove(&mut self, at: usize) {
         self.hosts.copy_within(at + 1.., at);
         self.moments.copy_within(at + 1.., at);
-        self.failed = self.failed >> (at + 1) << at | self.failed & ((1 << at) - 1);
         self.kept -= 1;
     }
 
@@ -163,7 +151,9 @@ impl RecentHosts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::detect::balanced::thresholds::SLOW_SWEEP;
+    use crate::detect::balanced::thresholds::A_DAY;
+
+    const SLOW_SWEEP: Limit = Limit { within: A_DAY.within, ..SWEEP };
 
     fn at(seconds: u64) -> Moment {
         Moment::from_nanos(seconds * 1_000_000_000)
@@ -171,15 +161,6 @@ mod tests {
 
     fn hosts(limit: Limit) -> RecentHosts {
         RecentHosts::new(limit, at(1))
-    }
-
-    #[test]
-    fn thirty_hosts_exceed_the_limit_if_some_have_failed() {
-        for (every, expected) in [(1, Some(29)), (2, Some(29)), (10, None)] {
-            let mut hosts = hosts(SWEEP);
-            let found = (0..60).find(|host| hosts.add(*host, host % every == 0, at(1)));
-            assert_eq!(found, expected, "one of {every} has failed");
-        }
     }
 
     #[test]
@@ -191,8 +172,7 @@ mod tests {
             (SLOW_SWEEP, 3000, None),
         ] {
             let mut hosts = hosts(limit);
-            let found =
-                (0..60).find(|host| hosts.add(*host, true, at(1 + pause * u64::from(*host))));
+            let found = (0..60).find(|host| hosts.add(*host, at(1 + pause * u64::from(*host))));
             assert_eq!(found, expected, "a pause of {pause} s");
         }
     }
@@ -204,7 +184,7 @@ mod tests {
             let found = (0..60).find(|host| {
                 let now = at(1 + pause * u64::from(*host));
                 hosts.earn(99, now);
-                hosts.add(*host, true, now)
+                hosts.add(*host, now)
             });
             assert_eq!(found, expected, "a pause of {pause} s");
         }
@@ -222,13 +202,10 @@ mod tests {
     #[test]
     fn undone_host_has_not_failed() {
         let mut hosts = hosts(SWEEP);
-        for host in 0..29 {
-            hosts.add(host, host < 10, at(2));
-        }
-        assert!(!hosts.add(3, false, at(2)), "a known host is no thirtieth");
+        (0..29).for_each(|host| assert!(!hosts.add(host, at(2))));
+        assert!(!hosts.add(3, at(2)), "a known host is no thirtieth");
         hosts.undo(4);
-        assert!(!hosts.add(30, false, at(2)));
-        assert!(!hosts.add(31, false, at(2)), "nine have failed");
-        assert!(hosts.add(31, true, at(2)));
+        assert!(!hosts.add(30, at(2)));
+        assert!(hosts.add(31, at(2)));
     }
 }

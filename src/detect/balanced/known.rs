@@ -21,7 +21,7 @@ const USED: usize = 1 << 17;
 /// How many of them share a set. The one whose last use is the oldest makes room.
 const SET: usize = 4;
 
-/// Hashes that were seen within the last hour, such as those of ports that have replied. Each hash has one
+/// Hashes that were seen within the last hour, such as those of ports that were used. Each hash has one
 /// place, and a later hash with the same place overwrites it.
 pub struct RecentlySeen(Vec<(u64, Moment)>);
 
@@ -34,15 +34,10 @@ impl RecentlySeen {
         self.0[place(hash)] = (hash | 1, now);
     }
 
-    /// When a hash was last seen, if that was recently.
-    pub fn last(&self, hash: u64, now: Moment) -> Option<Moment> {
-        let (known, moment) = self.0[place(hash)];
-        (known == hash | 1 && !now.is_past(moment, KNOWN_OPEN_FOR)).then_some(moment)
-    }
-
     /// Whether a hash was seen recently.
     pub fn knows(&self, hash: u64, now: Moment) -> bool {
-        self.last(hash, now).is_some()
+        let (known, moment) = self.0[place(hash)];
+        known == hash | 1 && !now.is_past(moment, KNOWN_OPEN_FOR)
     }
 }
 

@@ -11,15 +11,18 @@ use crate::types::{Attempt, Moment, Outcome, Port, Rule};
 /// As many ports as the longest rule needs.
 const KEPT: usize = A_DAY.more_than + 1;
 
-/// Tries of one port within this time are one try: a client tries all addresses of a host at once.
-const ONE_TRY: Duration = Duration::from_millis(500);
+/// Tries of one port within this time are one try: a client tries all addresses of a host at once, and a health
+/// check may have several connections.
+pub const ONE_TRY: Duration = Duration::from_millis(500);
 
 /// The most recent distinct ports, in the order of their last attempts.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RecentPorts {
     recent: [Attempt; KEPT],
-    /// How often each port was tried.
+    /// How often each port was tried ...
     tries: [u8; KEPT],
+    /// ... and the lowest byte of the port of the client that tried it last.
+    from: [u8; KEPT],
     kept: u8,
 }
 
@@ -28,9 +31,10 @@ impl RecentPorts {
         &self.recent[..usize::from(self.kept)]
     }
 
-    /// Adds a port, or moves it to the end. Returns whether the port is new.
-    pub fn add(&mut self, attempt: Attempt) -> bool {
+    /// Adds a port that was tried from another one, or moves it to the end. Returns whether the port is new.
+    pub fn add(&mut self, attempt: Attempt, from: Port) -> bool {
         let known = self.attempts().iter().position(|known| known.port == attempt.port);
+        let [_, from] = from.0.to_be_bytes();
         let mut tries = 1;
         if let Some(at) = known {
             let before = self.recent[at];
@@ -38,7 +42,9 @@ impl RecentPorts {
             if attempt.outcome == Outcome::Answered && before.outcome != Outcome::Answered {
                 return false;
             }
-            let is_another_try = attempt.moment.is_past(before.moment, ONE_TRY);
+            // A system repeats the SYN of a single try from the same port.
+            let is_another_try =
+                from != self.from[at] && attempt.moment.is_past(before.moment, ONE_TRY);
             tries = self.tries[at].saturating_add(is_another_try.into());
             self.remove_at(at);
         } else if usize::from(self.kept) == KEPT {
@@ -52,10 +58,12 @@ impl RecentPorts {
         // A missing reply is known later than a refusal.
         let mut at = usize::from(self.kept);
         while at > 0 && self.recent[at - 1].moment > attempt.moment {
-            (self.recent[at], self.tries[at]) = (self.recent[at - 1], self.tries[at - 1]);
+            self.recent.swap(at, at - 1);
+            self.tries.swap(at, at - 1);
+            self.from.swap(at, at - 1);
             at -= 1;
         }
-        (self.recent[at], self.tries[at]) = (attempt, tries);
+        (self.recent[at], self.tries[at], self.from[at]) = (attempt, tries, from);
         self.kept += 1;
         known.is_none()
     }
@@ -79,20 +87,16 @@ impl RecentPorts {
     fn remove_at(&mut self, at: usize) {
         self.recent.copy_within(at + 1..usize::from(self.kept), at);
         self.tries.copy_within(at + 1..usize::from(self.kept), at);
+        self.from.copy_within(at + 1..usize::from(self.kept), at);
         self.kept -= 1;
     }
 
     /// The first of these limits that is exceeded by the failed ports that count, given how often each was
     /// tried.
-    pub fn exceeded(
-        &self,
-        limits: &[Limit],
-        counts: impl Fn(&Attempt, u8) -> bool,
-    ) -> Option<Limit> {
+    pub fn exceeded(&self, limits: &[Limit], counts: impl Fn(u8) -> bool) -> Option<Limit> {
         let all = self.attempts().iter().zip(self.tries);
-        let failed = all.filter(|(attempt, tries)| {
-            attempt.outcome != Outcome::Answered && counts(attempt, *tries)
-        });
+        let failed =
+            all.filter(|(attempt, tries)| attempt.outcome != Outcome::Answered && counts(*tries));
         let moments = failed.map(|(attempt, _)| attempt.moment);
         let latest = moments.clone().last()?;
         let within = |span| moments.clone().filter(|moment| !latest.is_past(*moment, span)).count();
@@ -143,7 +147,7 @@ mod tests {
     }
 
     fn exceeded(ports: &RecentPorts) -> Option<Duration> {
-        ports.exceeded(&[A_MINUTE, AN_HOUR, A_DAY], |_, _| true).map(|limit| limit.within)
+        ports.exceeded(&[A_MINUTE, AN_HOUR, A_DAY], |_| true).map(|limit| limit.within)
     }
 
     /// The rules without any optimisation: they remember everything.
@@ -169,7 +173,7 @@ mod tests {
             for (port, pause) in steps {
                 now += pause;
                 history.push((port, now));
-                ports.add(refused(port, now));
+                ports.add(refused(port, now), Port(1));
                 prop_assert_eq!(exceeded(&ports).is_some(), naive(&history, now));
             }
         }
@@ -181,28 +185,25 @@ mod tests {
         for number in 0..4 {
             for open in 0..20 {
                 let answered = Outcome::Answered;
-                ports.add(Attempt {
-                    outcome: answered,
-                    ..refused(1000 + open, 100 * u64::from(number))
-                });
+                let attempt = refused(1000 + open, 100 * u64::from(number));
+                ports.add(Attempt { outcome: answered, ..attempt }, Port(1));
             }
-            ports.add(refused(number, 100 * u64::from(number) + 1));
+            ports.add(refused(number, 100 * u64::from(number) + 1), Port(1));
         }
         assert_eq!(exceeded(&ports), None);
-        ports.add(refused(9, 400));
+        ports.add(refused(9, 400), Port(1));
         assert_eq!(exceeded(&ports), Some(AN_HOUR.within));
     }
 
     #[test]
-    fn tries_count_if_they_are_apart() {
+    fn tries_count_if_they_are_apart_and_from_other_ports() {
         let mut ports = RecentPorts::default();
-        for seconds in [0, 0, 2, 4] {
-            ports.add(refused(1, seconds));
+        for (seconds, from) in [(0, 1), (0, 2), (2, 3), (4, 3), (6, 4)] {
+            ports.add(refused(1, seconds), Port(from));
         }
-        ports.add(refused(2, 4));
+        ports.add(refused(2, 6), Port(5));
         let limit = Limit { more_than: 0, within: A_MINUTE.within };
-        let tried =
-            |most| ports.exceeded(&[limit], |attempt, t| attempt.port == Port(1) && t <= most);
+        let tried = |most| ports.exceeded(&[limit], |tries| tries > 1 && tries <= most);
         assert!(tried(2).is_none() && tried(3).is_some(), "{ports:?}");
     }
 }

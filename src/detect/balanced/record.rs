@@ -3,13 +3,10 @@
 //! Pure. Owns the verdict about ports. What is known of the ports and of the source comes from
 //! [`super::rules`], the numbers from [`super::thresholds`].
 
-use crate::detect::balanced::ports::RecentPorts;
+use crate::detect::balanced::ports::{ONE_TRY, RecentPorts};
 use crate::detect::balanced::thresholds::{A_DAY, A_MINUTE, AN_HOUR, HABIT, JUDGED_AFTER, Limit};
 use crate::detect::effort::Effort;
-use crate::types::{Attempt, Moment, Outcome, Rule};
-
-/// Connections within this time are one health check, even if the service has several connections.
-const ONE_CHECK: std::time::Duration = std::time::Duration::from_secs(1);
+use crate::types::{Attempt, Moment, Outcome, Port, Rule};
 
 /// What is remembered of a source.
 #[derive(Default)]
@@ -32,9 +29,8 @@ pub struct Record {
 }
 
 /// What is known besides the record when it is judged.
-pub struct Circumstances<D> {
-    /// Whether the failure at a port may be the fault of the host.
-    pub is_doubtful: D,
+#[derive(Clone, Copy)]
+pub struct Circumstances {
     /// No reply is visible, so silence means little.
     pub blind: bool,
     /// The source uses the host, too.
@@ -64,8 +60,9 @@ impl Record {
         self.latest = now;
     }
 
-    /// Adds a failure or a connection without data. Returns whether the port is new.
-    pub fn add(&mut self, attempt: Attempt, crafted: bool) -> bool {
+    /// Adds a failure or a connection without data, given the port of the client. Returns whether the port that
+    /// it tried is new.
+    pub fn add(&mut self, attempt: Attempt, from: Port, crafted: bool) -> bool {
         self.failures += 1;
         self.stealthy |= attempt.outcome == Outcome::Unknown;
         self.crafted |= crafted;
@@ -73,36 +70,34 @@ impl Record {
             let expired = |first: &Attempt| attempt.moment.is_past(first.moment, JUDGED_AFTER);
             match self.idle.filter(|first| !expired(first)) {
                 Some(first) if first.port == attempt.port => {
-                    self.repeats |= attempt.moment.is_past(first.moment, ONE_CHECK);
+                    self.repeats |= attempt.moment.is_past(first.moment, ONE_TRY);
                 }
                 Some(_) => {}
                 None => self.idle = Some(attempt),
             }
         }
-        self.ports.add(attempt)
+        self.ports.add(attempt, from)
     }
 
-    /// Judges the source. Cheap unless it has failed on many ports.
-    pub fn judge(&self, known: &Circumstances<impl Fn(&Attempt) -> bool>) -> Verdict {
+    /// Judges the source.
+    pub fn judge(&self, known: Circumstances) -> Verdict {
         let ports = &self.ports;
         let limits = [A_MINUTE, AN_HOUR, A_DAY];
         // Silence means nothing then, so that only the classic threshold is left.
-        let blind = known.blind && !self.crafted;
-        let (limits, longest) = if blind { (&limits[..1], A_MINUTE) } else { (&limits[..], A_DAY) };
-        if ports.exceeded(limits, |_, _| true).is_some() {
-            let is_real = |attempt: &Attempt| !(known.is_doubtful)(attempt);
-            let many = Limit { within: longest.within, ..A_DAY };
-            if let Some(limit) = ports.exceeded(limits, |attempt, _| is_real(attempt)) {
-                let is_many = ports.exceeded(&[many], |attempt, _| is_real(attempt)).is_some();
-                if self.crafted || is_many {
-                    return Verdict::Scan(Rule::FailedPorts, limit);
-                }
+        let (limits, longest) = if known.blind && !self.crafted {
+            (&limits[..1], A_MINUTE.within)
+        } else {
+            (&limits[..], A_DAY.within)
+        };
+        if let Some(limit) = ports.exceeded(limits, |_| true) {
+            let many = Limit { within: longest, ..A_DAY };
+            if self.crafted || ports.exceeded(&[many], |_| true).is_some() {
+                return Verdict::Scan(Rule::FailedPorts, limit);
             }
             if !known.has_waited {
                 return Verdict::Later;
             }
-            let is_new = |attempt: &Attempt, tries| tries < HABIT && is_real(attempt);
-            return match ports.exceeded(limits, is_new) {
+            return match ports.exceeded(limits, |tries| tries < HABIT) {
                 Some(limit) if !known.is_client => Verdict::Scan(Rule::FailedPorts, limit),
                 _ => Verdict::Nothing,
             };

@@ -45,9 +45,6 @@ const SHARE_OF_OTHERS: usize = 16;
 const FTP: Port = Port(21);
 const FTP_DATA: Port = Port(20);
 
-/// Stands for a host as a whole among its ports. No port has this number.
-const ANY_PORT: Port = Port(0);
-
 /// Where a failure at a port was recorded.
 enum Recorded {
     /// Nowhere: successful connections offset it.
@@ -74,7 +71,7 @@ pub struct Rules {
     sweeps: Sweeps,
     out_of_state: Table<Key, Record>,
     report_only: ReportOnly,
-    /// Ports that were used, and hosts that have replied.
+    /// Ports that were used.
     open: RecentlySeen,
     used: UsedPorts,
     own: OwnPorts,
@@ -210,16 +207,12 @@ impl Rules {
 
     /// The server has replied, perhaps after the probe had counted as unanswered.
     pub fn answered(&mut self, probe: &Probe, timed_out: bool, context: Context<'_>) {
-        let host = probe.flow.server_key(context.host);
-        self.open.note(self.hashes.of_port(host, ANY_PORT), context.now);
         // Credit is given at once. Otherwise a busy network would fail before its first connections end.
         if !probe.crafted {
             self.credits.earn(probe.pair, context.now);
         }
         if timed_out {
-            self.undo_port(probe, context);
-            let source = self.source_of(&probe.flow, context);
-            self.sweeps.undo(source, probe, &self.hashes);
+            self.undo_failure(probe, context);
         }
     }
 
@@ -231,8 +224,6 @@ impl Rules {
         self.used.note(Hashes::with(probe.pair, probe.flow.port.0.into()), context.now);
         let host = probe.flow.server_key(context.host);
         self.open.note(self.hashes.of_port(host, probe.flow.port), context.now);
-        // What has failed so far was not there yet.
-        self.undo_port(probe, context);
         let source = self.source_of(&probe.flow, context);
         self.sweeps.succeeded(source, probe, context.now, &self.hashes);
     }
@@ -290,11 +281,11 @@ impl Rules {
             }
         }
         self.failed_on_port(probe, outcome, context);
-        let is_excused = !probe.crafted
-            && (cut_off || outcome == Outcome::Unanswered && self.blind)
-            || is_silent(outcome) && self.is_known_open(flow, context);
+        let is_excused =
+            !probe.crafted && (cut_off || outcome == Outcome::Unanswered && self.blind);
         // If this host is the only one, no source sweeps.
-        if !is_excused
+        if outcome != Outcome::Answered
+            && !is_excused
             && (self.sees_others || context.host.has_more_addresses_than(SWEEP.more_than))
         {
             self.failed_on_host(probe, outcome, context);
@@ -347,7 +338,7 @@ impl Rules {
             let mut record = Record::new(now);
             let port = Port(u16::try_from(first.at).unwrap_or(0));
             let attempt = Attempt { port, moment: first.moment, outcome: first.outcome };
-            record.add(attempt, first.crafted);
+            record.add(attempt, Port::default(), first.crafted);
             if first.excused {
                 record.ports.excuse(port);
             }
@@ -363,7 +354,7 @@ impl Rules {
         let (now, flow) = (context.now, &probe.flow);
         let key = self.key(flow, context);
         let Some(record) = self.records.peek(probe.pair, &key) else { return };
-        let is_new = record.add(attempt, probe.crafted);
+        let is_new = record.add(attempt, flow.client_port, probe.crafted);
         let reported = record.reported;
         if reported.is_some() {
             self.ongoing.add_probe(&key, attempt.port, now);
@@ -383,24 +374,13 @@ impl Rules {
     fn judge(&mut self, flow: &Flow, has_waited: bool, context: Context<'_>) -> bool {
         let now = context.now;
         let (key, pair) = (self.key(flow, context), self.pair_of(flow, context));
-        let server = flow.server_key(context.host);
         let Some(record) = self.records.peek(pair, &key) else { return false };
-        let (open, hashes) = (&self.open, &self.hashes);
-        let host_replied = open.last(hashes.of_port(server, ANY_PORT), now);
         let known = Circumstances {
-            // A port that is open for others. If the host has replied to others since, it does not reply to
-            // this source.
-            is_doubtful: |attempt: &Attempt| {
-                let host_is_up = host_replied.is_some_and(|replied| replied >= attempt.moment);
-                is_silent(attempt.outcome)
-                    && !(attempt.outcome == Outcome::Unanswered && host_is_up)
-                    && open.knows(hashes.of_port(server, attempt.port), now)
-            },
             blind: self.blind,
             is_client: self.credits.uses(pair, now),
             has_waited: has_waited || self.checks.len() >= CHECKS,
         };
-        match record.judge(&known) {
+        match record.judge(known) {
             Verdict::Scan(rule, limit) => {
                 self.report_ports(flow, key, (rule, limit), context);
                 true
@@ -496,8 +476,8 @@ impl Rules {
         }
         let Some(record) = self.out_of_state.peek(pair, &key) else { return };
         let attempt = Attempt { port: flow.port, moment: now, outcome: Outcome::Refused };
-        let is_new = record.add(attempt, true);
-        let too_many = record.ports.exceeded(&[OUT_OF_STATE], |_, _| true).is_some();
+        let is_new = record.add(attempt, flow.client_port, true);
+        let too_many = record.ports.exceeded(&[OUT_OF_STATE], |_| true).is_some();
         let reported = record.reported;
         let has_doubled = reported.is_some() && is_new && record.effort.add();
         let is_due = reported.is_none_or(|past| now.is_past(past, OUT_OF_STATE.within));
@@ -528,15 +508,14 @@ impl Rules {
         }
     }
 
-    /// Undoes a failure at a port, because the server has replied after all.
-    fn undo_port(&mut self, probe: &Probe, context: Context<'_>) {
+    /// Undoes a failure, because the server has replied after all.
+    fn undo_failure(&mut self, probe: &Probe, context: Context<'_>) {
         let (key, port) = (self.key(&probe.flow, context), probe.flow.port);
         self.first_ports.undo(probe.pair, port.0.into());
-        for records in [&mut self.records, &mut self.out_of_state] {
-            if let Some(record) = records.peek(probe.pair, &key) {
-                record.ports.undo(port);
-            }
+        if let Some(record) = self.records.peek(probe.pair, &key) {
+            record.ports.undo(port);
         }
+        self.sweeps.undo(key.source, probe, &self.hashes);
     }
 
     /// Whether a port was used recently.

@@ -11,7 +11,7 @@ use crate::detect::balanced::first_failure::{Failure, FirstFailures, HOST};
 use crate::detect::balanced::hash::Hashes;
 use crate::detect::balanced::hosts::RecentHosts;
 use crate::detect::balanced::known::RecentlySeen;
-use crate::detect::balanced::thresholds::{Limit, SLOW_SWEEP, SWEEP};
+use crate::detect::balanced::thresholds::{A_DAY, Limit, SWEEP};
 use crate::detect::table::Table;
 use crate::types::{Moment, Outcome, Port};
 
@@ -68,7 +68,6 @@ impl Sweeps {
     ) -> (Option<FoundSweep>, bool) {
         let key = SweepKey::of(source, probe);
         let (hash, host) = (key.hash(hashes), host_of(probe, hashes));
-        let has_failed = |outcome| outcome != Outcome::Answered;
         let failure =
             Failure { at: host, outcome, crafted: probe.crafted, excused: false, moment: now };
         if self.first.known(hash) == Some(host) {
@@ -77,14 +76,14 @@ impl Sweeps {
         }
         if self.sweeps.get(hash, &key).is_none() {
             let Some(first) = self.first.note(hash, failure) else { return (None, false) };
-            let limit = if probe.crafted { SLOW_SWEEP } else { SWEEP };
-            let mut sweep = RecentHosts::new(limit, first.moment);
-            sweep.add(first.at, has_failed(first.outcome), first.moment);
+            let within = if probe.crafted { A_DAY.within } else { SWEEP.within };
+            let mut sweep = RecentHosts::new(Limit { within, ..SWEEP }, first.moment);
+            sweep.add(first.at, first.moment);
             self.sweeps.insert(hash, key, sweep);
         }
         let Some(sweep) = self.sweeps.peek(hash, &key) else { return (None, false) };
         let is_new = !sweep.knows(host);
-        if has_failed(outcome) && is_new {
+        if is_new {
             // A client that receives no reply retries for minutes.
             let failure = Hashes::with(hash, host);
             if self.excused.knows(failure, now) || sweep.excuses(now) {
@@ -92,7 +91,7 @@ impl Sweeps {
                 return (None, true);
             }
         }
-        if !sweep.add(host, has_failed(outcome), now) {
+        if !sweep.add(host, now) {
             return (None, false);
         }
         let (limit, reported) = (sweep.limit(), sweep.reported());

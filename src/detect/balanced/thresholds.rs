@@ -73,16 +73,11 @@ pub const OUT_OF_STATE: Limit = limit(A_DAY.more_than, AN_HOUR.within.as_secs())
 /// this one.
 pub const SERVICE_PORTS_BELOW: u16 = 10_000;
 
-/// Failed hosts on one port. A mail server or a file-sharing program finds a dozen dead hosts in that time.
-pub const SWEEP: Limit = limit(29, 300);
-/// The same if no host was reached at all: a worm that guesses addresses.
-pub const FRUITLESS_SWEEP: Limit = limit(SWEEP.more_than, AN_HOUR.within.as_secs());
-/// Failed ports of any hosts with crafted SYNs. No honest program sends those without a reply, however slowly
+/// Failed hosts on one port. A mail server or a file-sharing program finds a dozen dead hosts in that time. The
+/// span is [`AN_HOUR`]'s if the source reached no host at all: a worm that guesses addresses. It is [`A_DAY`]'s
+/// for failed ports of any hosts with crafted SYNs: no honest program sends those without a reply, however slowly
 /// (`nmap -T1`: 15 s; `-T0`: 5 minutes).
-pub const SLOW_SWEEP: Limit = limit(SWEEP.more_than, A_DAY.within.as_secs());
-/// How many hosts of a [`SWEEP`] must have failed. A connect scan also finds open ports and connects to them
-/// without data. A load balancer with thirty hosts has fewer dead ones among them.
-pub const SWEEP_FAILED: usize = 10;
+pub const SWEEP: Limit = limit(29, 300);
 /// How many successful connections on the same port offset one failed host. Most probes of a sweep fail.
 pub const CONNECTIONS_PER_HOST: u16 = 2;
 
@@ -90,10 +85,8 @@ pub const CONNECTIONS_PER_HOST: u16 = 2;
 /// large network in which three in a hundred connections fail. With twice as many, one network in fifty would
 /// be blocked by chance within its first 4,000 connections; with three times as many, one in 3,000.
 pub const CONNECTIONS_PER_FAILURE: u16 = 10;
-/// How many connections are remembered for an hour after the last one: enough for 32 failures.
-pub const CONNECTIONS_KEPT: u16 = 320;
-/// How many failures are excused per hour. A scanner needs 5,120 connections for these, and is detected with
-/// the next four failures.
+/// How many failures are excused per hour after the last connection. A scanner needs 5,120 connections for these,
+/// and is detected with the next four failures.
 pub const EXCUSED_PER_HOUR: u16 = 512;
 
 /// How long a port that was used counts as known to all sources. If it refuses now, its service is at fault: after a

@@ -155,7 +155,7 @@ fn sweep_of_forwarded_hosts_blocks() {
     service.await_line(&format!("blocked {ATTACKER}"));
     let report = service.await_line("sweep port scan by");
     assert!(report.contains(" and others: port 22 "), "{report}");
-    assert!(report.contains("more than 29 failed ports of several hosts in 1day"), "{report}");
+    assert!(report.contains("more than 29 failed ports of several hosts in 1d"), "{report}");
     let why = lab.bus.why("10.77.0.1").to_string();
     assert!(why.contains("sweep: more than 29 ports of several hosts"), "{why}");
     drop(open);

@@ -314,6 +314,16 @@ fn program_that_waits_for_its_services_is_no_scanner() {
         wire.live(91);
         assert_eq!(wire.scanners().len(), expected, "{tries} tries, one in {each} s");
     }
+    // The system of a scanner repeats its SYNs to silent ports.
+    let mut wire = Wire::new();
+    for pause in [1, 2, 4, 8, 16, 60] {
+        (0..6).for_each(|port| {
+            let from = ("192.0.2.1", 40_000 + port);
+            wire.send(from, (SERVER, 5432 + port), SegmentKind::Syn, 7);
+        });
+        wire.live(pause);
+    }
+    assert_eq!(wire.scanners(), ["192.0.2.1"]);
     let mut wire = Wire::new();
     (0..6).for_each(|port| wire.refused("192.0.2.1", SERVER, 5432 + port));
     wire.live(50);
