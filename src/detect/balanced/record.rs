@@ -22,10 +22,18 @@ pub struct Record {
     pub effort: Effort,
     /// A verdict is scheduled.
     pub awaits_verdict: bool,
-    /// The last open port to which the source connected without data.
-    idle: Option<Attempt>,
-    /// The source has repeated that connection, as load balancers do.
-    repeats: bool,
+    idle: Idle,
+}
+
+/// Connections without data.
+#[derive(Default)]
+enum Idle {
+    #[default]
+    None,
+    /// The first one, until it is too old.
+    Once(Attempt),
+    /// The source has repeated it, as load balancers do.
+    Repeated,
 }
 
 /// What is known besides the record when it is judged.
@@ -67,13 +75,15 @@ impl Record {
         self.stealthy |= attempt.outcome == Outcome::Unknown;
         self.crafted |= crafted;
         if attempt.outcome == Outcome::Answered {
-            let expired = |first: &Attempt| attempt.moment.is_past(first.moment, JUDGED_AFTER);
-            match self.idle.filter(|first| !expired(first)) {
-                Some(first) if first.port == attempt.port => {
-                    self.repeats |= attempt.moment.is_past(first.moment, ONE_TRY);
+            match self.idle {
+                Idle::Once(first) if !attempt.moment.is_past(first.moment, JUDGED_AFTER) => {
+                    let is_later = attempt.moment.is_past(first.moment, ONE_TRY);
+                    if first.port == attempt.port && is_later {
+                        self.idle = Idle::Repeated;
+                    }
                 }
-                Some(_) => {}
-                None => self.idle = Some(attempt),
+                Idle::Repeated => {}
+                _ => self.idle = Idle::Once(attempt),
             }
         }
         self.ports.add(attempt, from)
@@ -102,7 +112,7 @@ impl Record {
                 _ => Verdict::Nothing,
             };
         }
-        if !ports.is_connect_scan() || self.repeats {
+        if !ports.is_connect_scan() || matches!(self.idle, Idle::Repeated) {
             Verdict::Nothing
         } else if known.has_waited {
             Verdict::Scan(Rule::ConnectScan, A_MINUTE)

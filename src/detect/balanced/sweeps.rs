@@ -45,15 +45,15 @@ pub struct FoundSweep {
 pub struct Sweeps {
     /// The first failed host of each source and port.
     first: FirstFailures,
-    sweeps: Table<SweepKey, RecentHosts>,
+    several: Table<SweepKey, RecentHosts>,
     /// Failed hosts that were excused.
     excused: RecentlySeen,
 }
 
 impl Sweeps {
     pub fn new(first: usize, sweeps: usize) -> Self {
-        let (first, sweeps) = (FirstFailures::new(first), Table::new(sweeps));
-        Self { first, sweeps, excused: RecentlySeen::new() }
+        let (first, several) = (FirstFailures::new(first), Table::new(sweeps));
+        Self { first, several, excused: RecentlySeen::new() }
     }
 
     /// A probe has failed. Returns the sweep that has to be reported, and whether successful connections offset
@@ -74,14 +74,14 @@ impl Sweeps {
             self.first.note(hash, failure);
             return (None, false);
         }
-        if self.sweeps.get(hash, &key).is_none() {
+        if self.several.get(hash, &key).is_none() {
             let Some(first) = self.first.note(hash, failure) else { return (None, false) };
             let within = if probe.crafted { A_DAY.within } else { SWEEP.within };
             let mut sweep = RecentHosts::new(Limit { within, ..SWEEP }, first.moment);
             sweep.add(first.at, first.moment);
-            self.sweeps.insert(hash, key, sweep);
+            self.several.insert(hash, key, sweep);
         }
-        let Some(sweep) = self.sweeps.peek(hash, &key) else { return (None, false) };
+        let Some(sweep) = self.several.peek(hash, &key) else { return (None, false) };
         let is_new = !sweep.knows(host);
         if is_new {
             // A client that receives no reply retries for minutes.
@@ -110,7 +110,7 @@ impl Sweeps {
     /// A connection was established and used.
     pub fn succeeded(&mut self, source: IpNet, probe: &Probe, now: Moment, hashes: &Hashes) {
         let key = SweepKey::of(source, probe);
-        if let Some(sweep) = self.sweeps.peek(key.hash(hashes), &key) {
+        if let Some(sweep) = self.several.peek(key.hash(hashes), &key) {
             sweep.earn(host_of(probe, hashes), now);
         }
     }
@@ -120,20 +120,20 @@ impl Sweeps {
         let key = SweepKey::of(source, probe);
         let (hash, host) = (key.hash(hashes), host_of(probe, hashes));
         self.first.undo(hash, host);
-        if let Some(sweep) = self.sweeps.peek(hash, &key) {
+        if let Some(sweep) = self.several.peek(hash, &key) {
             sweep.undo(host);
         }
     }
 
     pub fn forget(&mut self, within: impl Fn(&IpNet) -> bool) {
-        self.sweeps.remove_where(|key| within(&key.source));
+        self.several.remove_where(|key| within(&key.source));
     }
 
     /// Has the next failure of a source return its sweep again.
     pub fn not_delivered(&mut self, source: IpNet, port: Port, continued: bool, hashes: &Hashes) {
         for port in [Some(port), None] {
             let key = SweepKey { source, port };
-            let Some(sweep) = self.sweeps.peek(key.hash(hashes), &key) else { continue };
+            let Some(sweep) = self.several.peek(key.hash(hashes), &key) else { continue };
             if continued {
                 sweep.effort().retry();
             } else {

@@ -89,11 +89,13 @@ fn sender_in(link: LinkLayer, frame: &[u8]) -> u16 {
         LinkLayer::LinuxSll2 => 12,
         _ => return 0,
     };
-    let address = frame.get(at..).and_then(<[u8]>::first_chunk);
-    let Some(&[a, b, c, d, e, f]) = address else { return 0 };
+    let Some(address) = frame.get(at..at + 6) else { return 0 };
+    let mut bytes = [0; 8];
+    bytes[2..].copy_from_slice(address);
     // Zero, the address of the loopback interface, stays zero.
-    let mixed = u64::from_be_bytes([0, 0, a, b, c, d, e, f]).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    u16::from_be_bytes([mixed.to_be_bytes()[0], mixed.to_be_bytes()[1]])
+    let [high, low, ..] =
+        u64::from_be_bytes(bytes).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes();
+    u16::from_be_bytes([high, low])
 }
 
 #[inline]
