@@ -356,11 +356,11 @@ fn write_warning(interface: &IfName, warning: &Warning) {
         }
         Warning::RepliesMissing => {
             let text = "replies are missing from this capture (one-way mirror port or asymmetric \
-                        route); using the classic rule for unanswered probes";
+                        route); four unanswered ports count within a minute only";
             (id::REPLIES_MISSING, text.to_owned())
         }
         Warning::RepliesVisible => {
-            let text = "replies are visible again; using the balanced rules for unanswered probes";
+            let text = "replies are visible again; using all rules for unanswered probes";
             (id::REPLIES_VISIBLE, text.to_owned())
         }
         Warning::Backend(note) => (id::BACKEND, backend_note(note)),

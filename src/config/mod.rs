@@ -12,6 +12,8 @@ use std::net::SocketAddr;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use crate::types::Port;
+
 pub use layers::{ConfigError, Effective, Origin, Sources};
 pub use values::{
     Backend, BlockDuration, Established, Hook, LogFormat, LogLevel, MaxSources, Per, PrefixLength,
@@ -45,6 +47,7 @@ pub struct DetectionConfig {
     pub window: WindowSpan,
     pub per: Per,
     pub stealth: bool,
+    pub trap_ports: Vec<Port>,
     pub max_sources: MaxSources,
     pub ipv6_prefix: PrefixLength,
 }

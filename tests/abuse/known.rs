@@ -5,7 +5,4 @@
 
 /// The name of an attack, and its cause.
 pub const KNOWN: &[(&str, &str)] = &[
-    // A hostile network.
-    ("scans_of_impossible_sources", "S15: 0.0.0.0, 224.0.0.5 and others are blocked"),
-    ("answers_forged_before_a_scan", "S7: the scan is not blocked"),
 ];

@@ -204,6 +204,13 @@ impl Service {
         })
     }
 
+    /// Waits longer than usual for a log line that contains these words.
+    #[track_caller]
+    pub fn await_line_within(&mut self, timeout: Duration, words: &str) -> String {
+        let look = |service: &Self| service.log.iter().find(|line| line.contains(words)).cloned();
+        self.listen_until(timeout, look).unwrap_or_else(|| panic!("no line with {words:?}"))
+    }
+
     /// Waits for `count` log lines that contain these words.
     #[track_caller]
     pub fn await_lines(&mut self, words: &str, count: usize) {

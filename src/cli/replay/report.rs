@@ -109,7 +109,7 @@ pub fn summary_line(file: &str, rule: &DetectionConfig, trials: &Trials) -> Stri
         }
     };
     let one_sided = if summary.one_sided {
-        "; replies are missing, so the classic rule was used for unanswered probes"
+        "; replies are missing, so four unanswered ports counted within a minute only"
     } else {
         ""
     };

@@ -8,14 +8,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use pcap::{Activated, Active, Capture, Device, Precision};
 
 use crate::system::capture::CaptureError;
-use crate::system::capture::filter::filter;
+use crate::system::capture::filter::{Filters, MAIN_SNAPSHOT};
 use crate::system::capture::frame::LinkLayer;
 use crate::system::reserve;
 use crate::types::{CaptureCounters, IfName};
-
-/// Bytes captured of each packet: Ethernet, three VLAN tags, the longest IPv4 header or a few IPv6
-/// extension headers, and the first 14 bytes of TCP.
-const SNAPSHOT: i32 = 256;
 
 /// How long the kernel may hold a packet back to deliver several at once. This selects a ring mode in which
 /// a packet costs a tenth of the time of immediate mode, at the price of this latency.
@@ -58,7 +54,7 @@ impl LiveCapture {
             let inactive = Capture::from_device(interface.as_str())?;
             inactive
                 .promisc(false)
-                .snaplen(SNAPSHOT)
+                .snaplen(MAIN_SNAPSHOT)
                 .timeout(HOLD_MILLISECONDS)
                 .buffer_size(RING_BYTES)
                 .precision(Precision::Nano)
@@ -70,7 +66,7 @@ impl LiveCapture {
             name,
         })?;
         let mut capture = Self { handle, link, outcomes };
-        capture.handle.filter(&filter(link, outcomes), true).map_err(explain)?;
+        capture.handle.filter(&Filters::new(link, outcomes).main, true).map_err(explain)?;
         Ok(capture)
     }
 

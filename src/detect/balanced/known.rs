@@ -1,20 +1,33 @@
-//! Ports that are known to be open, or were until recently.
+//! What is known of ports: that they have replied, and that a source has used them.
 //!
-//! Pure. Owns what was seen of replies and what this host reports of its own ports. A probe of such a port does
-//! not count as failed: the port is known, and its service is at fault.
+//! Pure. Owns what was seen of replies and what this host reports of its own ports. A failure at such a port is
+//! the fault of its service.
+
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "hashes are cut to the bits that are needed, seconds are compared modulo their type"
+)]
 
 use std::sync::Arc;
 
-use crate::detect::balanced::thresholds::{KNOWN_OPEN_FOR, LISTENED_WITHIN, OPEN_PORTS};
+use crate::detect::balanced::thresholds::{KNOWN_OPEN_FOR, USED_FOR};
 use crate::types::{Moment, Port, PortSet};
 
-/// Hashes that were seen within the last hour, such as those of ports that have replied. Each hash has one
+/// How many hashes are remembered. 16 bytes each.
+const SEEN: usize = 1 << 13;
+
+/// How many ports are remembered that a source has used. 8 bytes each.
+const USED: usize = 1 << 17;
+/// How many of them share a set. The one whose last use is the oldest makes room.
+const SET: usize = 4;
+
+/// Hashes that were seen within the last hour, such as those of ports that were used. Each hash has one
 /// place, and a later hash with the same place overwrites it.
 pub struct RecentlySeen(Vec<(u64, Moment)>);
 
 impl RecentlySeen {
     pub fn new() -> Self {
-        Self(vec![(0, Moment::default()); OPEN_PORTS])
+        Self(vec![(0, Moment::default()); SEEN])
     }
 
     pub fn note(&mut self, hash: u64, now: Moment) {
@@ -29,9 +42,56 @@ impl RecentlySeen {
 }
 
 fn place(hash: u64) -> usize {
-    (hash >> 32) as usize & (OPEN_PORTS - 1)
+    (hash >> 32) as usize & (SEEN - 1)
 }
 
+/// Ports that sources have used: complete connections, which no sender of forged segments has. Each is a tag and
+/// the second of its last use.
+pub struct UsedPorts(Vec<[u32; 2]>);
+
+impl UsedPorts {
+    pub fn new() -> Self {
+        Self(vec![[0; 2]; USED])
+    }
+
+    /// Takes note that a source has used a port.
+    pub fn note(&mut self, hash: u64, now: Moment) {
+        let now = seconds(now);
+        let set = self.set(hash);
+        let age =
+            |[tag, used]: &[u32; 2]| if *tag == 0 { u32::MAX } else { now.wrapping_sub(*used) };
+        let known = set.iter().position(|[tag, _]| *tag == tag_of(hash));
+        let oldest = || (0..SET).max_by_key(|at| age(&set[*at])).unwrap_or(0);
+        let at = known.unwrap_or_else(oldest);
+        set[at] = [tag_of(hash), now];
+    }
+
+    /// Whether a source has used a port within a day. If so, it stays known for another day.
+    pub fn renew(&mut self, hash: u64, now: Moment) -> bool {
+        let now = seconds(now);
+        let known = self.set(hash).iter_mut().find(|[tag, _]| *tag == tag_of(hash));
+        let Some([_, used]) = known else { return false };
+        let is_recent = u64::from(now.wrapping_sub(*used)) < USED_FOR.as_secs();
+        if is_recent {
+            *used = now;
+        }
+        is_recent
+    }
+
+    fn set(&mut self, hash: u64) -> &mut [[u32; 2]] {
+        let at = (hash as usize & (USED / SET - 1)) * SET;
+        &mut self.0[at..at + SET]
+    }
+}
+
+/// Never zero, because zero marks an unused place.
+fn tag_of(hash: u64) -> u32 {
+    (hash >> 32) as u32 | 1
+}
+
+fn seconds(moment: Moment) -> u32 {
+    (moment.as_nanos() / 1_000_000_000) as u32
+}
 /// The ports on which this host listens or has listened.
 #[derive(Default)]
 pub struct OwnPorts {
@@ -73,8 +133,8 @@ impl OwnPorts {
     }
 
     fn start_span(&mut self, now: Moment) {
-        if now.is_past(self.span, LISTENED_WITHIN) {
-            let long_ago = now.is_past(self.span, LISTENED_WITHIN * 2);
+        if now.is_past(self.span, KNOWN_OPEN_FOR) {
+            let long_ago = now.is_past(self.span, KNOWN_OPEN_FOR * 2);
             let latest = std::mem::take(&mut self.stopped[0]);
             self.stopped[1] = if long_ago { PortSet::default() } else { latest };
             self.span = now;
@@ -96,6 +156,22 @@ mod tests {
             listening.insert(Port(*port));
         }
         Arc::new(listening)
+    }
+
+    #[test]
+    fn used_port_stays_known_for_a_day_after_each_try() {
+        let mut used = UsedPorts::new();
+        used.note(1, at(1_000_000));
+        for day in 0..5 {
+            assert!(used.renew(1, at(1_000_000 + 86_399 * day)));
+        }
+        assert!(!used.renew(1, at(1_000_000 + 86_399 * 4 + 86_400)));
+        assert!(!used.renew(2, at(1_000_000)));
+        // Five hashes share a set of four.
+        let hash = |number: u64| number << 32;
+        (1..=5).for_each(|number| used.note(hash(2 * number), at(2_000_000 + number)));
+        let known = (1..=5).filter(|number| used.renew(hash(2 * number), at(2_000_100)));
+        assert_eq!(known.collect::<Vec<_>>(), [2, 3, 4, 5]);
     }
 
     #[test]
