@@ -28,6 +28,7 @@ pub mod internals {
     pub use crate::config::reference::{KEYS, Key, SECTIONS};
     pub use crate::config::{DetectionConfig, Effective, Established, Origin, Preset, Sources};
     pub use crate::detect::{Detector, Observer, new as new_detector};
+    pub use crate::system::capture::filter::{Filters, MAIN_SNAPSHOT};
     pub use crate::system::capture::frame::{LinkLayer, probe_in, segment_in};
     pub use crate::system::capture::saved::{SavedCapture, Unpacker};
     pub use crate::types::{

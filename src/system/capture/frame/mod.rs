@@ -29,6 +29,8 @@ const TCP_TO_FLAGS: usize = 14;
 /// The shortest TCP header that an operating system sends in a SYN, in words of 4 bytes: Windows has the
 /// fewest options (segment size, window scale, SACK).
 const SYSTEMS_HEADER: u8 = 8;
+/// The shortest IPv6 extension header.
+const EXTENSION_LENGTH: usize = 8;
 /// The bytes of an ICMP message before the packet it quotes.
 const ICMP_HEADER: usize = 8;
 
@@ -88,24 +90,34 @@ fn tcp_in(
     if packet.protocol != TCP {
         return None;
     }
-    // A fragment may end anywhere after its ports.
-    let start = packet.bytes.get(..4)?;
     let kind = match packet.bytes.get(TCP_TO_FLAGS - 1) {
         Some(&flags) => of_flags(flags)?,
         None if packet.fragmented => SegmentKind::Fragment,
         None => return None,
     };
+    let [source_port, port] = match (u16_at(packet.bytes, 0), u16_at(packet.bytes, 2)) {
+        (Some(source_port), Some(port)) => [Port(source_port), Port(port)],
+        _ => [Port(0), port_in_a_later_fragment(moment)],
+    };
     Some(Segment {
         moment,
         source: packet.source,
         destination: packet.destination,
-        source_port: Port(u16_at(start, 0)?),
-        port: Port(u16_at(start, 2)?),
+        source_port,
+        port,
         kind,
         sequence: packet.bytes.get(7).copied().unwrap_or(0),
         acknowledged: packet.bytes.get(11).copied().unwrap_or(0),
         crafted: packet.bytes.get(12).is_none_or(|offset| offset >> 4 < SYSTEMS_HEADER),
     })
+}
+
+/// Returns a number in place of a port that is in a later fragment. Each such fragment counts as another
+/// port: no honest sender makes one (RFC 7112), and nothing in it need differ from the last one.
+fn port_in_a_later_fragment(moment: Moment) -> Port {
+    // Many clocks count microseconds, so the lowest bits may be zero.
+    let [.., high, low] = (moment.as_nanos() >> 3).to_be_bytes();
+    Port(u16::from_be_bytes([high, low]))
 }
 
 /// Returns what an ICMP message says about a TCP segment that was not delivered. The message quotes at
@@ -146,7 +158,7 @@ struct IpPayload<'a> {
     destination: IpAddr,
     protocol: u8,
     bytes: &'a [u8],
-    /// The rest of the payload is in other fragments.
+    /// The payload is whole, but its rest is in other fragments.
     fragmented: bool,
 }
 
@@ -223,33 +235,34 @@ fn ipv4_payload(packet: &[u8]) -> Option<IpPayload<'_>> {
     if header.fragments_offset().value() != 0 {
         return None;
     }
-    let fragmented = header.more_fragments();
-    let end = if fragmented {
-        // Ethernet pads short frames: only the IP header knows where a tiny fragment ends.
-        usize::from(header.total_len()).min(packet.len())
-    } else {
-        packet.len()
+    // Ethernet pads short frames: only the IP header knows where a tiny fragment ends.
+    let end = match usize::from(header.total_len()) {
+        end if header.more_fragments() && end <= packet.len() => Some(end),
+        _ => None,
     };
     Some(IpPayload {
         source: header.source_addr().into(),
         destination: header.destination_addr().into(),
         protocol: header.protocol().0,
-        bytes: packet.get(header.slice().len()..end)?,
-        fragmented,
+        bytes: packet.get(header.slice().len()..end.unwrap_or(packet.len()))?,
+        fragmented: end.is_some(),
     })
 }
 
 fn ipv6_payload(packet: &[u8]) -> Option<IpPayload<'_>> {
     let header = Ipv6HeaderSlice::from_slice(packet).ok()?;
+    let (source, destination) = (header.source_addr().into(), header.destination_addr().into());
+    let end = header.slice().len() + usize::from(header.payload_length());
     let mut next = header.next_header().0;
     let mut at = header.slice().len();
     let mut fragmented = false;
     // Each extension header has at least 8 bytes, so the length of the packet bounds the loop.
-    loop {
-        let extension_length = match next {
-            // Hop-by-hop, routing, destination options, mobility, HIP, shim6: the length counts
-            // units of 8 bytes after the first 8 (RFC 8200, 4.3 to 4.6; RFC 6564).
-            0 | 43 | 60 | 135 | 139 | 140 => (usize::from(*packet.get(at + 1)?) + 1) * 8,
+    while is_extension(next) {
+        if fragmented && at + EXTENSION_LENGTH > end {
+            break;
+        }
+        let units = usize::from(*packet.get(at + 1)?);
+        let length = match next {
             44 => {
                 let offset_and_flags = u16_at(packet, at + 2)?;
                 if offset_and_flags & 0xfff8 != 0 {
@@ -259,24 +272,29 @@ fn ipv6_payload(packet: &[u8]) -> Option<IpPayload<'_>> {
                 8
             }
             // Authentication header: the length counts units of 4 bytes, minus 2 (RFC 4302, 2.2).
-            51 => (usize::from(*packet.get(at + 1)?) + 2) * 4,
-            _ => break,
+            51 => (units + 2) * 4,
+            // The length counts units of 8 bytes after the first 8 (RFC 8200, 4.3 to 4.6; RFC 6564).
+            _ => (units + 1) * 8,
         };
         next = *packet.get(at)?;
-        at += extension_length;
+        at += length;
     }
-    let end = if fragmented {
-        (header.slice().len() + usize::from(header.payload_length())).min(packet.len())
-    } else {
-        packet.len()
-    };
-    Some(IpPayload {
-        source: header.source_addr().into(),
-        destination: header.destination_addr().into(),
-        protocol: next,
-        bytes: packet.get(at..end)?,
-        fragmented,
-    })
+    if !fragmented || end > packet.len() {
+        let bytes = packet.get(at..)?;
+        return Some(IpPayload { source, destination, protocol: next, bytes, fragmented: false });
+    }
+    // If the chain of headers continues in the next fragment, so does what it leads to. Only a sender that
+    // hides a TCP header sends this (RFC 7112). Kernels before 5.11 accept it, and later ones do if the cut is
+    // before the last extension header.
+    let protocol = if is_extension(next) { TCP } else { next };
+    let bytes = packet.get(at..end).unwrap_or_default();
+    Some(IpPayload { source, destination, protocol, bytes, fragmented })
+}
+
+/// Returns whether this is the number of an extension header after which a TCP header may follow:
+/// hop-by-hop options, routing, fragment, authentication, destination options, mobility, HIP, shim6.
+const fn is_extension(number: u8) -> bool {
+    matches!(number, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140)
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
