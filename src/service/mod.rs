@@ -15,7 +15,6 @@ pub mod reload;
 pub mod report;
 pub mod store;
 pub mod supervisor;
-pub mod unpack;
 
 use std::io::IsTerminal;
 use std::sync::Arc;

@@ -4,6 +4,7 @@
 //! or a running service.
 
 mod guess;
+mod reader;
 mod report;
 mod trials;
 
@@ -15,7 +16,6 @@ use crate::cli::output::{on_terminal, print, print_error};
 use crate::cli::replay::report::{comparison, listing, print_lines, summary_line};
 use crate::cli::replay::trials::Trials;
 use crate::config::{DetectionConfig, Effective, Preset, Sources};
-use crate::service::unpack;
 use crate::system::capture::saved::{SavedCapture, name_of};
 use crate::types::printable;
 
@@ -56,7 +56,7 @@ fn replay(
     arguments: &Replay,
     rule: &DetectionConfig,
 ) -> Result<(), CliError> {
-    let capture = SavedCapture::open(file, unpack::spawn)?;
+    let capture = SavedCapture::open(file)?;
     let rule_of = |preset, ports| DetectionConfig { preset, ports, ..rule.clone() };
     let (rules, presets): (Vec<_>, bool) = match &arguments.compare {
         Some(Compared::Thresholds(list)) => {
@@ -71,6 +71,9 @@ fn replay(
     let mut trials = Trials::new(rules, rule, arguments.local.clone());
     let damage = trials.read(capture, &name_of(file)).err();
 
+    for warning in trials.contents().warnings(&name_of(file)) {
+        print_error(&warning);
+    }
     let path = file.display().to_string();
     if arguments.json {
         print_lines(&path, trials.each(), compared && !presets, presets)?;
