@@ -19,7 +19,7 @@ pub use block::{
     Block, BlockCause, BlockFailure, BlockReason, Evidence, ExemptReason, SkipReason, UnblockCause,
 };
 pub use capture::CaptureCounters;
-pub use clock::{HumanDuration, Moment, WallClock};
+pub use clock::{HumanDuration, Moment, WallClock, thread_time};
 pub use event::{BackendNote, Event, Refusal, ReloadNote, Request, Suppressed, Warning};
 pub use heartbeat::Heartbeat;
 pub use host::{Host, PortSet, SshPorts};

@@ -38,6 +38,7 @@ use crate::service::supervisor::Supervisor;
 use crate::service::{Context, DaemonError};
 use crate::system::host::ssh;
 use crate::system::progress::Progress;
+use crate::system::scheduling::Realtime;
 use crate::system::service_manager;
 use crate::types::{
     BackendNote, Block, BlockFailure, BlockReason, Event, Evidence, ExemptReason, Family, Host,
@@ -73,7 +74,7 @@ pub fn spawn(
     detector: &SyncSender<DetectorCommand>,
     commands: Receiver<Command>,
 ) -> Result<(), DaemonError> {
-    let Context { interface, events, metrics, health } = context.clone();
+    let Context { interface, events, metrics, health, realtime } = context.clone();
     let mut sessions = ssh::Sessions::default();
     let mut thread = FirewallThread::new(
         Box::new(move |config: &Config| select::connect(&interface, config)),
@@ -96,7 +97,8 @@ pub fn spawn(
         let failed = installed.is_err();
         // Main is waiting.
         let _ = ready_in.send(installed);
-        if failed { Ok(()) } else { thread.run(&commands, || heartbeat.tick()) }
+        let scheduling = Realtime::new(realtime);
+        if failed { Ok(()) } else { thread.run(&commands, scheduling, || heartbeat.tick()) }
     })?;
     let ended =
         |_| DaemonError::ThreadEnded { thread: "firewall", reason: "at the start".to_owned() };
@@ -172,11 +174,13 @@ impl FirewallThread {
     pub fn run(
         mut self,
         commands: &Receiver<Command>,
+        mut scheduling: Realtime,
         tick: impl Fn(),
     ) -> Result<(), FirewallError> {
         let mut maintained = Moment::default();
         loop {
             tick();
+            scheduling.update(Moment::now());
             let command = match commands.recv_timeout(self.pause(Moment::now(), maintained)) {
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => {
                     return self.stop(&WallClock::read());
@@ -185,6 +189,10 @@ impl FirewallThread {
                 Err(RecvTimeoutError::Timeout) => None,
             };
             let clock = WallClock::read();
+            if !matches!(command, Some(Command::Scan { .. })) {
+                // Only the block of a scanner is urgent.
+                scheduling.step_aside(clock.now());
+            }
             // First, because a command must not see an expired block, however late this thread comes to it.
             self.expire(&clock);
             if let Some(command) = command {
@@ -192,6 +200,7 @@ impl FirewallThread {
             }
             if clock.now().since(maintained) >= TICK {
                 maintained = clock.now();
+                scheduling.step_aside(clock.now());
                 self.maintain(&clock);
             }
         }

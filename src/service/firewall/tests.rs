@@ -13,6 +13,7 @@ use crate::block::store::flusher::flusher;
 use crate::config::{Config, ExemptConfig};
 use crate::handles::{Command, DetectorCommand, Listed, RequestError};
 use crate::service::firewall::test_bench::{EPOCH, HOUR, bench, bench_on, clock};
+use crate::system::scheduling::Realtime;
 use crate::types::{
     BlockCause, BlockFailure, Event, ExemptReason, Host, Moment, SkipReason, State, UnblockCause,
     WallClock,
@@ -76,7 +77,7 @@ fn expired_block_is_not_listed_however_late_the_thread_is() {
     commands_in.send(Command::List { reply }).unwrap();
     commands_in.send(Command::Stop).unwrap();
     // The machine has been up for longer than a minute.
-    bench.thread.run(&commands, || {}).unwrap();
+    bench.thread.run(&commands, Realtime::new(Arc::default()), || {}).unwrap();
     assert_eq!(listed.try_recv().unwrap(), []);
 }
 
