@@ -23,7 +23,6 @@ use crate::service::supervisor::Supervisor;
 use crate::service::{Context, uses_outcomes};
 use crate::system::capture::CaptureError;
 use crate::system::capture::batch::BatchSender;
-use crate::system::capture::frame;
 use crate::system::capture::live::LiveCapture;
 use crate::system::scheduling::{Realtime, use_precise_timers};
 use crate::types::{CaptureCounters, Event, Heartbeat, IfName, Moment, WallClock};
@@ -147,7 +146,10 @@ impl CaptureThread {
             self.wait(Some(capture), pace)?;
             let clock = WallClock::read();
             self.scheduling.update(clock.now());
-            let frames = self.read_frames(capture, &clock)?;
+            let out = &mut self.out;
+            let frames = capture.read(&self.interface, &clock, FRAMES_PER_ROUND, |segment| {
+                out.push(segment);
+            })?;
             let is_over = self.is_stopping || self.outcomes != capture.outcomes();
             if is_over || clock.now().is_past(published.0, PUBLISH_EVERY) {
                 published = (clock.now(), self.publish(capture, published.1));
@@ -158,30 +160,6 @@ impl CaptureThread {
             }
             pace = if frames >= MANY || is_holding { Pace::Pause } else { Pace::Wait };
         }
-    }
-
-    /// Reads the frames that have arrived. Returns how many.
-
-    #[inline]
-    fn read_frames(
-        &mut self,
-        capture: &mut LiveCapture,
-        clock: &WallClock,
-    ) -> Result<usize, CaptureError> {
-        let (link, outcomes) = (capture.link(), capture.outcomes());
-        for count in 0..FRAMES_PER_ROUND {
-            let Some(frame) = capture.next_frame(&self.interface)? else { return Ok(count) };
-            let moment = clock.moment_of(frame.unix_nanos);
-            let segment = if outcomes {
-                frame::segment_in(link, frame.bytes, moment)
-            } else {
-                frame::probe_in(link, frame.bytes, moment)
-            };
-            if let Some(segment) = segment {
-                self.out.push(segment);
-            }
-        }
-        Ok(FRAMES_PER_ROUND)
     }
 
     /// Publishes the kernel's counters, and tells the detector of losses. Returns the counters.
@@ -248,8 +226,8 @@ impl CaptureThread {
     /// Sleeps until there is something to read or a command, at most a tick, and takes the commands.
     fn wait(&mut self, capture: Option<&LiveCapture>, pace: Pace) -> Result<(), CaptureError> {
         let commands = self.commands.as_fd();
-        let packets = capture.map_or(commands, |capture| capture.as_fd());
-        let mut fds = [commands, packets].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        let [main, deep] = capture.map_or([commands; 2], LiveCapture::fds);
+        let mut fds = [commands, main, deep].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
         let (fds, timeout) = match pace {
             Pace::Wait => (&mut fds[..], &TICK),
             Pace::Pause => (&mut fds[..1], &PAUSE),

@@ -64,7 +64,8 @@ pub enum SegmentKind {
     Fin,
     /// No flag. No client sends it. A closed port replies with RST.
     Null,
-    /// FIN, PSH and URG. No client sends it. A closed port replies with RST.
+    /// FIN, PSH and URG, or any other flags without SYN, ACK and RST. No client sends it. A closed port replies
+    /// with RST.
     Xmas,
     /// A first fragment that is too short for the flags. No sender needs one, because the smallest MTU has
     /// room for a whole header (RFC 1858: the tiny fragment attack).
@@ -88,24 +89,23 @@ impl SegmentKind {
     const FIN: u8 = 0x01;
     const SYN: u8 = 0x02;
     const RST: u8 = 0x04;
-    const PSH: u8 = 0x08;
     const ACK: u8 = 0x10;
-    const URG: u8 = 0x20;
     /// All flags except the two ECN bits, which any sender may set on a SYN (RFC 3168).
     const WITHOUT_ECN: u8 = 0x3f;
 
     /// The kind of the probe with these TCP flags (byte 13 of the header). Nothing if it is no probe.
     pub const fn of_flags(flags: u8) -> Option<Self> {
-        const XMAS: u8 = SegmentKind::FIN | SegmentKind::PSH | SegmentKind::URG;
         if flags & (Self::SYN | Self::ACK) == Self::SYN {
             return Some(Self::Syn);
         }
-        match flags & Self::WITHOUT_ECN {
-            0 => Some(Self::Null),
-            Self::FIN => Some(Self::Fin),
-            XMAS => Some(Self::Xmas),
-            _ => None,
+        if flags & (Self::ACK | Self::RST) != 0 {
+            return None;
         }
+        Some(match flags & Self::WITHOUT_ECN {
+            0 => Self::Null,
+            Self::FIN => Self::Fin,
+            _ => Self::Xmas,
+        })
     }
 
     /// The kind of the segment with these TCP flags, if it is a probe or shows the outcome of one.
@@ -181,6 +181,12 @@ mod tests {
             (0x01, Some(SegmentKind::Fin)),
             (0x00, Some(SegmentKind::Null)),
             (0x29, Some(SegmentKind::Xmas)),
+            // Any other mix that a closed port replies to.
+            (0x08, Some(SegmentKind::Xmas)),
+            (0x20, Some(SegmentKind::Xmas)),
+            (0x09, Some(SegmentKind::Xmas)),
+            (0x21, Some(SegmentKind::Xmas)),
+            (0x28, Some(SegmentKind::Xmas)),
             (0x12, None),
             (0x11, None),
             (0x10, None),

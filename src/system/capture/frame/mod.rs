@@ -5,6 +5,8 @@
 //! allocates. It does not look into tunnels: the outermost IP header counts.
 
 #[cfg(test)]
+pub mod generated;
+#[cfg(test)]
 pub mod tests;
 
 use std::net::IpAddr;
@@ -66,91 +68,85 @@ impl LinkLayer {
 
 /// Returns the probe in a frame, if there is one.
 pub fn probe_in(link: LinkLayer, frame: &[u8], moment: Moment) -> Option<Segment> {
-    tcp_in(network_layer(link, frame)?, moment, SegmentKind::of_flags)
+    let packet = ip_payload(network_layer(link, frame)?)?;
+    tcp_in(&packet, moment, SegmentKind::of_flags)
 }
 
 /// Returns the probe in a frame, or the segment or ICMP message that tells the outcome of a probe.
 pub fn segment_in(link: LinkLayer, frame: &[u8], moment: Moment) -> Option<Segment> {
-    let packet = network_layer(link, frame)?;
-    tcp_in(packet, moment, SegmentKind::of_flags_with_outcomes)
-        .or_else(|| unreachable_in(packet, moment))
+    let packet = ip_payload(network_layer(link, frame)?)?;
+    tcp_in(&packet, moment, SegmentKind::of_flags_with_outcomes)
+        .or_else(|| unreachable_in(&packet, moment))
 }
 
 #[inline]
 fn tcp_in(
-    packet: &[u8],
+    packet: &IpPayload<'_>,
     moment: Moment,
     of_flags: impl Fn(u8) -> Option<SegmentKind>,
 ) -> Option<Segment> {
-    let segment = tcp_bytes(packet)?;
+    if packet.protocol != TCP {
+        return None;
+    }
     // A fragment may end anywhere after its ports.
-    let start = segment.payload.get(..4)?;
-    let kind = match segment.payload.get(TCP_TO_FLAGS - 1) {
+    let start = packet.bytes.get(..4)?;
+    let kind = match packet.bytes.get(TCP_TO_FLAGS - 1) {
         Some(&flags) => of_flags(flags)?,
-        None if segment.fragmented => SegmentKind::Fragment,
+        None if packet.fragmented => SegmentKind::Fragment,
         None => return None,
     };
     Some(Segment {
         moment,
-        source: segment.source,
-        destination: segment.destination,
+        source: packet.source,
+        destination: packet.destination,
         source_port: Port(u16_at(start, 0)?),
         port: Port(u16_at(start, 2)?),
         kind,
-        sequence: segment.payload.get(7).copied().unwrap_or(0),
-        acknowledged: segment.payload.get(11).copied().unwrap_or(0),
-        crafted: segment.payload.get(12).is_none_or(|offset| offset >> 4 < SYSTEMS_HEADER),
+        sequence: packet.bytes.get(7).copied().unwrap_or(0),
+        acknowledged: packet.bytes.get(11).copied().unwrap_or(0),
+        crafted: packet.bytes.get(12).is_none_or(|offset| offset >> 4 < SYSTEMS_HEADER),
     })
 }
 
 /// Returns what an ICMP message says about a TCP segment that was not delivered. The message quotes at
 /// least the ports and the sequence number of the segment (RFC 792).
-fn unreachable_in(packet: &[u8], moment: Moment) -> Option<Segment> {
+fn unreachable_in(packet: &IpPayload<'_>, moment: Moment) -> Option<Segment> {
     /// RFC 792, 1191: the segment was too long, which says nothing about its port.
     const FRAGMENTATION_NEEDED: (u8, u8) = (3, 4);
 
-    let (message, unreachable) = match packet.first()? >> 4 {
-        4 => {
-            let header = Ipv4HeaderSlice::from_slice(packet).ok()?;
-            let whole = header.fragments_offset().value() == 0;
-            if header.protocol().0 != ICMP || !whole {
-                return None;
-            }
-            (packet.get(header.slice().len()..)?, 3)
-        }
-        6 => {
-            let header = Ipv6HeaderSlice::from_slice(packet).ok()?;
-            if header.next_header().0 != ICMPV6 {
-                return None;
-            }
-            (packet.get(header.slice().len()..)?, 1)
-        }
+    let unreachable = match (packet.protocol, packet.source.is_ipv4()) {
+        (ICMP, true) => 3,
+        (ICMPV6, false) => 1,
         _ => return None,
     };
-    let (&[kind, code], quoted) = (message.first_chunk()?, message.get(ICMP_HEADER..)?);
+    let &[kind, code] = packet.bytes.first_chunk()?;
     if kind != unreachable || (kind, code) == FRAGMENTATION_NEEDED {
         return None;
     }
-    let segment = tcp_bytes(quoted)?;
+    let quoted = ip_payload(packet.bytes.get(ICMP_HEADER..)?)?;
+    if quoted.protocol != TCP || quoted.source.is_ipv4() != packet.source.is_ipv4() {
+        return None;
+    }
     Some(Segment {
         moment,
-        source: segment.destination,
-        destination: segment.source,
-        source_port: Port(u16_at(segment.payload, 2)?),
-        port: Port(u16_at(segment.payload, 0)?),
+        source: quoted.destination,
+        destination: quoted.source,
+        source_port: Port(u16_at(quoted.bytes, 2)?),
+        port: Port(u16_at(quoted.bytes, 0)?),
         kind: SegmentKind::Unreachable,
-        sequence: *segment.payload.get(7)?,
+        sequence: *quoted.bytes.get(7)?,
         acknowledged: 0,
         crafted: false,
     })
 }
 
-/// The start of a TCP segment, and the addresses of the packet around it.
-struct TcpBytes<'a> {
+/// What an IP packet carries, if that begins in this packet.
+struct IpPayload<'a> {
     source: IpAddr,
     destination: IpAddr,
-    payload: &'a [u8],
-    /// The rest of the segment is in other fragments.
+    protocol: u8,
+    bytes: &'a [u8],
+    /// The rest of the payload is in other fragments.
     fragmented: bool,
 }
 
@@ -214,20 +210,19 @@ fn ppp_payload(frame: &[u8]) -> Option<&[u8]> {
 }
 
 #[inline]
-fn tcp_bytes(packet: &[u8]) -> Option<TcpBytes<'_>> {
+fn ip_payload(packet: &[u8]) -> Option<IpPayload<'_>> {
     match packet.first()? >> 4 {
-        4 => ipv4(packet),
-        6 => ipv6(packet),
+        4 => ipv4_payload(packet),
+        6 => ipv6_payload(packet),
         _ => None,
     }
 }
 
-fn ipv4(packet: &[u8]) -> Option<TcpBytes<'_>> {
+fn ipv4_payload(packet: &[u8]) -> Option<IpPayload<'_>> {
     let header = Ipv4HeaderSlice::from_slice(packet).ok()?;
-    if header.protocol().0 != TCP || header.fragments_offset().value() != 0 {
+    if header.fragments_offset().value() != 0 {
         return None;
     }
-    let header_length = header.slice().len();
     let fragmented = header.more_fragments();
     let end = if fragmented {
         // Ethernet pads short frames: only the IP header knows where a tiny fragment ends.
@@ -235,38 +230,23 @@ fn ipv4(packet: &[u8]) -> Option<TcpBytes<'_>> {
     } else {
         packet.len()
     };
-    Some(TcpBytes {
+    Some(IpPayload {
         source: header.source_addr().into(),
         destination: header.destination_addr().into(),
-        payload: packet.get(header_length..end)?,
+        protocol: header.protocol().0,
+        bytes: packet.get(header.slice().len()..end)?,
         fragmented,
     })
 }
 
-fn ipv6(packet: &[u8]) -> Option<TcpBytes<'_>> {
-    /// More extension headers than any sender uses. The kernel accepts 8 by default
-    /// (`net.ipv6.max_hbh_opts_number` and its kin).
-    const MOST_EXTENSIONS: usize = 16;
-
+fn ipv6_payload(packet: &[u8]) -> Option<IpPayload<'_>> {
     let header = Ipv6HeaderSlice::from_slice(packet).ok()?;
     let mut next = header.next_header().0;
     let mut at = header.slice().len();
     let mut fragmented = false;
-    for _ in 0..MOST_EXTENSIONS {
+    // Each extension header has at least 8 bytes, so the length of the packet bounds the loop.
+    loop {
         let extension_length = match next {
-            TCP => {
-                let end = if fragmented {
-                    (header.slice().len() + usize::from(header.payload_length())).min(packet.len())
-                } else {
-                    packet.len()
-                };
-                return Some(TcpBytes {
-                    source: header.source_addr().into(),
-                    destination: header.destination_addr().into(),
-                    payload: packet.get(at..end)?,
-                    fragmented,
-                });
-            }
             // Hop-by-hop, routing, destination options, mobility, HIP, shim6: the length counts
             // units of 8 bytes after the first 8 (RFC 8200, 4.3 to 4.6; RFC 6564).
             0 | 43 | 60 | 135 | 139 | 140 => (usize::from(*packet.get(at + 1)?) + 1) * 8,
@@ -280,12 +260,23 @@ fn ipv6(packet: &[u8]) -> Option<TcpBytes<'_>> {
             }
             // Authentication header: the length counts units of 4 bytes, minus 2 (RFC 4302, 2.2).
             51 => (usize::from(*packet.get(at + 1)?) + 2) * 4,
-            _ => return None,
+            _ => break,
         };
         next = *packet.get(at)?;
         at += extension_length;
     }
-    None
+    let end = if fragmented {
+        (header.slice().len() + usize::from(header.payload_length())).min(packet.len())
+    } else {
+        packet.len()
+    };
+    Some(IpPayload {
+        source: header.source_addr().into(),
+        destination: header.destination_addr().into(),
+        protocol: next,
+        bytes: packet.get(at..end)?,
+        fragmented,
+    })
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
