@@ -13,6 +13,7 @@ pub mod http;
 pub mod journal;
 pub mod reload;
 pub mod report;
+pub mod sessions;
 pub mod store;
 pub mod supervisor;
 pub mod unpack;
@@ -196,11 +197,13 @@ impl Service {
         let detector = detector::spawn(&mut threads, &context, &config, &host, &firewall, batches)?;
         let capture = capture::spawn(&mut threads, &context, &config, capture, segments)?;
         let wants_ports = Arc::new(AtomicBool::new(uses_outcomes(&config)));
-        let readers = (&firewall, &detector);
+        let uses_bus = config.bus.enabled;
+        let (sessions, hosts) = sessions::spawn(&mut threads, uses_bus, &host, &firewall)?;
+        let readers = (&firewall, &detector, hosts);
         let stop_host = host::spawn(&mut threads, &context, &config, &host, readers, &wants_ports)?;
         let store = store::spawn(&mut threads, &context.interface)?;
         // Last, so that nothing can fail once the kernel is changed.
-        let owned = (backend, host, store);
+        let owned = (backend, (host, sessions), store);
         firewall::spawn(&mut threads, &context, config, owned, &detector, firewall_commands)?;
         Ok(Self {
             settings,
@@ -316,6 +319,8 @@ impl Service {
         self.threads.join("detector");
         self.stop_host.raise();
         self.threads.join("host");
+        // Ends with the host thread.
+        self.threads.join("sessions");
         let _ = self.firewall.send(Command::Stop);
         self.threads.join("firewall");
         // Ends with the firewall thread, the only one that writes.
