@@ -44,8 +44,9 @@ pub mod internals {
         for body in netlink::bodies(datagram) {
             let _ = netlink::acknowledgement(body);
             let _ = (rtnetlink::name_if_down(body), rtnetlink::address_in(body));
+            let _ = rtnetlink::broadcasts_in(body);
             rtnetlink::gateways_in(body, &mut Vec::new());
-            let _ = (ssh::peer_in(body), conntrack::source_of(body));
+            let _ = (ssh::connection_in(body), conntrack::source_of(body));
             let _ = (nftables::read_rule(body), nftables::read_counter(body));
             for family in Family::ALL {
                 let _ = ipset::netlink::read_header(body, family);

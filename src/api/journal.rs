@@ -213,13 +213,13 @@ fn write_scan(interface: &IfName, scan: &Scan) {
     entry!(warn SCAN, interface,
         TCPTRACKER_SOURCE = %source, TCPTRACKER_DESTINATION = %scan.destination,
         TCPTRACKER_PORTS = list_of(&ports, ","), TCPTRACKER_KIND = kind,
-        TCPTRACKER_DECOYS = scan.may_be_decoy().then(|| list_of(&scan.others, ",")),
+        TCPTRACKER_DECOYS = scan.decoy.then(|| list_of(&scan.others, ",")),
         "{kind} port scan by {source} on {}{}: {evidence}{}",
         scan.destination, if scan.kind == ScanKind::Sweep { " and others" } else { "" }, decoys_of(scan));
 }
 
 fn decoys_of(scan: &Scan) -> String {
-    if !scan.may_be_decoy() {
+    if !scan.decoy {
         return String::new();
     }
     let more = if scan.others.len() < DECOYS_NAMED { "" } else { " and others" };

@@ -3,5 +3,6 @@
 pub mod dbus;
 pub mod journal;
 pub mod log_filter;
+pub mod logind;
 pub mod metrics;
 mod users;

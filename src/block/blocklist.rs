@@ -45,8 +45,8 @@ pub enum Change {
 /// What becomes of a block for which there is no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenFull {
-    /// The scanner's block that expires next ends: a source that scans now does more harm, and the evicted
-    /// one is blocked again if it scans again.
+    /// The block of the scanner that has sent the fewest probes ends. It may be forged, and if not, it is
+    /// blocked again when it scans again.
     Evict,
     Fail,
 }
@@ -99,6 +99,11 @@ impl Blocklist {
 
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
+    }
+
+    /// Takes note that a blocked source has sent so many probes by now: it is evicted later.
+    pub fn note_probes(&mut self, network: &IpNet, probes: u64) {
+        self.ledger.note_probes(network, probes);
     }
 
     pub fn backend_name(&self) -> &'static str {
@@ -213,7 +218,7 @@ impl Blocklist {
 
     /// Ends a block to make room for another. False if there is none that may end, or the kernel refuses.
     fn evict(&mut self, family: Family, now: Moment) -> bool {
-        let next = self.ledger.next_to_expire(family);
+        let next = self.ledger.first_to_evict(family);
         next.is_some_and(|network| {
             self.remove(vec![network], UnblockCause::Evicted, now).is_empty()
         })

@@ -5,6 +5,7 @@ pub mod blocklist;
 pub mod exemptions;
 pub mod last_minute;
 pub mod ledger;
+pub mod logins;
 pub mod merge;
 pub mod policy;
 pub mod reconcile;

@@ -6,6 +6,7 @@
 pub mod balanced;
 pub mod classic;
 pub mod decoys;
+pub mod effort;
 pub mod index;
 pub mod key;
 pub mod ongoing;
@@ -21,7 +22,9 @@ use tracing::debug;
 use crate::config::{DetectionConfig, Preset};
 use crate::detect::balanced::BalancedDetector;
 use crate::detect::classic::ClassicDetector;
-use crate::types::{Host, Moment, PortSet, Scan, Segment, Summary, show_network};
+use crate::types::{
+    Host, Moment, PortSet, Scan, Segment, Summary, shares_network_with_ipv4, show_network,
+};
 
 /// How many segments an engine looks up at once: about as many reads of memory as a processor can wait for
 /// at a time.
@@ -118,8 +121,12 @@ pub fn unit_of(rule: &DetectionConfig, address: IpAddr, host: &Host) -> IpNet {
 }
 
 fn network_of(rule: &DetectionConfig, address: IpAddr, host: &Host) -> IpNet {
+    let IpAddr::V6(v6) = address else { return IpNet::from(address) };
     match IpNet::new(address, rule.ipv6_prefix.get()) {
-        Ok(network) if !host.is_within(&network.trunc()) => network.trunc(),
+        // Behind NAT64, each address is another IPv4 host.
+        Ok(network) if !shares_network_with_ipv4(v6) && !host.is_within(&network.trunc()) => {
+            network.trunc()
+        }
         _ => IpNet::from(address),
     }
 }

@@ -10,7 +10,8 @@ use ipnet::IpNet;
 
 use crate::config::Config;
 use crate::types::{
-    BackendNote, BlockFailure, Evidence, ExemptReason, Host, Refusal, Scan, show_network,
+    BackendNote, BlockFailure, Evidence, ExemptReason, Host, Refusal, Scan, SshSessions,
+    show_network,
 };
 
 /// Commands that may wait for the firewall thread.
@@ -47,6 +48,8 @@ pub enum Command {
     },
     /// The addresses of the host have changed.
     Host(Arc<Host>),
+    /// The SSH sessions of the host have changed.
+    Sessions(Arc<SshSessions>),
     /// Applies another configuration. Main waits for the reply: a note on the back end, or why the kernel
     /// does not accept the configuration.
     Reconfigure {

@@ -18,7 +18,7 @@ pub fn spawn(
     firewall: &FirewallHandle,
     commands: async_channel::Receiver<BusCommand>,
 ) -> Result<(), DaemonError> {
-    let Context { interface, events, metrics, health } = context.clone();
+    let Context { interface, events, metrics, health, .. } = context.clone();
     let tracker = Tracker::new(
         interface.clone(),
         reloader,

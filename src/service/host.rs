@@ -1,12 +1,12 @@
 //! The host thread: follows addresses, routes, name servers, ports and links of this host.
 //!
-//! Owns who learns of them: the firewall and the detector get each new snapshot, and health shows when
+//! Owns who learns of them: the firewall, the detector and the sessions thread get each new snapshot, and health shows when
 //! the interface is down.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{Sender, SyncSender};
 
 use crate::config::Config;
 use crate::handles::{
@@ -26,13 +26,18 @@ pub fn spawn(
     context: &Context,
     config: &Config,
     host: &Arc<Host>,
-    (firewall, detector): (&FirewallHandle, &SyncSender<DetectorCommand>),
+    (firewall, detector, sessions): (
+        &FirewallHandle,
+        &SyncSender<DetectorCommand>,
+        Sender<Arc<Host>>,
+    ),
     wants_ports: &Arc<AtomicBool>,
 ) -> std::io::Result<Arc<StopFlag>> {
     let mut readers = Readers {
         interface: context.interface.clone(),
         firewall: firewall.clone(),
         detector: detector.clone(),
+        sessions,
         health: Arc::clone(&context.health),
         events: config.exempt.automatic.then(|| context.events.clone()),
         unreadable: Vec::new(),
@@ -64,6 +69,7 @@ struct Readers {
     interface: IfName,
     firewall: FirewallHandle,
     detector: SyncSender<DetectorCommand>,
+    sessions: Sender<Arc<Host>>,
     health: Arc<Health>,
     /// If SSH sessions are exempt: where to warn of files that hide sshd's ports.
     events: Option<EventSink>,
@@ -76,11 +82,12 @@ impl Readers {
         self.check_ssh(&host);
         self.check_link(&host);
         let _ = self.firewall.send(Command::Host(Arc::clone(&host)));
+        let _ = self.sessions.send(Arc::clone(&host));
         let _ = self.detector.send(DetectorCommand::Host(host));
     }
 
     fn check_ssh(&mut self, host: &Host) {
-        let unreadable = &host.ssh().unreadable;
+        let unreadable = &host.sshd().unreadable;
         if *unreadable == self.unreadable {
             return;
         }

@@ -13,6 +13,7 @@ pub mod http;
 pub mod journal;
 pub mod reload;
 pub mod report;
+pub mod sessions;
 pub mod store;
 pub mod supervisor;
 
@@ -40,6 +41,7 @@ use crate::system::capture::batch;
 use crate::system::capture::live::LiveCapture;
 use crate::system::lock::{Lock, LockError};
 use crate::system::netlink::NetlinkError;
+use crate::system::scheduling::Budget;
 use crate::system::service_manager;
 use crate::types::{Event, IfName, Moment, Warning};
 
@@ -128,6 +130,8 @@ pub struct Context {
     events: EventSink,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
+    /// What the threads between a probe and its block may use under real-time priority.
+    realtime: Arc<Budget>,
 }
 
 /// The running service.
@@ -178,7 +182,8 @@ impl Service {
         let name = backend.as_ref().map_or("none", |backend| backend.name());
         let health = Health::new(!config.block.enabled, name, events.clone());
         let interface = interface.clone();
-        let context = Context { interface, events, metrics, health: Arc::new(health) };
+        let (health, realtime) = (Arc::new(health), Arc::default());
+        let context = Context { interface, events, metrics, health, realtime };
         if let Some(note) = note.flatten() {
             context.events.emit(Event::Warning(Warning::Backend(note)));
         }
@@ -191,11 +196,13 @@ impl Service {
         let detector = detector::spawn(&mut threads, &context, &config, &host, &firewall, batches)?;
         let capture = capture::spawn(&mut threads, &context, &config, capture, segments)?;
         let wants_ports = Arc::new(AtomicBool::new(uses_outcomes(&config)));
-        let readers = (&firewall, &detector);
+        let uses_bus = config.bus.enabled;
+        let (sessions, hosts) = sessions::spawn(&mut threads, uses_bus, &host, &firewall)?;
+        let readers = (&firewall, &detector, hosts);
         let stop_host = host::spawn(&mut threads, &context, &config, &host, readers, &wants_ports)?;
         let store = store::spawn(&mut threads, &context.interface)?;
         // Last, so that nothing can fail once the kernel is changed.
-        let owned = (backend, host, store);
+        let owned = (backend, (host, sessions), store);
         firewall::spawn(&mut threads, &context, config, owned, &detector, firewall_commands)?;
         Ok(Self {
             settings,
@@ -311,6 +318,8 @@ impl Service {
         self.threads.join("detector");
         self.stop_host.raise();
         self.threads.join("host");
+        // Ends with the host thread.
+        self.threads.join("sessions");
         let _ = self.firewall.send(Command::Stop);
         self.threads.join("firewall");
         // Ends with the firewall thread, the only one that writes.

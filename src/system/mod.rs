@@ -6,4 +6,5 @@ pub mod host;
 pub mod lock;
 pub mod netlink;
 pub mod progress;
+pub mod scheduling;
 pub mod service_manager;

@@ -97,7 +97,7 @@ impl From<&Scan> for Evidence {
             rule: scan.rule,
             threshold: scan.threshold,
             span: scan.span,
-            decoy: scan.may_be_decoy(),
+            decoy: scan.decoy,
         }
     }
 }
@@ -145,7 +145,7 @@ words! {
         Manual = "manual",
         /// The address has become exempt.
         Exempt = "exempt",
-        /// A newer block needed the room, and this one would have expired first.
+        /// A newer block needed the room, and this source had sent the fewest probes.
         Evicted = "displaced",
     }
 }
@@ -160,7 +160,7 @@ pub enum SkipReason {
     Grace {
         remaining: Duration,
     },
-    /// `block.max_per_minute` is reached.
+    /// The share of `block.max_per_minute` for sources like this one is used up.
     Throttled {
         limit: u32,
     },
@@ -177,8 +177,8 @@ impl fmt::Display for SkipReason {
             }
             Self::Throttled { limit } => write!(
                 f,
-                "more than {limit} new blocks in a minute (block.max_per_minute); \
-                 the sources may be forged"
+                "many new blocks in a minute, perhaps of forged sources; scanners are blocked later or only \
+                 reported (block.max_per_minute = {limit})"
             ),
             Self::Failed(error) => write!(f, "blocking failed: {error}"),
         }
@@ -209,6 +209,10 @@ pub enum ExemptReason {
     Configured(IpNet),
     /// It contains an address of this host.
     OwnAddress(IpAddr),
+    /// It lies within a network in which no remote host can have an address.
+    Impossible(IpNet),
+    /// It is a broadcast address of a connected network.
+    Broadcast(IpAddr),
     Loopback(IpNet),
     LinkLocal(IpNet),
     /// It contains a gateway of this host.
@@ -217,6 +221,8 @@ pub enum ExemptReason {
     Resolver(IpAddr),
     /// It contains the peer of a live SSH session.
     SshSession(IpAddr),
+    /// It contains a peer of sshd that may be logged in, and a block would end its session.
+    SshLogin(IpAddr),
 }
 
 impl fmt::Display for ExemptReason {
@@ -226,6 +232,12 @@ impl fmt::Display for ExemptReason {
                 write!(f, "{} is listed in exempt.networks", show_network(network))
             }
             Self::OwnAddress(address) => write!(f, "{address} is an address of this host"),
+            Self::Impossible(network) => {
+                write!(f, "no remote host can have an address in {}", show_network(network))
+            }
+            Self::Broadcast(address) => {
+                write!(f, "{address} is a broadcast address, and no remote host can have it")
+            }
             Self::Loopback(network) => write!(f, "{} is loopback", show_network(network)),
             Self::LinkLocal(network) => write!(f, "{} is link-local", show_network(network)),
             Self::Gateway(address) => write!(f, "{address} is a gateway of this host"),
@@ -233,6 +245,11 @@ impl fmt::Display for ExemptReason {
             Self::SshSession(address) => {
                 write!(f, "{address} has an SSH session open to this host")
             }
+            Self::SshLogin(address) => write!(
+                f,
+                "{address} may be logged in over SSH, which is known after LoginGraceTime of sshd, and a \
+                 block would end its session (block.established)"
+            ),
         }
     }
 }

@@ -1,16 +1,19 @@
 //! A snapshot of the host: its addresses, and the neighbours that it depends on.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::types::{Direction, IfName, Port, Segment, overlap};
+use crate::types::{Direction, IfName, Port, Segment, impossible_source, overlap};
 
 /// What the host is, and depends on, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Host {
     /// Its addresses, sorted.
     own: Vec<IpAddr>,
+    /// The broadcast addresses of its networks, sorted.
+    broadcasts: Vec<IpAddr>,
     /// Networks whose addresses all count as own: a replay cannot ask a kernel.
     local: Vec<IpNet>,
     /// Interfaces that are down.
@@ -19,7 +22,7 @@ pub struct Host {
     gateways: Vec<IpAddr>,
     /// The name servers, sorted.
     resolvers: Vec<IpAddr>,
-    ssh: SshPorts,
+    sshd: Sshd,
 }
 
 impl Host {
@@ -41,14 +44,19 @@ impl Host {
         self.down = down;
     }
 
+    /// Replaces the broadcast addresses of its networks.
+    pub fn set_broadcasts(&mut self, broadcasts: Vec<IpAddr>) {
+        self.broadcasts = sorted(broadcasts);
+    }
+
     /// Replaces the name servers.
     pub fn set_resolvers(&mut self, resolvers: Vec<IpAddr>) {
         self.resolvers = sorted(resolvers);
     }
 
-    /// Replaces the ports on which sshd listens.
-    pub fn set_ssh(&mut self, ssh: SshPorts) {
-        self.ssh = ssh;
+    /// Replaces the configuration of sshd.
+    pub fn set_sshd(&mut self, sshd: Sshd) {
+        self.sshd = sshd;
     }
 
     /// The routers of all routes.
@@ -61,9 +69,9 @@ impl Host {
         &self.resolvers
     }
 
-    /// The ports on which sshd listens.
-    pub fn ssh(&self) -> &SshPorts {
-        &self.ssh
+    /// The configuration of sshd.
+    pub fn sshd(&self) -> &Sshd {
+        &self.sshd
     }
 
     /// The addresses of this host.
@@ -90,6 +98,17 @@ impl Host {
         }
     }
 
+    /// Returns whether an address is a broadcast address of a connected network.
+    pub fn is_broadcast(&self, address: IpAddr) -> bool {
+        self.broadcasts.contains(&address)
+    }
+
+    /// Returns whether no remote host can have this address. Called for each segment.
+    #[inline]
+    pub fn is_impossible_source(&self, address: IpAddr) -> bool {
+        impossible_source(address) || self.is_broadcast(address)
+    }
+
     /// Returns whether this host has more than `count` addresses.
     pub fn has_more_addresses_than(&self, count: usize) -> bool {
         let whole = |network: &IpNet| network.prefix_len() < network.max_prefix_len();
@@ -108,13 +127,34 @@ impl Host {
     }
 }
 
-/// The ports of sshd, from its configuration.
+/// What the configuration of sshd says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SshPorts {
+pub struct Sshd {
     /// The ports on which it may listen, sorted: the default port and the configured ones.
     pub ports: Vec<u16>,
-    /// Files that may name more ports and are unreadable, each with the error.
+    /// How long a client may take to log in; zero: without a limit.
+    pub login_grace: Duration,
+    /// Files that may say more and are unreadable, each with the error.
     pub unreadable: Vec<String>,
+}
+
+/// An established connection that sshd has accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SshConnection {
+    /// The kernel's number of the socket, which no other socket gets.
+    pub id: u64,
+    pub peer: IpAddr,
+}
+
+/// The peers of sshd, sorted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SshSessions {
+    /// Users have logged in from these.
+    pub logged_in: Vec<IpAddr>,
+    /// Users may have logged in from these: there is no logind that knows.
+    pub undecided: Vec<IpAddr>,
+    /// Why the kernel did not list the connections the last time.
+    pub error: Option<String>,
 }
 
 /// A set of ports.

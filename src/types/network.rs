@@ -2,7 +2,7 @@
 //!
 //! Owns how they are parsed and shown, for the bus, the command line and the configuration.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -110,22 +110,6 @@ pub fn show_network(network: &IpNet) -> String {
 /// Returns whether two networks have an address in common.
 pub fn overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
-}
-
-/// 127.0.0.0/8 and ::1/128 (RFC 6890).
-pub fn loopback() -> [IpNet; 2] {
-    [
-        IpNet::new_assert(Ipv4Addr::new(127, 0, 0, 0).into(), 8),
-        IpNet::new_assert(Ipv6Addr::LOCALHOST.into(), 128),
-    ]
-}
-
-/// 169.254.0.0/16 and fe80::/10 (RFC 6890).
-pub fn link_local() -> [IpNet; 2] {
-    [
-        IpNet::new_assert(Ipv4Addr::new(169, 254, 0, 0).into(), 16),
-        IpNet::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0).into(), 10),
-    ]
 }
 
 #[cfg(test)]

@@ -50,10 +50,15 @@ pub struct Scan {
     pub threshold: usize,
     /// ... within this time.
     pub span: Duration,
-    /// The source was reported one window ago and has continued since.
+    /// The distinct ports or hosts that the source has tried since it exceeded the rule, and before.
+    pub tried: u32,
+    /// The source was reported before and has continued since: it is returned once per window, and each time
+    /// `tried` doubles.
     pub continued: bool,
-    /// Other sources that tried the same first ports at the same time. Then most of them, and perhaps this
-    /// source, are decoys. At most [`DECOYS_NAMED`].
+    /// The source may be a decoy, forged by another host.
+    pub decoy: bool,
+    /// In the first report of a possible decoy: other sources that tried the same first ports at the same time.
+    /// Most of them, and perhaps this source, are decoys. At most [`DECOYS_NAMED`].
     pub others: Vec<IpAddr>,
 }
 
@@ -68,11 +73,6 @@ impl Scan {
         let ports: Vec<String> = self.attempts.iter().map(Attempt::describe).collect();
         let what = if ports.len() == 1 { "port" } else { "ports" };
         format!("{what} {}; {}", ports.join(", "), self.rule.sentence(self.threshold, self.span))
-    }
-
-    /// Whether the source may be a decoy, forged by another host.
-    pub fn may_be_decoy(&self) -> bool {
-        !self.others.is_empty()
     }
 }
 

@@ -31,9 +31,7 @@ pub const KNOWN: &[(&str, &str)] = &[
     ("lock_queue_filled", "S9: a second instance runs beside the first"),
     ("invisible_characters_in_reasons", "S13: they are accepted"),
     // A hostile network.
-    ("forged_scanners", "S4: the limit on blocks is used up, no scan is blocked"),
     ("scans_of_impossible_sources", "S15: 0.0.0.0, 224.0.0.5 and others are blocked"),
-    ("idle_connection_to_port_22", "S3: the scan is not blocked"),
     ("answers_forged_before_a_scan", "S7: the scan is not blocked"),
     // Failing helpers.
     ("iptables_hangs", "S5: no scan is blocked, root waits, the watchdog is not fed"),
@@ -44,7 +42,6 @@ pub const KNOWN: &[(&str, &str)] = &[
     ("iptables_fails_once_at_the_stop", "S6b: its blocks stay"),
     ("iptables_is_slow_at_the_start", "S8: healthy without hooks"),
     ("foreign_rules_of_our_names_at_the_start", "S18: the service does not start"),
-    ("bus_stopped_during_many_scans", "S4, S6: the watchdog is not fed"),
     ("bus_killed", "S1: the service ends with the bus"),
     ("journal_does_not_read", "S6: the watchdog is not fed"),
     ("stderr_is_not_read", "S6: the watchdog is not fed"),

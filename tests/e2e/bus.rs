@@ -324,6 +324,9 @@ fn configuration(address: &str) -> String {
     <!-- Copied from polkit's own policy. -->
     <allow own="org.freedesktop.PolicyKit1"/>
     <allow send_destination="org.freedesktop.PolicyKit1"/>
+    <!-- Copied from logind's own policy. -->
+    <allow own="org.freedesktop.login1"/>
+    <allow send_destination="org.freedesktop.login1"/>
     <!-- For the fake systemd. -->
     <allow own="org.freedesktop.systemd1"/>
     <allow send_destination="org.freedesktop.systemd1"/>

@@ -15,6 +15,7 @@ mod bus;
 mod bus_client;
 mod clients;
 mod disk;
+mod fake_logind;
 mod fake_service;
 mod fake_systemd;
 mod files;

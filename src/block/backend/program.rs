@@ -11,6 +11,7 @@ use std::process::{Command, Output, Stdio};
 use iptables::IPTables;
 use iptables::error::IptablesError;
 
+use crate::system::scheduling;
 use crate::types::Family;
 
 const TABLE: &str = "filter";
@@ -123,6 +124,7 @@ impl Program {
     ) -> Result<(), RulesError> {
         let iptables =
             IPTables { cmd: self.name, has_check: true, has_wait: false, is_numeric: false };
+        scheduling::step_aside();
         // The crate's own `--wait` has no limit.
         let rule = format!("{rule} -w {WAIT}");
         change(&iptables, &rule).map_err(|error| {
@@ -183,6 +185,7 @@ fn failure(command: String, output: &str) -> RulesError {
 fn start(command: &mut Command, input: Option<&str>) -> std::io::Result<Output> {
     // The service manager listens to the service, not to its children.
     command.env_remove("NOTIFY_SOCKET");
+    scheduling::step_aside();
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn()?;
     if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {

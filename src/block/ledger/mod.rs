@@ -25,6 +25,20 @@ struct Entry {
     /// When the kernel has to be told again: to end the block, or to prolong it if the kernel cannot
     /// hold it to its end at once.
     due: Moment,
+    /// How many probes the source has sent, as far as known: none without a scan.
+    probes: u64,
+}
+
+/// The place of a scanner's block in the order of eviction: sources without earlier offences first, then those
+/// with the fewest probes, and among these the block that ends first.
+type Rank = (bool, u64, bool, Option<Moment>, IpNet);
+
+impl Entry {
+    fn rank(&self, network: IpNet) -> Option<Rank> {
+        let Block { until, offences, reason, .. } = &self.block;
+        let is_rule = matches!(reason, BlockReason::Scan(_));
+        is_rule.then_some((*offences > 1, self.probes, until.is_none(), *until, network))
+    }
 }
 
 /// What a due block needs.
@@ -52,6 +66,8 @@ pub struct Ledger {
     blocks: BTreeMap<IpNet, Entry>,
     counts: [u32; 2],
     due: BTreeSet<(Moment, IpNet)>,
+    /// The blocks of scanners by family, in the order of eviction.
+    ranks: [BTreeSet<Rank>; 2],
     offences: LruCache<IpNet, Offences>,
     graces: LruCache<IpNet, Moment>,
     /// The longest time for which the kernel can hold a block.
@@ -65,6 +81,7 @@ impl Ledger {
             blocks: BTreeMap::new(),
             counts: [0; 2],
             due: BTreeSet::new(),
+            ranks: Default::default(),
             offences: table(REMEMBERED),
             graces: table(REMEMBERED),
             longest,
@@ -105,15 +122,34 @@ impl Ledger {
         self.remove(&network);
         let due = self.due_time(now, block.until);
         self.due.insert((due, network));
-        self.counts[Family::of(network) as usize] += 1;
-        self.blocks.insert(network, Entry { block, due });
+        let family = Family::of(network) as usize;
+        self.counts[family] += 1;
+        let probes = block.reason.evidence().map_or(0, |evidence| evidence.probes);
+        let entry = Entry { block, due, probes };
+        self.ranks[family].extend(entry.rank(network));
+        self.blocks.insert(network, entry);
     }
 
     pub fn remove(&mut self, network: &IpNet) -> Option<Block> {
-        let Entry { block, due } = self.blocks.remove(network)?;
-        self.counts[Family::of(*network) as usize] -= 1;
-        self.due.remove(&(due, *network));
-        Some(block)
+        let entry = self.blocks.remove(network)?;
+        let family = Family::of(*network) as usize;
+        self.counts[family] -= 1;
+        self.due.remove(&(entry.due, *network));
+        if let Some(rank) = entry.rank(*network) {
+            self.ranks[family].remove(&rank);
+        }
+        Some(entry.block)
+    }
+
+    /// Takes note that a blocked source has sent so many probes by now.
+    pub fn note_probes(&mut self, network: &IpNet, probes: u64) {
+        let Some(entry) = self.blocks.get_mut(network) else { return };
+        let ranks = &mut self.ranks[Family::of(*network) as usize];
+        if let Some(rank) = entry.rank(*network) {
+            ranks.remove(&rank);
+        }
+        entry.probes = entry.probes.max(probes);
+        ranks.extend(entry.rank(*network));
     }
 
     /// The block of exactly this network.
@@ -190,16 +226,9 @@ impl Ledger {
         self.blocks.get(network).map(|entry| entry.due)
     }
 
-    /// The block of a scanner that expires next: the one to evict if there is no room.
-    pub fn next_to_expire(&self, family: Family) -> Option<IpNet> {
-        let ends = |(due, network): &&(Moment, IpNet)| {
-            let block = self.get(network);
-            Family::of(*network) == family
-                && block.is_some_and(|block| {
-                    matches!(block.reason, BlockReason::Scan(_)) && block.until == Some(*due)
-                })
-        };
-        self.due.iter().find(ends).map(|(_, network)| *network)
+    /// The block to evict if there is no room. Blocks of users never are.
+    pub fn first_to_evict(&self, family: Family) -> Option<IpNet> {
+        self.ranks[family as usize].first().map(|(.., network)| *network)
     }
 
     /// When the next block is due.

@@ -1,6 +1,7 @@
 //! The ledger, also compared with a simple model over random steps.
 
 use super::*;
+use crate::types::{Evidence, Rule, ScanKind};
 use proptest::prelude::*;
 
 const LONGEST: Duration = Duration::from_secs(1000);
@@ -108,6 +109,50 @@ fn grace_covers_what_lies_in_it_until_it_ends() {
     assert_eq!(ledger.grace(&net("192.0.2.2/32"), at(4)), seconds(6));
     ledger.end_grace(&net("192.0.0.0/16"));
     assert_eq!(ledger.grace(&net("192.0.2.2/32"), at(4)), None);
+}
+
+#[test]
+fn repeat_offenders_and_sources_with_many_probes_are_evicted_last() {
+    let mut ledger = Ledger::new(LONGEST);
+    let scan = |probes, offences, duration| {
+        let evidence = Evidence {
+            kind: ScanKind::Vertical,
+            address: [192, 0, 2, 1].into(),
+            destination: [192, 0, 2, 5].into(),
+            attempts: Vec::new(),
+            probes,
+            rule: Rule::Ports,
+            threshold: 3,
+            span: Duration::from_secs(60),
+            decoy: false,
+        };
+        let reason = BlockReason::Scan(Box::new(evidence));
+        Block { reason, offences, ..block(0, duration) }
+    };
+    for (network, block) in [
+        ("192.0.2.1/32", scan(4, 2, seconds(60))),
+        ("192.0.2.2/32", scan(8, 1, seconds(60))),
+        ("192.0.2.3/32", scan(4, 1, None)),
+        ("192.0.2.4/32", scan(4, 1, seconds(90))),
+        ("192.0.2.5/32", scan(4, 1, seconds(60))),
+        ("192.0.2.6/32", scan(4, 1, seconds(30))),
+        ("192.0.2.7/32", Block { reason: BlockReason::Manual(String::new()), ..block(0, None) }),
+        ("192.0.2.8/32", block(0, seconds(60))),
+        ("2001:db8::/64", scan(1, 1, seconds(60))),
+    ] {
+        ledger.insert(net(network), at(0), block);
+    }
+    ledger.note_probes(&net("192.0.2.6/32"), 1000);
+    ledger.note_probes(&net("192.0.2.6/32"), 9);
+    ledger.note_probes(&net("192.0.2.9/32"), 9);
+    let mut evicted = Vec::new();
+    while let Some(network) = ledger.first_to_evict(Family::V4) {
+        ledger.remove(&network);
+        evicted.push(network);
+    }
+    let order = [5, 4, 3, 2, 6, 1].map(|last| net(&format!("192.0.2.{last}/32")));
+    assert_eq!(evicted, order);
+    assert_eq!(ledger.first_to_evict(Family::V6), Some(net("2001:db8::/64")));
 }
 
 #[derive(Clone, Debug)]

@@ -13,6 +13,8 @@ use crate::detect::balanced::thresholds::{
     CONNECTIONS_PER_EXTRA_HOST, CONNECTIONS_PER_HOST, HOSTS_EXCUSED, Limit, SLOW_SWEEP, SWEEP,
     SWEEP_FAILED,
 };
+use crate::detect::effort::Effort;
+
 use crate::types::Moment;
 
 const KEPT: usize = SWEEP.more_than + 1;
@@ -41,6 +43,7 @@ pub struct RecentHosts {
     in_a_day: u16,
     day: Moment,
     reported: Option<Moment>,
+    effort: Effort,
 }
 
 impl RecentHosts {
@@ -51,6 +54,11 @@ impl RecentHosts {
     /// When the sweep was last reported.
     pub fn reported(&self) -> Option<Moment> {
         self.reported
+    }
+
+    /// How far the source has gone on since the sweep was reported.
+    pub fn effort(&mut self) -> &mut Effort {
+        &mut self.effort
     }
 
     pub fn set_reported(&mut self, moment: Option<Moment>) {

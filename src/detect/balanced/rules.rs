@@ -29,6 +29,7 @@ use crate::detect::balanced::thresholds::{
 };
 use crate::detect::classic::ClassicDetector;
 use crate::detect::decoys::Decoys;
+use crate::detect::effort::Effort;
 use crate::detect::key::Key;
 use crate::detect::ongoing::OngoingScans;
 use crate::detect::table::Table;
@@ -53,6 +54,7 @@ struct Record {
     stealthy: bool,
     latest: Moment,
     reported: Option<Moment>,
+    effort: Effort,
     /// The last open port to which the source connected without data.
     idle_connect: Option<Attempt>,
     /// When the source repeated that connection, as load balancers do.
@@ -348,7 +350,8 @@ impl Rules {
         } else if is_new {
             self.decoys.note(flow.client, attempt, record.ports.attempts().iter().copied());
         }
-        if reported.is_some_and(|reported| !now.is_past(reported, A_MINUTE.within)) {
+        let has_doubled = reported.is_some() && is_new && record.effort.add();
+        if !has_doubled && reported.is_some_and(|past| !now.is_past(past, A_MINUTE.within)) {
             return;
         }
         if record.ports.exceeded(now).is_some() {
@@ -359,6 +362,10 @@ impl Rules {
         }
         if let Some(limit) = record.ports.exceeded(now) {
             self.report_ports(flow, key, (Rule::FailedPorts, limit), now, context);
+            return;
+        }
+        if has_doubled && record.ports.is_connect_scan(now) {
+            self.report_ports(flow, key, (Rule::ConnectScan, CONNECT_SCAN), now, context);
             return;
         }
         if record.ports.is_connect_scan(now) && !record.awaits_check {
@@ -433,11 +440,13 @@ impl Rules {
         let mut others = Vec::new();
         if !continued {
             others = self.decoys.around(&key.source, &attempts);
+            record.effort.begin(attempts.len(), !others.is_empty());
             self.ongoing.begin(key, &attempts, probes, now);
         }
+        let (tried, decoy) = (record.effort.tried(), record.effort.is_decoy());
         let kind = if stealthy { ScanKind::Stealth } else { ScanKind::Vertical };
         let scan = self.scan(flow, kind, rule, attempts, context);
-        self.scans.push(Scan { probes, continued, others, ..scan });
+        self.scans.push(Scan { probes, tried, continued, decoy, others, ..scan });
     }
 
     /// A probe has failed: counts the host for the sweep rules.
@@ -471,20 +480,26 @@ impl Rules {
                 return;
             }
         }
+        let is_new = !sweep.knows(server);
         let exceeded = sweep.add(server, failed(outcome), probe.crafted, now);
         log_failure(probe, outcome, "failed host counted");
         let Some(limit) = exceeded else { return };
         let reported = sweep.reported();
-        if reported.is_some_and(|reported| !now.is_past(reported, SWEEP.within)) {
+        let has_doubled = reported.is_some() && is_new && sweep.effort().add();
+        if !has_doubled && reported.is_some_and(|past| !now.is_past(past, SWEEP.within)) {
             return;
         }
         sweep.set_reported(Some(now));
+        if reported.is_none() {
+            sweep.effort().begin(limit.more_than + 1, false);
+        }
+        let tried = sweep.effort().tried();
         // The first attempt stands for all of them.
         let first = Attempt { port: flow.port, moment: sweep.first(), outcome };
         let rule = (Rule::FailedHosts, limit);
         let scan = self.scan(flow, ScanKind::Sweep, rule, vec![first], context);
-        let probes = limit.more_than as u64 + 1;
-        self.scans.push(Scan { probes, continued: reported.is_some(), ..scan });
+        let (probes, continued) = (tried.into(), reported.is_some());
+        self.scans.push(Scan { probes, tried, continued, ..scan });
     }
 
     /// A port has refused a segment that belongs to no connection.
@@ -499,18 +514,23 @@ impl Rules {
         }
         let Some(record) = self.out_of_state.peek(pair, &key) else { return };
         let attempt = Attempt { port: flow.port, moment: now, outcome: Outcome::Refused };
-        record.add(attempt, now);
+        let is_new = record.add(attempt, now);
         let too_many = record.ports.within(OUT_OF_STATE.within, now).0 > OUT_OF_STATE.more_than;
         let reported = record.reported;
-        if !too_many || reported.is_some_and(|moment| !now.is_past(moment, OUT_OF_STATE.within)) {
+        let has_doubled = reported.is_some() && is_new && record.effort.add();
+        let is_due = reported.is_none_or(|past| now.is_past(past, OUT_OF_STATE.within));
+        if !too_many || !(is_due || has_doubled) {
             return;
         }
         record.reported = Some(now);
-        let probes = record.failures;
         let attempts = record.ports.evidence(Rule::OutOfState, OUT_OF_STATE, now);
+        if reported.is_none() {
+            record.effort.begin(attempts.len(), false);
+        }
+        let (probes, tried) = (record.failures, record.effort.tried());
         let rule = (Rule::OutOfState, OUT_OF_STATE);
         let scan = self.scan(flow, ScanKind::Stealth, rule, attempts, context);
-        self.scans.push(Scan { probes, continued: reported.is_some(), ..scan });
+        self.scans.push(Scan { probes, tried, continued: reported.is_some(), ..scan });
     }
 
     /// Counts a failure of a source that was not reported for the rule about many sources.
@@ -595,18 +615,26 @@ impl Rules {
         self.classic.forget(network);
     }
 
-    /// Clears the mark that the source of a scan was reported, so that its next failure reports it again.
+    /// Has the next failure of the source of a scan return it again.
     pub fn not_delivered(&mut self, scan: &Scan) {
         let key = Key { source: scan.source, destination: Some(scan.destination) };
         let hash = self.hashes.of_pair(&scan.source, scan.destination);
         let records = [self.records.peek(hash, &key), self.out_of_state.peek(hash, &key)];
         for record in records.into_iter().flatten() {
-            record.reported = None;
+            if scan.continued {
+                record.effort.retry();
+            } else {
+                record.reported = None;
+            }
         }
         let port = scan.attempts.first().map_or(Port(0), |attempt| attempt.port);
         let hash = self.hashes.of_sweep(&scan.source, port);
         if let Some(sweep) = self.sweeps.peek(hash, &SweepKey { source: scan.source, port }) {
-            sweep.set_reported(None);
+            if scan.continued {
+                sweep.effort().retry();
+            } else {
+                sweep.set_reported(None);
+            }
         }
         self.classic.not_delivered(scan);
     }
@@ -661,7 +689,9 @@ impl Rules {
             rule,
             threshold: limit.more_than,
             span: limit.within,
+            tried: 1,
             continued: false,
+            decoy: false,
             others: Vec::new(),
         }
     }

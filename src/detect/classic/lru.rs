@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use crate::detect::classic::window::{Packed, Window};
+use crate::detect::effort::Effort;
 use crate::detect::index::Tag;
 use crate::detect::key::Key;
 use crate::detect::slots::Slots;
@@ -35,6 +36,7 @@ struct Record {
 struct Rest {
     key: Key,
     reported: Moment,
+    effort: Effort,
 }
 
 /// What the detector remembers of a source.
@@ -64,6 +66,11 @@ impl Memory<'_> {
     /// When the source was last reported.
     pub fn reported(&self) -> Option<Moment> {
         self.record.reported.then_some(self.rest.reported)
+    }
+
+    /// How far the source has gone on since it was reported.
+    pub fn effort(&mut self) -> &mut Effort {
+        &mut self.rest.effort
     }
 
     pub fn set_reported(&mut self, moment: Option<Moment>) {
@@ -168,7 +175,7 @@ impl MultiPortSources {
         if let Some(rest) = self.rest.get_mut(at as usize) {
             rest.key = key;
         } else {
-            self.rest.push(Rest { key, reported: Moment::default() });
+            self.rest.push(Rest { key, reported: Moment::default(), effort: Effort::default() });
             self.attempts.extend(std::iter::repeat_n(Packed::default(), self.room));
         }
         if let Some(mut memory) = self.get(at) {

@@ -65,7 +65,7 @@ impl ClassicDetector {
     }
 
     /// Considers a segment whose source has been looked up. Returns a scan when the source exceeds the rule
-    /// and, while it continues, once per window. What this host itself sends never counts.
+    /// and, while it continues, once per window and each time the number of its ports doubles. What this host itself sends never counts.
     fn consider(&mut self, probe: &Segment, lookup: Lookup, host: &Host) -> Option<Scan> {
         let ordinary = probe.kind == SegmentKind::Syn;
         if !(ordinary || self.rule.stealth && probe.kind.is_probe()) || host.owns(probe.source) {
@@ -95,7 +95,9 @@ impl ClassicDetector {
             let latest = Attempt::at(probe.port, now);
             self.decoys.note(probe.source, latest, memory.window().attempts());
         }
-        if !tried.too_many || reported.is_some_and(|reported| !now.is_past(reported, span)) {
+        let has_doubled = reported.is_some() && tried.new_port && memory.effort().add();
+        let is_due = reported.is_none_or(|reported| now.is_past(reported, span));
+        if !tried.too_many || !(is_due || has_doubled) {
             return None;
         }
         memory.set_reported(Some(now));
@@ -104,6 +106,7 @@ impl ClassicDetector {
         let mut others = Vec::new();
         if !continued {
             others = self.decoys.around(&key().source, &attempts);
+            memory.effort().begin(attempts.len(), !others.is_empty());
             self.ongoing.begin(key(), &attempts, probes, now);
         }
         let kind = if *memory.stealthy() { ScanKind::Stealth } else { ScanKind::Vertical };
@@ -121,7 +124,9 @@ impl ClassicDetector {
             },
             threshold: self.rule.ports.get(),
             span,
+            tried: memory.effort().tried(),
             continued,
+            decoy: memory.effort().is_decoy(),
             others,
         })
     }
@@ -172,7 +177,12 @@ impl Detector for ClassicDetector {
 
     fn not_delivered(&mut self, scan: &Scan) {
         let destination = (self.rule.per == Per::Pair).then_some(scan.destination);
-        self.sources.clear_reported(Key { source: scan.source, destination });
+        let key = Key { source: scan.source, destination };
+        match self.sources.get(&key) {
+            Some(mut memory) if scan.continued => memory.effort().retry(),
+            Some(mut memory) => memory.set_reported(None),
+            None => {}
+        }
     }
 
     fn sources(&self) -> usize {

@@ -199,12 +199,11 @@ impl Sources {
         self.evicted += u64::from(!now.is_past(latest, self.span));
     }
 
-    /// Marks a source as not reported.
-    pub fn clear_reported(&mut self, key: Key) {
-        if let Some(Place::MultiPort(at)) = self.find(self.tag(&key))
-            && let Some(mut memory) = self.several_ports.get(at)
-        {
-            memory.set_reported(None);
+    /// What the detector remembers of a source that has tried several ports.
+    pub fn get(&mut self, key: &Key) -> Option<Memory<'_>> {
+        match self.find(self.tag(key)) {
+            Some(Place::MultiPort(at)) => self.several_ports.get(at),
+            _ => None,
         }
     }
 

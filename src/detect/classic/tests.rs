@@ -40,19 +40,22 @@ fn scan(detector: &mut ClassicDetector, probes: impl IntoIterator<Item = Segment
 }
 
 #[test]
-fn scan_is_reported_once_at_the_fourth_port() {
+fn scan_is_reported_at_the_fourth_port_and_returned_at_each_doubling() {
     let mut detector = ClassicDetector::new(rule(|_| {}));
-    let scans = scan(&mut detector, (1..=50).map(|port| probe("192.0.2.1", port, 1)));
-    assert_eq!(scans.len(), 1);
+    let repeated = (1..=50).flat_map(|port| [port; 2]);
+    let scans = scan(&mut detector, repeated.map(|port| probe("192.0.2.1", port, 1)));
+    let returned: Vec<_> = scans.iter().map(|s| (s.tried, s.probes, s.continued)).collect();
+    assert_eq!(returned, [(4, 7, false), (8, 15, true), (16, 31, true), (32, 63, true)]);
     assert_eq!(scans[0].ports(), [Port(1), Port(2), Port(3), Port(4)]);
-    assert_eq!((scans[0].probes, scans[0].kind), (4, ScanKind::Vertical));
+    assert_eq!(scans[0].kind, ScanKind::Vertical);
     assert_eq!(scans[0].source, "192.0.2.1/32".parse().unwrap());
 }
 
 #[test]
 fn continued_scan_is_reported_once_per_window() {
     let mut detector = ClassicDetector::new(rule(|_| {}));
-    let scans = scan(&mut detector, (1..=150).map(|n| probe("192.0.2.1", n, n.into())));
+    // Four ports, again and again.
+    let scans = scan(&mut detector, (1..=150).map(|n| probe("192.0.2.1", n % 4, n.into())));
     let reports: Vec<_> =
         scans.iter().map(|s| (s.moment.as_nanos() / SECOND, s.continued)).collect();
     assert_eq!(reports, [(4, false), (64, true), (124, true)]);
@@ -139,7 +142,9 @@ fn first_report_names_the_decoys() {
     let probes = (1..=9).flat_map(|port| sources.map(|source| probe(source, port, port.into())));
     let honest = probe("192.0.2.9", 443, 1);
     let scans = scan(&mut detector, std::iter::once(honest).chain(probes));
-    let found: Vec<_> = scans.iter().map(|scan| (scan.address, scan.others.clone())).collect();
+    assert!(scans.iter().all(|scan| scan.decoy), "also when a source is returned");
+    let first = scans.iter().filter(|scan| !scan.continued);
+    let found: Vec<_> = first.map(|scan| (scan.address, scan.others.clone())).collect();
     let addresses = sources.map(|source| source.parse::<IpAddr>().unwrap());
     let [a, b, c] = addresses;
     assert_eq!(found, [(a, vec![b, c]), (b, vec![a, c]), (c, vec![a, b])]);

@@ -178,18 +178,20 @@ fn repeatedly_failing_repair_is_not_blamed_on_another_program() {
 }
 
 #[test]
-fn full_list_evicts_the_scanner_that_expires_next() {
+fn full_list_evicts_the_scanner_that_has_sent_the_fewest_probes() {
     let mut bench = bench(|_| {});
     bench.kernel.inner().capacity = Some(3);
     bench.block("203.0.113.1", 60, 0).unwrap();
-    bench.scan("198.51.100.1/32", 10);
-    bench.scan("198.51.100.2/32", 5);
+    bench.scan("198.51.100.1/32", 5);
+    bench.scan("198.51.100.2/32", 10);
+    // The older one goes on although it is blocked.
+    bench.scan_as("198.51.100.1/32", 11, |scan| (scan.probes, scan.continued) = (8, true));
     bench.events();
 
     bench.scan("198.51.100.3/32", 20);
     assert!(bench.kernel.drops("198.51.100.3/32"));
     assert!(bench.kernel.drops("198.51.100.1/32"));
-    assert_eq!(bench.kernel.holds("198.51.100.2/32"), None, "expires next");
+    assert_eq!(bench.kernel.holds("198.51.100.2/32"), None, "4 probes");
     assert!(bench.kernel.drops("203.0.113.1/32"), "a manual block stays");
     let evicted = bench.events().into_iter().any(|event| {
         matches!(event, Event::Unblocked { cause: UnblockCause::Evicted, network, .. }

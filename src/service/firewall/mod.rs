@@ -25,8 +25,8 @@ use tracing::debug;
 use crate::api::metrics::Metrics;
 use crate::block::backend::{Backend, FirewallError, Refused, select};
 use crate::block::blocklist::{Blocklist, Change, OnProgress, WhenFull};
-use crate::block::exemptions::{AskSessions, Exemptions, Sessions};
-use crate::block::policy::{Policy, Verdict};
+use crate::block::exemptions::Exemptions;
+use crate::block::policy::{AskConnected, Policy, Verdict};
 use crate::block::reconcile::list_of;
 use crate::block::store::StorePath;
 use crate::config::Config;
@@ -36,12 +36,13 @@ use crate::handles::{
 };
 use crate::service::supervisor::Supervisor;
 use crate::service::{Context, DaemonError};
-use crate::system::host::ssh;
+use crate::system::host::sockets::Sockets;
 use crate::system::progress::Progress;
+use crate::system::scheduling::Realtime;
 use crate::system::service_manager;
 use crate::types::{
-    BackendNote, Block, BlockFailure, BlockReason, Event, Evidence, ExemptReason, Family, Host,
-    Moment, Request, Scan, SkipReason, UnblockCause, WallClock, Warning,
+    BackendNote, Block, BlockFailure, BlockReason, Event, Evidence, Family, Host, Moment, Request,
+    Scan, SkipReason, SshSessions, UnblockCause, WallClock, Warning,
 };
 
 /// The longest time between two rounds of maintenance. It is short enough to repair the firewall within a
@@ -64,21 +65,24 @@ pub type OpenBackend = Box<
         + Send,
 >;
 
+/// The host and its SSH sessions, of which commands bring newer ones.
+pub type Followed = (Arc<Host>, Arc<SshSessions>);
+
 /// Starts the firewall thread, and waits until its rules and blocks are in the kernel.
 pub fn spawn(
     threads: &mut Supervisor,
     context: &Context,
     config: Config,
-    (backend, host, store): (Option<Box<dyn Backend + Send>>, Arc<Host>, StorePath),
+    (backend, followed, store): (Option<Box<dyn Backend + Send>>, Followed, StorePath),
     detector: &SyncSender<DetectorCommand>,
     commands: Receiver<Command>,
 ) -> Result<(), DaemonError> {
-    let Context { interface, events, metrics, health } = context.clone();
-    let mut sessions = ssh::Sessions::default();
+    let Context { interface, events, metrics, health, realtime } = context.clone();
+    let mut sockets = Sockets::default();
     let mut thread = FirewallThread::new(
         Box::new(move |config: &Config| select::connect(&interface, config)),
         config,
-        (host, Box::new(move |ports| sessions.peers(ports))),
+        (followed, Box::new(move || timed(|| sockets.connected_hosts()))),
         Some(store),
         (events, metrics, health),
         detector.clone(),
@@ -96,7 +100,8 @@ pub fn spawn(
         let failed = installed.is_err();
         // Main is waiting.
         let _ = ready_in.send(installed);
-        if failed { Ok(()) } else { thread.run(&commands, || heartbeat.tick()) }
+        let scheduling = Realtime::new(realtime);
+        if failed { Ok(()) } else { thread.run(&commands, scheduling, || heartbeat.tick()) }
     })?;
     let ended =
         |_| DaemonError::ThreadEnded { thread: "firewall", reason: "at the start".to_owned() };
@@ -127,14 +132,14 @@ impl FirewallThread {
     pub fn new(
         open_backend: OpenBackend,
         config: Config,
-        (host, ask_sessions): (Arc<Host>, AskSessions),
+        ((host, sessions), ask_connected): (Followed, AskConnected),
         store: Option<StorePath>,
         (events, metrics, health): (EventSink, Arc<Metrics>, Arc<Health>),
         detector: SyncSender<DetectorCommand>,
     ) -> Self {
-        let exemptions = Exemptions::new(config.exempt.clone(), host, ask_sessions);
+        let exemptions = Exemptions::new(&config, host, sessions);
         Self {
-            policy: Policy::new(config.block.clone(), exemptions),
+            policy: Policy::new(config.block.clone(), exemptions, ask_connected),
             blocklist: Blocklist::new(store),
             config,
             open_backend,
@@ -172,11 +177,13 @@ impl FirewallThread {
     pub fn run(
         mut self,
         commands: &Receiver<Command>,
+        mut scheduling: Realtime,
         tick: impl Fn(),
     ) -> Result<(), FirewallError> {
         let mut maintained = Moment::default();
         loop {
             tick();
+            scheduling.update(Moment::now());
             let command = match commands.recv_timeout(self.pause(Moment::now(), maintained)) {
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => {
                     return self.stop(&WallClock::read());
@@ -185,6 +192,10 @@ impl FirewallThread {
                 Err(RecvTimeoutError::Timeout) => None,
             };
             let clock = WallClock::read();
+            if !matches!(command, Some(Command::Scan { .. })) {
+                // Only the block of a scanner is urgent.
+                scheduling.step_aside(clock.now());
+            }
             // First, because a command must not see an expired block, however late this thread comes to it.
             self.expire(&clock);
             if let Some(command) = command {
@@ -192,6 +203,7 @@ impl FirewallThread {
             }
             if clock.now().since(maintained) >= TICK {
                 maintained = clock.now();
+                scheduling.step_aside(clock.now());
                 self.maintain(&clock);
             }
         }
@@ -213,7 +225,11 @@ impl FirewallThread {
     fn handle(&mut self, command: Command, clock: &WallClock) {
         // A caller that has gone away takes no reply; that is not an error.
         match command {
-            Command::Scan { scan, listed } => self.on_scan(&scan, listed, clock),
+            Command::Scan { scan, listed } => {
+                if let Some(accepted) = self.on_scan(&scan, listed, clock) {
+                    self.metrics.observe_block_latency(accepted.since(scan.moment));
+                }
+            }
             Command::Block { network, duration, reason, uid, reply } => {
                 let _ = reply.try_send(self.block_manually(network, duration, reason, uid, clock));
             }
@@ -231,15 +247,22 @@ impl FirewallThread {
                 let _ = reply.try_send(result.map_err(|error| error.to_string()));
             }
             Command::Host(host) => {
-                self.policy.exemptions().set_host(host);
-                self.unblock_exempt(clock);
+                self.policy.exemptions_mut().set_host(host);
+                self.exemptions_changed(clock);
+            }
+            Command::Sessions(sessions) => {
+                if self.policy.exemptions_mut().set_sessions(sessions) {
+                    self.exemptions_changed(clock);
+                }
+                self.report();
             }
             // Ends the loop, which handles it.
             Command::Stop => {}
         }
     }
 
-    fn on_scan(&mut self, scan: &Arc<Scan>, listed: bool, clock: &WallClock) {
+    /// Returns when the kernel accepted the block, if the scan leads to one.
+    fn on_scan(&mut self, scan: &Arc<Scan>, listed: bool, clock: &WallClock) -> Option<Moment> {
         let now = clock.now();
         let verdict = self.policy.verdict(scan, self.blocklist.ledger(), now);
         debug!(
@@ -253,10 +276,11 @@ impl FirewallThread {
         );
         let why = match verdict {
             Verdict::AlreadyBlocked => {
+                self.blocklist.note_probes(&scan.source, scan.probes);
                 if listed && !scan.continued {
                     self.events.emit(Event::AlreadyBlocked { source: scan.source });
                 }
-                return;
+                return None;
             }
             Verdict::Skip(why) => why,
             Verdict::Block { duration, offence } => {
@@ -268,9 +292,8 @@ impl FirewallThread {
                 };
                 match self.add(scan.source, &block, WhenFull::Evict, None, clock) {
                     Ok(accepted) => {
-                        self.metrics.observe_block_latency(accepted.since(scan.moment));
                         self.policy.count_block(now);
-                        return;
+                        return Some(accepted);
                     }
                     Err(why) => SkipReason::Failed(why),
                 }
@@ -284,6 +307,7 @@ impl FirewallThread {
             self.events.emit(Event::NotBlocked { scan: Arc::clone(scan), why });
         }
         self.report();
+        None
     }
 
     fn block_manually(
@@ -295,7 +319,7 @@ impl FirewallThread {
         clock: &WallClock,
     ) -> Result<(), RequestError> {
         let now = clock.now();
-        let result = if let Some(why) = self.exempt_reason(&network, now) {
+        let result = if let Some(why) = self.policy.exemptions().reason(&network) {
             Err(RequestError::Exempt { network, why })
         } else {
             let until = duration.map(|duration| now + duration);
@@ -342,8 +366,8 @@ impl FirewallThread {
 
     fn limit_reached(&self) {
         let reason = format!(
-            "block limit reached ({} per address family); a new scanner's block evicts the one that \
-             expires next",
+            "block limit reached ({} per address family); a new scanner's block evicts the one with the \
+             fewest probes",
             self.blocklist.capacity()
         );
         self.health.set_degraded(Component::Capacity, reason);
@@ -371,18 +395,17 @@ impl FirewallThread {
         result.inspect_err(|error| self.emit_refused(Request::Unblock(network), error, uid))
     }
 
-    fn exempt_reason(&mut self, network: &IpNet, now: Moment) -> Option<ExemptReason> {
-        self.policy.exemptions().reason(network, Sessions::At(now))
+    /// Unblocks what is exempt by now, and blocks the scanners that no longer are.
+    fn exemptions_changed(&mut self, clock: &WallClock) {
+        self.unblock_exempt(clock);
+        for scan in self.policy.take_no_longer_exempt(clock.now()) {
+            self.on_scan(&scan, false, clock);
+        }
     }
 
     fn unblock_exempt(&mut self, clock: &WallClock) {
         let exempt = self.policy.exempt_blocks(self.blocklist.ledger());
         self.unblock(exempt, clock);
-    }
-
-    fn unblock_peers(&mut self, clock: &WallClock) {
-        let peers = self.policy.blocks_with_sessions(self.blocklist.ledger(), clock.now());
-        self.unblock(peers, clock);
     }
 
     fn unblock(&mut self, exempt: Vec<IpNet>, clock: &WallClock) {
@@ -448,7 +471,7 @@ impl FirewallThread {
 
     fn explain(&mut self, asked: IpNet, clock: &WallClock) -> Result<Explanation, RequestError> {
         let now = clock.now();
-        let exempt = self.exempt_reason(&asked, now);
+        let exempt = self.policy.exemptions().reason(&asked);
         self.report();
         let blocked = self.blocklist.ledger().block_around(&asked).map(|(network, _)| network);
         // `stats` shows the packets dropped as of the last check: not fewer than this answer.
@@ -524,8 +547,7 @@ impl FirewallThread {
             return Err(error);
         }
         self.health.set_backend(self.blocklist.backend_name());
-        self.unblock_exempt(clock);
-        self.unblock_peers(clock);
+        self.exemptions_changed(clock);
         self.report();
         Ok(note)
     }
@@ -543,8 +565,7 @@ impl FirewallThread {
         on_progress: OnProgress<'_>,
     ) -> Result<(), FirewallError> {
         let exemptions = self.policy.exemptions();
-        let sessions = Sessions::At(clock.now());
-        let mut is_exempt = |network: &IpNet| exemptions.reason(network, sessions).is_some();
+        let mut is_exempt = |network: &IpNet| exemptions.reason(network).is_some();
         let established = self.config.block.established;
         let restored =
             self.blocklist.restore(backend, established, clock, &mut is_exempt, on_progress)?;
@@ -570,7 +591,7 @@ impl FirewallThread {
         Ok(())
     }
 
-    /// One round of maintenance: exemptions, the database, and the kernel.
+    /// One round of maintenance: the database and the kernel.
     fn maintain(&mut self, clock: &WallClock) {
         let now = clock.now();
         if self.throttled.is_some_and(|last| now.since(last) >= CALM) {
@@ -581,7 +602,6 @@ impl FirewallThread {
         if was_unfinished {
             self.unblock_exempt(clock);
         }
-        self.unblock_peers(clock);
         self.blocklist.forget(now, self.config.block.forget_after.get());
         self.blocklist.maintain_store(clock);
         self.report();
@@ -665,6 +685,12 @@ impl FirewallThread {
     fn emit_refused(&self, request: Request, error: &RequestError, uid: u32) {
         self.events.emit(Event::Refused { request, why: error.refusal(), uid });
     }
+}
+
+fn timed<T>(question: impl FnOnce() -> T) -> (T, Duration) {
+    let asked = Moment::now();
+    let answer = question();
+    (answer, Moment::now().since(asked))
 }
 
 fn blocked_event(network: IpNet, block: &Block, uid: Option<u32>, clock: &WallClock) -> Event {

@@ -1,6 +1,6 @@
 //! The bench for tests of the firewall thread: a fake kernel, a clock to choose, and the emitted events.
 
-use std::net::IpAddr;
+use std::collections::HashSet;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,9 +12,9 @@ use crate::block::store::StorePath;
 use crate::config::Config;
 use crate::handles::{Command, DetectorCommand, EventSink, Health, Listed, Reply, RequestError};
 use crate::service::firewall::{FirewallThread, OpenBackend};
-use crate::system::netlink::NetlinkError;
 use crate::types::{
-    Attempt, Event, Host, Moment, Port, Rule, Scan, ScanKind, SkipReason, State, WallClock,
+    Attempt, Event, Host, Moment, Port, Rule, Scan, ScanKind, SkipReason, SshSessions, State,
+    WallClock,
 };
 
 pub const HOUR: u64 = 3600;
@@ -28,7 +28,7 @@ pub struct Bench {
     pub emitted: Receiver<Arc<Event>>,
     pub control: Receiver<DetectorCommand>,
     pub health: Arc<Health>,
-    sessions: Arc<Mutex<Option<Vec<IpAddr>>>>,
+    sessions: SshSessions,
     /// The back end that the next configuration opens.
     pub next_backend: Arc<Mutex<Option<FakeKernel>>>,
 }
@@ -60,9 +60,8 @@ pub fn bench_on(
     let backend = if observing { "none" } else { kernel.name() };
     let health = Arc::new(Health::new(observing, backend, events.clone()));
     let host = Arc::new(Host::with_addresses(["192.0.2.5/24".parse().unwrap()]));
-    let sessions = Arc::new(Mutex::new(Some(Vec::new())));
-    let asked = Arc::clone(&sessions);
-    let ask = Box::new(move |_: &[u16]| asked.lock().unwrap().clone().ok_or(NetlinkError::Garbled));
+    let followed = (host, Arc::default());
+    let ask = Box::new(|| (Ok(HashSet::new()), Duration::ZERO));
     let next_backend: Arc<Mutex<Option<FakeKernel>>> = Arc::default();
     let opened = Arc::clone(&next_backend);
     let open: OpenBackend = Box::new(move |_: &Config| {
@@ -70,8 +69,17 @@ pub fn bench_on(
         Ok((Box::new(next), None))
     });
     let reporting = (events, metrics, Arc::clone(&health));
-    let thread = FirewallThread::new(open, config, (host, ask), store_path, reporting, control_in);
-    Bench { thread, kernel, emitted, control, health, sessions, next_backend }
+    let thread =
+        FirewallThread::new(open, config, (followed, ask), store_path, reporting, control_in);
+    Bench {
+        thread,
+        kernel,
+        emitted,
+        control,
+        health,
+        sessions: SshSessions::default(),
+        next_backend,
+    }
 }
 
 impl Bench {
@@ -105,7 +113,9 @@ impl Bench {
             rule: Rule::Ports,
             threshold: 3,
             span: Duration::from_secs(60),
+            tried: 4,
             continued: false,
+            decoy: false,
             others: Vec::new(),
         };
         edit(&mut scan);
@@ -140,9 +150,16 @@ impl Bench {
     }
 
     /// Sets the peers of SSH sessions; none: the kernel does not answer.
-    pub fn sessions(&self, peers: Option<&[&str]>) {
-        let peers = peers.map(|peers| peers.iter().map(|peer| peer.parse().unwrap()).collect());
-        *self.sessions.lock().unwrap() = peers;
+    pub fn sessions(&mut self, peers: Option<&[&str]>, seconds: u64) {
+        match peers {
+            Some(peers) => {
+                let logged_in = peers.iter().map(|peer| peer.parse().unwrap()).collect();
+                self.sessions = SshSessions { logged_in, ..SshSessions::default() };
+            }
+            None => self.sessions.error = Some("no answer".to_owned()),
+        }
+        let sessions = Command::Sessions(Arc::new(self.sessions.clone()));
+        self.thread.handle(sessions, &clock(seconds));
     }
 
     pub fn skipped(&self) -> Option<SkipReason> {

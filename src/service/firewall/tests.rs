@@ -1,7 +1,6 @@
 //! The firewall thread with the fake kernel: the life of a block, as users are promised.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
@@ -13,6 +12,7 @@ use crate::block::store::flusher::flusher;
 use crate::config::{Config, ExemptConfig};
 use crate::handles::{Command, DetectorCommand, Listed, RequestError};
 use crate::service::firewall::test_bench::{EPOCH, HOUR, bench, bench_on, clock};
+use crate::system::scheduling::Realtime;
 use crate::types::{
     BlockCause, BlockFailure, Event, ExemptReason, Host, Moment, SkipReason, State, UnblockCause,
     WallClock,
@@ -76,7 +76,7 @@ fn expired_block_is_not_listed_however_late_the_thread_is() {
     commands_in.send(Command::List { reply }).unwrap();
     commands_in.send(Command::Stop).unwrap();
     // The machine has been up for longer than a minute.
-    bench.thread.run(&commands, || {}).unwrap();
+    bench.thread.run(&commands, Realtime::new(Arc::default()), || {}).unwrap();
     assert_eq!(listed.try_recv().unwrap(), []);
 }
 
@@ -84,10 +84,9 @@ fn expired_block_is_not_listed_however_late_the_thread_is() {
 #[test]
 fn possible_decoy_is_always_blocked_as_a_first_offence() {
     let mut bench = bench(|_| {});
-    let others = vec![IpAddr::from([198, 51, 100, 2])];
     for round in 0..3 {
         let now = round * 2 * HOUR;
-        bench.scan_as("198.51.100.1/32", now, |scan| scan.others = others.clone());
+        bench.scan_as("198.51.100.1/32", now, |scan| scan.decoy = true);
         let block = &bench.list(now)[0];
         assert_eq!((block.offences, block.until - block.since), (1, HOUR));
         let reason = "vertical scan: ports 1, 2, 3, 4, as others did at the same time (decoys?)";
@@ -152,16 +151,34 @@ fn newly_exempt_address_is_unblocked() {
 #[test]
 fn peer_of_an_ssh_session_is_not_blocked_while_it_lasts() {
     let mut bench = bench(|_| {});
-    bench.sessions(Some(&["198.51.100.1"]));
+    bench.sessions(Some(&["198.51.100.1"]), 0);
     bench.scan("198.51.100.1/32", 0);
     let why = ExemptReason::SshSession("198.51.100.1".parse().unwrap());
     assert_eq!(bench.skipped(), Some(SkipReason::Exempt(why.clone())));
     let refused = bench.block("198.51.100.0/24", 0, 0).unwrap_err().to_string();
     assert_eq!(refused, format!("198.51.100.0/24 is never blocked: {why}"));
 
-    bench.sessions(Some(&[]));
-    bench.scan("198.51.100.1/32", 1);
-    assert_eq!(bench.list(1).len(), 1, "the session has ended");
+    bench.sessions(Some(&[]), 100);
+    assert_eq!(bench.list(100), [], "it scanned more than a window ago");
+    bench.scan("198.51.100.1/32", 101);
+    assert_eq!(bench.list(101).len(), 1, "the session has ended");
+}
+
+#[test]
+fn exempt_scanner_is_blocked_as_soon_as_its_exemption_ends() {
+    let mut bench = bench(|_| {});
+    bench.sessions(Some(&["198.51.100.1"]), 0);
+    bench.scan("198.51.100.1/32", 10);
+    bench.sessions(Some(&[]), 50);
+    assert!(bench.kernel.drops("198.51.100.1/32"));
+
+    let host =
+        |address: &str| Command::Host(Arc::new(Host::with_addresses([address.parse().unwrap()])));
+    bench.thread.handle(host("198.51.100.2/24"), &clock(51));
+    bench.scan("198.51.100.2/32", 52);
+    assert!(matches!(bench.skipped(), Some(SkipReason::Exempt(_))));
+    bench.thread.handle(host("198.51.100.3/24"), &clock(53));
+    assert!(bench.kernel.drops("198.51.100.2/32"));
 }
 
 #[test]
@@ -170,8 +187,7 @@ fn blocked_peer_of_an_ssh_session_is_unblocked() {
     for network in ["198.51.100.1", "198.51.100.0/24", "198.51.100.2", "2001:db8::/64"] {
         bench.block(network, 0, 0).unwrap();
     }
-    bench.sessions(Some(&["198.51.100.1", "2001:db8::7", "203.0.113.1"]));
-    bench.thread.maintain(&clock(1));
+    bench.sessions(Some(&["198.51.100.1", "2001:db8::7", "203.0.113.1"]), 1);
     let left: Vec<_> = bench.list(1).iter().map(|block| block.network.to_string()).collect();
     assert_eq!(left, ["198.51.100.2/32"]);
     assert_eq!(bench.kernel.inner().elements.as_ref().map(BTreeMap::len), Some(1));
@@ -180,30 +196,16 @@ fn blocked_peer_of_an_ssh_session_is_unblocked() {
 #[test]
 fn state_is_degraded_while_the_kernel_does_not_list_sessions() {
     let mut bench = bench(|_| {});
-    bench.sessions(Some(&["198.51.100.1"]));
-    bench.scan("198.51.100.1/32", 0);
-    bench.sessions(None);
+    bench.sessions(Some(&["198.51.100.1"]), 0);
+    bench.sessions(None, 1);
     bench.scan("198.51.100.1/32", 1);
     assert_eq!(bench.list(1), [], "the last answer still counts");
     let (state, reason) = bench.state();
     assert_eq!(state, State::Degraded);
     assert!(reason.unwrap().contains("tcp_diag"));
-    bench.sessions(Some(&[]));
+    bench.sessions(Some(&[]), 2);
     bench.scan("198.51.100.1/32", 2);
     assert_eq!((bench.list(2).len(), bench.state()), (1, (State::Enforcing, None)));
-}
-
-#[test]
-fn state_recovers_when_the_kernel_lists_sessions_again() {
-    let mut bench = bench(|_| {});
-    bench.sessions(None);
-    bench.scan("198.51.100.1/32", 0);
-    bench.unblock("198.51.100.1", 1).unwrap();
-    bench.thread.maintain(&clock(2));
-    assert_eq!(bench.health.status().state, State::Degraded);
-    bench.sessions(Some(&[]));
-    bench.thread.maintain(&clock(3));
-    assert_eq!(bench.state(), (State::Enforcing, None), "although nothing is blocked");
 }
 
 #[test]
@@ -232,14 +234,14 @@ fn exemptions_of_a_refused_configuration_do_not_count() {
     let exempt = ExemptConfig { networks: vec![network], automatic: true };
     let new = Config { exempt, ..Config::default() };
     bench.thread.reconfigure(new, &clock(1)).unwrap_err();
-    assert_eq!(bench.thread.exempt_reason(&network, clock(1).now()), None);
+    assert_eq!(bench.thread.policy.exemptions().reason(&network), None);
     bench.scan("198.51.100.1/32", 2);
     assert!(matches!(bench.skipped(), Some(SkipReason::Observing)));
 }
 
 #[test]
 fn flood_of_scans_causes_no_more_blocks_than_the_rate_limit() {
-    let mut bench = bench(|c| c.block.max_per_minute = 3.try_into().unwrap());
+    let mut bench = bench(|c| c.block.max_per_minute = 12.try_into().unwrap());
     for last in 1..=10 {
         bench.scan(&format!("198.51.100.{last}/32"), 0);
     }

@@ -1,7 +1,8 @@
 //! The host itself: its addresses, and the neighbours that it depends on.
 //!
 //! Owns following them: the kernel reports changes over rtnetlink and inotify, and the readers get a new
-//! snapshot each time. (SSH sessions begin and end without a report: [`ssh::Sessions`] asks when needed.)
+//! snapshot each time. (Connections to sshd
+//! begin and end without a report: [`ssh::Connections`] lists them.)
 
 pub mod files;
 pub mod listening;
@@ -94,7 +95,8 @@ pub fn now() -> Result<Arc<Host>, NetlinkError> {
 
 fn follow_kernel(host: &mut Host, socket: &mut NetlinkSocket) -> Result<(), NetlinkError> {
     let down = rtnetlink::links_down(socket)?;
-    let own = rtnetlink::own_addresses(socket)?;
+    let (own, broadcasts) = rtnetlink::addresses(socket)?;
+    host.set_broadcasts(broadcasts);
     host.set_network(own, rtnetlink::gateways(socket)?, down);
     Ok(())
 }
@@ -104,7 +106,7 @@ fn follow_files(host: &mut Host, files: &FileWatcher) {
     if let Some(resolvers) = resolvers::read(files) {
         host.set_resolvers(resolvers);
     }
-    host.set_ssh(ssh::read_ports(files));
+    host.set_sshd(ssh::read_configuration(files));
 }
 
 #[cfg(test)]

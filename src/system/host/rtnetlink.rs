@@ -5,6 +5,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
+
 use crate::system::netlink::{Attributes, Body, NetlinkError, NetlinkSocket};
 
 const RTM_GETLINK: u16 = 18;
@@ -16,6 +18,7 @@ const IFLA_IFNAME: u16 = 3;
 const IFF_UP: u32 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
+const IFA_BROADCAST: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_MULTIPATH: u16 = 9;
 /// A gateway of the other family: `struct rtvia`, a family and an address.
@@ -39,11 +42,14 @@ pub fn links_down(socket: &mut NetlinkSocket) -> Result<Vec<String>, NetlinkErro
     Ok(down)
 }
 
-/// Returns the addresses of this host.
-pub fn own_addresses(socket: &mut NetlinkSocket) -> Result<Vec<IpAddr>, NetlinkError> {
-    let mut own = Vec::new();
-    visit::<ADDRESS_HEADER>(socket, RTM_GETADDR, |address| own.extend(address_in(address)))?;
-    Ok(own)
+/// Returns the addresses of this host, and the broadcast addresses of their networks.
+pub fn addresses(socket: &mut NetlinkSocket) -> Result<(Vec<IpAddr>, Vec<IpAddr>), NetlinkError> {
+    let (mut own, mut broadcasts) = (Vec::new(), Vec::new());
+    visit::<ADDRESS_HEADER>(socket, RTM_GETADDR, |address| {
+        own.extend(address_in(address));
+        broadcasts.extend(broadcasts_in(address).into_iter().flatten());
+    })?;
+    Ok((own, broadcasts))
 }
 
 /// Returns the routers of all routes in all tables.
@@ -93,6 +99,19 @@ pub fn address_in(body: &[u8]) -> Option<IpAddr> {
         .find(IFA_LOCAL)
         .or_else(|| Attributes::of(attributes).find(IFA_ADDRESS))?;
     address_of(value)
+}
+
+/// Returns the broadcast address that is configured with an address, and the last address of its network,
+/// which the kernel takes for one in any case.
+pub fn broadcasts_in(body: &[u8]) -> [Option<IpAddr>; 2] {
+    let attributes = body.get(ADDRESS_HEADER..).unwrap_or_default();
+    let find = |kind| Attributes::of(attributes).find(kind).and_then(address_of);
+    let last = |address| match IpNet::new(address, *body.get(1)?).ok()? {
+        // Networks of two addresses have none (RFC 3021).
+        IpNet::V4(network) if network.prefix_len() < 31 => Some(network.broadcast().into()),
+        _ => None,
+    };
+    [find(IFA_BROADCAST), find(IFA_ADDRESS).and_then(last)]
 }
 
 /// Adds the routers among the attributes of a route or a hop.
@@ -153,10 +172,25 @@ mod tests {
         assert_eq!(found(&attribute), [router]);
     }
 
+    #[test]
+    fn broadcast_addresses_are_found_also_if_none_is_configured() {
+        let message = |length: u8, attributes: &[&[u8]]| {
+            [&[2, length, 0, 0, 1, 0, 0, 0][..], &attributes.concat()].concat()
+        };
+        let address: &[u8] = &[8, 0, 1, 0, 192, 0, 2, 5];
+        let configured: &[u8] = &[8, 0, 4, 0, 192, 0, 2, 127];
+        let [some, last] = [127, 255].map(|last| Some(IpAddr::from([192, 0, 2, last])));
+        assert_eq!(broadcasts_in(&message(24, &[address, configured])), [some, last]);
+        assert_eq!(broadcasts_in(&message(24, &[address])), [None, last]);
+        assert_eq!(broadcasts_in(&message(31, &[address])), [None, None]);
+        assert_eq!(broadcasts_in(&message(32, &[address])), [None, None]);
+    }
+
     proptest! {
         #[test]
         fn no_message_panics_or_loops(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = (found(&bytes), name_if_down(&bytes), address_in(&bytes));
+            let _ = broadcasts_in(&bytes);
         }
     }
 }

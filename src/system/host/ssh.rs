@@ -1,17 +1,20 @@
-//! SSH: the ports of sshd, and the peers of its sessions.
+//! SSH: the configuration of sshd, and its connections.
 //!
-//! Reads the ports from the configuration of sshd, and asks the kernel which peers are connected to them. The sandbox of the service hides the processes of other
-//! users, so that it cannot find sshd itself.
+//! Reads the files of sshd, and asks the kernel which peers are connected to its ports. The sandbox of the
+//! service hides the processes of other users, so that it cannot find sshd itself. Never decides whether a peer
+//! is logged in.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::system::host::files::FileWatcher;
-use crate::system::host::sockets::{AF_INET, ESTABLISHED, Sockets};
+use crate::system::host::sockets::{ESTABLISHED, Sockets, peer_in};
 use crate::system::netlink::NetlinkError;
-use crate::types::SshPorts;
+use crate::types::{SshConnection, Sshd};
 
+/// sshd_config(5)
 const DEFAULT_PORT: u16 = 22;
+const DEFAULT_LOGIN_GRACE: Duration = Duration::from_secs(120);
 
 /// sshd_config(5). Paths of included files are relative to its directory.
 const CONFIGURATION: &str = "/etc/ssh/sshd_config";
@@ -28,12 +31,10 @@ const SOCKET_UNITS: [&str; 4] = [
 /// How deep files may include files: the limit of sshd.
 const DEPTH: usize = 16;
 
-/// linux/socket.h
-const AF_INET6: u8 = 10;
-
-/// Reads the ports of sshd.
-pub fn read_ports(files: &FileWatcher) -> SshPorts {
-    let mut reader = Reader { files, ports: vec![DEFAULT_PORT], unreadable: Vec::new() };
+/// Reads the configuration of sshd.
+pub fn read_configuration(files: &FileWatcher) -> Sshd {
+    let ports = vec![DEFAULT_PORT];
+    let mut reader = Reader { files, ports, login_grace: None, unreadable: Vec::new() };
     reader.read_configuration(Path::new(CONFIGURATION), DEPTH);
     for pattern in SOCKET_UNITS {
         for unit in reader.matching(Path::new(pattern)) {
@@ -41,16 +42,18 @@ pub fn read_ports(files: &FileWatcher) -> SshPorts {
             reader.ports.extend(text.lines().filter_map(listen_stream_in));
         }
     }
-    let Reader { mut ports, unreadable, .. } = reader;
+    let Reader { mut ports, login_grace, unreadable, .. } = reader;
     ports.sort_unstable();
     ports.dedup();
-    SshPorts { ports, unreadable }
+    Sshd { ports, login_grace: login_grace.unwrap_or(DEFAULT_LOGIN_GRACE), unreadable }
 }
 
 /// Reads the configuration of sshd, and collects what it finds.
 struct Reader<'a> {
     files: &'a FileWatcher,
     ports: Vec<u16>,
+    /// The first value counts.
+    login_grace: Option<Duration>,
     unreadable: Vec<String>,
 }
 
@@ -60,6 +63,9 @@ impl Reader<'_> {
         for line in text.lines() {
             match directive_in(line) {
                 Some(Directive::Port(port)) => self.ports.push(port),
+                Some(Directive::LoginGrace(time)) => {
+                    self.login_grace.get_or_insert(time);
+                }
                 Some(Directive::Include(patterns)) if depth > 0 => {
                     let directory = Path::new(CONFIGURATION).parent().unwrap_or(Path::new("/"));
                     for pattern in patterns {
@@ -99,10 +105,11 @@ impl Reader<'_> {
     }
 }
 
-/// A line of the configuration of sshd that concerns ports.
+/// A line of the configuration of sshd.
 #[derive(Debug, PartialEq, Eq)]
 enum Directive {
     Port(u16),
+    LoginGrace(Duration),
     Include(Vec<PathBuf>),
 }
 
@@ -120,6 +127,7 @@ fn directive_in(line: &str) -> Option<Directive> {
             let alone = host.starts_with('[') || !host.contains(':');
             alone.then(|| port.parse().ok().map(Directive::Port)).flatten()
         }
+        "logingracetime" => time_in(words.next()?).map(Directive::LoginGrace),
         "include" => Some(Directive::Include(words.map(PathBuf::from).collect())),
         _ => None,
     }
@@ -131,40 +139,58 @@ fn listen_stream_in(line: &str) -> Option<u16> {
     (key.trim() == "ListenStream").then(|| value.trim().rsplit(':').next()?.parse().ok()).flatten()
 }
 
-/// Asks the kernel for the peers of SSH sessions.
-#[derive(Default)]
-pub struct Sessions(Sockets);
+/// A time of sshd, such as `120`, `2m` or `1h30m`.
+fn time_in(text: &str) -> Option<Duration> {
+    let mut seconds = 0_u64;
+    let mut number = None;
+    for c in text.chars() {
+        let unit = match c.to_ascii_lowercase() {
+            's' => 1,
+            'm' => 60,
+            'h' => 3600,
+            'd' => 86_400,
+            'w' => 604_800,
+            digit => {
+                let digit = u64::from(digit.to_digit(10)?);
+                number = Some(number.unwrap_or(0_u64).checked_mul(10)?.checked_add(digit)?);
+                continue;
+            }
+        };
+        seconds = seconds.checked_add(number.take()?.checked_mul(unit)?)?;
+    }
+    seconds.checked_add(number.unwrap_or(0)).map(Duration::from_secs)
+}
 
-impl Sessions {
-    /// Returns the peers of all established connections to these local ports.
-    pub fn peers(&mut self, ports: &[u16]) -> Result<Vec<IpAddr>, NetlinkError> {
-        let mut peers = Vec::new();
+/// Asks the kernel for connections to sshd.
+#[derive(Default)]
+pub struct Connections(Sockets);
+
+impl Connections {
+    /// Returns all established connections to these local ports.
+    pub fn list(&mut self, ports: &[u16]) -> Result<Vec<SshConnection>, NetlinkError> {
+        let mut connections = Vec::new();
         for port in ports {
-            self.0.visit(ESTABLISHED, *port, |socket| peers.extend(peer_in(socket)))?;
+            self.0.visit(ESTABLISHED, *port, |socket| connections.extend(connection_in(socket)))?;
         }
-        Ok(peers)
+        Ok(connections)
     }
 }
 
-/// Returns the peer in a `struct inet_diag_msg`. A connection that no program has accepted has no inode, and
-/// does not count.
-pub fn peer_in(socket: &[u8]) -> Option<IpAddr> {
+/// Returns the connection in a `struct inet_diag_msg`. One that no program has accepted has no inode, and does
+/// not count.
+pub fn connection_in(socket: &[u8]) -> Option<SshConnection> {
     if socket.get(68..72)? == [0; 4] {
         return None;
     }
-    let octets: [u8; 16] = socket.get(24..40)?.try_into().ok()?;
-    match *socket.first()? {
-        AF_INET => Some(Ipv4Addr::new(octets[0], octets[1], octets[2], octets[3]).into()),
-        AF_INET6 => Some(IpAddr::from(Ipv6Addr::from(octets)).to_canonical()),
-        _ => None,
-    }
+    let id = u64::from_ne_bytes(socket.get(44..52)?.try_into().ok()?);
+    Some(SshConnection { id, peer: peer_in(socket)? })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::net::{TcpListener, TcpStream};
+    use std::net::{IpAddr, TcpListener, TcpStream};
 
     #[test]
     fn ports_are_read_like_sshd() {
@@ -180,6 +206,7 @@ mod tests {
             ("ListenAddress [2001:db8::1]:2222 rdomain red", Some(2222)),
             ("ListenAddress bastion.example:2222", Some(2222)),
             ("ListenAddress 2001:db8::2222", None),
+            ("LoginGraceTime 2222", None),
             ("ListenAddress 192.0.2.1", None),
             ("#Port 2222", None),
             ("GatewayPorts 2222", None),
@@ -191,6 +218,24 @@ mod tests {
         let included = ["sshd_config.d/*.conf", "/etc/extra"].map(PathBuf::from).to_vec();
         let line = "Include sshd_config.d/*.conf /etc/extra";
         assert_eq!(directive_in(line), Some(Directive::Include(included)));
+    }
+
+    #[test]
+    fn times_are_read_like_sshd() {
+        for (text, seconds) in [
+            ("120", Some(120)),
+            ("0", Some(0)),
+            ("2m", Some(120)),
+            ("1H30m5", Some(5405)),
+            ("1w", Some(604_800)),
+            ("m", None),
+            ("never", None),
+            ("99999999999999999999", None),
+        ] {
+            assert_eq!(time_in(text), seconds.map(Duration::from_secs), "{text}");
+        }
+        let time = Duration::from_secs(30);
+        assert_eq!(directive_in("LoginGraceTime 30 # s"), Some(Directive::LoginGrace(time)));
     }
 
     #[test]
@@ -209,33 +254,38 @@ mod tests {
     }
 
     #[test]
-    fn peers_of_accepted_connections_are_found() {
+    fn accepted_connections_are_found() {
         for address in ["127.0.0.1", "::1"] {
             let address: IpAddr = address.parse().unwrap();
             // The host may have no IPv6.
             let Ok(listener) = TcpListener::bind((address, 0)) else { continue };
             let port = listener.local_addr().unwrap().port();
-            let mut sessions = Sessions::default();
-            assert_eq!(sessions.peers(&[port]).unwrap(), Vec::<IpAddr>::new());
+            let mut connections = Connections::default();
+            let mut peers = || {
+                let list = connections.list(&[port]).unwrap();
+                list.into_iter().map(|with| (with.peer, with.id)).collect::<Vec<_>>()
+            };
+            assert_eq!(peers(), []);
             let client = TcpStream::connect((address, port)).unwrap();
-            let none = Vec::<IpAddr>::new();
-            assert_eq!(sessions.peers(&[port]).unwrap(), none, "not accepted yet");
+            assert_eq!(peers(), [], "not accepted yet");
             let accepted = listener.accept().unwrap();
-            assert_eq!(sessions.peers(&[port]).unwrap(), [address]);
+            let found = peers();
+            assert!(matches!(found[..], [(peer, _)] if peer == address));
+            assert_eq!(peers(), found, "the number stays");
             drop((accepted, client));
-            assert_eq!(sessions.peers(&[port]).unwrap(), none, "over");
+            assert_eq!(peers(), [], "over");
         }
     }
 
     proptest! {
         #[test]
         fn no_answer_panics(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
-            let _ = peer_in(&bytes);
+            let _ = (connection_in(&bytes), peer_in(&bytes));
         }
 
         #[test]
         fn no_line_panics(line in "\\PC*") {
-            let _ = (directive_in(&line), listen_stream_in(&line));
+            let _ = (directive_in(&line), listen_stream_in(&line), time_in(&line));
         }
     }
 }

@@ -2,12 +2,14 @@
 
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::process::Command;
-use std::time::Instant;
 
+use crate::fake_logind::FakeLogind;
 use crate::files::Files;
+use crate::flood::Flood;
+use crate::frames::{BROADCAST, syn};
 use crate::lab::{ATTACKER, ATTACKER_V6, BINARY, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::service::{Service, Start};
-use crate::tools::{TIMEOUT, run};
+use crate::tools::{await_that, run};
 
 const SSH: u16 = 22;
 
@@ -45,30 +47,28 @@ fn assert_refused(lab: &Lab, network: &str, why: &str) {
     assert!(refused.code != Some(0) && refused.err.contains(why), "{network}: {refused:?}");
 }
 
-/// Scans repeatedly until the service logs these words.
-#[track_caller]
-fn scan_until(lab: &Lab, service: &mut Service, victim: IpAddr, words: &str) {
-    let deadline = Instant::now() + TIMEOUT;
-    while service.lines_with(words).is_empty() {
-        assert!(Instant::now() < deadline, "the service did not log {words:?}");
-        lab.attacker.nmap("-sS -p 1-10", victim);
-    }
-}
-
+/// A connection to sshd protects no scanner. A login does, until logout, and then what the peer has done
+/// meanwhile counts at once.
 #[test]
-fn ssh_peer_is_exempt_until_its_session_ends() {
+fn ssh_peer_is_exempt_exactly_while_it_is_logged_in() {
     for (attacker, victim, around) in
         [(ATTACKER, VICTIM, "10.77.0.0/31"), (ATTACKER_V6, VICTIM_V6, "fd77::/127")]
     {
         let lab = Lab::new();
-        // A short window makes each scan a separate one.
-        let start = Start::on("eth0").env("TCPTRACKER_DETECTION__WINDOW", "1s");
-        let mut service = start.begin(&lab).await_ready();
+        let logind = FakeLogind::on(&lab.bus);
+        let mut service = lab.start();
         let sshd = lab.victim.listen(SSH);
         let session = Session::open(&lab, &sshd, victim);
+        lab.attacker.nmap("-sS -p 1-10", victim);
+        let blocked = format!("WARN blocked {attacker} for 1h");
+        service.await_line(&blocked);
+        lab.attacker.assert_cannot_reach(victim, OPEN_PORT);
 
+        logind.log_in(attacker);
+        service.await_line(&format!("unblocked {attacker}: now exempt"));
         let why = format!("{attacker} has an SSH session open to this host");
-        scan_until(&lab, &mut service, victim, &format!("vertical port scan by {attacker}"));
+        service.clear_log();
+        lab.attacker.nmap("-sS -p 1-10", victim);
         service.await_line(&format!("did not block {attacker}: exempt: {why}"));
         lab.attacker.assert_reaches(victim, OPEN_PORT);
         for network in [attacker.to_string().as_str(), around] {
@@ -77,12 +77,50 @@ fn ssh_peer_is_exempt_until_its_session_ends() {
         assert_eq!(lab.bus.error_of("Block", &format!("string:{around} uint64:0 string:")), EXEMPT);
         assert_eq!(lab.bus.list(), []);
 
+        logind.close();
         drop(session);
-        scan_until(&lab, &mut service, victim, &format!("WARN blocked {attacker} for 1h"));
+        service.await_line(&format!("WARN blocked {attacker} for 4h"));
         lab.attacker.assert_cannot_reach(victim, OPEN_PORT);
         assert_eq!(service.stop().code(), Some(0));
         lab.assert_untouched();
     }
+}
+
+/// If a block would end a session, a peer of sshd is not blocked as long as it may be one. Without logind
+/// that is known when sshd would have ended the connection.
+#[test]
+fn block_does_not_cut_a_session_that_is_not_recognised_yet() {
+    let lab = Lab::new();
+    let files = Files::new(&lab);
+    files.write("/etc/ssh/sshd_config", "LoginGraceTime 1\n");
+    lab.configure("[block]\nestablished = \"cut\"\n");
+    let mut service = Start::on("eth0").through(files.wrapper()).begin(&lab).await_ready();
+    let sshd = lab.victim.listen(SSH);
+    let session = Session::open(&lab, &sshd, VICTIM);
+    let maybe = format!("exempt: {ATTACKER} may be logged in over SSH");
+    // The service looks for connections every 0.4 s.
+    let known = || {
+        let refused = lab.bus.call("eth0", &["Block", "sts", &ATTACKER.to_string(), "1", ""]);
+        refused.err.contains("may be logged in")
+    };
+    await_that("the connection is known", known);
+    lab.attacker.nmap("-sS -p 1-10", VICTIM);
+    service.await_line(&format!("did not block {ATTACKER}: {maybe}"));
+    // sshd ends the connection without a login.
+    drop(session);
+    service.await_line(&format!("WARN blocked {ATTACKER} for 1h"));
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+    lab.bus.call("eth0", &["Unblock", "s", &ATTACKER.to_string()]).ok();
+
+    let session = Session::open(&lab, &sshd, VICTIM);
+    let why = format!("{ATTACKER} has an SSH session open to this host");
+    await_that("the connection is a session", || {
+        let refused = lab.bus.call("eth0", &["Block", "sts", &ATTACKER.to_string(), "1", ""]);
+        refused.err.contains(&why)
+    });
+    drop(session);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
 }
 
 const EXEMPT: &str = "org.tcptracker.Tracker1.Error.Exempt";
@@ -92,17 +130,27 @@ const EXEMPT: &str = "org.tcptracker.Tracker1.Error.Exempt";
 fn changed_sshd_ports_are_followed() {
     let lab = Lab::new();
     let files = Files::new(&lab);
-    files.write("/etc/ssh/sshd_config", "Include /etc/ssh/sshd_config.d/*.conf\n");
+    // Without logind, a connection is a session when it is older than this.
+    let config = "LoginGraceTime 1\nInclude /etc/ssh/sshd_config.d/*.conf\n";
+    files.write("/etc/ssh/sshd_config", config);
     let mut service = Start::on("eth0").through(files.wrapper()).begin(&lab).await_ready();
     let why = format!("{ATTACKER} has an SSH session open to this host");
     for (port, file, contents) in [
-        (2201, "/etc/ssh/sshd_config", "Include sshd_config.d/*.conf\nPort 2201\n"),
+        (
+            2201,
+            "/etc/ssh/sshd_config",
+            "LoginGraceTime 1\nInclude sshd_config.d/*.conf\nPort 2201\n",
+        ),
         (2202, "/etc/ssh/sshd_config.d/ours.conf", "ListenAddress 0.0.0.0:2202\n"),
         (2203, "/etc/systemd/system/ssh.socket.d/ours.conf", "[Socket]\nListenStream=2203\n"),
     ] {
         let sshd = lab.victim.listen(port);
         let session = Session::open(&lab, &sshd, VICTIM);
-        block(&lab, &ATTACKER.to_string());
+        // The service looks every 0.4 s whether the previous session has ended.
+        await_that("the attacker is not exempt", || {
+            let attacker = ATTACKER.to_string();
+            lab.bus.call("eth0", &["Block", "sts", &attacker, "0", "until exempt"]).code == Some(0)
+        });
         lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
         files.replace(file, contents);
         await_exemption(&lab, &mut service, &ATTACKER.to_string(), &why);
@@ -119,7 +167,8 @@ fn changed_sshd_ports_are_followed() {
 fn ssh_sessions_are_found_without_root_privileges() {
     let lab = Lab::new();
     let files = Files::new(&lab);
-    files.write("/etc/ssh/sshd_config", "Include sshd_config.d/*.conf ours.d/*\nPort 2201\n");
+    let config = "Include sshd_config.d/*.conf ours.d/*\nPort 2201\nLoginGraceTime 1\n";
+    files.write("/etc/ssh/sshd_config", config);
     files.write("/etc/ssh/ours.d/one", "Port 2202\n");
     files.set_mode("/etc/ssh/ours.d", 0o700);
     // cloud-init creates the file with this mode.
@@ -142,6 +191,9 @@ fn ssh_sessions_are_found_without_root_privileges() {
     }
     let sshd = lab.victim.listen(2201);
     let session = Session::open(&lab, &sshd, VICTIM);
+    lab.attacker.nmap("-sS -p 1-10", VICTIM);
+    service.await_line(&format!("WARN blocked {ATTACKER} for 1h"));
+    service.await_line(&format!("unblocked {ATTACKER}: now exempt"));
     lab.attacker.nmap("-sS -p 1-10", VICTIM);
     let why = format!("{ATTACKER} has an SSH session open to this host");
     service.await_line(&format!("did not block {ATTACKER}: exempt: {why}"));
@@ -261,6 +313,65 @@ fn address_changes_survive_netlink_overrun() {
     std::fs::write(&file, batch).unwrap();
     run(lab.victim.command("ip").arg("-batch").arg(file)).ok();
     await_exemption(&lab, &mut service, last, &format!("{last} is an address of this host"));
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+#[test]
+fn ipv4_address_is_exempt_in_every_spelling() {
+    let lab = Lab::new();
+    lab.configure("[exempt]\nnetworks = [\"203.0.113.5\"]\n");
+    let mut service = lab.start();
+    for spelled in [
+        "::ffff:203.0.113.5",
+        "::203.0.113.5",
+        "64:ff9b::203.0.113.5",
+        "64:ff9b::/96",
+        "64:ff9b:1::/48",
+        "64:ff9b:1:cb00:71:500::",
+        "2002:cb00:7105::/48",
+        "2002:cb00:7105::1",
+    ] {
+        assert_refused(&lab, spelled, "203.0.113.5 is listed in exempt.networks");
+    }
+    let mut flood = Flood::on(&lab);
+    let mut scan = |source: &str| {
+        for port in 1..=10 {
+            assert!(flood.frame(&syn(BROADCAST, source.parse().unwrap(), VICTIM_V6, port)));
+        }
+        flood.settle();
+    };
+    scan("64:ff9b::203.0.113.5");
+    let why = "exempt: 203.0.113.5 is listed in exempt.networks";
+    service.await_line(&format!("did not block 64:ff9b::cb00:7105: {why}"));
+    // Another host behind the same NAT64 is another source.
+    scan("64:ff9b::203.0.113.6");
+    service.await_line("WARN blocked 64:ff9b::cb00:7106 for 1h");
+    assert_eq!(lab.bus.list().len(), 1);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+#[test]
+fn addresses_that_no_remote_host_has_cannot_be_blocked() {
+    let lab = Lab::new();
+    lab.configure("[exempt]\nautomatic = false\n");
+    let mut service = lab.start();
+    for (network, special) in [
+        ("0.1.2.3", "0.0.0.0/8"),
+        ("224.0.0.5", "224.0.0.0/4"),
+        ("240.1.2.3", "240.0.0.0/4"),
+        ("255.255.255.255", "240.0.0.0/4"),
+        ("224.0.0.0/3", "224.0.0.0/3"),
+        ("::", "::/127"),
+        ("ff02::5", "ff00::/8"),
+    ] {
+        let why = format!("no remote host can have an address in {special}");
+        assert_refused(&lab, network, &format!("{network} is never blocked: {why}"));
+    }
+    assert_refused(&lab, "127.9.9.9", "127.0.0.0/8 is loopback");
+    // The lab's addresses have no broadcast address, but the kernel uses the last one of a network.
+    assert_refused(&lab, "10.77.0.255", "10.77.0.255 is a broadcast address");
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }

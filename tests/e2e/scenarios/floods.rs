@@ -1,6 +1,6 @@
 //! Attacks on the service itself. Each of them must be harmless.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, TcpStream};
 
 use rustix::process::Signal;
 
@@ -115,6 +115,8 @@ fn flood_of_scans_does_not_flood_the_bus() {
 #[test]
 fn block_rate_limit_bounds_blocks_by_forged_scans() {
     const FORGED: u32 = 3_000;
+    /// A quarter of the limit is for sources with four ports.
+    const SHARE: usize = 13;
     let lab = Lab::new();
     let start = Start::on("eth0").env("TCPTRACKER_BLOCK__MAX_PER_MINUTE", "50");
     let mut service = start.begin(&lab).await_ready();
@@ -129,11 +131,11 @@ fn block_rate_limit_bounds_blocks_by_forged_scans() {
         });
         // The service still answers calls during the flood.
         while !sender.is_finished() {
-            assert!(lab.bus.list().len() <= 50);
+            assert!(lab.bus.list().len() <= SHARE);
         }
     });
-    let reason = "more than 50 new blocks in a minute (block.max_per_minute); \
-                  the sources may be forged";
+    let reason = "many new blocks in a minute, perhaps of forged sources; scanners are blocked later or \
+                  only reported (block.max_per_minute = 50)";
     service.await_line(&format!("degraded: {reason}"));
     let signal = signals.next_named("StateChanged");
     assert_eq!(signal, ("s".to_owned(), serde_json::json!(["degraded"])));
@@ -141,14 +143,14 @@ fn block_rate_limit_bounds_blocks_by_forged_scans() {
     let (code, health) = lab.victim.http_get(8081, "/health");
     assert!(code == 503 && health.contains(reason), "{code}: {health}");
     lab.assert_counted(&[SCANS], FORGED.into());
-    assert_eq!((lab.metric(BLOCKS), lab.bus.list().len()), (50, 50));
+    assert_eq!((lab.metric(BLOCKS), lab.bus.list().len()), (SHARE as u64, SHARE));
     assert_eq!(service.lines_with("degraded").len(), 1, "degraded is logged once");
 
     // The limit does not apply to manual blocks.
     lab.bystander.assert_reaches(VICTIM, OPEN_PORT);
     lab.bus.call("eth0", &["Block", "sts", "10.77.0.1", "60", "by hand"]).ok();
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
-    assert_eq!(lab.bus.list().len(), 51);
+    assert_eq!(lab.bus.list().len(), SHARE + 1);
 
     // The log lists scans up to its rate limit, and the number of suppressed scans.
     let scans = lab.metric(SCANS);
@@ -162,6 +164,41 @@ fn block_rate_limit_bounds_blocks_by_forged_scans() {
     });
     assert_eq!(logged, scans, "the log counts more scans than were detected");
     assert_still_works(&lab, service);
+}
+
+/// A forger has to send many packets for each scanner, and cannot forge a handshake.
+#[test]
+fn forged_scanners_do_not_use_up_the_limit_on_blocks() {
+    let lab = Lab::new();
+    let start = Start::on("eth0").env("TCPTRACKER_BLOCK__MAX_PER_MINUTE", "16");
+    let mut service = start.begin(&lab).await_ready();
+    let mut flood = Flood::on(&lab);
+    let mut forge = |first: u32, ports: u16| {
+        for number in first..first + 20 {
+            (1..=ports).for_each(|port| flood.syn(forged(number), v4(VICTIM), port));
+        }
+        flood.settle();
+    };
+    let await_blocks = |count| await_that("they are blocked", || lab.metric(BLOCKS) == count);
+    forge(0, 15);
+    await_blocks(4);
+    lab.bystander.nmap("-sS -p 1-20", VICTIM);
+    service.await_line("WARN blocked 10.77.0.3 for 1h");
+    forge(100, 31);
+    await_blocks(8);
+    forge(200, 63);
+    await_blocks(14);
+
+    lab.attacker.nmap("-sS -p 1-63", VICTIM);
+    lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
+    let connection = lab.attacker.inside(|| TcpStream::connect((VICTIM, OPEN_PORT)).unwrap());
+    lab.attacker.nmap("-sS -p 64-1000", VICTIM);
+    service.await_line(&format!("WARN blocked {ATTACKER} for 1h"));
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+    drop(connection);
+    assert_eq!(lab.metric(BLOCKS), 15);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
 }
 
 #[test]
