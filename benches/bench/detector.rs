@@ -53,6 +53,7 @@ fn probes(sources: u32, ports: u16) -> Vec<Segment> {
                 sequence: 0,
                 acknowledged: 0,
                 crafted: false,
+                sender: 0,
             }
         })
         .collect()

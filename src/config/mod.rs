@@ -10,6 +10,8 @@ pub mod values;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use crate::types::Port;
+
 pub use layers::{ConfigError, Effective, Origin, Sources};
 pub use values::{
     Backend, BlockDuration, Established, Hook, Listen, LogFormat, LogLevel, MaxSources, Per,
@@ -43,6 +45,7 @@ pub struct DetectionConfig {
     pub window: WindowSpan,
     pub per: Per,
     pub stealth: bool,
+    pub trap_ports: Vec<Port>,
     pub max_sources: MaxSources,
     pub ipv6_prefix: PrefixLength,
 }

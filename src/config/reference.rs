@@ -28,7 +28,7 @@ pub const SECTIONS: [(&str, &str); 7] = [
 ];
 
 /// Every key, in reading order.
-pub const KEYS: [Key; 24] = [
+pub const KEYS: [Key; 25] = [
     Key {
         name: "detection.preset",
         default: r#""classic""#,
@@ -57,7 +57,13 @@ pub const KEYS: [Key; 24] = [
         name: "detection.stealth",
         default: "true",
         expected: "true or false",
-        meaning: "`true` also counts FIN, NULL, XMAS and tiny-fragment probes. `false` counts SYN only.",
+        meaning: "`true` also counts probes without SYN, ACK and RST (FIN, NULL, Xmas and every other mix of flags) and tiny fragments. `false` counts SYN only.",
+    },
+    Key {
+        name: "detection.trap_ports",
+        default: "[]",
+        expected: "a list of whole numbers from 0 to 65535, such as [23, 2323]",
+        meaning: "A single probe of one of these ports is a scan (kind `trap`). List only ports that no honest host tries. A source can be forged, so that a forger has any host blocked with a single packet; list indispensable hosts in `exempt.networks`.",
     },
     Key {
         name: "detection.max_sources",

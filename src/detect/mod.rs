@@ -12,6 +12,9 @@ pub mod key;
 pub mod ongoing;
 pub mod slots;
 pub mod table;
+#[cfg(test)]
+mod tests;
+pub mod traps;
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -114,6 +114,9 @@ impl fmt::Display for Evidence {
         let named: Vec<String> =
             self.ports().take(PORTS_IN_REASON).map(|port| port.to_string()).collect();
         let named = named.join(", ");
+        if self.rule == Rule::FailedTargets {
+            return write!(f, "sweep: more than {} ports of several hosts", self.threshold);
+        }
         if self.kind == ScanKind::Sweep {
             return write!(f, "sweep: port {named} of more than {} hosts", self.threshold);
         }

@@ -28,10 +28,14 @@ pub enum Rule {
     OutOfState,
     /// One source failed on the same port of too many hosts.
     FailedHosts,
+    /// One source failed with crafted SYNs on too many ports of any hosts.
+    FailedTargets,
     /// One source tried very many ports of one host, whatever the outcome. Reported only.
     ManyPorts,
     /// Many sources with a few ports each failed on too many ports of one host. Reported only.
     ManySources,
+    /// One source tried a port of `detection.trap_ports`.
+    TrapPort,
 }
 
 impl Rule {
@@ -58,6 +62,8 @@ impl Rule {
                 ("ports of one host", "one source, by segments outside any connection")
             }
             Self::FailedHosts => ("failed hosts on one port", "one source"),
+            Self::FailedTargets => ("failed ports of several hosts", "one source"),
+            Self::TrapPort => return "a trap port (detection.trap_ports)".to_owned(),
             Self::ManyPorts => {
                 ("ports of one host", "one source, whatever the outcome; only reported")
             }
@@ -82,8 +88,10 @@ mod tests {
             (Rule::ConnectScan, "sounded-ports"),
             (Rule::OutOfState, "stray-ports"),
             (Rule::FailedHosts, "failed-hosts"),
+            (Rule::FailedTargets, "failed-targets"),
             (Rule::ManyPorts, "many-ports"),
             (Rule::ManySources, "many-sources"),
+            (Rule::TrapPort, "trap-port"),
         ] {
             assert_eq!(serde_json::to_value(rule).unwrap(), name);
         }

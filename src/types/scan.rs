@@ -23,6 +23,8 @@ words! {
         Sweep = "sweep",
         /// Many sources try many ports, each source a few of them.
         Distributed = "distributed",
+        /// One source tries a port of `detection.trap_ports`.
+        Trap = "trap",
     }
 }
 

@@ -53,6 +53,9 @@ pub struct Segment {
     /// The segment has fewer than 12 bytes of TCP options. Every operating system adds at least that many, so
     /// a program has crafted the segment.
     pub crafted: bool,
+    /// A hash of the hardware address that sent the frame, or zero if that is unknown. A forged reply comes
+    /// from the side of the client.
+    pub sender: u16,
 }
 
 /// The kind of a segment, which follows from its flags.

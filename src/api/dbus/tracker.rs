@@ -225,7 +225,7 @@ impl Tracker {
     }
 
     /// A source (an address, or for IPv6 a network) has scanned ports. The ports are those that matched the
-    /// rule, in order. The kind is `vertical`, `stealth`, `sweep` or `distributed`. At most 100 signals a
+    /// rule, in order. The kind is `vertical`, `stealth`, `sweep`, `distributed` or `trap`. At most 100 signals a
     /// second are sent, counting `ScanDetected`, `Blocked` and `Unblocked`; `Stats` counts the rest
     /// (`events_lost_bus`). A scan above `log.rate` has no signal.
     #[zbus(signal)]

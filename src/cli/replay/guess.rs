@@ -47,6 +47,7 @@ mod tests {
             sequence: 0,
             acknowledged: 0,
             crafted: false,
+            sender: 0,
         }
     }
 

@@ -280,6 +280,7 @@ mod tests {
             sequence: 0,
             acknowledged: 0,
             crafted: false,
+            sender: 0,
         }
     }
 

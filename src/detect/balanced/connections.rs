@@ -2,7 +2,7 @@
 //!
 //! Pure. Owns the half-open connections, in a ring in the order in which they began. The connections whose
 //! time is up are therefore always at a known position. When the ring is full, the oldest connection is
-//! evicted, and counted if its outcome is unknown.
+//! evicted, and returned if its outcome is unknown.
 //!
 //! The index consists of chains, latest connection first. The connection that is evicted is the oldest one,
 //! and so the last of its chain. A chain ends where a link is too old, so nothing needs to be unlinked.
@@ -114,16 +114,23 @@ pub struct Connection {
     probe: Probe,
     /// When the server replied, in milliseconds after the beginning.
     answered_after: u16,
+    /// See [`Segment::sender`].
+    sender: u16,
     stage: Stage,
     /// The lowest byte of the client's sequence number.
     sequence: u8,
     /// The lowest byte of the server's sequence number.
     reply_sequence: u8,
-    /// No service listens on the port, as far as known.
-    closed: bool,
-    /// The client has repeated its SYN.
-    repeated: bool,
+    /// [`CLOSED`], [`REPEATED`], [`CONTINUED`].
+    flags: u8,
 }
+
+/// No service listens on the port, as far as known.
+const CLOSED: u8 = 1;
+/// The client has repeated its SYN.
+const REPEATED: u8 = 2;
+/// The client has gone on although no reply was seen.
+const CONTINUED: u8 = 4;
 
 impl Connection {
     const NONE: Self = Self {
@@ -139,11 +146,11 @@ impl Connection {
             crafted: false,
         },
         answered_after: 0,
+        sender: 0,
         stage: Stage::Over,
         sequence: 0,
         reply_sequence: 0,
-        closed: false,
-        repeated: false,
+        flags: 0,
     };
 
     pub fn probe(&self) -> Probe {
@@ -156,7 +163,27 @@ impl Connection {
 
     /// Whether no service listens on the port, as far as known.
     pub fn is_closed(&self) -> bool {
-        self.closed
+        self.flags & CLOSED != 0
+    }
+
+    /// The hardware address that sent the SYN, as [`Segment::sender`].
+    pub fn sender(&self) -> u16 {
+        self.sender
+    }
+
+    /// Takes note that the client has gone on although no reply was seen.
+    pub fn set_continued(&mut self) {
+        self.flags |= CONTINUED;
+    }
+
+    /// Whether the client has gone on although no reply was seen.
+    pub fn has_continued(&self) -> bool {
+        self.flags & CONTINUED != 0
+    }
+
+    /// Whether the reply came so late that an honest client may have given up.
+    pub fn was_answered_late(&self) -> bool {
+        u128::from(self.answered_after) >= REPEATED_AFTER.as_millis()
     }
 
     /// Ends the connection. Returns its stage until now.
@@ -169,19 +196,19 @@ impl Connection {
         if self.stage == Stage::Answered { self.finish() } else { self.stage }
     }
 
-    /// Takes note of a SYN-ACK.
-    pub fn on_reply(&mut self, segment: &Segment, now: Moment) -> Reply {
+    /// Takes note of a SYN-ACK with this lowest byte of its sequence number.
+    pub fn on_reply(&mut self, sequence: u8, now: Moment) -> Reply {
         let after = now.since(self.probe.moment);
         match self.stage {
             Stage::Opening | Stage::TimedOut => {
                 let timed_out = self.stage == Stage::TimedOut;
                 self.stage = Stage::Answered;
                 self.answered_after = u16::try_from(after.as_millis()).unwrap_or(u16::MAX);
-                self.reply_sequence = segment.sequence;
+                self.reply_sequence = sequence;
                 Reply::First { timed_out }
             }
             Stage::Answered
-                if !self.repeated
+                if self.flags & REPEATED == 0
                     && after.as_millis()
                         >= u128::from(self.answered_after) + REPEATED_AFTER.as_millis() =>
             {
@@ -203,6 +230,13 @@ impl Connection {
     pub fn is_idle(&self, segment: &Segment) -> bool {
         self.has_sent_nothing(segment)
             && segment.acknowledged == self.reply_sequence.wrapping_add(1)
+    }
+
+    /// Whether a reset of the server refuses the SYN, so that the reply before was none of its own.
+    pub fn is_refused_by(&self, segment: &Segment) -> bool {
+        segment.sequence == 0
+            && self.reply_sequence != u8::MAX
+            && segment.acknowledged == self.sequence.wrapping_add(1)
     }
 
     /// Whether a message that quotes a segment quotes the SYN of this connection. A forged message has to
@@ -266,7 +300,6 @@ pub struct Connections {
     own_check: u64,
     /// The next connection to check for a missing reply of any host.
     check: u64,
-    evicted: u64,
 }
 
 impl Connections {
@@ -281,28 +314,32 @@ impl Connections {
             end: 0,
             own_check: 0,
             check: 0,
-            evicted: 0,
         }
     }
 
-    /// How many connections were evicted before their outcome was known.
-    pub fn evicted(&self) -> u64 {
-        self.evicted
-    }
-
     /// Adds a connection, or takes note that its client repeats the SYN. `hash` is the hash of the flow,
-    /// `pair` the hash of source and host.
-    pub fn open(&mut self, syn: &Segment, hash: u64, pair: u64, now: Moment, closed: bool) {
+    /// `pair` the hash of source and host. Returns the connection that was evicted without a reply.
+    pub fn open(
+        &mut self,
+        syn: &Segment,
+        hash: u64,
+        pair: u64,
+        now: Moment,
+        closed: bool,
+    ) -> Option<Connection> {
         let flow = Flow::from_client(syn);
         if let Some(known) = self.find(hash, &flow)
             && (known.stage != Stage::Over || known.sequence == syn.sequence)
         {
-            known.repeated |= now.is_past(known.probe.moment, REPEATED_AFTER);
-            return;
+            if now.is_past(known.probe.moment, REPEATED_AFTER) {
+                known.flags |= REPEATED;
+            }
+            return None;
         }
+        let mut evicted = None;
         if self.end - self.first == self.ring.len() as u64 {
-            let oldest = self.slot(self.first);
-            self.evicted += u64::from(self.ring[oldest].stage == Stage::Opening);
+            let oldest = self.ring[self.slot(self.first)];
+            evicted = (oldest.stage == Stage::Opening).then_some(oldest);
             self.drop_first();
         }
         let (slot, home) = (self.slot(self.end), self.home(hash));
@@ -310,11 +347,13 @@ impl Connections {
             probe: Probe { flow, pair, moment: now, crafted: syn.crafted },
             stage: Stage::Opening,
             sequence: syn.sequence,
-            closed,
+            sender: syn.sender,
+            flags: if closed { CLOSED } else { 0 },
             ..Connection::NONE
         };
         self.previous[slot] = std::mem::replace(&mut self.heads[home], Link::to(self.end, hash));
         self.end += 1;
+        evicted
     }
 
     /// The latest connection of a flow with this hash.
@@ -358,7 +397,7 @@ impl Connections {
             *next += 1;
             let slot = self.slot(number);
             let connection = &mut self.ring[slot];
-            if connection.stage == Stage::Opening && (connection.closed || at != own) {
+            if connection.stage == Stage::Opening && (connection.is_closed() || at != own) {
                 connection.stage = Stage::TimedOut;
                 return Some(Timeout { connection: *connection, at, answered: false });
             }
@@ -375,24 +414,19 @@ impl Connections {
         (self.own_check..self.end).take(count).map(|number| self.ring[self.slot(number)].probe.pair)
     }
 
-    /// The flows without a reply, oldest first.
-    pub fn unanswered(&self) -> impl Iterator<Item = Flow> {
-        let all = (self.first..self.end).map(|number| &self.ring[self.slot(number)]);
-        all.filter(|connection| matches!(connection.stage, Stage::Opening | Stage::TimedOut))
-            .map(|connection| connection.probe.flow)
-    }
-
     /// Whether a connection waits for a timeout.
     pub fn is_waiting(&self) -> bool {
         self.first < self.end
     }
 
-    /// Ends all connections without a reply, because the reply may have been lost.
+    /// Ends all connections of operating systems without a reply, because the reply may have been lost. What a
+    /// program has crafted fails with every reply.
     pub fn drop_unanswered(&mut self) {
         for number in self.first..self.end {
             let slot = self.slot(number);
-            if self.ring[slot].stage == Stage::Opening {
-                self.ring[slot].stage = Stage::Over;
+            let connection = &mut self.ring[slot];
+            if connection.stage == Stage::Opening && !connection.probe.crafted {
+                connection.stage = Stage::Over;
             }
         }
     }
@@ -434,6 +468,7 @@ mod tests {
             sequence,
             acknowledged: 0,
             crafted: false,
+            sender: 0,
         }
     }
 

@@ -1,8 +1,8 @@
 //! Credit for successful connections, which offsets failures.
 //!
 //! Pure. Owns a fixed number of places for pairs of source and host. A pair earns credit before its first
-//! failure. When two pairs share a place, the pair with more connections keeps it. Credit is limited per minute
-//! and per hour, because any source can earn it with connections to an open port.
+//! failure. When two pairs share a place, the pair with more connections keeps it. Credit is limited per hour,
+//! because any source can earn it with connections to an open port.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -10,26 +10,22 @@
 )]
 
 use crate::detect::balanced::thresholds::{
-    CONNECTIONS_KEPT, CONNECTIONS_KEPT_FOR, CONNECTIONS_PER_FAILURE, CREDITS, EXCUSED_PER_HOUR,
-    EXCUSED_PER_MINUTE,
+    CONNECTIONS_KEPT, CONNECTIONS_PER_FAILURE, EXCUSED_PER_HOUR,
 };
-use crate::types::{Moment, Port};
+use crate::types::Moment;
 
 const HOUR: u32 = 3600;
-const MINUTE: u32 = 60;
+
+/// For how many pairs of source and host connections are counted. 16 bytes each.
+const CREDITS: usize = 1 << 16;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Credit {
     tag: u32,
     connections: u16,
-    /// The port of the latest connection without data.
-    without_data: u16,
-    excused_in_minute: u16,
     excused_in_hour: u16,
     /// The second of the latest connection.
     latest: u32,
-    /// The second in which the current minute began.
-    minute: u32,
     /// The second in which the current hour began.
     hour: u32,
 }
@@ -50,7 +46,7 @@ impl Credits {
                 credit.connections -= 1;
                 return;
             }
-            *credit = Credit { tag: tag(hash), minute: now, hour: now, ..Credit::default() };
+            *credit = Credit { tag: tag(hash), hour: now, ..Credit::default() };
         } else if !credit.counts(now) {
             credit.connections = 0;
         }
@@ -58,7 +54,7 @@ impl Credits {
         credit.latest = now;
     }
 
-    /// Removes a connection that was added too early.
+    /// Removes a connection that was added too early: the client has not used it.
     pub fn undo(&mut self, hash: u64) {
         let credit = self.credit(hash);
         if credit.tag == tag(hash) {
@@ -66,14 +62,10 @@ impl Credits {
         }
     }
 
-    /// Removes a connection without data if the previous one was on the same port. A monitoring host makes such
-    /// connections to many ports. Repeated on one port, their only use is to earn credit.
-    pub fn without_data(&mut self, hash: u64, port: Port) {
+    /// Whether the source has used the host within the last hour.
+    pub fn uses(&mut self, hash: u64, now: Moment) -> bool {
         let credit = self.credit(hash);
-        if credit.tag == tag(hash) && std::mem::replace(&mut credit.without_data, port.0) == port.0
-        {
-            credit.connections = credit.connections.saturating_sub(1);
-        }
+        credit.tag == tag(hash) && credit.connections > 0 && credit.counts(seconds(now))
     }
 
     /// Offsets a failure. Returns false if there is not enough credit.
@@ -82,20 +74,15 @@ impl Credits {
         if credit.tag != tag(hash) || !credit.counts(now) {
             return false;
         }
-        if now.wrapping_sub(credit.minute) >= MINUTE {
-            (credit.minute, credit.excused_in_minute) = (now, 0);
-        }
         if now.wrapping_sub(credit.hour) >= HOUR {
             (credit.hour, credit.excused_in_hour) = (now, 0);
         }
         if credit.connections < CONNECTIONS_PER_FAILURE
-            || credit.excused_in_minute >= EXCUSED_PER_MINUTE
             || credit.excused_in_hour >= EXCUSED_PER_HOUR
         {
             return false;
         }
         credit.connections -= CONNECTIONS_PER_FAILURE;
-        credit.excused_in_minute += 1;
         credit.excused_in_hour += 1;
         true
     }
@@ -107,7 +94,7 @@ impl Credits {
 
 impl Credit {
     fn counts(&self, now: u32) -> bool {
-        u64::from(now.wrapping_sub(self.latest)) < CONNECTIONS_KEPT_FOR.as_secs()
+        now.wrapping_sub(self.latest) < HOUR
     }
 }
 
@@ -131,18 +118,15 @@ mod tests {
     }
 
     #[test]
-    fn excused_failures_are_limited_per_minute_and_hour() {
+    fn excused_failures_are_limited_per_hour() {
         let mut credits = Credits::new();
-        let (mut excused, mut in_a_minute) = (0, 0);
+        let mut excused = 0;
         for second in 1000..4600 {
             for _ in 0..1000 {
                 credits.earn(SOURCE, at(second));
             }
-            let now = (0..40).filter(|_| credits.excuses(SOURCE, at(second))).count();
-            excused += now;
-            in_a_minute += if second < 1060 { now } else { 0 };
+            excused += (0..40).filter(|_| credits.excuses(SOURCE, at(second))).count();
         }
-        assert_eq!(in_a_minute, usize::from(EXCUSED_PER_MINUTE));
         assert_eq!(excused, usize::from(EXCUSED_PER_HOUR));
         for _ in 1..CONNECTIONS_PER_FAILURE {
             credits.earn(1, at(1000));

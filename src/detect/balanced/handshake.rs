@@ -3,10 +3,11 @@
 //! Pure. Owns the connections and what is visible of replies. Determines the outcome of each connection and
 //! passes it to [`Rules`]. Never decides what an outcome means for a source.
 
-use std::net::IpAddr;
-
 use crate::detect::balanced::Context;
-use crate::detect::balanced::connections::{Connections, Flow, Reply, Stage, Timeout};
+use crate::detect::balanced::connections::{
+    Connection, Connections, Flow, Probe, Reply, Stage, Timeout,
+};
+use crate::detect::balanced::early::EarlyReplies;
 use crate::detect::balanced::hash::Hashes;
 use crate::detect::balanced::rules::Rules;
 use crate::detect::balanced::thresholds::{FOLLOWED, SYSTEM_PORTS_BELOW};
@@ -16,26 +17,26 @@ use crate::types::{Moment, Outcome, Segment, SegmentKind};
 /// The handshakes of all connections.
 pub struct Handshakes {
     connections: Connections,
+    early: EarlyReplies,
     visibility: Visibility,
     hashes: Hashes,
+    /// A reply came from another hardware address than its SYN: the capture shows the side of a sender.
+    shows_sides: bool,
 }
 
 impl Handshakes {
     pub fn new() -> Self {
         Self {
             connections: Connections::new(FOLLOWED),
+            early: EarlyReplies::new(),
             visibility: Visibility::default(),
             hashes: Hashes::new(),
+            shows_sides: false,
         }
     }
 
     pub fn visibility(&self) -> &Visibility {
         &self.visibility
-    }
-
-    /// How many connections were evicted before their outcome was known.
-    pub fn evicted(&self) -> u64 {
-        self.connections.evicted()
     }
 
     /// Whether a connection waits for a timeout.
@@ -62,42 +63,63 @@ impl Handshakes {
     }
 
     pub fn on_syn(&mut self, segment: &Segment, context: Context<'_>, rules: &mut Rules) {
-        if context.host.owns(segment.source) {
-            return;
-        }
         let flow = Flow::from_client(segment);
-        if self.visibility.is_blind() {
-            rules.apply_classic(&flow, context);
+        rules.note_ftp(&flow, segment.sender, context);
+        if context.host.owns(segment.source) || rules.is_ftp_data(&flow, segment.sender, context) {
+            return;
         }
         let (pair, closed) = rules.on_open(&flow, context);
         let hash = self.hashes.of_flow(&flow);
-        self.connections.open(segment, hash, pair, context.now, closed);
+        let evicted = self.connections.open(segment, hash, pair, context.now, closed);
+        if let Some(connection) = evicted {
+            // A flood. What waits for a reply has waited for long enough to count.
+            self.unanswered(&connection, context, rules);
+        }
+        if let Some(reply) = self.early.of(hash, context.now)
+            && (reply.sender == 0 || reply.sender != segment.sender)
+            && let Some(connection) = self.connections.find(hash, &flow)
+        {
+            let (probe, closed) = (connection.probe(), connection.is_closed());
+            let reply = connection.on_reply(reply.sequence, context.now);
+            self.on_reply(&probe, closed, reply, context, rules);
+        }
     }
 
     pub fn on_syn_ack(&mut self, segment: &Segment, context: Context<'_>, rules: &mut Rules) {
         let flow = Flow::from_server(segment);
         let hash = self.hashes.of_flow(&flow);
         let Some(connection) = self.connections.find(hash, &flow) else {
-            // The SYN was lost, or follows in a capture that was merged from two lines. The port is open
-            // anyway. What this host itself opens does not matter.
-            if !context.host.owns(flow.client) {
-                rules.port_is_open(&flow, context);
-            }
+            self.early.note(hash, segment, context.now);
             return;
         };
+        if !is_from_server(&mut self.shows_sides, connection, segment) {
+            return;
+        }
         let (probe, closed) = (connection.probe(), connection.is_closed());
-        match connection.on_reply(segment, context.now) {
+        let reply = connection.on_reply(segment.sequence, context.now);
+        self.on_reply(&probe, closed, reply, context, rules);
+    }
+
+    fn on_reply(
+        &mut self,
+        probe: &Probe,
+        closed: bool,
+        reply: Reply,
+        context: Context<'_>,
+        rules: &mut Rules,
+    ) {
+        match reply {
             Reply::First { timed_out } => {
                 self.visibility.answered(context.now);
-                rules.answered(&probe, timed_out, context);
+                rules.answered(probe, timed_out, context);
                 if timed_out && closed {
                     rules.port_is_forwarded(context);
                 }
-                if flow.port.0 < SYSTEM_PORTS_BELOW {
-                    rules.idle_connect(&probe, context);
+                if probe.flow.port.0 < SYSTEM_PORTS_BELOW {
+                    rules.idle_connect(probe, context);
                 }
             }
-            Reply::Repeated => rules.abandoned(&probe, Outcome::HalfOpen, context),
+            Reply::Repeated => rules.abandoned(probe, Outcome::HalfOpen, context),
             Reply::Other => {}
         }
     }
@@ -109,7 +131,10 @@ impl Handshakes {
             let probe = connection.probe();
             let sent_nothing = connection.has_sent_nothing(segment);
             let idle = connection.is_idle(segment);
+            let has_given_up = connection.was_answered_late() && !probe.crafted;
             match (connection.finish_if_answered(), segment.kind) {
+                // The reply came too late for an honest client, whose system refuses it.
+                (Stage::Answered, SegmentKind::Reset) if sent_nothing && has_given_up => {}
                 (Stage::Answered, SegmentKind::Reset) if sent_nothing => {
                     rules.abandoned(&probe, Outcome::HalfOpen, context);
                 }
@@ -118,9 +143,8 @@ impl Handshakes {
                     rules.abandoned(&probe, Outcome::Answered, context);
                 }
                 (Stage::Answered, _) => rules.succeeded(&probe, context),
-                // The client refuses a reply that was not seen.
                 (Stage::Opening | Stage::TimedOut, _) => {
-                    self.reply_not_seen(flow.client, context, rules);
+                    self.continued(hash, &flow, segment, context, rules);
                 }
                 (Stage::Over, _) => {}
             }
@@ -128,11 +152,18 @@ impl Handshakes {
         }
         let flow = Flow::from_server(segment);
         if let Some(connection) = self.connections.find(hash, &flow) {
+            if !is_from_server(&mut self.shows_sides, connection, segment) {
+                return;
+            }
             let probe = connection.probe();
+            let is_refused = connection.is_refused_by(segment);
             match connection.finish() {
                 Stage::Opening => {
                     self.visibility.answered(context.now);
                     rules.failed(&probe, Outcome::Refused, false, context);
+                }
+                Stage::Answered if is_refused => {
+                    rules.abandoned(&probe, Outcome::Refused, context);
                 }
                 Stage::Answered => rules.succeeded(&probe, context),
                 Stage::TimedOut | Stage::Over => {}
@@ -140,6 +171,8 @@ impl Handshakes {
         } else if segment.kind == SegmentKind::Reset
             && flow.is_towards_a_service()
             && !context.host.owns(flow.client)
+            // A server replies to SYNs that were forged in the name of this host.
+            && self.early.of(hash, context.now).is_none()
         {
             rules.out_of_state(&flow, context);
         }
@@ -152,14 +185,10 @@ impl Handshakes {
             let probe = connection.probe();
             let idle = connection.is_idle(segment);
             match connection.finish_if_answered() {
-                Stage::Answered => {
-                    rules.succeeded(&probe, context);
-                    if idle {
-                        rules.closed_without_data(&probe, context);
-                    }
-                }
+                Stage::Answered if idle => rules.closed_without_data(&probe, context),
+                Stage::Answered => rules.succeeded(&probe, context),
                 Stage::Opening | Stage::TimedOut => {
-                    self.reply_not_seen(flow.client, context, rules);
+                    self.continued(hash, &flow, segment, context, rules);
                 }
                 Stage::Over => {}
             }
@@ -167,6 +196,9 @@ impl Handshakes {
         }
         let flow = Flow::from_server(segment);
         if let Some(connection) = self.connections.find(hash, &flow) {
+            if !is_from_server(&mut self.shows_sides, connection, segment) {
+                return;
+            }
             let probe = connection.probe();
             match connection.finish() {
                 // A server closes only a connection that a program has accepted.
@@ -179,6 +211,9 @@ impl Handshakes {
                 }
                 Stage::Over => {}
             }
+        } else if !context.host.owns(segment.source) {
+            // The end of a connection that began long ago, perhaps without a visible reply.
+            rules.reply_not_seen(&Flow::from_client(segment), context);
         }
     }
 
@@ -204,44 +239,56 @@ impl Handshakes {
         if timeout.answered {
             rules.succeeded(&probe, context);
             rules.idle_connect(&probe, context);
-            return;
+        } else {
+            self.unanswered(&timeout.connection, context, rules);
         }
-        let was_blind = self.visibility.is_blind();
+    }
+
+    /// A connection has received no reply in time.
+    fn unanswered(&mut self, connection: &Connection, context: Context<'_>, rules: &mut Rules) {
+        let probe = connection.probe();
+        let mut cut_off = false;
         // If no service listens on the port, silence is expected and shows nothing about visibility.
-        if !timeout.connection.is_closed() {
+        if !connection.is_closed() && !probe.crafted {
             let source = self.hashes.of_source(probe.flow.client);
-            self.visibility.unanswered(source, probe.moment, probe.crafted);
+            self.visibility.unanswered(source, probe.moment);
+            cut_off = self.visibility.is_cut_off(probe.moment);
         }
-        if !self.visibility.is_one_sided() {
-            let cut_off = !probe.crafted && self.visibility.is_cut_off(probe.moment);
-            rules.failed(&probe, Outcome::Unanswered, cut_off, context);
+        rules.set_blind(self.visibility.is_one_sided());
+        rules.failed(&probe, Outcome::Unanswered, cut_off, context);
+        if connection.has_continued() {
+            rules.reply_not_seen(&probe.flow, context);
+        }
+    }
+
+    /// Takes note of a connection that goes on although no reply was seen.
+    fn continued(
+        &mut self,
+        hash: u64,
+        flow: &Flow,
+        segment: &Segment,
+        context: Context<'_>,
+        rules: &mut Rules,
+    ) {
+        self.visibility.continued(context.now);
+        let Some(connection) = self.connections.find(hash, flow) else { return };
+        if connection.has_sent_nothing(segment) {
             return;
         }
-        if !self.visibility.is_blind() {
-            rules.apply_classic(&probe.flow, context);
-        } else if !was_blind {
-            self.lost_visibility(context, rules);
-        }
-        // The classic rule has no sweeps. Only crafted SYNs distinguish a sweep from a browser with many hosts
-        // here.
-        if probe.crafted {
-            rules.failed_on_host(&probe, Outcome::Unanswered, context);
+        connection.set_continued();
+        if connection.stage() == Stage::TimedOut {
+            rules.reply_not_seen(flow, context);
         }
     }
+}
 
-    /// Takes note of a connection that continued although no reply was seen.
-    fn reply_not_seen(&mut self, client: IpAddr, context: Context<'_>, rules: &mut Rules) {
-        let was_blind = self.visibility.is_blind();
-        self.visibility.unseen(self.hashes.of_source(client), context.now);
-        if self.visibility.is_blind() && !was_blind {
-            self.lost_visibility(context, rules);
-        }
+/// Whether a reply comes from the side of the server. A scanner may forge replies to its own probes, but they
+/// come from where its probes come from.
+fn is_from_server(shows_sides: &mut bool, connection: &Connection, reply: &Segment) -> bool {
+    if reply.sender == 0 || connection.sender() == 0 {
+        return true;
     }
-
-    /// Applies the classic rule to the probes without a reply, as it applies to all probes from now on.
-    fn lost_visibility(&mut self, context: Context<'_>, rules: &mut Rules) {
-        for flow in self.connections.unanswered() {
-            rules.apply_classic(&flow, context);
-        }
-    }
+    let differs = reply.sender != connection.sender();
+    *shows_sides |= differs;
+    differs || !*shows_sides
 }

@@ -10,28 +10,25 @@
 use std::time::Duration;
 
 use crate::detect::balanced::thresholds::{
-    CONNECTIONS_PER_EXTRA_HOST, CONNECTIONS_PER_HOST, HOSTS_EXCUSED, Limit, SLOW_SWEEP, SWEEP,
-    SWEEP_FAILED,
+    CONNECTIONS_PER_HOST, FRUITLESS_SWEEP, Limit, SWEEP, SWEEP_FAILED,
 };
 use crate::detect::effort::Effort;
-
 use crate::types::Moment;
 
 const KEPT: usize = SWEEP.more_than + 1;
 
 /// The most recent hosts, in the order of their last attempts.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct RecentHosts {
+    limit: Limit,
     hosts: [u32; KEPT],
     /// The attempts, in milliseconds since `began`.
     moments: [u32; KEPT],
     began: Moment,
     /// A bit for each host that has failed.
     failed: u32,
-    /// A bit for each host that has failed on a crafted SYN.
-    crafted: u32,
     kept: u8,
-    /// Successful connections within the span of a sweep ...
+    /// Successful connections within the span of the limit ...
     connections: u16,
     /// ... the host of the latest one ...
     connected: u32,
@@ -39,16 +36,33 @@ pub struct RecentHosts {
     excused: u16,
     /// ... and the beginning of the span.
     span: Moment,
-    /// Successful connections within a day, and the beginning of the day.
-    in_a_day: u16,
-    day: Moment,
+    /// When the source last reached a host.
+    reached: Option<Moment>,
     reported: Option<Moment>,
     effort: Effort,
 }
 
 impl RecentHosts {
-    pub fn new(now: Moment) -> Self {
-        Self { began: now, span: now, day: now, ..Self::default() }
+    pub fn new(limit: Limit, now: Moment) -> Self {
+        Self {
+            limit,
+            hosts: [0; KEPT],
+            moments: [0; KEPT],
+            began: now,
+            failed: 0,
+            kept: 0,
+            connections: 0,
+            connected: 0,
+            excused: 0,
+            span: now,
+            reached: None,
+            reported: None,
+            effort: Effort::default(),
+        }
+    }
+
+    pub fn limit(&self) -> Limit {
+        self.limit
     }
 
     /// When the sweep was last reported.
@@ -68,21 +82,17 @@ impl RecentHosts {
     /// Adds a successful connection, unless the previous one was to the same host: the only use of repeated
     /// connections to one host is to earn credit.
     pub fn earn(&mut self, host: u32, now: Moment) {
-        self.start_spans(now);
-        if std::mem::replace(&mut self.connected, host) == host {
-            return;
+        self.start_span(now);
+        self.reached = Some(now);
+        if std::mem::replace(&mut self.connected, host) != host {
+            self.connections = self.connections.saturating_add(1);
         }
-        self.connections = self.connections.saturating_add(1);
-        self.in_a_day = self.in_a_day.saturating_add(1);
     }
 
     /// Offsets a failure. Returns false if there are too few connections.
     pub fn excuses(&mut self, now: Moment) -> bool {
-        self.start_spans(now);
-        let allowed = (self.connections / CONNECTIONS_PER_HOST)
-            .min(HOSTS_EXCUSED)
-            .max(self.connections / CONNECTIONS_PER_EXTRA_HOST);
-        let excuses = self.excused < allowed;
+        self.start_span(now);
+        let excuses = self.excused < self.connections / CONNECTIONS_PER_HOST;
         self.excused += u16::from(excuses);
         excuses
     }
@@ -92,13 +102,11 @@ impl RecentHosts {
         self.hosts[..usize::from(self.kept)].contains(&host)
     }
 
-    /// Adds a failure, or a connection without data. Returns the limit that is exceeded now.
-    pub fn add(&mut self, host: u32, failed: bool, crafted: bool, now: Moment) -> Option<Limit> {
-        let (mut failed, mut crafted) = (failed, failed && crafted);
+    /// Adds a failure, or a connection without data. Returns whether the limit is exceeded now.
+    pub fn add(&mut self, host: u32, mut failed: bool, now: Moment) -> bool {
         let mut kept = usize::from(self.kept);
         if let Some(at) = self.hosts[..kept].iter().position(|known| *known == host) {
             failed |= self.failed >> at & 1 == 1;
-            crafted |= self.crafted >> at & 1 == 1;
             self.remove(at);
             kept -= 1;
         } else if kept == KEPT {
@@ -108,16 +116,16 @@ impl RecentHosts {
         self.hosts[kept] = host;
         self.moments[kept] = self.millis(now);
         self.failed |= u32::from(failed) << kept;
-        self.crafted |= u32::from(crafted) << kept;
         self.kept = kept as u8 + 1;
         let age = Duration::from_millis(self.millis(now).wrapping_sub(self.moments[0]).into());
-        let within = |limit: Limit| usize::from(self.kept) == KEPT && age < limit.within;
-        if within(SWEEP) && self.failed.count_ones() as usize >= SWEEP_FAILED {
-            return Some(SWEEP);
-        }
-        let all_crafted = self.crafted.count_ones() as usize == KEPT;
-        let is_used = usize::from(self.in_a_day / CONNECTIONS_PER_HOST) >= KEPT;
-        (within(SLOW_SWEEP) && all_crafted && !is_used).then_some(SLOW_SWEEP)
+        let recently = |reached| !now.is_past(reached, FRUITLESS_SWEEP.within);
+        let within = match self.reached {
+            Some(reached) if recently(reached) => self.limit.within,
+            _ => self.limit.within.max(FRUITLESS_SWEEP.within),
+        };
+        usize::from(self.kept) == KEPT
+            && age < within
+            && self.failed.count_ones() as usize >= SWEEP_FAILED
     }
 
     /// Removes a host that has replied after all.
@@ -136,8 +144,7 @@ impl RecentHosts {
     fn remove(&mut self, at: usize) {
         self.hosts.copy_within(at + 1.., at);
         self.moments.copy_within(at + 1.., at);
-        let without = |bits: u32| bits >> (at + 1) << at | bits & ((1 << at) - 1);
-        (self.failed, self.crafted) = (without(self.failed), without(self.crafted));
+        self.failed = self.failed >> (at + 1) << at | self.failed & ((1 << at) - 1);
         self.kept -= 1;
     }
 
@@ -146,12 +153,9 @@ impl RecentHosts {
         now.since(self.began).as_millis() as u32
     }
 
-    fn start_spans(&mut self, now: Moment) {
-        if now.is_past(self.span, SWEEP.within) {
+    fn start_span(&mut self, now: Moment) {
+        if now.is_past(self.span, self.limit.within) {
             (self.span, self.connections, self.excused) = (now, 0, 0);
-        }
-        if now.is_past(self.day, SLOW_SWEEP.within) {
-            (self.day, self.in_a_day) = (now, 0);
         }
     }
 }
@@ -159,74 +163,72 @@ impl RecentHosts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::detect::balanced::thresholds::SLOW_SWEEP;
 
     fn at(seconds: u64) -> Moment {
         Moment::from_nanos(seconds * 1_000_000_000)
     }
 
+    fn hosts(limit: Limit) -> RecentHosts {
+        RecentHosts::new(limit, at(1))
+    }
+
     #[test]
     fn thirty_hosts_exceed_the_limit_if_some_have_failed() {
         for (every, expected) in [(1, Some(29)), (2, Some(29)), (10, None)] {
-            let mut hosts = RecentHosts::new(at(1));
-            let mut add = |host| hosts.add(host, host % every == 0, false, at(1)).is_some();
-            assert_eq!((0..60).find(|host| add(*host)), expected, "one of {every} has failed");
+            let mut hosts = hosts(SWEEP);
+            let found = (0..60).find(|host| hosts.add(*host, host % every == 0, at(1)));
+            assert_eq!(found, expected, "one of {every} has failed");
         }
     }
 
     #[test]
-    fn slow_sweep_exceeds_the_limit_if_all_segments_are_crafted() {
-        for (pause, every, expected) in
-            [(11, 1, Some(29)), (2900, 1, Some(29)), (3000, 1, None), (11, 29, None)]
-        {
-            let mut hosts = RecentHosts::new(at(1));
-            let mut add = |host: u32| {
-                hosts
-                    .add(host, true, host.is_multiple_of(every), at(1 + pause * u64::from(host)))
-                    .is_some()
-            };
-            assert_eq!((0..60).find(|host| add(*host)), expected, "a pause of {pause} s");
+    fn slow_sweep_exceeds_the_limit_within_its_span() {
+        for (limit, pause, expected) in [
+            (SWEEP, 120, Some(29)),
+            (SWEEP, 125, None),
+            (SLOW_SWEEP, 2900, Some(29)),
+            (SLOW_SWEEP, 3000, None),
+        ] {
+            let mut hosts = hosts(limit);
+            let found =
+                (0..60).find(|host| hosts.add(*host, true, at(1 + pause * u64::from(*host))));
+            assert_eq!(found, expected, "a pause of {pause} s");
         }
     }
 
-    /// A mail server behind a firewall that strips the options of its SYNs.
     #[test]
-    fn source_with_successful_connections_is_no_slow_sweep() {
-        for (connections, expected) in [(59, Some(29)), (60, None)] {
-            let mut hosts = RecentHosts::new(at(1));
-            (0..connections).for_each(|host| hosts.earn(host + 1, at(1)));
-            let mut add =
-                |host: u32| hosts.add(host, true, true, at(1 + 600 * u64::from(host))).is_some();
-            assert_eq!((0..60).find(|host| add(*host)), expected, "{connections} connections");
+    fn source_that_reaches_a_host_sweeps_only_if_it_is_fast() {
+        for (pause, expected) in [(10, Some(29)), (11, None)] {
+            let mut hosts = hosts(SWEEP);
+            let found = (0..60).find(|host| {
+                let now = at(1 + pause * u64::from(*host));
+                hosts.earn(99, now);
+                hosts.add(*host, true, now)
+            });
+            assert_eq!(found, expected, "a pause of {pause} s");
         }
     }
 
-    /// However fast the crawler is. If a third of the hosts is dead, only a fifth of the connections counts
-    /// beyond the limit.
     #[test]
-    fn every_sixth_host_of_a_crawler_is_excused() {
-        for (connections_each, expected) in [(2, 3000 * 2 / 5), (5, 3000)] {
-            let mut hosts = RecentHosts::new(at(1));
-            let mut excused = 0;
-            for failure in 0..3000 {
-                (0..connections_each).for_each(|next| hosts.earn(failure * 5 + next + 1, at(2)));
-                excused += u16::from(hosts.excuses(at(2)));
-            }
-            assert_eq!(excused, expected, "{connections_each} connections for each failure");
+    fn two_connections_offset_a_failed_host_unless_they_are_to_the_same_host() {
+        for (hosts_connected, expected) in [(2, 20), (1, 0)] {
+            let mut hosts = hosts(SWEEP);
+            (0..40).for_each(|number| hosts.earn(1 + number % hosts_connected, at(2)));
+            assert_eq!((0..60).filter(|_| hosts.excuses(at(2))).count(), expected);
         }
     }
 
     #[test]
     fn undone_host_has_not_failed() {
-        let mut hosts = RecentHosts::new(at(1));
-        let add =
-            |hosts: &mut RecentHosts, host, failed| hosts.add(host, failed, false, at(2)).is_some();
+        let mut hosts = hosts(SWEEP);
         for host in 0..29 {
-            add(&mut hosts, host, host < 10);
+            hosts.add(host, host < 10, at(2));
         }
-        assert!(!add(&mut hosts, 3, false), "a known host is no thirtieth");
+        assert!(!hosts.add(3, false, at(2)), "a known host is no thirtieth");
         hosts.undo(4);
-        assert!(!add(&mut hosts, 30, false));
-        assert!(!add(&mut hosts, 31, false), "nine have failed");
-        assert!(add(&mut hosts, 31, true));
+        assert!(!hosts.add(30, false, at(2)));
+        assert!(!hosts.add(31, false, at(2)), "nine have failed");
+        assert!(hosts.add(31, true, at(2)));
     }
 }

@@ -7,13 +7,16 @@
 pub mod connections;
 pub mod credit;
 pub mod distributed;
+pub mod early;
 pub mod first_failure;
 pub mod handshake;
 pub mod hash;
 pub mod hosts;
-pub mod open_ports;
+pub mod known;
 pub mod ports;
+pub mod record;
 pub mod rules;
+pub mod sweeps;
 pub mod thresholds;
 pub mod visibility;
 
@@ -53,6 +56,10 @@ impl BalancedDetector {
         self.advance(segment.moment, host);
         let Self { handshakes, rules, .. } = self;
         let context = Context { now: self.latest, host };
+        if segment.kind.is_probe() && context.host.is_impossible_source(segment.source) {
+            return;
+        }
+        rules.trap(segment, host);
         match segment.kind {
             SegmentKind::Syn => handshakes.on_syn(segment, context, rules),
             SegmentKind::Fin | SegmentKind::Null | SegmentKind::Xmas | SegmentKind::Fragment => {
@@ -144,7 +151,7 @@ impl Detector for BalancedDetector {
     }
 
     fn evicted(&self) -> u64 {
-        self.rules.evicted() + self.handshakes.evicted()
+        self.rules.evicted()
     }
 
     fn is_waiting(&self) -> bool {

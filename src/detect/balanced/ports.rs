@@ -5,15 +5,21 @@
 
 use std::time::Duration;
 
-use crate::detect::balanced::thresholds::{
-    A_DAY, A_MINUTE, AN_HOUR, CONNECT_SCAN, Limit, PORTS_KEPT,
-};
+use crate::detect::balanced::thresholds::{A_DAY, A_MINUTE, Limit};
 use crate::types::{Attempt, Moment, Outcome, Port, Rule};
+
+/// As many ports as the longest rule needs.
+const KEPT: usize = A_DAY.more_than + 1;
+
+/// Tries of one port within this time are one try: a client tries all addresses of a host at once.
+const ONE_TRY: Duration = Duration::from_millis(500);
 
 /// The most recent distinct ports, in the order of their last attempts.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RecentPorts {
-    recent: [Attempt; PORTS_KEPT],
+    recent: [Attempt; KEPT],
+    /// How often each port was tried.
+    tries: [u8; KEPT],
     kept: u8,
 }
 
@@ -25,14 +31,17 @@ impl RecentPorts {
     /// Adds a port, or moves it to the end. Returns whether the port is new.
     pub fn add(&mut self, attempt: Attempt) -> bool {
         let known = self.attempts().iter().position(|known| known.port == attempt.port);
+        let mut tries = 1;
         if let Some(at) = known {
+            let before = self.recent[at];
             // A port that has failed once does not count as open.
-            let failed = self.recent[at].outcome != Outcome::Answered;
-            if attempt.outcome == Outcome::Answered && failed {
+            if attempt.outcome == Outcome::Answered && before.outcome != Outcome::Answered {
                 return false;
             }
+            let is_another_try = attempt.moment.is_past(before.moment, ONE_TRY);
+            tries = self.tries[at].saturating_add(is_another_try.into());
             self.remove_at(at);
-        } else if usize::from(self.kept) == PORTS_KEPT {
+        } else if usize::from(self.kept) == KEPT {
             // Connections to open ports do not evict failed ports.
             let open = self.recent.iter().position(|a| a.outcome == Outcome::Answered);
             if open.is_none() && attempt.outcome == Outcome::Answered {
@@ -43,64 +52,86 @@ impl RecentPorts {
         // A missing reply is known later than a refusal.
         let mut at = usize::from(self.kept);
         while at > 0 && self.recent[at - 1].moment > attempt.moment {
-            self.recent[at] = self.recent[at - 1];
+            (self.recent[at], self.tries[at]) = (self.recent[at - 1], self.tries[at - 1]);
             at -= 1;
         }
-        self.recent[at] = attempt;
+        (self.recent[at], self.tries[at]) = (attempt, tries);
         self.kept += 1;
         known.is_none()
     }
 
-    /// Removes a port that has replied after all.
-    pub fn undo(&mut self, port: Port) {
-        self.retain(|attempt| attempt.port != port);
+    /// Takes note that the source uses a port although it seems to fail.
+    pub fn excuse(&mut self, port: Port) {
+        let known = self.attempts().iter().position(|known| known.port == port);
+        if let Some(at) = known {
+            self.tries[at] = u8::MAX;
+        }
     }
 
-    pub fn retain(&mut self, keep: impl Fn(&Attempt) -> bool) {
-        for at in (0..usize::from(self.kept)).rev() {
-            if !keep(&self.recent[at]) {
-                self.remove_at(at);
-            }
+    /// Removes a port that has replied after all.
+    pub fn undo(&mut self, port: Port) {
+        let known = self.attempts().iter().position(|known| known.port == port);
+        if let Some(at) = known {
+            self.remove_at(at);
         }
     }
 
     fn remove_at(&mut self, at: usize) {
         self.recent.copy_within(at + 1..usize::from(self.kept), at);
+        self.tries.copy_within(at + 1..usize::from(self.kept), at);
         self.kept -= 1;
     }
 
-    /// How many ports were tried within a span before `now`, and how many of these failed.
-    pub fn within(&self, span: Duration, now: Moment) -> (usize, usize) {
-        let lie_within = self.attempts().iter().filter(|a| !now.is_past(a.moment, span));
-        lie_within.fold((0, 0), |(all, failed), attempt| {
-            (all + 1, failed + usize::from(attempt.outcome != Outcome::Answered))
-        })
+    /// The first of these limits that is exceeded by the failed ports that count, given how often each was
+    /// tried.
+    pub fn exceeded(
+        &self,
+        limits: &[Limit],
+        counts: impl Fn(&Attempt, u8) -> bool,
+    ) -> Option<Limit> {
+        let all = self.attempts().iter().zip(self.tries);
+        let failed = all.filter(|(attempt, tries)| {
+            attempt.outcome != Outcome::Answered && counts(attempt, *tries)
+        });
+        let moments = failed.map(|(attempt, _)| attempt.moment);
+        let latest = moments.clone().last()?;
+        let within = |span| moments.clone().filter(|moment| !latest.is_past(*moment, span)).count();
+        limits.iter().find(|limit| within(limit.within) > limit.more_than).copied()
     }
 
-    /// The limit for failed ports that is exceeded, with the shortest span first.
-    pub fn exceeded(&self, now: Moment) -> Option<Limit> {
-        let failed = |limit: &Limit| self.within(limit.within, now).1 > limit.more_than;
-        [A_MINUTE, AN_HOUR, A_DAY].into_iter().find(failed)
+    /// The attempts within a span before the latest one.
+    fn within(&self, span: Duration) -> impl Iterator<Item = &Attempt> {
+        let latest = self.latest();
+        self.attempts().iter().filter(move |attempt| !latest.is_past(attempt.moment, span))
+    }
+
+    fn latest(&self) -> Moment {
+        self.attempts().last().map_or(Moment::default(), |attempt| attempt.moment)
     }
 
     /// Whether this is a connect scan: too many ports failed or were connected to without data, and there are
     /// some of each kind.
-    pub fn is_connect_scan(&self, now: Moment) -> bool {
-        let (all, failed) = self.within(CONNECT_SCAN.within, now);
-        all > CONNECT_SCAN.more_than && (1..all).contains(&failed)
+    pub fn is_connect_scan(&self) -> bool {
+        let (mut all, mut failed) = (0, 0);
+        for attempt in self.within(A_MINUTE.within) {
+            all += 1;
+            failed += usize::from(attempt.outcome != Outcome::Answered);
+        }
+        all > A_MINUTE.more_than && (1..all).contains(&failed)
     }
 
     /// The attempts that exceed the limit of a rule.
-    pub fn evidence(&self, rule: Rule, limit: Limit, now: Moment) -> Vec<Attempt> {
+    pub fn evidence(&self, rule: Rule, limit: Limit) -> Vec<Attempt> {
         let only_failed = rule == Rule::FailedPorts;
-        let lie_within = self.attempts().iter().filter(|a| !now.is_past(a.moment, limit.within));
-        lie_within.filter(|a| !only_failed || a.outcome != Outcome::Answered).copied().collect()
+        let counted = |a: &&Attempt| !only_failed || a.outcome != Outcome::Answered;
+        self.within(limit.within).filter(counted).copied().collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::detect::balanced::thresholds::AN_HOUR;
     use proptest::prelude::*;
 
     fn at(seconds: u64) -> Moment {
@@ -109,6 +140,10 @@ mod tests {
 
     fn refused(port: u16, seconds: u64) -> Attempt {
         Attempt { outcome: Outcome::Refused, ..Attempt::at(Port(port), at(seconds)) }
+    }
+
+    fn exceeded(ports: &RecentPorts) -> Option<Duration> {
+        ports.exceeded(&[A_MINUTE, AN_HOUR, A_DAY], |_, _| true).map(|limit| limit.within)
     }
 
     /// The rules without any optimisation: they remember everything.
@@ -135,7 +170,7 @@ mod tests {
                 now += pause;
                 history.push((port, now));
                 ports.add(refused(port, now));
-                prop_assert_eq!(ports.exceeded(at(now)).is_some(), naive(&history, now));
+                prop_assert_eq!(exceeded(&ports).is_some(), naive(&history, now));
             }
         }
     }
@@ -153,8 +188,21 @@ mod tests {
             }
             ports.add(refused(number, 100 * u64::from(number) + 1));
         }
-        assert_eq!(ports.exceeded(at(302)).map(|limit| limit.within), None);
+        assert_eq!(exceeded(&ports), None);
         ports.add(refused(9, 400));
-        assert_eq!(ports.exceeded(at(400)).map(|limit| limit.within), Some(AN_HOUR.within));
+        assert_eq!(exceeded(&ports), Some(AN_HOUR.within));
+    }
+
+    #[test]
+    fn tries_count_if_they_are_apart() {
+        let mut ports = RecentPorts::default();
+        for seconds in [0, 0, 2, 4] {
+            ports.add(refused(1, seconds));
+        }
+        ports.add(refused(2, 4));
+        let limit = Limit { more_than: 0, within: A_MINUTE.within };
+        let tried =
+            |most| ports.exceeded(&[limit], |attempt, t| attempt.port == Port(1) && t <= most);
+        assert!(tried(2).is_none() && tried(3).is_some(), "{ports:?}");
     }
 }

@@ -3,93 +3,50 @@
 //! Pure. Owns everything that is remembered of sources and of open ports. Takes outcomes from
 //! [`super::handshake`] and never looks at segments. The numbers belong to [`super::thresholds`].
 
-#![expect(clippy::cast_possible_truncation, reason = "hashes are cut to the bits that are needed")]
-
 use std::collections::VecDeque;
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ipnet::IpNet;
 use tracing::trace;
 
-use crate::config::{DetectionConfig, Per};
+use crate::config::DetectionConfig;
 use crate::detect::balanced::Context;
-use crate::detect::balanced::connections::{Flow, Probe};
+use crate::detect::balanced::connections::{Flow, Probe, UNSPECIFIED};
 use crate::detect::balanced::credit::Credits;
 use crate::detect::balanced::distributed::ReportOnly;
 use crate::detect::balanced::first_failure::{Failure, FirstFailures};
 use crate::detect::balanced::hash::Hashes;
-use crate::detect::balanced::hosts::RecentHosts;
-use crate::detect::balanced::open_ports::{OwnPorts, RecentlySeen};
-use crate::detect::balanced::ports::RecentPorts;
+use crate::detect::balanced::known::{OwnPorts, RecentlySeen, UsedPorts};
+use crate::detect::balanced::record::{Circumstances, Record, Verdict};
+use crate::detect::balanced::sweeps::Sweeps;
 use crate::detect::balanced::thresholds::{
-    A_MINUTE, AN_HOUR, CONNECT_SCAN, CONNECT_SCAN_CHECKS, CONNECT_SCAN_DELAY, Limit, MANY_PORTS,
-    MANY_SOURCES, OUT_OF_STATE, SWEEP,
+    A_MINUTE, CHECKS, JUDGED_AFTER, Limit, MANY_PORTS, MANY_SOURCES, OUT_OF_STATE, SWEEP,
+    SYSTEM_PORTS_BELOW,
 };
-use crate::detect::classic::ClassicDetector;
 use crate::detect::decoys::Decoys;
-use crate::detect::effort::Effort;
 use crate::detect::key::Key;
 use crate::detect::ongoing::OngoingScans;
 use crate::detect::table::Table;
-use crate::detect::{Detector, unit_of};
+use crate::detect::traps::Traps;
+use crate::detect::unit_of;
 use crate::types::{
-    Attempt, Moment, Outcome, Port, PortSet, Rule, Scan, ScanKind, Segment, SegmentKind, Summary,
-    overlap,
+    Attempt, Host, Moment, Outcome, Port, PortSet, Rule, Scan, ScanKind, Segment, Summary, overlap,
 };
 
-/// Connections within this time are one health check, even if the service has several connections.
-const ONE_CHECK: Duration = Duration::from_secs(1);
+/// How many first failures are remembered for each source of the configuration: at the default, a scanner with
+/// one probe a second is in three of four cases still there after 300,000 forged probes.
+const FIRST_PORTS_PER_SOURCE: usize = 8;
 
 /// For so many sources that fail on several ports there is room for one that sweeps, and for one that sends
 /// out-of-state segments, because there are fewer of these.
 const SHARE_OF_OTHERS: usize = 16;
 
-/// What is remembered of a source that has failed on several ports of a host.
-#[derive(Default)]
-struct Record {
-    ports: RecentPorts,
-    failures: u64,
-    stealthy: bool,
-    latest: Moment,
-    reported: Option<Moment>,
-    effort: Effort,
-    /// The last open port to which the source connected without data.
-    idle_connect: Option<Attempt>,
-    /// When the source repeated that connection, as load balancers do.
-    repeated_connect: Option<Moment>,
-    /// A check for a connect scan is scheduled.
-    awaits_check: bool,
-}
+/// The port on which an FTP server accepts sessions, and the port from which it opens connections for data.
+const FTP: Port = Port(21);
+const FTP_DATA: Port = Port(20);
 
-impl Record {
-    fn new(now: Moment) -> Self {
-        Self { latest: now, ..Self::default() }
-    }
-
-    /// Adds a failure or a connection without data. Returns whether the port is new.
-    fn add(&mut self, attempt: Attempt, now: Moment) -> bool {
-        self.failures += 1;
-        match self.idle_connect {
-            _ if attempt.outcome != Outcome::Answered => {}
-            Some(first) if !now.is_past(first.moment, CONNECT_SCAN.within) => {
-                if first.port == attempt.port && now.is_past(first.moment, ONE_CHECK) {
-                    self.repeated_connect = Some(now);
-                }
-            }
-            _ => self.idle_connect = Some(attempt),
-        }
-        self.ports.add(attempt)
-    }
-}
-
-/// A source and a port that it tries on several hosts.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct SweepKey {
-    source: IpNet,
-    port: Port,
-}
+/// Stands for a host as a whole among its ports. No port has this number.
+const ANY_PORT: Port = Port(0);
 
 /// Where a failure at a port was recorded.
 enum Recorded {
@@ -112,22 +69,22 @@ pub struct Rules {
     credits: Credits,
     /// Failures that were excused.
     excused: RecentlySeen,
-    /// When to check a source for a connect scan, in order.
+    /// When to judge a source that had its time, in order.
     checks: VecDeque<(Moment, Flow)>,
-    /// The first failed host of each source and port.
-    first_hosts: FirstFailures,
-    sweeps: Table<SweepKey, RecentHosts>,
+    sweeps: Sweeps,
     out_of_state: Table<Key, Record>,
     report_only: ReportOnly,
-    /// Ports that have replied.
+    /// Ports that were used, and hosts that have replied.
     open: RecentlySeen,
+    used: UsedPorts,
     own: OwnPorts,
     /// At least one probe was for another host than this one.
     sees_others: bool,
-    /// Judges probes while replies are not visible.
-    classic: ClassicDetector,
+    /// No reply is visible.
+    blind: bool,
     ongoing: OngoingScans,
     decoys: Decoys,
+    traps: Traps,
     /// Scans that were found and not taken yet.
     scans: Vec<Scan>,
     evicted: u64,
@@ -138,21 +95,22 @@ impl Rules {
         let sources = rule.max_sources.get();
         Self {
             hashes: Hashes::new(),
-            first_ports: FirstFailures::new(sources * 2),
+            first_ports: FirstFailures::new(sources * FIRST_PORTS_PER_SOURCE),
             records: Table::new(sources),
             credits: Credits::new(),
             excused: RecentlySeen::new(),
-            checks: VecDeque::with_capacity(CONNECT_SCAN_CHECKS),
-            first_hosts: FirstFailures::new(sources),
-            sweeps: Table::new(sources / SHARE_OF_OTHERS),
+            checks: VecDeque::with_capacity(CHECKS),
+            sweeps: Sweeps::new(sources, sources / SHARE_OF_OTHERS),
             out_of_state: Table::new(sources / SHARE_OF_OTHERS),
             report_only: ReportOnly::new(),
             open: RecentlySeen::new(),
+            used: UsedPorts::new(),
             own: OwnPorts::default(),
             sees_others: false,
-            classic: ClassicDetector::new(per_host(&rule)),
+            blind: false,
             ongoing: OngoingScans::new(),
             decoys: Decoys::new(),
+            traps: Traps::new(&rule),
             scans: Vec::new(),
             evicted: 0,
             rule,
@@ -164,7 +122,7 @@ impl Rules {
         let identity = |rule: &DetectionConfig| (rule.max_sources, rule.ipv6_prefix);
         let kept = identity(&rule) == identity(&self.rule);
         if kept {
-            self.classic.reconfigure(per_host(&rule));
+            self.traps.reconfigure(&rule);
             self.rule = rule;
         } else {
             let own = std::mem::take(&mut self.own);
@@ -192,8 +150,13 @@ impl Rules {
         let own = context.host.owns(flow.server);
         self.sees_others |= !own;
         let closed =
-            own && self.own.is_closed(flow.port, context.now) && !self.has_replied(flow, context);
+            own && self.own.is_closed(flow.port, context.now) && !self.is_known_open(flow, context);
         (self.pair_of(flow, context), closed)
+    }
+
+    /// Reports a probe of a trap port.
+    pub fn trap(&mut self, segment: &Segment, host: &Host) {
+        self.scans.extend(self.traps.consider(segment, &self.rule, host));
     }
 
     /// Takes note of a segment that no honest client sends.
@@ -207,10 +170,37 @@ impl Rules {
         self.failed(&probe, Outcome::Unknown, false, context);
     }
 
-    /// Takes note of a port that has replied.
-    pub fn port_is_open(&mut self, flow: &Flow, context: Context<'_>) {
-        let hash = self.hashes.of_port(flow.server_key(context.host), flow.port);
-        self.open.note(hash, context.now);
+    /// Takes note whether replies are visible.
+    pub fn set_blind(&mut self, blind: bool) {
+        self.blind = blind;
+    }
+
+    /// Takes note of a SYN to an FTP server, given the hardware address that has sent it.
+    pub fn note_ftp(&mut self, flow: &Flow, sender: u16, context: Context<'_>) {
+        if flow.port == FTP && context.host.owns(flow.client) {
+            let session = self.hashes.of_pair(&flow.client.into(), flow.server);
+            self.used.note(session, context.now);
+            self.used.note(Hashes::with(session, sender.into()), context.now);
+        }
+    }
+
+    /// Whether a SYN opens the data connection of an FTP session (RFC 959, 3.2). The server connects to a port
+    /// that its client has told it, and a firewall of the client may drop that.
+    pub fn is_ftp_data(&mut self, flow: &Flow, sender: u16, context: Context<'_>) -> bool {
+        if flow.client_port != FTP_DATA || flow.port.0 < SYSTEM_PORTS_BELOW {
+            return false;
+        }
+        if context.host.owns(flow.server) {
+            let session = self.hashes.of_pair(&flow.server.into(), flow.client);
+            // A session that came from the side of the server is forged.
+            let forged = Hashes::with(session, sender.into());
+            return self.used.renew(session, context.now)
+                && (sender == 0 || !self.used.renew(forged, context.now));
+        }
+        let session =
+            Flow { client: flow.server, server: flow.client, client_port: flow.port, port: FTP };
+        let pair = self.pair_of(&session, context);
+        self.used.renew(Hashes::with(pair, FTP.0.into()), context.now)
     }
 
     /// Takes note that another host replies for a port of this host.
@@ -220,13 +210,16 @@ impl Rules {
 
     /// The server has replied, perhaps after the probe had counted as unanswered.
     pub fn answered(&mut self, probe: &Probe, timed_out: bool, context: Context<'_>) {
-        self.port_is_open(&probe.flow, context);
+        let host = probe.flow.server_key(context.host);
+        self.open.note(self.hashes.of_port(host, ANY_PORT), context.now);
         // Credit is given at once. Otherwise a busy network would fail before its first connections end.
         if !probe.crafted {
             self.credits.earn(probe.pair, context.now);
         }
         if timed_out {
-            self.undo_failure(probe, context);
+            self.undo_port(probe, context);
+            let source = self.source_of(&probe.flow, context);
+            self.sweeps.undo(source, probe, &self.hashes);
         }
     }
 
@@ -235,11 +228,13 @@ impl Rules {
         if probe.crafted {
             self.credits.earn(probe.pair, context.now);
         }
-        let (key, hash) = self.sweep_of(&probe.flow, context);
-        let server = self.hash_of_host(probe.flow.server);
-        if let Some(sweep) = self.sweeps.peek(hash, &key) {
-            sweep.earn(server, context.now);
-        }
+        self.used.note(Hashes::with(probe.pair, probe.flow.port.0.into()), context.now);
+        let host = probe.flow.server_key(context.host);
+        self.open.note(self.hashes.of_port(host, probe.flow.port), context.now);
+        // What has failed so far was not there yet.
+        self.undo_port(probe, context);
+        let source = self.source_of(&probe.flow, context);
+        self.sweeps.succeeded(source, probe, context.now, &self.hashes);
     }
 
     /// The client has abandoned the connection after the reply.
@@ -250,10 +245,21 @@ impl Rules {
         self.failed(probe, outcome, false, context);
     }
 
-    /// The client has closed the connection without data.
+    /// The client has closed the connection without data, which shows that the port is open.
     pub fn closed_without_data(&mut self, probe: &Probe, context: Context<'_>) {
-        self.credits.without_data(probe.pair, probe.flow.port);
+        if !probe.crafted {
+            self.credits.undo(probe.pair);
+        }
         self.idle_connect(probe, context);
+    }
+
+    /// The client goes on with a connection although no reply was seen: that port is open.
+    pub fn reply_not_seen(&mut self, flow: &Flow, context: Context<'_>) {
+        let (key, pair) = (self.key(flow, context), self.pair_of(flow, context));
+        self.first_ports.excuse(pair, flow.port.0.into());
+        if let Some(record) = self.records.peek(pair, &key) {
+            record.ports.excuse(flow.port);
+        }
     }
 
     /// A port has replied and was not used, or is a system port. No client uses many of either.
@@ -269,13 +275,27 @@ impl Rules {
     /// A probe has failed, or has only looked whether a port is open. `cut_off`: no source receives replies any
     /// more.
     pub fn failed(&mut self, probe: &Probe, outcome: Outcome, cut_off: bool, context: Context<'_>) {
-        if is_silent(outcome) && self.is_known_open(&probe.flow, context) {
-            log_failure(probe, outcome, "failure excused: the port was open recently");
-            return;
+        let (flow, now) = (&probe.flow, context.now);
+        if is_silent(outcome) {
+            if self.used.renew(Hashes::with(probe.pair, flow.port.0.into()), now) {
+                log_failure(probe, outcome, "failure excused: the source has used the port");
+                return;
+            }
+            let has_stopped =
+                context.host.owns(flow.server) && self.own.has_stopped(flow.port, now);
+            if has_stopped || outcome == Outcome::Refused && self.is_known_open(flow, context) {
+                log_failure(probe, outcome, "failure excused: the port was open recently");
+                return;
+            }
         }
         self.failed_on_port(probe, outcome, context);
+        let is_excused = !probe.crafted
+            && (cut_off || outcome == Outcome::Unanswered && self.blind)
+            || is_silent(outcome) && self.is_known_open(flow, context);
         // If this host is the only one, no source sweeps.
-        if !cut_off && (self.sees_others || context.host.has_more_addresses_than(SWEEP.more_than)) {
+        if !is_excused
+            && (self.sees_others || context.host.has_more_addresses_than(SWEEP.more_than))
+        {
             self.failed_on_host(probe, outcome, context);
         }
     }
@@ -301,7 +321,8 @@ impl Rules {
         let failure = Failure {
             at: attempt.port.0.into(),
             outcome: attempt.outcome,
-            crafted: stealthy,
+            crafted: stealthy || probe.crafted,
+            excused: false,
             moment: attempt.moment,
         };
         let first = self.first_ports.known(pair);
@@ -312,11 +333,7 @@ impl Rules {
         let key = self.key(&probe.flow, context);
         let record = if first.is_none() { self.records.get(pair, &key) } else { None };
         let known = record.map(|record| {
-            // A source that was silent for an hour starts over.
-            if now.is_past(record.latest, AN_HOUR.within) {
-                (record.stealthy, record.reported) = (false, None);
-            }
-            record.latest = now;
+            record.touch(now);
             record.ports.attempts().iter().any(|known| known.port == attempt.port)
         });
         let is_another_port = first.is_some() || known == Some(false);
@@ -328,8 +345,11 @@ impl Rules {
             let Some(first) = self.first_ports.note(pair, failure) else { return Recorded::First };
             let mut record = Record::new(now);
             let port = Port(u16::try_from(first.at).unwrap_or(0));
-            record.stealthy = first.crafted;
-            record.add(Attempt { port, moment: first.moment, outcome: first.outcome }, now);
+            let attempt = Attempt { port, moment: first.moment, outcome: first.outcome };
+            record.add(attempt, first.crafted);
+            if first.excused {
+                record.ports.excuse(port);
+            }
             if let Some(evicted) = self.records.insert(pair, key, record) {
                 self.evicted += u64::from(!now.is_past(evicted.latest, A_MINUTE.within));
             }
@@ -337,13 +357,12 @@ impl Rules {
         Recorded::Again
     }
 
-    /// Adds a failure to the record of its source, and checks the rules about ports.
+    /// Adds a failure to the record of its source, and judges the source.
     fn check_ports(&mut self, probe: &Probe, attempt: Attempt, context: Context<'_>) {
         let (now, flow) = (context.now, &probe.flow);
         let key = self.key(flow, context);
         let Some(record) = self.records.peek(probe.pair, &key) else { return };
-        record.stealthy |= attempt.outcome == Outcome::Unknown;
-        let is_new = record.add(attempt, now);
+        let is_new = record.add(attempt, probe.crafted);
         let reported = record.reported;
         if reported.is_some() {
             self.ongoing.add_probe(&key, attempt.port, now);
@@ -354,30 +373,44 @@ impl Rules {
         if !has_doubled && reported.is_some_and(|past| !now.is_past(past, A_MINUTE.within)) {
             return;
         }
-        if record.ports.exceeded(now).is_some() {
-            // Some of the ports may have replied to another source since.
-            let server = flow.server_key(context.host);
-            let open = |port| self.open.knows(self.hashes.of_port(server, port), now);
-            record.ports.retain(|attempt| !(is_silent(attempt.outcome) && open(attempt.port)));
-        }
-        if let Some(limit) = record.ports.exceeded(now) {
-            self.report_ports(flow, key, (Rule::FailedPorts, limit), now, context);
-            return;
-        }
-        if has_doubled && record.ports.is_connect_scan(now) {
-            self.report_ports(flow, key, (Rule::ConnectScan, CONNECT_SCAN), now, context);
-            return;
-        }
-        if record.ports.is_connect_scan(now) && !record.awaits_check {
-            record.awaits_check = true;
-            if self.checks.len() < CONNECT_SCAN_CHECKS {
-                self.checks.push_back((now + CONNECT_SCAN_DELAY, *flow));
-            } else {
-                self.check_connect_scan(flow, context);
-            }
-        }
-        if reported.is_none() {
+        if !self.judge(flow, has_doubled, context) && reported.is_none() {
             self.check_distributed(probe, attempt, context);
+        }
+    }
+
+    /// Judges a source by its record, now or later. Returns whether it is a scanner.
+    fn judge(&mut self, flow: &Flow, has_waited: bool, context: Context<'_>) -> bool {
+        let now = context.now;
+        let (key, pair) = (self.key(flow, context), self.pair_of(flow, context));
+        let server = flow.server_key(context.host);
+        let Some(record) = self.records.peek(pair, &key) else { return false };
+        let (open, hashes) = (&self.open, &self.hashes);
+        let host_replied = open.last(hashes.of_port(server, ANY_PORT), now);
+        let known = Circumstances {
+            // A port that is open for others. If the host has replied to others since, it does not reply to
+            // this source.
+            is_doubtful: |attempt: &Attempt| {
+                let host_is_up = host_replied.is_some_and(|replied| replied >= attempt.moment);
+                is_silent(attempt.outcome)
+                    && !(attempt.outcome == Outcome::Unanswered && host_is_up)
+                    && open.knows(hashes.of_port(server, attempt.port), now)
+            },
+            blind: self.blind,
+            is_client: self.credits.uses(pair, now),
+            has_waited: has_waited || self.checks.len() >= CHECKS,
+        };
+        match record.judge(&known) {
+            Verdict::Scan(rule, limit) => {
+                self.report_ports(flow, key, (rule, limit), context);
+                true
+            }
+            Verdict::Later => {
+                if !std::mem::replace(&mut record.awaits_verdict, true) {
+                    self.checks.push_back((now + JUDGED_AFTER, *flow));
+                }
+                false
+            }
+            Verdict::Nothing => false,
         }
     }
 
@@ -392,50 +425,30 @@ impl Rules {
         excuses
     }
 
-    /// When the next check for a connect scan is due.
+    /// When the next source had its time.
     pub fn next_check(&self) -> Option<Moment> {
         self.checks.front().map(|(due, _)| *due)
     }
 
-    /// Runs the next check for a connect scan.
+    /// Judges the next source that had its time.
     pub fn run_check(&mut self, context: Context<'_>) {
-        if let Some((_, flow)) = self.checks.pop_front() {
-            self.check_connect_scan(&flow, context);
-        }
-    }
-
-    /// Reports a connect scan, unless the source has meanwhile repeated its connections as a load balancer does.
-    fn check_connect_scan(&mut self, flow: &Flow, context: Context<'_>) {
-        let now = context.now;
-        let (key, pair) = (self.key(flow, context), self.pair_of(flow, context));
+        let Some((_, flow)) = self.checks.pop_front() else { return };
+        let (key, pair) = (self.key(&flow, context), self.pair_of(&flow, context));
         let Some(record) = self.records.peek(pair, &key) else { return };
-        record.awaits_check = false;
-        let recent = |moment: Option<Moment>| {
-            moment.is_some_and(|moment| !now.is_past(moment, CONNECT_SCAN.within))
-        };
-        if recent(record.repeated_connect) || recent(record.reported) {
-            return;
-        }
-        let then = now.before(CONNECT_SCAN_DELAY);
-        if record.ports.is_connect_scan(then) {
-            self.report_ports(flow, key, (Rule::ConnectScan, CONNECT_SCAN), then, context);
+        record.awaits_verdict = false;
+        let recently = |past| !context.now.is_past(past, A_MINUTE.within);
+        if !record.reported.is_some_and(recently) {
+            self.judge(&flow, true, context);
         }
     }
 
-    /// Reports a source that has exceeded a rule about ports, as its record was at `then`.
-    fn report_ports(
-        &mut self,
-        flow: &Flow,
-        key: Key,
-        rule: (Rule, Limit),
-        then: Moment,
-        context: Context<'_>,
-    ) {
+    /// Reports a source that has exceeded a rule about ports.
+    fn report_ports(&mut self, flow: &Flow, key: Key, rule: (Rule, Limit), context: Context<'_>) {
         let now = context.now;
         let pair = self.pair_of(flow, context);
         let Some(record) = self.records.peek(pair, &key) else { return };
         let continued = record.reported.replace(now).is_some();
-        let attempts = record.ports.evidence(rule.0, rule.1, then);
+        let attempts = record.ports.evidence(rule.0, rule.1);
         let (probes, stealthy) = (record.failures, record.stealthy);
         let mut others = Vec::new();
         if !continued {
@@ -450,56 +463,20 @@ impl Rules {
     }
 
     /// A probe has failed: counts the host for the sweep rules.
-    pub fn failed_on_host(&mut self, probe: &Probe, outcome: Outcome, context: Context<'_>) {
-        let (now, flow) = (context.now, &probe.flow);
-        let (key, hash) = self.sweep_of(flow, context);
-        let server = self.hash_of_host(flow.server);
-        let failed = |outcome| outcome != Outcome::Answered;
-        let failure = Failure { at: server, outcome, crafted: probe.crafted, moment: now };
-        if self.first_hosts.known(hash) == Some(server) {
-            self.first_hosts.note(hash, failure);
-            return;
-        }
-        if self.sweeps.get(hash, &key).is_none() {
-            let Some(first) = self.first_hosts.note(hash, failure) else { return };
-            let mut sweep = RecentHosts::new(first.moment);
-            sweep.add(first.at, failed(first.outcome), first.crafted, first.moment);
-            self.sweeps.insert(hash, key, sweep);
-        }
-        let Some(sweep) = self.sweeps.peek(hash, &key) else { return };
-        if failed(outcome) && !probe.crafted && !sweep.knows(server) {
-            // A client that receives no reply retries for minutes.
-            let failure = Hashes::with(hash, server);
-            if self.excused.knows(failure, now) || sweep.excuses(now) {
-                self.excused.note(failure, now);
-                log_failure(
-                    probe,
-                    outcome,
-                    "failed host excused: offset by successful connections",
-                );
-                return;
-            }
-        }
-        let is_new = !sweep.knows(server);
-        let exceeded = sweep.add(server, failed(outcome), probe.crafted, now);
-        log_failure(probe, outcome, "failed host counted");
-        let Some(limit) = exceeded else { return };
-        let reported = sweep.reported();
-        let has_doubled = reported.is_some() && is_new && sweep.effort().add();
-        if !has_doubled && reported.is_some_and(|past| !now.is_past(past, SWEEP.within)) {
-            return;
-        }
-        sweep.set_reported(Some(now));
-        if reported.is_none() {
-            sweep.effort().begin(limit.more_than + 1, false);
-        }
-        let tried = sweep.effort().tried();
+    fn failed_on_host(&mut self, probe: &Probe, outcome: Outcome, context: Context<'_>) {
+        let flow = &probe.flow;
+        let source = self.source_of(flow, context);
+        let (found, excused) =
+            self.sweeps.failed(source, probe, outcome, context.now, &self.hashes);
+        let offset = "failed host excused: offset by successful connections";
+        log_failure(probe, outcome, if excused { offset } else { "failed host counted" });
+        let Some(sweep) = found else { return };
         // The first attempt stands for all of them.
-        let first = Attempt { port: flow.port, moment: sweep.first(), outcome };
-        let rule = (Rule::FailedHosts, limit);
-        let scan = self.scan(flow, ScanKind::Sweep, rule, vec![first], context);
-        let (probes, continued) = (tried.into(), reported.is_some());
-        self.scans.push(Scan { probes, tried, continued, ..scan });
+        let first = Attempt { port: flow.port, moment: sweep.first, outcome };
+        let rule = if probe.crafted { Rule::FailedTargets } else { Rule::FailedHosts };
+        let scan = self.scan(flow, ScanKind::Sweep, (rule, sweep.limit), vec![first], context);
+        let (tried, continued) = (sweep.tried, sweep.continued);
+        self.scans.push(Scan { probes: tried.into(), tried, continued, ..scan });
     }
 
     /// A port has refused a segment that belongs to no connection.
@@ -509,13 +486,17 @@ impl Rules {
         }
         let now = context.now;
         let (key, pair) = (self.key(flow, context), self.pair_of(flow, context));
+        if self.used.renew(Hashes::with(pair, flow.port.0.into()), now) {
+            // The host has forgotten a connection.
+            return;
+        }
         if self.out_of_state.get(pair, &key).is_none() {
             self.out_of_state.insert(pair, key, Record::new(now));
         }
         let Some(record) = self.out_of_state.peek(pair, &key) else { return };
         let attempt = Attempt { port: flow.port, moment: now, outcome: Outcome::Refused };
-        let is_new = record.add(attempt, now);
-        let too_many = record.ports.within(OUT_OF_STATE.within, now).0 > OUT_OF_STATE.more_than;
+        let is_new = record.add(attempt, true);
+        let too_many = record.ports.exceeded(&[OUT_OF_STATE], |_, _| true).is_some();
         let reported = record.reported;
         let has_doubled = reported.is_some() && is_new && record.effort.add();
         let is_due = reported.is_none_or(|past| now.is_past(past, OUT_OF_STATE.within));
@@ -523,7 +504,7 @@ impl Rules {
             return;
         }
         record.reported = Some(now);
-        let attempts = record.ports.evidence(Rule::OutOfState, OUT_OF_STATE, now);
+        let attempts = record.ports.evidence(Rule::OutOfState, OUT_OF_STATE);
         if reported.is_none() {
             record.effort.begin(attempts.len(), false);
         }
@@ -546,51 +527,19 @@ impl Rules {
         }
     }
 
-    /// Undoes a failure, because the server has replied after all.
-    fn undo_failure(&mut self, probe: &Probe, context: Context<'_>) {
-        let flow = &probe.flow;
-        let key = self.key(flow, context);
-        self.first_ports.undo(probe.pair, flow.port.0.into());
-        if let Some(record) = self.records.peek(probe.pair, &key) {
-            record.ports.undo(flow.port);
-        }
-        let (key, hash) = self.sweep_of(flow, context);
-        let server = self.hash_of_host(flow.server);
-        self.first_hosts.undo(hash, server);
-        if let Some(sweep) = self.sweeps.peek(hash, &key) {
-            sweep.undo(server);
+    /// Undoes a failure at a port, because the server has replied after all.
+    fn undo_port(&mut self, probe: &Probe, context: Context<'_>) {
+        let (key, port) = (self.key(&probe.flow, context), probe.flow.port);
+        self.first_ports.undo(probe.pair, port.0.into());
+        for records in [&mut self.records, &mut self.out_of_state] {
+            if let Some(record) = records.peek(probe.pair, &key) {
+                record.ports.undo(port);
+            }
         }
     }
 
-    /// Applies the classic rule to a probe, unless its port has replied while replies were visible: when a
-    /// host goes down, all its clients keep trying.
-    pub fn apply_classic(&mut self, flow: &Flow, context: Context<'_>) {
-        if self.is_known_open(flow, context) {
-            return;
-        }
-        let probe = Segment {
-            moment: context.now,
-            source: flow.client,
-            destination: flow.server,
-            source_port: flow.client_port,
-            port: flow.port,
-            kind: SegmentKind::Syn,
-            sequence: 0,
-            acknowledged: 0,
-            crafted: false,
-        };
-        let scan = self.classic.observe_one(&probe, context.host);
-        self.scans.extend(scan);
-    }
-
-    /// Whether a port has replied, or a service has listened on it, recently.
-    fn is_known_open(&mut self, flow: &Flow, context: Context<'_>) -> bool {
-        let own = context.host.owns(flow.server);
-        self.has_replied(flow, context) || own && self.own.has_stopped(flow.port, context.now)
-    }
-
-    /// Whether a port has replied recently.
-    fn has_replied(&self, flow: &Flow, context: Context<'_>) -> bool {
+    /// Whether a port was used recently.
+    fn is_known_open(&self, flow: &Flow, context: Context<'_>) -> bool {
         let hash = self.hashes.of_port(flow.server_key(context.host), flow.port);
         self.open.knows(hash, context.now)
     }
@@ -600,74 +549,58 @@ impl Rules {
     }
 
     pub fn sum_up(&mut self, now: Moment) -> (Vec<Summary>, u64) {
-        let (mut summaries, dropped) = self.ongoing.sum_up(now);
-        let (of_classic, more) = self.classic.sum_up(now);
-        summaries.extend(of_classic);
-        (summaries, dropped + more)
+        self.ongoing.sum_up(now)
     }
 
     pub fn forget(&mut self, network: IpNet) {
         let within = |source: &IpNet| overlap(source, &network);
         self.records.remove_where(|key| within(&key.source));
         self.out_of_state.remove_where(|key| within(&key.source));
-        self.sweeps.remove_where(|key| within(&key.source));
+        self.sweeps.forget(within);
+        self.traps.forget(network);
         self.ongoing.forget(network);
-        self.classic.forget(network);
     }
 
     /// Has the next failure of the source of a scan return it again.
     pub fn not_delivered(&mut self, scan: &Scan) {
-        let key = Key { source: scan.source, destination: Some(scan.destination) };
-        let hash = self.hashes.of_pair(&scan.source, scan.destination);
-        let records = [self.records.peek(hash, &key), self.out_of_state.peek(hash, &key)];
-        for record in records.into_iter().flatten() {
-            if scan.continued {
-                record.effort.retry();
-            } else {
-                record.reported = None;
+        self.traps.not_delivered(scan);
+        // The host is this one, or another one.
+        for host in [None, Some(scan.destination)] {
+            let key = Key { source: scan.source, destination: host };
+            let hash = self.hashes.of_pair(&scan.source, host.unwrap_or(UNSPECIFIED));
+            let records = [self.records.peek(hash, &key), self.out_of_state.peek(hash, &key)];
+            for record in records.into_iter().flatten() {
+                if scan.continued {
+                    record.effort.retry();
+                } else {
+                    record.reported = None;
+                }
             }
         }
         let port = scan.attempts.first().map_or(Port(0), |attempt| attempt.port);
-        let hash = self.hashes.of_sweep(&scan.source, port);
-        if let Some(sweep) = self.sweeps.peek(hash, &SweepKey { source: scan.source, port }) {
-            if scan.continued {
-                sweep.effort().retry();
-            } else {
-                sweep.set_reported(None);
-            }
-        }
-        self.classic.not_delivered(scan);
+        self.sweeps.not_delivered(scan.source, port, scan.continued, &self.hashes);
     }
 
     pub fn sources(&self) -> usize {
-        self.records.len() + self.classic.sources()
+        self.records.len()
     }
 
     pub fn evicted(&self) -> u64 {
-        self.evicted + self.classic.evicted()
-    }
-
-    /// The identity of a host within a sweep.
-    fn hash_of_host(&self, host: IpAddr) -> u32 {
-        self.hashes.of_host(host) as u32
+        self.evicted
     }
 
     fn source_of(&self, flow: &Flow, context: Context<'_>) -> IpNet {
         unit_of(&self.rule, flow.client, context.host)
     }
 
+    /// All addresses of this host count as one host.
     fn key(&self, flow: &Flow, context: Context<'_>) -> Key {
-        Key { source: self.source_of(flow, context), destination: Some(flow.server) }
+        let destination = (!context.host.owns(flow.server)).then_some(flow.server);
+        Key { source: self.source_of(flow, context), destination }
     }
 
     fn pair_of(&self, flow: &Flow, context: Context<'_>) -> u64 {
-        self.hashes.of_pair(&self.source_of(flow, context), flow.server)
-    }
-
-    /// The key of a sweep and its hash.
-    fn sweep_of(&self, flow: &Flow, context: Context<'_>) -> (SweepKey, u64) {
-        let key = SweepKey { source: self.source_of(flow, context), port: flow.port };
-        (key, self.hashes.of_sweep(&key.source, key.port))
+        self.hashes.of_pair(&self.source_of(flow, context), flow.server_key(context.host))
     }
 
     fn scan(
@@ -700,12 +633,6 @@ impl Rules {
 /// Whether no service has replied.
 fn is_silent(outcome: Outcome) -> bool {
     matches!(outcome, Outcome::Refused | Outcome::Unanswered)
-}
-
-/// The classic rule, but with the ports of each host counted separately, as the balanced rules do: a client of
-/// many servers is no scanner.
-fn per_host(rule: &DetectionConfig) -> DetectionConfig {
-    DetectionConfig { per: Per::Pair, ..rule.clone() }
 }
 
 /// Logs whether a failure counts. Costs an atomic load while the level is off.

@@ -1,12 +1,10 @@
 //! Whether replies are visible to the capture.
 //!
-//! Pure. A mirror port may show one direction only, and an asymmetric route hides some of the replies. Then
-//! silence means nothing. Owns the evidence for that. While replies are visible, a single source cannot feign
-//! that they are not.
+//! Pure. A mirror port may show one direction only. Then silence means nothing, no reply at all is visible, and
+//! connections go on nevertheless. A sender of forged segments can feign such a connection, but it cannot
+//! prevent that the replies to others are seen.
 
-use crate::detect::balanced::thresholds::{
-    CUT_OFF_SOURCES, UNANSWERED_IN_A_ROW, UNANSWERED_SOURCES, UNSEEN_FOR, UNSEEN_SOURCES,
-};
+use crate::detect::balanced::thresholds::{CUT_OFF_SOURCES, KNOWN_OPEN_FOR};
 use crate::types::Moment;
 
 /// What the capture shows of replies.
@@ -14,33 +12,18 @@ use crate::types::Moment;
 pub struct Visibility {
     /// When a reply was last seen.
     answered: Option<Moment>,
-    /// Probes without a reply since the last reply.
-    unanswered: u32,
-    /// A bit for each source of these probes.
-    sources: u64,
-    /// A bit for each source of these probes whose SYNs are not crafted.
-    ordinary: u64,
-    /// A bit for each source whose connections continued although no reply was seen ...
-    unseen: u64,
-    /// ... since this moment.
-    since: Moment,
-    /// No reply is visible.
-    blind: bool,
-    /// When it was last evident that some replies are not visible.
-    partly: Option<Moment>,
+    /// A bit for each source without a reply since then whose SYNs are not crafted.
+    unanswered: u64,
+    /// A connection has continued although no reply was seen.
+    continued: bool,
     /// Replies were missing at least once.
     ever: bool,
 }
 
 impl Visibility {
-    /// Whether no reply is visible, so that silence means nothing.
-    pub fn is_blind(&self) -> bool {
-        self.blind
-    }
-
-    /// Whether some or all replies are not visible, so that silence means little.
+    /// Whether no reply is visible although there must be some, so that silence means nothing.
     pub fn is_one_sided(&self) -> bool {
-        self.blind || self.partly.is_some()
+        self.continued
     }
 
     /// Whether replies were ever missing.
@@ -52,49 +35,26 @@ impl Visibility {
     /// either: a line is down.
     pub fn is_cut_off(&self, then: Moment) -> bool {
         self.answered.is_some_and(|answered| answered < then)
-            && many(self.ordinary, CUT_OFF_SOURCES)
+            && self.unanswered.count_ones() >= CUT_OFF_SOURCES
     }
 
     /// Takes note of a reply.
     pub fn answered(&mut self, now: Moment) {
-        (self.unanswered, self.sources, self.ordinary) = (0, 0, 0);
-        (self.answered, self.blind) = (Some(now), false);
-        self.partly = self.partly.filter(|shown| !now.is_past(*shown, UNSEEN_FOR));
+        *self = Self { answered: Some(now), ever: self.ever, ..Self::default() };
     }
 
     /// Takes note of a probe without a reply, given the hash of its source. A reply since then shows that
     /// replies were visible while the probe waited.
-    pub fn unanswered(&mut self, source: u64, then: Moment, crafted: bool) {
-        if self.answered.is_some_and(|answered| answered >= then) {
-            return;
+    pub fn unanswered(&mut self, source: u64, then: Moment) {
+        if self.answered.is_none_or(|answered| answered < then) {
+            self.unanswered |= 1 << (source & 63);
         }
-        self.unanswered = self.unanswered.saturating_add(1);
-        self.sources |= bit(source);
-        self.ordinary |= if crafted { 0 } else { bit(source) };
-        self.blind |=
-            self.unanswered >= UNANSWERED_IN_A_ROW && many(self.sources, UNANSWERED_SOURCES);
-        self.ever |= self.blind;
     }
 
-    /// Takes note of a connection that continued although no reply was seen, given the hash of its source.
-    pub fn unseen(&mut self, source: u64, now: Moment) {
-        if now.is_past(self.since, UNSEEN_FOR) {
-            (self.since, self.unseen) = (now, 0);
-        }
-        self.unseen |= bit(source);
-        self.blind |= self.answered.is_none();
-        if many(self.unseen, UNSEEN_SOURCES) {
-            self.partly = Some(now);
-        }
-        self.ever |= self.is_one_sided();
+    /// Takes note of a connection that has continued although no reply was seen.
+    pub fn continued(&mut self, now: Moment) {
+        self.continued |=
+            self.answered.is_none_or(|answered| now.is_past(answered, KNOWN_OPEN_FOR));
+        self.ever |= self.continued;
     }
-}
-
-fn bit(source: u64) -> u64 {
-    1 << (source & 63)
-}
-
-/// Whether so many bits are set at least. Sources that share a bit count once.
-fn many(bits: u64, sources: u32) -> bool {
-    bits.count_ones() >= sources
 }

@@ -20,6 +20,7 @@ use crate::detect::classic::sources::{Lookup, Sources};
 use crate::detect::decoys::Decoys;
 use crate::detect::key::Key;
 use crate::detect::ongoing::OngoingScans;
+use crate::detect::traps::Traps;
 use crate::detect::{BATCH, Detector, Observer, report, unit_of};
 use crate::types::{Attempt, Host, Moment, Rule, Scan, ScanKind, Segment, SegmentKind, Summary};
 
@@ -29,6 +30,7 @@ pub struct ClassicDetector {
     sources: Sources,
     ongoing: OngoingScans,
     decoys: Decoys,
+    traps: Traps,
     /// Reused for each batch.
     lookups: Vec<Lookup>,
     latest: Moment,
@@ -38,6 +40,7 @@ impl ClassicDetector {
     pub fn new(rule: DetectionConfig) -> Self {
         let sources = Sources::new(rule.max_sources.get(), rule.ports.get(), rule.window.get());
         Self {
+            traps: Traps::new(&rule),
             rule,
             sources,
             ongoing: OngoingScans::new(),
@@ -45,12 +48,6 @@ impl ClassicDetector {
             lookups: Vec::with_capacity(BATCH),
             latest: Moment::default(),
         }
-    }
-
-    /// Considers a single segment. A caller with many segments uses [`Detector::observe`].
-    pub fn observe_one(&mut self, segment: &Segment, host: &Host) -> Option<Scan> {
-        self.look_up(std::slice::from_ref(segment), host);
-        self.consider(segment, self.lookups[0], host)
     }
 
     /// Looks up the sources of several segments.
@@ -68,7 +65,10 @@ impl ClassicDetector {
     /// and, while it continues, once per window and each time the number of its ports doubles. What this host itself sends never counts.
     fn consider(&mut self, probe: &Segment, lookup: Lookup, host: &Host) -> Option<Scan> {
         let ordinary = probe.kind == SegmentKind::Syn;
-        if !(ordinary || self.rule.stealth && probe.kind.is_probe()) || host.owns(probe.source) {
+        if !(ordinary || self.rule.stealth && probe.kind.is_probe())
+            || host.owns(probe.source)
+            || host.is_impossible_source(probe.source)
+        {
             return None;
         }
         // A clock that runs backwards, as in a capture file that was merged from several, stands still here.
@@ -142,7 +142,9 @@ impl Detector for ClassicDetector {
             self.look_up(batch, host);
             let mut passed = 0;
             for (at, segment) in batch.iter().enumerate() {
-                if let Some(scan) = self.consider(segment, self.lookups[at], host) {
+                let trapped = self.traps.consider(segment, &self.rule, host);
+                let counted = self.consider(segment, self.lookups[at], host);
+                for scan in trapped.into_iter().chain(counted) {
                     observer.segments(&batch[passed..=at]);
                     passed = at + 1;
                     report(self, scan, observer);
@@ -157,6 +159,7 @@ impl Detector for ClassicDetector {
         let kept = identity(&rule) == identity(&self.rule);
         if kept {
             self.sources.set_rule(rule.ports.get(), rule.window.get());
+            self.traps.reconfigure(&rule);
             self.rule = rule;
         } else {
             let evicted = self.sources.evicted();
@@ -173,9 +176,11 @@ impl Detector for ClassicDetector {
     fn forget(&mut self, network: IpNet) {
         self.sources.forget(network);
         self.ongoing.forget(network);
+        self.traps.forget(network);
     }
 
     fn not_delivered(&mut self, scan: &Scan) {
+        self.traps.not_delivered(scan);
         let destination = (self.rule.per == Per::Pair).then_some(scan.destination);
         let key = Key { source: scan.source, destination };
         match self.sources.get(&key) {

@@ -21,6 +21,7 @@ fn probe(source: &str, port: u16, seconds: u64) -> Segment {
         sequence: 0,
         acknowledged: 0,
         crafted: false,
+        sender: 0,
     }
 }
 
@@ -34,9 +35,14 @@ fn host() -> Host {
     Host::with_addresses(["10.0.0.2/24".parse().unwrap(), "fd00::2/64".parse().unwrap()])
 }
 
+fn consider(detector: &mut ClassicDetector, probe: &Segment, host: &Host) -> Option<Scan> {
+    detector.look_up(std::slice::from_ref(probe), host);
+    detector.consider(probe, detector.lookups[0], host)
+}
+
 fn scan(detector: &mut ClassicDetector, probes: impl IntoIterator<Item = Segment>) -> Vec<Scan> {
     let host = host();
-    probes.into_iter().filter_map(|probe| detector.observe_one(&probe, &host)).collect()
+    probes.into_iter().filter_map(|probe| consider(detector, &probe, &host)).collect()
 }
 
 #[test]

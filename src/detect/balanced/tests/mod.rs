@@ -1,5 +1,7 @@
-//! Tests of the rules on a simulated wire. Honest clients and missing replies have files of their own.
+//! Tests of the rules on a simulated wire. Honest clients, hiding scanners and missing replies have files of
+//! their own.
 
+pub mod hiding;
 pub mod honest;
 pub mod unseen;
 
@@ -7,7 +9,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::*;
-use crate::detect::balanced::thresholds::CONNECT_SCAN_CHECKS;
+use crate::detect::balanced::thresholds::CHECKS;
 use crate::types::{Outcome, Port, Rule, ScanKind};
 
 const SERVER: &str = "198.51.100.1";
@@ -33,6 +35,8 @@ struct Wire {
     next_port: u16,
     /// Clients craft their SYNs.
     crafted: bool,
+    /// The hardware addresses of this host and of the router, if the wire shows them.
+    sides: bool,
     /// The acknowledgement number of clients. Replies have the sequence number 0, so 1 means that the client has
     /// received no data.
     acknowledged: u8,
@@ -47,8 +51,14 @@ impl Wire {
             now: Moment::from_nanos(1_000_000_000_000),
             next_port: 1024,
             crafted: false,
+            sides: false,
             acknowledged: 1,
         }
+    }
+
+    /// A wire on which a program crafts all SYNs, as a scanner does.
+    fn of_a_scanner() -> Self {
+        Self { crafted: true, ..Self::new() }
     }
 
     /// A wire of the server, which listens on port 80.
@@ -85,6 +95,19 @@ impl Wire {
     }
 
     fn send(&mut self, from: (&str, u16), to: (&str, u16), kind: SegmentKind, sequence: u8) {
+        let sender = if from.0 == SERVER { 1 } else { 2 };
+        self.send_by(if self.sides { sender } else { 0 }, from, to, kind, sequence);
+    }
+
+    /// Sends a segment by a hardware address.
+    fn send_by(
+        &mut self,
+        sender: u16,
+        from: (&str, u16),
+        to: (&str, u16),
+        kind: SegmentKind,
+        sequence: u8,
+    ) {
         let segment = Segment {
             moment: self.now,
             source: from.0.parse().unwrap(),
@@ -95,6 +118,7 @@ impl Wire {
             sequence,
             acknowledged: self.acknowledged,
             crafted: self.crafted,
+            sender,
         };
         self.detector.observe(&[segment], &self.host, &mut Found(&mut self.found));
     }
@@ -132,7 +156,7 @@ impl Wire {
 
 #[test]
 fn fourth_refused_port_is_a_scan_with_evidence() {
-    let mut wire = Wire::new();
+    let mut wire = Wire::of_a_scanner();
     for port in [22, 23, 23, 24] {
         wire.refused("192.0.2.1", SERVER, port);
     }
@@ -150,6 +174,7 @@ fn answered_port_never_counts_and_unanswered_port_counts_after_a_second() {
     for port in 1000..1050 {
         wire.visit("192.0.2.1", SERVER, port);
     }
+    wire.crafted = true;
     for port in 1..=4 {
         wire.syn("192.0.2.2", SERVER, port);
     }
@@ -161,7 +186,7 @@ fn answered_port_never_counts_and_unanswered_port_counts_after_a_second() {
 
 #[test]
 fn half_open_scan_is_detected_with_and_without_reset() {
-    let mut wire = Wire::new();
+    let mut wire = Wire::of_a_scanner();
     for port in 1..=4 {
         let from = wire.syn("192.0.2.1", SERVER, port);
         wire.send((SERVER, port), ("192.0.2.1", from), SegmentKind::SynAck, 0);
@@ -188,7 +213,7 @@ fn half_open_scan_is_detected_with_and_without_reset() {
 /// The capture shows each packet twice, when it enters and when it leaves.
 #[test]
 fn half_open_scan_is_detected_with_copied_packets() {
-    let mut wire = Wire::new();
+    let mut wire = Wire::of_a_scanner();
     let from = [1, 2, 3, 4].map(|port| {
         let from = wire.syn("192.0.2.1", SERVER, port);
         wire.send(("192.0.2.1", from), (SERVER, port), SegmentKind::Syn, 7);
@@ -206,7 +231,7 @@ fn half_open_scan_is_detected_with_copied_packets() {
 #[test]
 fn longer_windows_detect_slow_scans() {
     for (pause, at_most) in [(20, 5), (60, 5), (300, 5), (3 * 3600 - 600, 8)] {
-        let mut wire = Wire::new();
+        let mut wire = Wire::of_a_scanner();
         let mut probes = 0;
         for port in 1..=9 {
             wire.refused("192.0.2.1", SERVER, port);
@@ -220,6 +245,7 @@ fn longer_windows_detect_slow_scans() {
 #[test]
 fn silence_of_a_closed_port_counts_at_once_unless_it_replies() {
     let mut wire = Wire::of_the_server();
+    wire.crafted = true;
     for port in 1..=4 {
         wire.syn("192.0.2.1", SERVER, port);
         wire.pass(2);
@@ -227,6 +253,7 @@ fn silence_of_a_closed_port_counts_at_once_unless_it_replies() {
     wire.pass(5);
     assert_eq!(wire.scanners(), ["192.0.2.1"]);
     wire.found.clear();
+    wire.crafted = false;
     // A service that listens for a moment, as for data connections of FTP, or that of a container.
     for port in 50_000..50_020 {
         wire.visit("192.0.2.2", SERVER, port);
@@ -263,7 +290,7 @@ fn a_host_that_answers_on_all_ports_shows_its_scanner() {
 
 #[test]
 fn forgotten_source_starts_over() {
-    let mut wire = Wire::new();
+    let mut wire = Wire::of_a_scanner();
     for port in 1..=4 {
         wire.refused("192.0.2.1", SERVER, port);
     }
@@ -278,7 +305,7 @@ fn forgotten_source_starts_over() {
 
 #[test]
 fn flood_of_forged_sources_does_not_evict_source_with_two_failures() {
-    let mut wire = Wire::new();
+    let mut wire = Wire::of_a_scanner();
     wire.refused("192.0.2.1", SERVER, 1);
     wire.refused("192.0.2.1", SERVER, 2);
     for number in 0..300_000u32 {
@@ -296,7 +323,7 @@ fn flood_of_forged_sources_does_not_evict_source_with_two_failures() {
 /// A scan of four ports is detected although no segment arrives for an hour.
 #[test]
 fn late_timeout_is_judged_at_its_own_time() {
-    let mut wire = Wire::new();
+    let mut wire = Wire::of_a_scanner();
     for port in 1..=4 {
         wire.syn("192.0.2.1", SERVER, port);
     }
@@ -309,7 +336,7 @@ fn late_timeout_is_judged_at_its_own_time() {
 #[test]
 fn icmp_unreachable_is_a_refusal_only_if_it_quotes_the_syn() {
     for (sequence, expected) in [(7, 1), (8, 0)] {
-        let mut wire = Wire::new();
+        let mut wire = Wire::of_a_scanner();
         for port in 1..=4 {
             let from = wire.syn("192.0.2.1", SERVER, port);
             wire.send((SERVER, port), ("192.0.2.1", from), SegmentKind::Unreachable, sequence);
@@ -324,7 +351,7 @@ fn connect_scan_is_detected_by_its_closed_ports() {
         let mut wire = Wire::new();
         (0..open).for_each(|port| wire.connect_without_data("192.0.2.1", SERVER, 80 + port));
         (0..closed).for_each(|port| wire.refused("192.0.2.1", SERVER, 20 + port));
-        wire.live(34);
+        wire.live(89);
         assert_eq!(wire.found, []);
         wire.live(1);
         let rules: Vec<Rule> = wire.found.iter().map(|scan| scan.rule).collect();
@@ -376,7 +403,8 @@ fn slow_sweep_is_detected_by_its_crafted_segments() {
         let mut wire = Wire { crafted, ..Wire::new() };
         for number in 0..30 {
             wire.syn("192.0.2.1", &format!("198.51.100.{number}"), 25);
-            wire.pass(300_000);
+            wire.visit("192.0.2.1", "198.51.100.99", 25);
+            wire.pass(120_000);
         }
         let spans: Vec<Duration> = wire.found.iter().map(|scan| scan.span).collect();
         assert_eq!(spans, expected, "crafted: {crafted}");
@@ -386,14 +414,14 @@ fn slow_sweep_is_detected_by_its_crafted_segments() {
 #[test]
 fn connect_scanners_beyond_the_limit_are_judged_at_once() {
     let mut wire = Wire::new();
-    for number in 0..=CONNECT_SCAN_CHECKS {
+    for number in 0..=CHECKS {
         let source = format!("192.0.{}.{}", number / 256, number % 256);
         (0..3).for_each(|port| wire.connect_without_data(&source, SERVER, 80 + port));
         wire.refused(&source, SERVER, 20);
     }
     assert_eq!(wire.scanners(), ["192.0.4.0"]);
-    wire.live(35);
-    assert_eq!(wire.scanners().len(), CONNECT_SCAN_CHECKS + 1);
+    wire.live(90);
+    assert_eq!(wire.scanners().len(), CHECKS + 1);
 }
 
 /// The hosts are addresses of this host, a network configured as local, or other hosts.

@@ -73,14 +73,31 @@ impl LinkLayer {
 /// Returns the probe in a frame, if there is one.
 pub fn probe_in(link: LinkLayer, frame: &[u8], moment: Moment) -> Option<Segment> {
     let packet = network_layer(link, frame).and_then(ip_payload).ok()?;
-    tcp_in(&packet, moment, SegmentKind::of_flags)
+    let segment = tcp_in(&packet, moment, SegmentKind::of_flags)?;
+    Some(Segment { sender: sender_in(link, frame), ..segment })
 }
 
 /// Returns the probe in a frame, or the segment or ICMP message that tells the outcome of a probe.
 pub fn segment_in(link: LinkLayer, frame: &[u8], moment: Moment) -> Option<Segment> {
     let packet = network_layer(link, frame).and_then(ip_payload).ok()?;
-    tcp_in(&packet, moment, SegmentKind::of_flags_with_outcomes)
-        .or_else(|| unreachable_in(&packet, moment))
+    let segment = tcp_in(&packet, moment, SegmentKind::of_flags_with_outcomes)
+        .or_else(|| unreachable_in(&packet, moment))?;
+    Some(Segment { sender: sender_in(link, frame), ..segment })
+}
+
+/// Returns a hash of the hardware address that sent a frame, or zero if the frame does not show it.
+#[inline]
+fn sender_in(link: LinkLayer, frame: &[u8]) -> u16 {
+    let at = match link {
+        LinkLayer::Ethernet | LinkLayer::LinuxSll => 6,
+        LinkLayer::LinuxSll2 => 12,
+        _ => return 0,
+    };
+    let address = frame.get(at..).and_then(<[u8]>::first_chunk);
+    let Some(&[a, b, c, d, e, f]) = address else { return 0 };
+    // Zero, the address of the loopback interface, stays zero.
+    let mixed = u64::from_be_bytes([0, 0, a, b, c, d, e, f]).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    u16::from_be_bytes([mixed.to_be_bytes()[0], mixed.to_be_bytes()[1]])
 }
 
 #[inline]
@@ -111,6 +128,7 @@ fn tcp_in(
         sequence: packet.bytes.get(7).copied().unwrap_or(0),
         acknowledged: packet.bytes.get(11).copied().unwrap_or(0),
         crafted: packet.bytes.get(12).is_none_or(|offset| offset >> 4 < SYSTEMS_HEADER),
+        sender: 0,
     })
 }
 
@@ -151,6 +169,7 @@ fn unreachable_in(packet: &IpPayload<'_>, moment: Moment) -> Option<Segment> {
         sequence: *quoted.bytes.get(7)?,
         acknowledged: 0,
         crafted: false,
+        sender: 0,
     })
 }
 
