@@ -126,6 +126,15 @@ impl Instance {
         answer.map_err(|error| self.explain(error))
     }
 
+    /// Returns how far a source is from a block.
+    pub async fn pending(
+        &self,
+        network: IpNet,
+    ) -> Result<HashMap<String, OwnedVariant>, ClientError> {
+        let answer = self.call("Pending", &show_network(&network)).await;
+        answer.map_err(|error| self.explain(error))
+    }
+
     pub async fn block(
         &self,
         network: IpNet,

@@ -153,6 +153,10 @@ impl DetectorThread {
                         self.detector.forget(network);
                     }
                 }
+                DetectorCommand::Explain(source, reply) => {
+                    let pending = self.detector.explain(source, Moment::now(), &self.host);
+                    let _ = reply.try_send(pending);
+                }
                 DetectorCommand::Listening(ports) => {
                     self.detector.set_listening(&ports);
                     self.listening = Some(ports);

@@ -14,11 +14,11 @@ use zbus::{Connection, fdo, interface};
 
 use crate::api::dbus::authority::Authority;
 use crate::api::dbus::error::Error;
-use crate::api::dbus::explanation::{Answer, answer};
+use crate::api::dbus::explanation::{Answer, answer, answer_pending};
 use crate::api::dbus::until_sent::UntilSent;
 use crate::api::metrics::Metrics;
 use crate::handles::{Command, EventSink, FirewallHandle, Health, Listed, Reloader, Reply};
-use crate::types::{IfName, Request, parse_network, show_network};
+use crate::types::{IfName, Request, WallClock, parse_network, show_network};
 
 /// The longest reason, in characters. It is kept as long as the block.
 const LONGEST_REASON: usize = 200;
@@ -169,6 +169,23 @@ impl Tracker {
         // Reading the kernel's packet counters takes as long as a list.
         let _permit = self.lists.acquire().await;
         Ok(answer(self.ask(|reply| Command::Why { network, reply }).await??))
+    }
+
+    /// Explains how far a source that is not blocked is from a block: which of its failures count, and which do
+    /// not. Times are Unix seconds. Everything is empty if the detector knows nothing about the source. Answers
+    /// within a second.
+    ///
+    /// - `rules` as: the rules that the source has come closer to.
+    /// - `counts` au, `thresholds` au, `windows` at: for each rule, how many ports count now, how many are
+    ///   allowed, and within how many seconds.
+    /// - `rule_hosts` as: for each rule, the host whose ports count (empty: this host, or all hosts).
+    /// - `hosts` as, `ports` aq, `times` ad, `outcomes` as, `decisions` as: its latest failures, at most 64, the
+    ///   oldest first. A decision begins with `counts`, `no longer counts` or `excused`.
+    #[zbus(out_args("account"))]
+    async fn pending(&self, address: &str) -> Result<Answer, Error> {
+        let network = parse_network(address)?;
+        let pending = self.ask(|reply| Command::Pending { network, reply }).await?;
+        Ok(answer_pending(&pending, &WallClock::read()))
     }
 
     /// Reloads the configuration. No packet and no block is lost. Returns when the configuration is in

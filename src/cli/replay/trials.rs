@@ -16,7 +16,7 @@ use crate::config::{DetectionConfig, Per, Preset};
 use crate::detect::balanced::thresholds::LONGEST_DELAY;
 use crate::detect::{self, Detector, Observer, unit_of};
 use crate::system::capture::saved::{SavedCapture, SavedError};
-use crate::types::{Direction, Host, Moment, Scan, Segment};
+use crate::types::{Direction, Host, Moment, Pending, Scan, Segment};
 
 /// A detector with one preset and threshold, and the scans that it has found.
 pub struct Trial {
@@ -55,10 +55,18 @@ pub struct Trials {
     summary: Summary,
     rule: DetectionConfig,
     contents: Contents,
+    watched: Option<Watched>,
     /// The time of the latest segment.
     until: Option<Moment>,
     /// Whether any preset needs outcomes.
     outcomes: bool,
+}
+
+/// A source whose way to a block is explained.
+struct Watched {
+    source: IpNet,
+    /// Its state when it was nearest to a block.
+    nearest: Pending,
 }
 
 /// What a file contains.
@@ -92,6 +100,7 @@ impl Trials {
             summary: Summary { guessed: guess.then(Vec::new), ..Summary::default() },
             rule: rule.clone(),
             contents: Contents::default(),
+            watched: None,
             until: None,
             outcomes,
         }
@@ -103,6 +112,16 @@ impl Trials {
 
     pub fn summary(&self) -> &Summary {
         &self.summary
+    }
+
+    /// Has the first detector explain how close a source comes to a block.
+    pub fn watch(&mut self, source: IpNet) {
+        self.watched = Some(Watched { source, nearest: Pending::default() });
+    }
+
+    /// Returns the source that was watched, and its state when it was nearest to a block.
+    pub fn watched(&self) -> Option<(IpNet, &Pending)> {
+        self.watched.as_ref().map(|watched| (watched.source, &watched.nearest))
     }
 
     /// Returns what was in the file apart from segments.
@@ -138,7 +157,16 @@ impl Trials {
 
     fn consider(&mut self, segments: &[Segment]) {
         self.until = self.until.max(segments.iter().map(|segment| segment.moment).max());
-        self.detect(|detector, host, tally| detector.observe(segments, host, tally));
+        let source = self.watched.as_ref().map(|watched| watched.source);
+        let is_watched = |segment: &Segment| {
+            source.is_some_and(|source| {
+                source.contains(&segment.source) || source.contains(&segment.destination)
+            })
+        };
+        for part in segments.split_inclusive(is_watched) {
+            self.detect(|detector, host, tally| detector.observe(part, host, tally));
+            self.explain(part.last().map(|segment| segment.moment));
+        }
         for probe in segments.iter().filter(|segment| segment.kind.is_probe()) {
             let summary = &mut self.summary;
             summary.probes += 1;
@@ -156,6 +184,21 @@ impl Trials {
         let Some(until) = self.until else { return };
         let late = until + LONGEST_DELAY;
         self.detect(|detector, host, tally| detector.pass_time(late, host, tally));
+        self.explain(Some(until));
+    }
+
+    /// Keeps the state of the watched source if it is nearer to a block than before.
+    fn explain(&mut self, now: Option<Moment>) {
+        let (Some(watched), Some(trial), Some(now)) =
+            (&mut self.watched, self.each.first_mut(), now)
+        else {
+            return;
+        };
+        let pending = trial.detector.explain(watched.source, now, &self.host);
+        let rank = |pending: &Pending| pending.missing().unwrap_or(usize::MAX);
+        if rank(&pending) <= rank(&watched.nearest) && pending != Pending::default() {
+            watched.nearest = pending;
+        }
     }
 
     fn detect(&mut self, step: impl Fn(&mut dyn Detector, &Host, &mut Tally<'_>)) {

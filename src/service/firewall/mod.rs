@@ -242,6 +242,10 @@ impl FirewallThread {
             Command::Why { network, reply } => {
                 let _ = reply.try_send(self.explain(network, clock));
             }
+            Command::Pending { network, reply } => {
+                // If there is no room, the caller learns that no answer comes.
+                let _ = self.detector.try_send(DetectorCommand::Explain(network, reply));
+            }
             Command::Reconfigure { config, reply } => {
                 let result = self.reconfigure(*config, clock);
                 let _ = reply.try_send(result.map_err(|error| error.to_string()));
