@@ -317,16 +317,24 @@ fn assert_that_replies_mean_scans(interface: &str, seed: u64) {
     let begun = Instant::now();
     while tried < wrappings.len() || begun.elapsed() < seconds_of_probing() {
         let lab = Lab::new();
-        for number in 0..SOURCES {
-            lab.attacker.ip(&format!("addr add {}/24 dev eth0", source(number, false)));
-            lab.attacker.ip(&format!("addr add {}/64 dev eth0 nodad", source(number, true)));
-        }
+        let addresses: String = (0..SOURCES)
+            .flat_map(|number| {
+                [
+                    format!("addr add {}/24 dev eth0\n", source(number, false)),
+                    format!("addr add {}/64 dev eth0 nodad\n", source(number, true)),
+                ]
+            })
+            .collect();
+        let batch = lab.path("addresses");
+        std::fs::write(&batch, addresses).unwrap();
+        lab.attacker.ip(&format!("-batch {}", batch.display()));
         let mut service = Start::on(interface).flag("--observe").begin(&lab).await_ready();
         let hardware = lab.victim.hardware_address("eth0");
         let mut replies = lab.attacker.inside(|| {
-            let mut replies =
-                Capture::from_device("eth0").unwrap().immediate_mode(true).open().unwrap();
-            replies.filter("tcp or ip6", true).unwrap();
+            let inactive = Capture::from_device("eth0").unwrap().immediate_mode(true);
+            let inactive = inactive.snaplen(128).buffer_size(8 << 20);
+            let mut replies = inactive.open().unwrap();
+            replies.filter("tcp[13]&20=20 or (ip6 and ip6[53]&20=20)", true).unwrap();
             replies
         });
         let mut wire = Wire::of(&lab.attacker);
