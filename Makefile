@@ -174,7 +174,7 @@ fuzz: test-deps ## fuzz the parsers for FUZZ_SECONDS in total, or one of them: m
 	    echo "fuzzing $$target"; \
 	    TMPDIR=$$scratch ./target/$(HOST)/release/$$target \
 	        -max_total_time=$$((seconds > 1 ? seconds : 1)) \
-	        -max_len=$$([ $$target = frame ] && echo 256 || echo 4096) -timeout=10 \
+	        -max_len=$$([ $$target = frame ] && echo 1024 || echo 4096) -timeout=10 \
 	        -print_final_stats=1 corpus/$$target seeds/$$target; \
 	done
 

@@ -31,8 +31,9 @@ pub mod internals {
     pub use crate::detect::memory::most_bytes as most_detector_bytes;
     pub use crate::detect::{Detector, Observer, new as new_detector};
     pub use crate::service::memory::most_bytes;
+    pub use crate::system::capture::filter::{Filters, MAIN_SNAPSHOT};
     pub use crate::system::capture::frame::{LinkLayer, probe_in, segment_in};
-    pub use crate::system::capture::saved::{SavedCapture, Unpacker};
+    pub use crate::system::capture::saved::SavedCapture;
     pub use crate::types::{
         Host, Moment, Port, Scan, Segment, SegmentKind, WallClock, parse_network, show_network,
     };

@@ -61,6 +61,7 @@ fn segment(
         sequence: 0,
         acknowledged: 1,
         crafted: false,
+        sender: 0,
     }
 }
 

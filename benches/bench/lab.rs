@@ -70,6 +70,24 @@ impl Lab {
         output(&mut Self::command(&self.attacker, &own_binary(), arguments))
     }
 
+    /// Runs a program on the attacker and returns its output.
+    pub(crate) fn attack_with(&self, program: &str, arguments: &[&str]) -> String {
+        output(&mut Self::command(&self.attacker, program, arguments))
+    }
+
+    /// Gives the attacker an address, from which it sends from now on.
+    pub(crate) fn add_attacker(&self, source: &str) {
+        let attacker = &self.attacker;
+        for command in [
+            format!("-n {attacker} addr add {source}/32 dev ve0"),
+            format!("-n {attacker} route replace 10.78.0.2/32 dev ve0 src {source}"),
+            format!("-n {attacker} neigh replace 10.78.0.2 lladdr 02:00:00:00:00:02 dev ve0"),
+        ] {
+            assert!(Command::new("ip").args(command.split(' ')).status().unwrap().success());
+        }
+        self.neighbour(source);
+    }
+
     /// Runs a part of this benchmark on the victim and returns its output.
     pub(crate) fn defend(&self, arguments: &[&str]) -> String {
         output(&mut Self::command(&self.victim, &own_binary(), arguments))
@@ -86,7 +104,16 @@ impl Lab {
     pub(crate) fn count(&self, by_attacker: bool, filter: &str) -> Counter {
         let (namespace, interface) =
             if by_attacker { (&self.attacker, "ve0") } else { (&self.victim, "eth0") };
-        let mut command = Self::command(namespace, &own_binary(), &["count", interface, filter]);
+        Self::capture(namespace, &["count", interface, filter])
+    }
+
+    /// Starts to record the TCP segments that the victim receives and sends.
+    pub(crate) fn record(&self, filter: &str) -> Counter {
+        Self::capture(&self.victim, &["record", "eth0", filter])
+    }
+
+    fn capture(namespace: &str, arguments: &[&str]) -> Counter {
+        let mut command = Self::command(namespace, &own_binary(), arguments);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
         output.read_line(&mut String::new()).unwrap();
@@ -113,9 +140,12 @@ impl Lab {
     }
 
     fn begin(&self, environment: &[(&str, &str)]) -> Service {
-        // The unit sets the same priority.
-        let niced = ["-n", NICE, TCPTRACKER, "run", "-i", "eth0"];
-        let mut child = Self::command(&self.victim, "nice", &niced)
+        // The unit sets the same priority. For ablations another program, or another way to start it.
+        let program = std::env::var("BENCH_PROGRAM").unwrap_or_else(|_| TCPTRACKER.to_owned());
+        let prefix = std::env::var("BENCH_PREFIX").unwrap_or_else(|_| format!("nice -n {NICE}"));
+        let mut words: Vec<&str> = prefix.split(' ').collect();
+        words.extend([&*program, "run", "-i", "eth0"]);
+        let mut child = Self::command(&self.victim, words[0], &words[1..])
             .env("STATE_DIRECTORY", self.state.path())
             .envs(environment.iter().copied())
             .stderr(Stdio::piped())
@@ -198,12 +228,17 @@ impl Counter {
     }
 
     /// Stops the counter and returns the count.
-    pub(crate) fn end(mut self) -> f64 {
+    pub(crate) fn end(self) -> f64 {
+        self.lines()[0].parse().unwrap()
+    }
+
+    /// Stops the recorder and returns what it has recorded.
+    pub(crate) fn lines(mut self) -> Vec<String> {
         drop(self.child.stdin.take());
-        let mut count = String::new();
-        self.output.read_to_string(&mut count).unwrap();
+        let mut text = String::new();
+        self.output.read_to_string(&mut text).unwrap();
         self.child.wait().unwrap();
-        count.trim().parse().unwrap()
+        text.lines().map(str::to_owned).collect()
     }
 }
 
@@ -268,6 +303,6 @@ fn output(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn own_binary() -> String {
+pub(crate) fn own_binary() -> String {
     std::env::current_exe().unwrap().to_str().unwrap().to_owned()
 }

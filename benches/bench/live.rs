@@ -90,37 +90,6 @@ fn memory_with(preset: &str) {
     );
 }
 
-/// The number of 1,000 closed ports that answer before the scanner is blocked.
-pub(crate) fn learned() {
-    for (preset, times) in PRESETS {
-        learned_at(preset, "100", 20 * times);
-        learned_at(preset, "20", 100 * times);
-    }
-}
-
-fn learned_at(preset: &str, pause: &str, bar: u32) {
-    let lab = Lab::new();
-    let service = lab.serve_with(preset);
-    let answers = (1..=9).map(|last| {
-        let source = format!("10.78.1.{last}");
-        let filter = format!("src host 10.78.0.2 and dst host {source} and tcp[13]&4!=0");
-        lab.neighbour(&source);
-        let counter = lab.count(true, &filter);
-        lab.attack(&["scan", "ve0", &source, pause]);
-        settle();
-        counter.end()
-    });
-    let answers: Vec<f64> = answers.collect();
-    row(
-        &format!("live, {preset}: ports of 1,000 learned, 1 probe per {pause} us"),
-        &format!("{:.0}", median(answers.clone())),
-        &format!("max {:.0}", answers.iter().copied().fold(0.0, f64::max)),
-        None,
-        &format!("median at most {bar}"),
-    );
-    drop(service);
-}
-
 /// No traffic.
 pub(crate) fn idle() {
     let lab = Lab::new();

@@ -8,7 +8,6 @@ use etherparse::PacketBuilder;
 use pcap::{Active, Capture};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg};
-use rustix::thread::{CpuSet, sched_setaffinity};
 
 /// Frames handed to the kernel in one call.
 const AT_ONCE: usize = 64;
@@ -44,19 +43,10 @@ pub(crate) fn open(interface: &str) -> Capture<Active> {
     capture
 }
 
-/// Pins the sender, which never sleeps, to the last core and leaves the other cores to the service.
-fn pin_to_last_core() {
-    let last = std::thread::available_parallelism().unwrap().get() - 1;
-    let mut core = CpuSet::new();
-    core.set(last);
-    sched_setaffinity(None, &core).unwrap();
-}
-
 /// Sends `count` SYNs at `rate` per second from alternating sources.
 pub(crate) fn send(interface: &str, count: &str, rate: &str, sources: &str) {
     let [count, rate, sources] = [count, rate, sources].map(|word| word.parse::<u32>().unwrap());
     let socket = open(interface);
-    pin_to_last_core();
     let mut frames: Vec<Vec<u8>> = vec![syn(); AT_ONCE];
     let begun = Instant::now();
     let mut sent = 0;
@@ -84,7 +74,6 @@ pub(crate) fn scan(interface: &str, source: &str, pause: &str) {
     let source: std::net::Ipv4Addr = source.parse().unwrap();
     let pause = Duration::from_micros(pause.parse().unwrap());
     let mut socket = open(interface);
-    pin_to_last_core();
     let frames: Vec<Vec<u8>> = (1..=1000)
         .map(|port| {
             let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
@@ -108,12 +97,33 @@ pub(crate) fn scan(interface: &str, source: &str, pause: &str) {
 /// The reference: counts the packets that pass a filter until standard input closes, and prints the
 /// count.
 pub(crate) fn count(interface: &str, filter: &str) {
+    let mut packets = 0u64;
+    capture_until_closed(interface, filter, |_| packets += 1);
+    println!("{packets}");
+}
+
+/// Prints when each TCP segment that passes a filter was seen, in microseconds, and its flags.
+pub(crate) fn record(interface: &str, filter: &str) {
+    let mut lines = Vec::new();
+    capture_until_closed(interface, filter, |packet| {
+        // Ethernet and IPv4 without options.
+        let flags = packet.data[14 + 20 + 13];
+        // With nanosecond precision the field for microseconds holds nanoseconds.
+        let time = packet.header.ts;
+        lines.push((time.tv_sec as f64 * 1e6 + time.tv_usec as f64 / 1e3, flags));
+    });
+    for (time, flags) in lines {
+        println!("{time:.3} {flags}");
+    }
+}
+
+fn capture_until_closed(interface: &str, filter: &str, mut each: impl FnMut(&pcap::Packet<'_>)) {
     let inactive = Capture::from_device(interface).unwrap();
     let inactive = inactive.snaplen(256).timeout(1).buffer_size(4 << 20);
+    let inactive = inactive.precision(pcap::Precision::Nano);
     let mut capture = inactive.open().unwrap().setnonblock().unwrap();
     capture.filter(filter, true).unwrap();
     println!("ready");
-    let mut packets = 0u64;
     let stdin = std::io::stdin();
     loop {
         let tick = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -123,12 +133,18 @@ pub(crate) fn count(interface: &str, filter: &str) {
         ];
         poll(&mut fds, Some(&tick)).unwrap();
         let over = !fds[0].revents().is_empty();
-        while capture.next_packet().is_ok() {
-            packets += 1;
+        while let Ok(packet) = capture.next_packet() {
+            each(&packet);
         }
         if over {
             break;
         }
     }
-    println!("{packets}");
+}
+
+/// Keeps a core busy.
+pub(crate) fn spin() {
+    loop {
+        std::hint::spin_loop();
+    }
 }

@@ -14,6 +14,7 @@
 mod blocks;
 mod detector;
 mod lab;
+mod learned;
 mod live;
 mod load;
 mod repair;
@@ -33,6 +34,8 @@ fn main() {
         ["send", interface, count, rate, sources] => load::send(interface, count, rate, sources),
         ["scan", interface, source, pause] => load::scan(interface, source, pause),
         ["count", interface, filter] => load::count(interface, filter),
+        ["record", interface, filter] => load::record(interface, filter),
+        ["spin"] => load::spin(),
         ["count-file", file] => replay::count(file),
         ["block-costs"] => blocks::costs(),
         ["set-up", what, count] => blocks::set_up(what, count),
@@ -50,7 +53,7 @@ fn table(parts: &[&str]) {
         ("replay", replay::run),
         ("flood", live::flood),
         ("memory", live::memory),
-        ("learned", live::learned),
+        ("learned", learned::run),
         ("idle", live::idle),
         ("restore", restore::run),
         ("block", blocks::add),

@@ -111,6 +111,9 @@ pub struct Why {
     /// An address, or a network such as 192.0.2.0/24
     #[arg(value_parser = parse_network, value_hint = ValueHint::Other)]
     pub address: IpNet,
+    /// Explain how far the address is from a block: which of its failures count, and which do not
+    #[arg(long)]
+    pub pending: bool,
     #[command(flatten)]
     pub select: Select,
 }
@@ -159,6 +162,10 @@ pub struct Replay {
     /// Capture files (pcap or pcapng, plain or gzip), each replayed separately; "-" is standard input
     #[arg(required_unless_present = "compare", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub files: Vec<PathBuf>,
+    /// Explain how close this source came to a block: which of its failures counted, and which did not
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_network, conflicts_with = "compare",
+        value_hint = ValueHint::Other)]
+    pub why: Option<IpNet>,
     /// Use the rules of this preset (detection.preset)
     #[arg(long, value_parser = one_of::<Preset>(&["classic", "balanced"]))]
     pub preset: Option<Preset>,

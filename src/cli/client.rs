@@ -128,6 +128,14 @@ impl Instance {
         known(self.call("Why", &show_network(&network)).await)
     }
 
+    /// Returns how far a source is from a block.
+    pub async fn pending(
+        &self,
+        network: IpNet,
+    ) -> Result<HashMap<String, OwnedVariant>, ClientError> {
+        self.call("Pending", &show_network(&network)).await
+    }
+
     pub async fn block(
         &self,
         network: IpNet,

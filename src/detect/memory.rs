@@ -3,7 +3,9 @@
 //! Pure. Owns the figures, which are upper bounds; tests/memory.rs compares them with full detectors.
 
 use crate::config::{DetectionConfig, Preset};
-use crate::detect::balanced::thresholds::{CREDITS, FOLLOWED};
+use crate::detect::balanced::credit::CREDITS;
+use crate::detect::balanced::rules::{FIRST_PORTS_PER_SOURCE, SHARE_OF_OTHERS};
+use crate::detect::balanced::thresholds::FOLLOWED;
 
 /// A source that has tried several ports: its record, its key, when it was reported ...
 const SOURCE: usize = 128;
@@ -12,16 +14,16 @@ const PORT: usize = 8;
 /// A source that has tried one port; there are three for each source with several ports.
 const CANDIDATE: usize = 32;
 const CANDIDATES: usize = 3;
-/// A source that has failed on several ports of a host. As many again share a sixteenth of the sources for
-/// sweeps and segments of no connection.
+/// A source that has failed on several ports of a host. Sweeps and segments of no connection have tables
+/// of their own.
 const FAILED: usize = 320;
-/// A first failure. There are places for two at ports and one at hosts for each source.
-const FIRST_FAILURE: usize = 24;
+/// A first failure at a port, or at a host.
+const FIRST_FAILURE: usize = 12;
 /// A followed connection with its links, and a credit.
 const CONNECTION: usize = 128;
 const CREDIT: usize = 32;
-/// Ongoing scans (512 of 8 KiB), decoys, known ports, scheduled checks.
-const FIXED: usize = 6 << 20;
+/// Ongoing scans (512 of 8 KiB), decoys, known and used ports, scheduled checks.
+const FIXED: usize = 8 << 20;
 
 /// Returns the most bytes that a detector with this rule takes, whatever arrives.
 pub fn most_bytes(rule: &DetectionConfig) -> u64 {
@@ -32,12 +34,14 @@ pub fn most_bytes(rule: &DetectionConfig) -> u64 {
         Preset::Classic => classic,
         // It holds the other engine for probes whose replies are not visible.
         Preset::Balanced => {
-            let others = sources / 8;
+            let others = 2 * sources / SHARE_OF_OTHERS;
             classic
                 + (sources + others) * FAILED
                 + index(sources)
                 + index(others)
-                + ((sources * 2).next_power_of_two() + sources.next_power_of_two()) * FIRST_FAILURE
+                + ((sources * FIRST_PORTS_PER_SOURCE).next_power_of_two()
+                    + sources.next_power_of_two())
+                    * FIRST_FAILURE
                 + FOLLOWED * CONNECTION
                 + CREDITS * CREDIT
         }

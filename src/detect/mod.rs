@@ -5,6 +5,7 @@
 
 pub mod balanced;
 pub mod classic;
+pub mod decisions;
 pub mod decoys;
 pub mod effort;
 pub mod index;
@@ -27,7 +28,7 @@ use crate::config::{DetectionConfig, Preset};
 use crate::detect::balanced::BalancedDetector;
 use crate::detect::classic::ClassicDetector;
 use crate::types::{
-    Host, Moment, PortSet, Scan, Segment, Summary, shares_network_with_ipv4, show_network,
+    Host, Moment, Pending, PortSet, Scan, Segment, Summary, shares_network_with_ipv4, show_network,
 };
 
 /// How many segments an engine looks up at once: about as many reads of memory as a processor can wait for
@@ -66,6 +67,10 @@ pub trait Detector: Send {
 
     /// Takes note that a scan was not delivered: the next probe of its source reports it again.
     fn not_delivered(&mut self, scan: &Scan);
+
+    /// Explains how far a source is from a block: which of its failures count at `now`, and which do not. Takes
+    /// a fraction of a millisecond.
+    fn explain(&mut self, source: IpNet, now: Moment, host: &Host) -> Pending;
 
     /// How many sources are remembered.
     fn sources(&self) -> usize;

@@ -6,7 +6,8 @@ use std::sync::mpsc::SyncSender;
 use ipnet::IpNet;
 
 use crate::config::{DetectionConfig, LogConfig};
-use crate::types::{Host, PortSet};
+use crate::handles::firewall::Reply;
+use crate::types::{Host, Pending, PortSet};
 
 /// Commands that may wait for the detector.
 pub const QUEUE: usize = 1024;
@@ -20,6 +21,8 @@ pub enum DetectorCommand {
     Forget(Vec<IpNet>),
     /// Use another set of ports on which the host listens.
     Listening(Arc<PortSet>),
+    /// Explain how far a source is from a block.
+    Explain(IpNet, Reply<Pending>),
     /// Apply another configuration. The answer is whether the tracked sources were kept.
     Reconfigure(DetectionConfig, LogConfig, SyncSender<bool>),
 }

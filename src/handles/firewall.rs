@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::config::Config;
 use crate::types::{
-    BackendNote, BlockFailure, Evidence, ExemptReason, Host, Refusal, Scan, SshSessions,
+    BackendNote, BlockFailure, Evidence, ExemptReason, Host, Pending, Refusal, Scan, SshSessions,
     show_network,
 };
 
@@ -45,6 +45,11 @@ pub enum Command {
     Why {
         network: IpNet,
         reply: Reply<Result<Explanation, RequestError>>,
+    },
+    /// Passed on to the detector, which answers.
+    Pending {
+        network: IpNet,
+        reply: Reply<Pending>,
     },
     /// The addresses of the host have changed.
     Host(Arc<Host>),

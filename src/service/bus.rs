@@ -17,7 +17,7 @@ pub fn spawn(
     firewall: &FirewallHandle,
     commands: async_channel::Receiver<BusCommand>,
 ) -> Result<(), DaemonError> {
-    let Context { interface, events, metrics, health } = context.clone();
+    let Context { interface, events, metrics, health, .. } = context.clone();
     let tracker = Tracker::new(interface, reloader, firewall.clone(), health, metrics, events);
     let (ready_in, ready) = sync_channel(1);
     threads.start("bus", move |heartbeat| {

@@ -23,8 +23,8 @@ use crate::service::supervisor::Supervisor;
 use crate::service::{Context, uses_outcomes};
 use crate::system::capture::CaptureError;
 use crate::system::capture::batch::BatchSender;
-use crate::system::capture::frame;
 use crate::system::capture::live::LiveCapture;
+use crate::system::scheduling::{Realtime, use_precise_timers};
 use crate::types::{CaptureCounters, Event, Heartbeat, IfName, Moment, WallClock};
 
 /// The longest sleep on a quiet interface.
@@ -35,6 +35,22 @@ const PUBLISH_EVERY: Duration = Duration::from_millis(500);
 
 /// Frames read before the thread looks for commands again.
 const FRAMES_PER_ROUND: usize = 4096;
+
+/// From so many frames in a round on, the thread pauses before it reads again: a wake-up costs as much as
+/// several packets.
+const MANY: usize = 8;
+
+/// The pause. The ring has room for many times as long.
+const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000 };
+
+/// How the thread waits for the next round.
+#[derive(Clone, Copy)]
+enum Pace {
+    /// Until a frame arrives.
+    Wait,
+    /// For a moment: there are more frames, or segments that the detector had no time for.
+    Pause,
+}
 
 /// Starts the capture thread. Without an open capture it opens one as soon as the interface is up.
 pub fn spawn(
@@ -56,6 +72,7 @@ pub fn spawn(
         reopened: None,
         is_degraded: false,
         is_stopping: false,
+        scheduling: Realtime::new(Arc::clone(&context.realtime)),
     };
     if opened.is_none() {
         // Before the service reports that it is ready.
@@ -78,6 +95,7 @@ struct CaptureThread {
     reopened: Option<SyncSender<()>>,
     is_degraded: bool,
     is_stopping: bool,
+    scheduling: Realtime,
 }
 
 impl CaptureThread {
@@ -87,6 +105,7 @@ impl CaptureThread {
         mut opened: Option<LiveCapture>,
         heartbeat: &Heartbeat,
     ) -> Result<(), CaptureError> {
+        use_precise_timers();
         let mut closed_at = Moment::now();
         loop {
             let after_gap = opened.is_none();
@@ -121,42 +140,26 @@ impl CaptureThread {
         heartbeat: &Heartbeat,
     ) -> Result<(), CaptureError> {
         let mut published = (Moment::default(), CaptureCounters::default());
+        let mut pace = Pace::Wait;
         loop {
             heartbeat.tick();
-            self.wait(Some(capture))?;
+            self.wait(Some(capture), pace)?;
             let clock = WallClock::read();
-            self.read_frames(capture, &clock)?;
+            self.scheduling.update(clock.now());
+            let out = &mut self.out;
+            let frames = capture.read(&self.interface, &clock, FRAMES_PER_ROUND, |segment| {
+                out.push(segment);
+            })?;
             let is_over = self.is_stopping || self.outcomes != capture.outcomes();
             if is_over || clock.now().is_past(published.0, PUBLISH_EVERY) {
                 published = (clock.now(), self.publish(capture, published.1));
             }
-            self.out.flush();
+            let is_holding = self.out.flush();
             if is_over {
                 return Ok(());
             }
+            pace = if frames >= MANY || is_holding { Pace::Pause } else { Pace::Wait };
         }
-    }
-
-    #[inline]
-    fn read_frames(
-        &mut self,
-        capture: &mut LiveCapture,
-        clock: &WallClock,
-    ) -> Result<(), CaptureError> {
-        let (link, outcomes) = (capture.link(), capture.outcomes());
-        for _ in 0..FRAMES_PER_ROUND {
-            let Some(frame) = capture.next_frame(&self.interface)? else { break };
-            let moment = clock.moment_of(frame.unix_nanos);
-            let segment = if outcomes {
-                frame::segment_in(link, frame.bytes, moment)
-            } else {
-                frame::probe_in(link, frame.bytes, moment)
-            };
-            if let Some(segment) = segment {
-                self.out.push(segment);
-            }
-        }
-        Ok(())
     }
 
     /// Publishes the kernel's counters, and tells the detector of losses. Returns the counters.
@@ -206,7 +209,7 @@ impl CaptureThread {
             if result.is_some() {
                 return Ok(result);
             }
-            self.wait(None)?;
+            self.wait(None, Pace::Wait)?;
             if self.is_stopping {
                 return Ok(None);
             }
@@ -221,11 +224,15 @@ impl CaptureThread {
     }
 
     /// Sleeps until there is something to read or a command, at most a tick, and takes the commands.
-    fn wait(&mut self, capture: Option<&LiveCapture>) -> Result<(), CaptureError> {
+    fn wait(&mut self, capture: Option<&LiveCapture>, pace: Pace) -> Result<(), CaptureError> {
         let commands = self.commands.as_fd();
-        let packets = capture.map_or(commands, |capture| capture.as_fd());
-        let mut fds = [commands, packets].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-        match poll(&mut fds, Some(&TICK)) {
+        let [main, deep] = capture.map_or([commands; 2], LiveCapture::fds);
+        let mut fds = [commands, main, deep].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        let (fds, timeout) = match pace {
+            Pace::Wait => (&mut fds[..], &TICK),
+            Pace::Pause => (&mut fds[..1], &PAUSE),
+        };
+        match poll(fds, Some(timeout)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => {
                 return Err(CaptureError::Wait { interface: self.interface.clone(), error });

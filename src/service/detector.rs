@@ -16,6 +16,7 @@ use crate::service::Context;
 use crate::service::report::Reporter;
 use crate::service::supervisor::Supervisor;
 use crate::system::capture::batch::{Batch, BatchReceiver};
+use crate::system::scheduling::{self, Realtime};
 use crate::types::{Event, Heartbeat, Host, Moment, PortSet, Warning};
 
 /// The longest sleep.
@@ -64,6 +65,7 @@ pub fn spawn(
         events,
         metrics,
         summed_up: Moment::now(),
+        scheduling: Realtime::new(Arc::clone(&context.realtime)),
     };
     threads.start("detector", move |heartbeat| thread.run(&batches, heartbeat))?;
     Ok(commands_in)
@@ -85,6 +87,7 @@ struct DetectorThread {
     has_outcomes: bool,
     /// Replies are missing from the capture.
     is_one_sided: bool,
+    scheduling: Realtime,
 }
 
 impl DetectorThread {
@@ -109,6 +112,7 @@ impl DetectorThread {
             // Before the segments: an unblocked source must not be judged by its past.
             handled = self.handle_commands();
             let now = Moment::now();
+            self.scheduling.update(now);
             self.reporter.begin(now);
             self.sum_up(now);
             self.check_visibility(batch.as_ref());
@@ -149,11 +153,16 @@ impl DetectorThread {
                         self.detector.forget(network);
                     }
                 }
+                DetectorCommand::Explain(source, reply) => {
+                    let pending = self.detector.explain(source, Moment::now(), &self.host);
+                    let _ = reply.try_send(pending);
+                }
                 DetectorCommand::Listening(ports) => {
                     self.detector.set_listening(&ports);
                     self.listening = Some(ports);
                 }
                 DetectorCommand::Reconfigure(detection, log, reply) => {
+                    scheduling::step_aside();
                     // If nobody waits for the answer, main has ended.
                     let _ = reply.try_send(self.reconfigure(detection, log));
                 }

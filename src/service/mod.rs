@@ -19,7 +19,6 @@ pub mod rules;
 pub mod sessions;
 pub mod store;
 pub mod supervisor;
-pub mod unpack;
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -51,6 +50,7 @@ use crate::system::capture::live::LiveCapture;
 use crate::system::lock::{Lock, LockError};
 use crate::system::netlink::NetlinkError;
 use crate::system::reserve;
+use crate::system::scheduling::Budget;
 use crate::system::service_manager;
 use crate::types::{Event, IfName, Moment, Warning};
 
@@ -152,6 +152,8 @@ pub struct Context {
     events: EventSink,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
+    /// What the threads between a probe and its block may use under real-time priority.
+    realtime: Arc<Budget>,
 }
 
 /// The running service.
@@ -224,7 +226,8 @@ impl Service {
         let name = name.map_or("none", |backend| backend.name());
         let health = Health::new(!config.block.enabled, name, events.clone());
         let interface = interface.clone();
-        let context = Context { interface, events, metrics, health: Arc::new(health) };
+        let (health, realtime) = (Arc::new(health), Arc::default());
+        let context = Context { interface, events, metrics, health, realtime };
         if let Some(note) = note {
             context.events.emit(Event::Warning(Warning::Backend(note)));
         }

@@ -9,4 +9,5 @@ pub mod netlink;
 pub mod process;
 pub mod progress;
 pub mod reserve;
+pub mod scheduling;
 pub mod service_manager;

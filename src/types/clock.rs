@@ -69,6 +69,11 @@ impl Add<Duration> for Moment {
     }
 }
 
+/// Returns the processor time that the calling thread has used.
+pub fn thread_time() -> Duration {
+    Duration::from_nanos(nanos(clock_gettime(ClockId::ThreadCPUTime)))
+}
+
 /// A reading of the wall clock and the live timeline: it converts between the kernel's capture times, the
 /// times that people read, and [`Moment`]. Take a new one for each batch of packets and each reply, so that
 /// a step of the wall clock changes only what is displayed.

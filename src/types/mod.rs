@@ -8,6 +8,7 @@ mod heartbeat;
 mod host;
 mod ifname;
 mod network;
+mod pending;
 mod rate_limit;
 mod rule;
 mod scan;
@@ -21,12 +22,13 @@ pub use block::{
     LONGEST_REASON, SkipReason, UnblockCause,
 };
 pub use capture::CaptureCounters;
-pub use clock::{HumanDuration, Moment, WallClock};
+pub use clock::{HumanDuration, Moment, WallClock, thread_time};
 pub use event::{BackendNote, Event, Refusal, ReloadNote, Request, Suppressed, Warning};
 pub use heartbeat::Heartbeat;
 pub use host::{Host, PortSet, SshConnection, SshSessions, Sshd};
 pub use ifname::IfName;
 pub use network::{Family, InvalidAddress, overlap, parse_network, show_network};
+pub use pending::{Decision, Judged, Pending, Progress};
 pub use rate_limit::{RateLimit, Suppression};
 pub use rule::Rule;
 pub use scan::{Attempt, DECOYS_NAMED, Scan, ScanKind, Summary};

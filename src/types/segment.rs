@@ -71,7 +71,8 @@ pub enum SegmentKind {
     /// with RST.
     Xmas,
     /// A first fragment that is too short for the flags. No sender needs one, because the smallest MTU has
-    /// room for a whole header (RFC 1858: the tiny fragment attack).
+    /// room for a whole header (RFC 1858: the tiny fragment attack). If it is too short even for the ports,
+    /// each fragment counts as another port.
     Fragment,
     /// SYN and ACK, the reply of an open port. This kind and the kinds below are not probes. They show the
     /// outcome of a probe, and are captured only if outcomes count.

@@ -4,5 +4,4 @@
 //! The suite skips them. Delete the entries of a cause when you repair it.
 
 /// The name of an attack, and its cause.
-pub const KNOWN: &[(&str, &str)] = &[
-];
+pub const KNOWN: &[(&str, &str)] = &[];

@@ -34,3 +34,4 @@ mod service;
 mod tools;
 mod unresponsive_polkit;
 mod users;
+mod wrapped;

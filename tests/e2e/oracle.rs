@@ -34,7 +34,7 @@ struct Probe {
     source: IpAddr,
     destination: IpAddr,
     port: u16,
-    /// FIN, NULL or XMAS.
+    /// Any flags without SYN, ACK and RST.
     stealthy: bool,
 }
 
@@ -51,12 +51,12 @@ pub fn scans(frames: &[RecordedFrame], rule: &Rule, name: &str) -> Vec<Value> {
     let mut sent: HashMap<IpNet, u64> = HashMap::new();
     // The index in each unit's history at which it was last reported.
     let mut reported = HashMap::new();
-    let mut now = 0;
     let mut scans = Vec::new();
-    for probe in frames.iter().filter_map(probe_in).filter(|probe| rule.stealth || !probe.stealthy)
-    {
-        // Time never goes backwards.
-        now = now.max(probe.unix_nanos);
+    let mut probes: Vec<Probe> = frames.iter().filter_map(probe_in).collect();
+    // Probes are judged in the order of their times, and in the order of the file at the same time.
+    probes.sort_by_key(|probe| probe.unix_nanos);
+    for probe in probes.into_iter().filter(|probe| rule.stealth || !probe.stealthy) {
+        let now = probe.unix_nanos;
         let length = if probe.source.is_ipv6() { rule.ipv6_prefix } else { 32 };
         let source = IpNet::new(probe.source, length).unwrap().trunc();
         let unit = (source, rule.pair.then_some(probe.destination));
@@ -103,10 +103,8 @@ fn probe_in(RecordedFrame { unix_nanos, frame }: &RecordedFrame) -> Option<Probe
         LaxNetSlice::Arp(_) => return None,
     };
     let Some(TransportSlice::Tcp(tcp)) = packet.transport else { return None };
-    let others = tcp.psh() || tcp.urg();
     let opens = tcp.syn() && !tcp.ack();
-    let stealthy =
-        !(tcp.syn() || tcp.ack() || tcp.rst()) && (!others || tcp.fin() && tcp.psh() && tcp.urg());
+    let stealthy = !(tcp.syn() || tcp.ack() || tcp.rst());
     (opens || stealthy).then_some(Probe {
         unix_nanos: *unix_nanos,
         source,

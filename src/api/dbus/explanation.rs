@@ -3,11 +3,12 @@
 //! Owns the keys. A key that does not apply is absent.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use zbus::{OwnedVariant, Variant};
 
 use crate::handles::{BlockExplanation, Explanation};
-use crate::types::{Evidence, show_network};
+use crate::types::{Evidence, Pending, WallClock, show_network};
 
 /// Keys and values.
 pub type Answer = HashMap<&'static str, OwnedVariant>;
@@ -55,6 +56,29 @@ fn put_block(answer: &mut Answer, block: BlockExplanation) {
     if decoy {
         put(answer, "decoy", true);
     }
+}
+
+/// Returns the keys of an explanation of a source that is not blocked.
+pub fn answer_pending(pending: &Pending, clock: &WallClock) -> Answer {
+    fn all<'a, T, V>(items: &'a [T], value: impl Fn(&'a T) -> V) -> Vec<V> {
+        items.iter().map(value).collect()
+    }
+    let Pending { progress, failures } = pending;
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let host = |host: Option<IpAddr>| host.map_or_else(String::new, |host| host.to_string());
+    let mut answer = Answer::new();
+    let rules = all(progress, |progress| progress.rule.sentence(progress.threshold, progress.span));
+    put(&mut answer, "rules", rules);
+    put(&mut answer, "counts", all(progress, |progress| number(progress.count)));
+    put(&mut answer, "thresholds", all(progress, |progress| number(progress.threshold)));
+    put(&mut answer, "windows", all(progress, |progress| progress.span.as_secs()));
+    put(&mut answer, "rule_hosts", all(progress, |progress| host(progress.host)));
+    put(&mut answer, "hosts", all(failures, |judged| host(judged.host)));
+    put(&mut answer, "ports", all(failures, |judged| judged.attempt.port.0));
+    put(&mut answer, "times", all(failures, |judged| clock.unix_time(judged.attempt.moment)));
+    put(&mut answer, "outcomes", all(failures, |judged| judged.attempt.outcome.as_str()));
+    put(&mut answer, "decisions", all(failures, |judged| judged.decision.as_str()));
+    answer
 }
 
 fn put<'a>(answer: &mut Answer, key: &'static str, value: impl Into<Variant<'a>>) {

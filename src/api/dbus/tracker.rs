@@ -16,7 +16,7 @@ use zruntime::SharedRuntime;
 use crate::api::dbus::authority::Authority;
 use crate::api::dbus::callers::Callers;
 use crate::api::dbus::error::Error;
-use crate::api::dbus::explanation::{Answer, answer};
+use crate::api::dbus::explanation::{Answer, answer, answer_pending};
 use crate::api::dbus::list::{Blocks, is_long};
 use crate::api::dbus::turns::{Turn, Turns, UntilSent};
 use crate::api::metrics::Metrics;
@@ -24,7 +24,8 @@ use crate::handles::{
     Command, CountEvents, EventSink, FirewallHandle, Health, Reader, Reloader, Reply,
 };
 use crate::types::{
-    IfName, LONGEST_BLOCK, LONGEST_REASON, Moment, Request, is_unprintable, parse_network,
+    IfName, LONGEST_BLOCK, LONGEST_REASON, Moment, Request, WallClock, is_unprintable,
+    parse_network,
 };
 
 /// How long a flood of calls takes to be seen.
@@ -234,6 +235,23 @@ impl Tracker {
         // Reading the kernel's packet counters takes as long as a list.
         let _turn = self.await_turn(&header).await?;
         Ok(answer(self.ask(|reply| Command::Why { network, reply }).await??))
+    }
+
+    /// Explains how far a source that is not blocked is from a block: which of its failures count, and which do
+    /// not. Times are Unix seconds. Everything is empty if the detector knows nothing about the source. Answers
+    /// within a second.
+    ///
+    /// - `rules` as: the rules that the source has come closer to.
+    /// - `counts` au, `thresholds` au, `windows` at: for each rule, how many ports count now, how many are
+    ///   allowed, and within how many seconds.
+    /// - `rule_hosts` as: for each rule, the host whose ports count (empty: this host, or all hosts).
+    /// - `hosts` as, `ports` aq, `times` ad, `outcomes` as, `decisions` as: its latest failures, at most 64, the
+    ///   oldest first. A decision begins with `counts`, `no longer counts` or `excused`.
+    #[zbus(out_args("account"))]
+    async fn pending(&self, address: &str) -> Result<Answer, Error> {
+        let network = parse_network(address)?;
+        let pending = self.ask(|reply| Command::Pending { network, reply }).await?;
+        Ok(answer_pending(&pending, &WallClock::read()))
     }
 
     /// Reloads the configuration. No packet and no block is lost. Returns when the configuration is in

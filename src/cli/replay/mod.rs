@@ -4,6 +4,7 @@
 //! or a running service.
 
 mod guess;
+mod reader;
 mod report;
 mod trials;
 
@@ -11,11 +12,11 @@ use std::path::{Path, PathBuf};
 
 use crate::cli::CliError;
 use crate::cli::arguments::{Compared, Replay};
-use crate::cli::output::{on_terminal, print, print_error};
+use crate::cli::output::{on_terminal, print, print_error, print_json_line};
 use crate::cli::replay::report::{comparison, listing, print_lines, summary_line};
 use crate::cli::replay::trials::Trials;
+use crate::cli::why::pending::Explained;
 use crate::config::{DetectionConfig, Effective, Preset, Sources};
-use crate::service::unpack;
 use crate::system::capture::saved::{SavedCapture, name_of};
 use crate::types::printable;
 
@@ -56,7 +57,7 @@ fn replay(
     arguments: &Replay,
     rule: &DetectionConfig,
 ) -> Result<(), CliError> {
-    let capture = SavedCapture::open(file, unpack::spawn)?;
+    let capture = SavedCapture::open(file)?;
     let rule_of = |preset, ports| DetectionConfig { preset, ports, ..rule.clone() };
     let (rules, presets): (Vec<_>, bool) = match &arguments.compare {
         Some(Compared::Thresholds(list)) => {
@@ -69,8 +70,14 @@ fn replay(
     };
     let compared = arguments.compare.is_some();
     let mut trials = Trials::new(rules, rule, arguments.local.clone());
+    if let Some(source) = arguments.why {
+        trials.watch(source);
+    }
     let damage = trials.read(capture, &name_of(file)).err();
 
+    for warning in trials.contents().warnings(&name_of(file)) {
+        print_error(&warning);
+    }
     let path = file.display().to_string();
     if arguments.json {
         print_lines(&path, trials.each(), compared && !presets, presets)?;
@@ -88,6 +95,10 @@ fn replay(
         } else if let [trial] = trials.each() {
             listing(trial, of_file).print()?;
         }
+    }
+    if let Some((source, pending)) = trials.watched() {
+        let explained = Explained::of_replay(source, pending);
+        if arguments.json { print_json_line(&explained)? } else { explained.print()? }
     }
     damage.map_or(Ok(()), |error| Err(error.into()))
 }

@@ -82,7 +82,8 @@ pub fn print_lines(
 /// Returns the summary of a file: what it contains, and what was found in it.
 pub fn summary_line(file: &str, rule: &DetectionConfig, trials: &Trials) -> String {
     let summary = trials.summary();
-    let (packets, probes) = (counted(summary.packets, "packet"), counted(summary.probes, "probe"));
+    let contents = trials.contents();
+    let (packets, probes) = (counted(contents.packets, "packet"), counted(summary.probes, "probe"));
     let outbound = match summary.outbound {
         0 => String::new(),
         outbound => format!(", {outbound} of them outbound"),
@@ -113,8 +114,14 @@ pub fn summary_line(file: &str, rule: &DetectionConfig, trials: &Trials) -> Stri
     } else {
         ""
     };
+    let without = match contents.without_probe() {
+        text if text.is_empty() => text,
+        text => format!("; {text}"),
+    };
     let found = result(rule, trials.each());
-    format!("{file}: {packets}, {probes}{outbound}{span}: {found}{evicted}{own}{one_sided}")
+    format!(
+        "{file}: {packets}, {probes}{outbound}{span}: {found}{without}{evicted}{own}{one_sided}"
+    )
 }
 
 fn result(rule: &DetectionConfig, trials: &[Trial]) -> String {

@@ -1,34 +1,22 @@
 //! Runs detectors with different rules side by side on one capture file.
 //!
-//! Owns the detectors and what they have found. As in the service, one thread reads and another one
-//! detects.
+//! Owns the detectors and what they have found. As in the service, one thread reads ([`reader`]) and
+//! another one detects.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::thread;
-use std::time::Duration;
 
 use ipnet::IpNet;
 
 use crate::cli::replay::guess::own_addresses;
+use crate::cli::replay::reader::{self, BATCHES_AHEAD, Contents, Wanted};
 use crate::config::{DetectionConfig, Per, Preset};
 use crate::detect::balanced::thresholds::LONGEST_DELAY;
 use crate::detect::{self, Detector, Observer, unit_of};
-use crate::system::capture::frame::{probe_in, segment_in};
 use crate::system::capture::saved::{SavedCapture, SavedError};
-use crate::system::progress::Progress;
-use crate::types::{Direction, Host, Moment, Scan, Segment, printable};
-
-/// Segments per batch, and batches that may wait for the detecting thread.
-const BATCH: usize = 4096;
-const BATCHES_AHEAD: usize = 4;
-
-/// Files that take longer than this show their progress.
-const SHOW_PROGRESS_AFTER: Duration = Duration::from_millis(500);
-
-/// Packets between two updates of the progress. Each takes at most a microsecond.
-const UPDATE_INTERVAL: u64 = 4096;
+use crate::types::{Direction, Host, Moment, Pending, Scan, Segment};
 
 /// A detector with one preset and threshold, and the scans that it has found.
 pub struct Trial {
@@ -66,16 +54,24 @@ pub struct Trials {
     each: Vec<Trial>,
     summary: Summary,
     rule: DetectionConfig,
+    contents: Contents,
+    watched: Option<Watched>,
     /// The time of the latest segment.
     until: Option<Moment>,
     /// Whether any preset needs outcomes.
     outcomes: bool,
 }
 
+/// A source whose way to a block is explained.
+struct Watched {
+    source: IpNet,
+    /// Its state when it was nearest to a block.
+    nearest: Pending,
+}
+
 /// What a file contains.
 #[derive(Clone, Default)]
 pub struct Summary {
-    pub packets: u64,
     pub probes: u64,
     pub outbound: u64,
     pub first: Option<Moment>,
@@ -103,6 +99,8 @@ impl Trials {
             each: rules.into_iter().map(trial).collect(),
             summary: Summary { guessed: guess.then(Vec::new), ..Summary::default() },
             rule: rule.clone(),
+            contents: Contents::default(),
+            watched: None,
             until: None,
             outcomes,
         }
@@ -116,13 +114,27 @@ impl Trials {
         &self.summary
     }
 
+    /// Has the first detector explain how close a source comes to a block.
+    pub fn watch(&mut self, source: IpNet) {
+        self.watched = Some(Watched { source, nearest: Pending::default() });
+    }
+
+    /// Returns the source that was watched, and its state when it was nearest to a block.
+    pub fn watched(&self) -> Option<(IpNet, &Pending)> {
+        self.watched.as_ref().map(|watched| (watched.source, &watched.nearest))
+    }
+
+    /// Returns what was in the file apart from segments.
+    pub fn contents(&self) -> &Contents {
+        &self.contents
+    }
+
     /// Reads a file to its end, or up to the damage.
     pub fn read(&mut self, capture: SavedCapture, name: &str) -> Result<(), SavedError> {
         let (batches_in, batches) = sync_channel(BATCHES_AHEAD);
-        let (outcomes, stealth) = (self.outcomes, self.rule.stealth);
+        let wanted = Wanted { outcomes: self.outcomes, stealth: self.rule.stealth };
         thread::scope(|scope| {
-            let reader =
-                scope.spawn(move || read_probes(capture, name, outcomes, stealth, &batches_in));
+            let reader = scope.spawn(move || reader::read(capture, name, wanted, &batches_in));
             for (number, batch) in batches.iter().enumerate() {
                 if number == 0
                     && let Some(guessed) = &mut self.summary.guessed
@@ -134,8 +146,8 @@ impl Trials {
             }
             self.finish();
             match reader.join() {
-                Ok((packets, result)) => {
-                    self.summary.packets = packets;
+                Ok((contents, result)) => {
+                    self.contents = contents;
                     result
                 }
                 Err(panic) => std::panic::resume_unwind(panic),
@@ -145,7 +157,16 @@ impl Trials {
 
     fn consider(&mut self, segments: &[Segment]) {
         self.until = self.until.max(segments.iter().map(|segment| segment.moment).max());
-        self.detect(|detector, host, tally| detector.observe(segments, host, tally));
+        let source = self.watched.as_ref().map(|watched| watched.source);
+        let is_watched = |segment: &Segment| {
+            source.is_some_and(|source| {
+                source.contains(&segment.source) || source.contains(&segment.destination)
+            })
+        };
+        for part in segments.split_inclusive(is_watched) {
+            self.detect(|detector, host, tally| detector.observe(part, host, tally));
+            self.explain(part.last().map(|segment| segment.moment));
+        }
         for probe in segments.iter().filter(|segment| segment.kind.is_probe()) {
             let summary = &mut self.summary;
             summary.probes += 1;
@@ -163,6 +184,21 @@ impl Trials {
         let Some(until) = self.until else { return };
         let late = until + LONGEST_DELAY;
         self.detect(|detector, host, tally| detector.pass_time(late, host, tally));
+        self.explain(Some(until));
+    }
+
+    /// Keeps the state of the watched source if it is nearer to a block than before.
+    fn explain(&mut self, now: Option<Moment>) {
+        let (Some(watched), Some(trial), Some(now)) =
+            (&mut self.watched, self.each.first_mut(), now)
+        else {
+            return;
+        };
+        let pending = trial.detector.explain(watched.source, now, &self.host);
+        let rank = |pending: &Pending| pending.missing().unwrap_or(usize::MAX);
+        if rank(&pending) <= rank(&watched.nearest) && pending != Pending::default() {
+            watched.nearest = pending;
+        }
     }
 
     fn detect(&mut self, step: impl Fn(&mut dyn Detector, &Host, &mut Tally<'_>)) {
@@ -201,52 +237,5 @@ impl Observer for Tally<'_> {
             self.found.push(Scan { probes, ..Arc::unwrap_or_clone(scan) });
         }
         true
-    }
-}
-
-/// Runs on the reading thread: sends probes, and with `outcomes` all other segments that tell what became
-/// of them, in batches. Returns the number of packets.
-fn read_probes(
-    mut capture: SavedCapture,
-    name: &str,
-    outcomes: bool,
-    stealth: bool,
-    batches: &SyncSender<Vec<Segment>>,
-) -> (u64, Result<(), SavedError>) {
-    let link = capture.link();
-    let mut progress = Progress::after(SHOW_PROGRESS_AFTER);
-    let mut packets: u64 = 0;
-    let mut batch = Vec::with_capacity(BATCH);
-    let result = loop {
-        if packets.is_multiple_of(UPDATE_INTERVAL) {
-            progress.show(|| progress_text(name, packets, &capture));
-        }
-        let frame = match capture.next_frame() {
-            Ok(Some(frame)) => frame,
-            Ok(None) => break Ok(()),
-            Err(error) => break Err(error),
-        };
-        packets += 1;
-        let moment = Moment::from_nanos(frame.unix_nanos);
-        let probe = if outcomes {
-            segment_in(link, frame.bytes, moment)
-        } else {
-            probe_in(link, frame.bytes, moment)
-        };
-        batch.extend(probe.filter(|probe| probe.kind.is_ordinary() || stealth));
-        if batch.len() == BATCH {
-            // The detecting thread waits for this one, so it receives the batch.
-            let _ = batches.send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH)));
-        }
-    };
-    let _ = batches.send(batch);
-    (packets, result)
-}
-
-fn progress_text(name: &str, packets: u64, capture: &SavedCapture) -> String {
-    let name = printable(name);
-    match capture.share_read() {
-        Some(share) => format!("{name}: {:.0}% read, {packets} packets", share * 100.0),
-        None => format!("{name}: {packets} packets read"),
     }
 }

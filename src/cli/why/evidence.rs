@@ -76,11 +76,12 @@ impl Evidence {
     }
 }
 
-struct Reply(HashMap<String, OwnedVariant>);
+/// A reply, from which values are taken.
+pub struct Reply(pub HashMap<String, OwnedVariant>);
 
 impl Reply {
     /// Returns None if the value is missing or has another type.
-    fn take<T: TryFrom<OwnedVariant>>(&mut self, key: &str) -> Option<T> {
+    pub fn take<T: TryFrom<OwnedVariant>>(&mut self, key: &str) -> Option<T> {
         self.0.remove(key).and_then(|value| T::try_from(value).ok())
     }
 }

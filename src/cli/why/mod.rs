@@ -2,6 +2,7 @@
 
 pub mod evidence;
 pub mod exempt;
+pub mod pending;
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -26,6 +27,9 @@ const LABEL: usize = 9;
 const WIDEST: usize = 100;
 
 pub fn run(arguments: &Why) -> Result<(), CliError> {
+    if arguments.pending {
+        return pending::run(arguments);
+    }
     let (network, select) = (arguments.address, &arguments.select);
     let only = select.interface.as_ref();
     let answers = ask(only, Purpose::Look, async |instance| instance.why(network).await)?;

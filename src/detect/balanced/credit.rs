@@ -15,7 +15,7 @@ use crate::types::Moment;
 const HOUR: u32 = 3600;
 
 /// For how many pairs of source and host connections are counted. 16 bytes each.
-const CREDITS: usize = 1 << 16;
+pub const CREDITS: usize = 1 << 16;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Credit {

@@ -44,6 +44,12 @@ impl FirstFailures {
         (known == tag(hash)).then_some(what & HOST)
     }
 
+    /// The failure of the source with this hash, if it has failed once.
+    pub fn get(&self, hash: u64, now: Moment) -> Option<Failure> {
+        let [known, what, then] = self.0[self.at(hash)];
+        (known == tag(hash)).then(|| failure_of(what, then, now))
+    }
+
     /// Reads the place of a hash, so that it is in the cache for a later lookup.
     pub fn touch(&self, hash: u64) -> u64 {
         self.0[self.at(hash)][0].into()
@@ -57,13 +63,7 @@ impl FirstFailures {
         let [known, what, then] = *place;
         if known == tag(hash) && what & HOST != failure.at {
             place[0] = 0;
-            return Some(Failure {
-                at: what & HOST,
-                outcome: Outcome::ALL[(what >> 24) as usize & 7],
-                crafted: what >> 27 & 1 == 1,
-                excused: what >> 28 & 1 == 1,
-                moment: moment_of(then, failure.moment),
-            });
+            return Some(failure_of(what, then, failure.moment));
         }
         let Failure { crafted, excused, .. } = failure;
         let flags = failure.outcome as u32 | u32::from(crafted) << 3 | u32::from(excused) << 4;
@@ -89,6 +89,16 @@ impl FirstFailures {
 
     fn at(&self, hash: u64) -> usize {
         hash as usize & (self.0.len() - 1)
+    }
+}
+
+fn failure_of(what: u32, then: u32, later: Moment) -> Failure {
+    Failure {
+        at: what & HOST,
+        outcome: Outcome::ALL[(what >> 24) as usize & 7],
+        crafted: what >> 27 & 1 == 1,
+        excused: what >> 28 & 1 == 1,
+        moment: moment_of(then, later),
     }
 }
 

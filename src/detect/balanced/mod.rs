@@ -31,7 +31,7 @@ use crate::config::{DetectionConfig, Preset};
 use crate::detect::balanced::handshake::Handshakes;
 use crate::detect::balanced::rules::Rules;
 use crate::detect::{BATCH, Detector, Observer, report};
-use crate::types::{Host, Moment, PortSet, Scan, Segment, SegmentKind, Summary};
+use crate::types::{Host, Moment, Pending, PortSet, Scan, Segment, SegmentKind, Summary};
 
 /// The present moment, and the host as it is now.
 #[derive(Clone, Copy)]
@@ -144,6 +144,10 @@ impl Detector for BalancedDetector {
 
     fn not_delivered(&mut self, scan: &Scan) {
         self.rules.not_delivered(scan);
+    }
+
+    fn explain(&mut self, source: IpNet, now: Moment, host: &Host) -> Pending {
+        self.rules.explain(source, Context { now: now.max(self.latest), host })
     }
 
     fn sources(&self) -> usize {

@@ -4,6 +4,7 @@
 //! [`super::handshake`] and never looks at segments. The numbers belong to [`super::thresholds`].
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -20,9 +21,10 @@ use crate::detect::balanced::known::{OwnPorts, RecentlySeen, UsedPorts};
 use crate::detect::balanced::record::{Circumstances, Record, Verdict};
 use crate::detect::balanced::sweeps::Sweeps;
 use crate::detect::balanced::thresholds::{
-    A_MINUTE, CHECKS, JUDGED_AFTER, Limit, MANY_PORTS, MANY_SOURCES, OUT_OF_STATE, SWEEP,
-    SYSTEM_PORTS_BELOW,
+    A_DAY, A_MINUTE, AN_HOUR, CHECKS, JUDGED_AFTER, Limit, MANY_PORTS, MANY_SOURCES, OUT_OF_STATE,
+    SWEEP, SYSTEM_PORTS_BELOW,
 };
+use crate::detect::decisions::Decisions;
 use crate::detect::decoys::Decoys;
 use crate::detect::key::Key;
 use crate::detect::ongoing::OngoingScans;
@@ -30,16 +32,17 @@ use crate::detect::table::Table;
 use crate::detect::traps::Traps;
 use crate::detect::unit_of;
 use crate::types::{
-    Attempt, Host, Moment, Outcome, Port, PortSet, Rule, Scan, ScanKind, Segment, Summary, overlap,
+    Attempt, Decision, Host, Judged, Moment, Outcome, Pending, Port, PortSet, Progress, Rule, Scan,
+    ScanKind, Segment, Summary, overlap,
 };
 
 /// How many first failures are remembered for each source of the configuration: at the default, a scanner with
 /// one probe a second is in three of four cases still there after 300,000 forged probes.
-const FIRST_PORTS_PER_SOURCE: usize = 8;
+pub const FIRST_PORTS_PER_SOURCE: usize = 8;
 
 /// For so many sources that fail on several ports there is room for one that sweeps, and for one that sends
 /// out-of-state segments, because there are fewer of these.
-const SHARE_OF_OTHERS: usize = 16;
+pub const SHARE_OF_OTHERS: usize = 16;
 
 /// The port on which an FTP server accepts sessions, and the port from which it opens connections for data.
 const FTP: Port = Port(21);
@@ -82,6 +85,7 @@ pub struct Rules {
     ongoing: OngoingScans,
     decoys: Decoys,
     traps: Traps,
+    decisions: Decisions,
     /// Scans that were found and not taken yet.
     scans: Vec<Scan>,
     evicted: u64,
@@ -108,6 +112,7 @@ impl Rules {
             ongoing: OngoingScans::new(),
             decoys: Decoys::new(),
             traps: Traps::new(&rule),
+            decisions: Decisions::default(),
             scans: Vec::new(),
             evicted: 0,
             rule,
@@ -270,13 +275,13 @@ impl Rules {
         let (flow, now) = (&probe.flow, context.now);
         if is_silent(outcome) {
             if self.used.renew(Hashes::with(probe.pair, flow.port.0.into()), now) {
-                log_failure(probe, outcome, "failure excused: the source has used the port");
+                self.decide(probe, outcome, Decision::Used, false);
                 return;
             }
             let has_stopped =
                 context.host.owns(flow.server) && self.own.has_stopped(flow.port, now);
             if has_stopped || outcome == Outcome::Refused && self.is_known_open(flow, context) {
-                log_failure(probe, outcome, "failure excused: the port was open recently");
+                self.decide(probe, outcome, Decision::KnownOpen, false);
                 return;
             }
         }
@@ -296,13 +301,86 @@ impl Rules {
         let attempt = Attempt { port: probe.flow.port, moment: probe.moment, outcome };
         match self.record(probe, attempt, context) {
             Recorded::Excused => {
-                log_failure(probe, outcome, "failure excused: offset by successful connections");
-                return;
+                self.decide(probe, outcome, Decision::Offset, false);
             }
-            Recorded::First => self.check_distributed(probe, attempt, context),
-            Recorded::Again => self.check_ports(probe, attempt, context),
+            Recorded::First => {
+                self.decide(probe, outcome, Decision::Counts, true);
+                self.check_distributed(probe, attempt, context);
+            }
+            Recorded::Again => {
+                self.decide(probe, outcome, Decision::Counts, false);
+                self.check_ports(probe, attempt, context);
+            }
         }
-        log_failure(probe, outcome, "failed port counted");
+    }
+
+    /// Takes note of whether a failure at a port counts.
+    fn decide(&mut self, probe: &Probe, outcome: Outcome, decision: Decision, is_first: bool) {
+        let Flow { client, server, port, .. } = probe.flow;
+        let attempt = Attempt { port, moment: probe.moment, outcome };
+        let judged = Judged { source: client, host: Some(server), attempt, decision };
+        self.decisions.note(judged, is_first);
+        log_failure(probe, outcome, decision.as_str());
+    }
+
+    /// Explains how far a source is from a block for failed ports.
+    pub fn explain(&mut self, source: IpNet, context: Context<'_>) -> Pending {
+        let now = context.now;
+        let source = unit_of(&self.rule, source.addr(), context.host);
+        let mut failures = self.decisions.of(&source);
+        // All addresses of this host count as one host.
+        let other = |judged: &Judged| judged.host.filter(|host| !context.host.owns(*host));
+        let mut hosts: Vec<Option<IpAddr>> = failures.iter().map(other).chain([None]).collect();
+        hosts.sort_unstable();
+        hosts.dedup();
+        let mut progress = Vec::new();
+        for host in hosts {
+            let attempts = self.failed_ports(source, host, now);
+            let is_counted = |port| attempts.iter().any(|attempt| attempt.port == port);
+            for judged in failures.iter_mut().filter(|judged| other(judged) == host) {
+                judged.decision = match (is_counted(judged.attempt.port), judged.decision) {
+                    (true, _) => Decision::Counts,
+                    (false, Decision::Counts) => Decision::NoLonger,
+                    (false, excused) => excused,
+                };
+            }
+            let is_known = |attempt: &Attempt| {
+                let of_host = failures.iter().filter(|judged| other(judged) == host);
+                of_host.clone().any(|judged| judged.attempt.port == attempt.port)
+            };
+            let others = attempts.iter().filter(|attempt| !is_known(attempt)).copied();
+            let (address, decision) = (source.addr(), Decision::Counts);
+            let judged = |attempt| Judged { source: address, host, attempt, decision };
+            let others: Vec<Judged> = others.map(judged).collect();
+            failures.extend(others);
+            for limit in [A_MINUTE, AN_HOUR, A_DAY] {
+                let recent = |attempt: &&Attempt| !now.is_past(attempt.moment, limit.within);
+                let count = attempts.iter().filter(recent).count();
+                let (rule, threshold, span) = (Rule::FailedPorts, limit.more_than, limit.within);
+                if count > 0 {
+                    progress.push(Progress { rule, host, count, threshold, span });
+                }
+            }
+        }
+        failures.sort_by_key(|judged| judged.attempt.moment);
+        Pending { progress, failures }
+    }
+
+    /// Returns the ports of a host on which a source has failed within a day, and which count.
+    fn failed_ports(&mut self, source: IpNet, host: Option<IpAddr>, now: Moment) -> Vec<Attempt> {
+        let pair = self.hashes.of_pair(&source, host.unwrap_or(UNSPECIFIED));
+        let record = self.records.peek(pair, &Key { source, destination: host });
+        let mut attempts = match (record, self.first_ports.get(pair, now)) {
+            (Some(record), _) => record.ports.attempts().to_vec(),
+            (None, Some(Failure { at, moment, outcome, .. })) => {
+                vec![Attempt { port: Port(u16::try_from(at).unwrap_or(0)), moment, outcome }]
+            }
+            (None, None) => Vec::new(),
+        };
+        attempts.retain(|attempt| {
+            attempt.outcome != Outcome::Answered && !now.is_past(attempt.moment, A_DAY.within)
+        });
+        attempts
     }
 
     /// Records a failure at a port, unless it is excused. In a flood the source has no earlier failure, and

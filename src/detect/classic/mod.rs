@@ -22,7 +22,10 @@ use crate::detect::key::Key;
 use crate::detect::ongoing::OngoingScans;
 use crate::detect::traps::Traps;
 use crate::detect::{BATCH, Detector, Observer, report, unit_of};
-use crate::types::{Attempt, Host, Moment, Rule, Scan, ScanKind, Segment, SegmentKind, Summary};
+use crate::types::{
+    Attempt, Decision, Host, Judged, Moment, Pending, Progress, Rule, Scan, ScanKind, Segment,
+    SegmentKind, Summary,
+};
 
 /// The detector of the preset `classic`.
 pub struct ClassicDetector {
@@ -118,10 +121,7 @@ impl ClassicDetector {
             attempts,
             moment: probe.moment,
             probes,
-            rule: match self.rule.per {
-                Per::Source => Rule::Ports,
-                Per::Pair => Rule::PortsOfHost,
-            },
+            rule: rule_of_ports(rule.per),
             threshold: self.rule.ports.get(),
             span,
             tried: memory.effort().tried(),
@@ -190,12 +190,44 @@ impl Detector for ClassicDetector {
         }
     }
 
+    fn explain(&mut self, source: IpNet, now: Moment, host: &Host) -> Pending {
+        let mut pending = Pending::default();
+        let source = unit_of(&self.rule, source.addr(), host);
+        // Per pair, the hosts that a source has tried are unknown, except this one.
+        let destinations: Vec<Option<IpAddr>> = match self.rule.per {
+            Per::Source => vec![None],
+            Per::Pair => host.own().iter().copied().map(Some).collect(),
+        };
+        let span = self.rule.window.get();
+        for host in destinations {
+            let mut attempts = self.sources.attempts(&Key { source, destination: host });
+            attempts.retain(|attempt| !now.is_past(attempt.moment, span));
+            if attempts.is_empty() {
+                continue;
+            }
+            let (rule, count) = (rule_of_ports(self.rule.per), attempts.len());
+            let threshold = self.rule.ports.get();
+            pending.progress.push(Progress { rule, host, count, threshold, span });
+            let (source, decision) = (source.addr(), Decision::Counts);
+            let judged = |attempt| Judged { source, host, attempt, decision };
+            pending.failures.extend(attempts.into_iter().map(judged));
+        }
+        pending
+    }
+
     fn sources(&self) -> usize {
         self.sources.len()
     }
 
     fn evicted(&self) -> u64 {
         self.sources.evicted()
+    }
+}
+
+fn rule_of_ports(per: Per) -> Rule {
+    match per {
+        Per::Source => Rule::Ports,
+        Per::Pair => Rule::PortsOfHost,
     }
 }
 

@@ -207,6 +207,21 @@ impl Sources {
         }
     }
 
+    /// The ports that a source has tried, the oldest first.
+    pub fn attempts(&mut self, key: &Key) -> Vec<Attempt> {
+        match self.find(self.tag(key)) {
+            Some(Place::MultiPort(at)) => {
+                let memory = self.several_ports.get(at);
+                memory.map_or_else(Vec::new, |mut memory| memory.window().attempts().collect())
+            }
+            Some(Place::Candidate(at)) => {
+                let candidate = self.one_port.get(at).into_iter();
+                candidate.map(|only| Attempt::at(only.port, only.latest)).collect()
+            }
+            None => Vec::new(),
+        }
+    }
+
     /// Forgets all sources that overlap a network.
     pub fn forget(&mut self, network: IpNet) {
         let tag = self.tag(&Key { source: network, destination: None });

@@ -276,3 +276,22 @@ fn another_unit_of_counting_forgets_the_sources() {
     assert_eq!(scan(&mut detector, (4..=6).map(|port| probe("192.0.2.1", port, 2))), []);
     assert_eq!(scan(&mut detector, [probe("192.0.2.1", 7, 2)]).len(), 1);
 }
+
+#[test]
+fn a_source_below_the_threshold_is_explained() {
+    let mut detector = ClassicDetector::new(rule(|_| {}));
+    let source = "192.0.2.1/32".parse().unwrap();
+    let at = |seconds: u64| Moment::from_nanos(seconds * SECOND);
+    for (port, missing) in [(21, 3), (21, 3), (22, 2), (23, 1)] {
+        assert!(scan(&mut detector, [probe("192.0.2.1", port, 1)]).is_empty());
+        assert_eq!(detector.explain(source, at(1), &host()).missing(), Some(missing));
+    }
+    let ports: Vec<u16> = {
+        let pending = detector.explain(source, at(60), &host());
+        pending.failures.iter().map(|judged| judged.attempt.port.0).collect()
+    };
+    assert_eq!(ports, [21, 22, 23]);
+    assert_eq!(detector.explain(source, at(61), &host()), Pending::default());
+    let other = "192.0.2.2/32".parse().unwrap();
+    assert_eq!(detector.explain(other, at(1), &host()), Pending::default());
+}

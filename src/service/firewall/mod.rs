@@ -46,6 +46,7 @@ use crate::service::firewall::reconfigure::Pending;
 use crate::service::supervisor::Supervisor;
 use crate::system::host::sockets::Sockets;
 use crate::system::progress::Progress;
+use crate::system::scheduling::Realtime;
 use crate::system::service_manager;
 use crate::types::{
     Block, BlockFailure, BlockReason, Event, Evidence, Family, Host, Moment, Request, Scan,
@@ -99,7 +100,7 @@ pub fn spawn(
     (detector, rules): (SyncSender<DetectorCommand>, RulesHandle),
     commands: Receiver<Command>,
 ) -> std::io::Result<()> {
-    let Context { interface, events, metrics, health } = context.clone();
+    let Context { interface, events, metrics, health, realtime } = context.clone();
     let mut sockets = Sockets::default();
     let opened = rules.clone();
     let mut thread = FirewallThread::new(
@@ -120,7 +121,8 @@ pub fn spawn(
             progress.show(|| status);
             heartbeat.tick();
         };
-        thread.run(backend, &commands, on_progress, || heartbeat.tick())
+        let scheduling = Realtime::new(realtime);
+        thread.run(backend, &commands, on_progress, scheduling, || heartbeat.tick())
     })
 }
 
@@ -251,12 +253,14 @@ impl FirewallThread {
         backend: Option<Box<dyn Backend + Send>>,
         commands: &Receiver<Command>,
         on_progress: OnProgress<'_>,
+        mut scheduling: Realtime,
         tick: impl Fn(),
     ) -> Result<(), FirewallError> {
         self.start(backend, on_progress, &tick)?;
         let mut maintained = Moment::default();
         loop {
             tick();
+            scheduling.update(Moment::now());
             let command = match commands.recv_timeout(self.pause(Moment::now(), maintained)) {
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => {
                     return self.stop(&WallClock::read());
@@ -265,6 +269,10 @@ impl FirewallThread {
                 Err(RecvTimeoutError::Timeout) => None,
             };
             let clock = WallClock::read();
+            if !matches!(command, Some(Command::Scan { .. })) {
+                // Only the block of a scanner is urgent.
+                scheduling.step_aside(clock.now());
+            }
             // First, because a command must not see an expired block, however late this thread comes to it.
             self.expire(&clock);
             if let Some(command) = command {
@@ -272,6 +280,7 @@ impl FirewallThread {
             }
             if clock.now().since(maintained) >= TICK {
                 maintained = clock.now();
+                scheduling.step_aside(clock.now());
                 self.maintain(&clock);
             }
         }
@@ -338,6 +347,11 @@ impl FirewallThread {
             }
             Command::Why { network, reply } => {
                 let _ = reply.try_send(self.explain(network, clock));
+            }
+            Command::Pending { network, reply } => {
+                // If there is no room, the caller learns that no answer comes.
+                let question = DetectorCommand::Explain(network, reply);
+                let _ = self.neighbours.detector.try_send(question);
             }
             Command::Reconfigure { config, reply } => self.reconfigure(*config, reply, clock),
             Command::RulesInstalled(result) => self.finish_reconfigure(result, clock),

@@ -12,6 +12,7 @@ use crate::block::store::flusher::flusher;
 use crate::config::{Config, ExemptConfig};
 use crate::handles::{Command, DetectorCommand, Listed, RequestError};
 use crate::service::firewall::test_bench::{EPOCH, HOUR, bench, bench_on, clock};
+use crate::system::scheduling::Realtime;
 use crate::types::{
     BlockCause, BlockFailure, Event, ExemptReason, Host, Moment, SkipReason, State, UnblockCause,
     WallClock,
@@ -77,7 +78,8 @@ fn expired_block_is_not_listed_however_late_the_thread_is() {
     // The machine has been up for longer than a minute.
     // Without a rules thread the rules stay, and the set with them.
     drop((bench.rules, bench.rules_commands));
-    bench.thread.run(None, &commands, &mut |_, _| {}, || {}).unwrap_err();
+    let scheduling = Realtime::new(Arc::default());
+    bench.thread.run(None, &commands, &mut |_, _| {}, scheduling, || {}).unwrap_err();
     assert_eq!(listed.try_recv().unwrap(), []);
 }
 

@@ -4,6 +4,8 @@
 //! when that is full too, segments are dropped and counted. A batch takes one lock, and nothing is
 //! allocated after the start.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
@@ -14,6 +16,10 @@ const BATCH: usize = 4096;
 
 /// Batches that may wait for the detector.
 const DEPTH: usize = 16;
+
+/// Batches that may wait before more segments are collected in the batch in hand. Capture reads a flood in
+/// small portions, which would fill the channel with small batches.
+const COLLECT_FROM: usize = 2;
 
 /// Segments in the order of their capture.
 pub struct Batch {
@@ -55,6 +61,8 @@ pub struct BatchSender {
     full: SyncSender<Batch>,
     empty: Receiver<Batch>,
     current: Batch,
+    /// How many batches wait for the detector.
+    waiting: Arc<AtomicUsize>,
     /// What the batches to come are marked with.
     outcomes: bool,
     /// Segments were dropped since the batch in hand is full.
@@ -67,6 +75,7 @@ pub struct BatchSender {
 pub struct BatchReceiver {
     full: Receiver<Batch>,
     empty: SyncSender<Batch>,
+    waiting: Arc<AtomicUsize>,
 }
 
 /// Makes a channel and its pool of batches.
@@ -75,6 +84,7 @@ pub fn channel() -> (BatchSender, BatchReceiver) {
     let (full_in, full_out) = sync_channel(DEPTH + 2);
     // One more than may wait, which the detector works on. Capture holds another.
     let (empty_in, empty_out) = sync_channel(DEPTH + 1);
+    let waiting = Arc::new(AtomicUsize::new(0));
     for _ in 0..=DEPTH {
         // The channel has room for exactly these.
         let _ = empty_in.try_send(Batch::empty());
@@ -84,11 +94,12 @@ pub fn channel() -> (BatchSender, BatchReceiver) {
             full: full_in,
             empty: empty_out,
             current: Batch::empty(),
+            waiting: Arc::clone(&waiting),
             outcomes: false,
             has_dropped: false,
             dropped: 0,
         },
-        BatchReceiver { full: full_out, empty: empty_in },
+        BatchReceiver { full: full_out, empty: empty_in, waiting },
     )
 }
 
@@ -96,7 +107,7 @@ impl BatchSender {
     /// Adds a segment to the batch in hand, or drops it if there is no room.
     pub fn push(&mut self, segment: Segment) {
         if self.current.segments.len() == BATCH {
-            self.flush();
+            self.send();
         }
         if self.current.segments.len() < BATCH {
             self.current.segments.push(segment);
@@ -114,7 +125,7 @@ impl BatchSender {
 
     /// Begins the segments of another capture.
     pub fn begin_capture(&mut self, outcomes: bool, after_gap: bool) {
-        self.flush();
+        self.send();
         self.outcomes = outcomes;
         // If the detector is so slow that the last segments are still in hand, the batch keeps its mark. The
         // detector then ignores outcomes or expects none, and neither leads to a wrong verdict.
@@ -124,8 +135,16 @@ impl BatchSender {
         self.current.follows_loss |= after_gap;
     }
 
+    /// Sends the batch in hand, unless batches wait already. Returns whether it still holds segments.
+    pub fn flush(&mut self) -> bool {
+        if self.waiting.load(Ordering::Relaxed) < COLLECT_FROM {
+            self.send();
+        }
+        !self.current.segments.is_empty()
+    }
+
     /// Sends the batch in hand if there is room, and keeps it otherwise.
-    pub fn flush(&mut self) {
+    fn send(&mut self) {
         if self.current.segments.is_empty() && !self.current.follows_loss {
             return;
         }
@@ -135,6 +154,7 @@ impl BatchSender {
         next.outcomes = self.outcomes;
         let full = std::mem::replace(&mut self.current, next);
         let count = full.segments.len() as u64;
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         if self.full.try_send(full).is_err() {
             // The detector has ended, and the process is about to. (There is room for every batch.)
             self.dropped += count;
@@ -150,7 +170,9 @@ impl BatchSender {
 impl BatchReceiver {
     /// Waits for the next batch, at most `timeout`.
     pub fn next(&self, timeout: Duration) -> Result<Batch, RecvTimeoutError> {
-        self.full.recv_timeout(timeout)
+        let batch = self.full.recv_timeout(timeout)?;
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        Ok(batch)
     }
 
     /// Returns a batch to the pool.

@@ -30,7 +30,6 @@ use crate::system::capture::frame::LinkLayer;
 pub const MAIN_SNAPSHOT: i32 = 256;
 
 /// Bytes captured of each frame by the deep handle: the largest IP packet and what precedes it.
-#[expect(dead_code, reason = "the capture has no second handle yet")]
 pub const DEEP_SNAPSHOT: i32 = 65_535 + BEFORE_PAYLOAD;
 
 /// What libpcap may put in front of the bytes whose length the filter sees: a VLAN tag, and the header of a

@@ -1,30 +1,39 @@
-//! A live interface as a source of frames.
+//! A live interface as a source of segments.
 //!
-//! Owns the libpcap handle. Opens it in such a way that a probe arrives within about 1 ms and a flood costs
-//! little.
+//! Owns the two libpcap handles. Opens them in such a way that the kernel holds no packet back, and reads
+//! them in the order of time.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
 use pcap::{Activated, Active, Capture, Device, Precision};
 
 use crate::system::capture::CaptureError;
-use crate::system::capture::filter::{Filters, MAIN_SNAPSHOT};
-use crate::system::capture::frame::LinkLayer;
+use crate::system::capture::filter::{DEEP_SNAPSHOT, Filters, MAIN_SNAPSHOT};
+use crate::system::capture::frame::{LinkLayer, probe_in, segment_in};
 use crate::system::reserve;
-use crate::types::{CaptureCounters, IfName};
+use crate::types::{CaptureCounters, IfName, Segment, WallClock};
 
-/// How long the kernel may hold a packet back to deliver several at once. This selects a ring mode in which
-/// a packet costs a tenth of the time of immediate mode, at the price of this latency.
-const HOLD_MILLISECONDS: i32 = 1;
+/// The size of the ring that the kernel shares, all of which counts as memory of the process. A frame takes a
+/// slot of 336 bytes, so it holds 35 ms of a flood of 300,000 SYNs per second.
+const MAIN_RING: i32 = 7 << 19;
 
-/// The size of the ring that the kernel shares: 80 ms of a flood of 300,000 SYNs per second. libpcap divides
-/// it into blocks of 256 KiB, which the kernel delivers after [`HOLD_MILLISECONDS`], full or not. So even
-/// few packets are lost if this thread gets no processor for 16 ms.
-const RING_BYTES: i32 = 4 << 20;
+/// The size of the ring of the deep handle: 256 frames of an ordinary length.
+const DEEP_RING: i32 = 1 << 19;
+
+/// Frames of the deep handle in one round.
+const MOST_DEEP: usize = 256;
+
+/// What an MTU does not include: the header of the link layer with its tags, and of a cooked capture.
+const BEFORE_PAYLOAD: i32 = 64;
 
 /// An open interface.
 pub struct LiveCapture {
-    handle: Capture<Active>,
+    /// Has many short slots.
+    main: Capture<Active>,
+    /// Has few slots for whole frames: see [`crate::system::capture::filter`].
+    deep: Capture<Active>,
+    /// The segments of the deep handle in this round.
+    from_deep: Vec<Segment>,
     link: LinkLayer,
     outcomes: bool,
 }
@@ -50,24 +59,28 @@ impl LiveCapture {
     /// outcomes.
     pub fn open(interface: &IfName, outcomes: bool) -> Result<Self, CaptureError> {
         let explain = |error: pcap::Error| CaptureError::explain(interface, &text_of(&error));
-        let open = || {
-            let inactive = Capture::from_device(interface.as_str())?;
-            inactive
-                .promisc(false)
-                .snaplen(MAIN_SNAPSHOT)
-                .timeout(HOLD_MILLISECONDS)
-                .buffer_size(RING_BYTES)
-                .precision(Precision::Nano)
-                .open()
+        let open = |snapshot, ring| {
+            let open = || {
+                Capture::from_device(interface.as_str())?
+                    .promisc(false)
+                    .snaplen(snapshot)
+                    .immediate_mode(true)
+                    .buffer_size(ring)
+                    .precision(Precision::Nano)
+                    .open()
+            };
+            reserve::spend(open).and_then(Capture::setnonblock)
         };
-        let handle = reserve::spend(open).and_then(Capture::setnonblock).map_err(explain)?;
-        let link = link_of(&handle).map_err(|name| CaptureError::UnknownLinkLayer {
+        let mut main = open(MAIN_SNAPSHOT, MAIN_RING).map_err(explain)?;
+        let link = link_of(&main).map_err(|name| CaptureError::UnknownLinkLayer {
             interface: interface.clone(),
             name,
         })?;
-        let mut capture = Self { handle, link, outcomes };
-        capture.handle.filter(&Filters::new(link, outcomes).main, true).map_err(explain)?;
-        Ok(capture)
+        let filters = Filters::new(link, outcomes);
+        main.filter(&filters.main, true).map_err(explain)?;
+        let mut deep = open(deep_snapshot(interface), DEEP_RING).map_err(explain)?;
+        deep.filter(&filters.deep, true).map_err(explain)?;
+        Ok(Self { main, deep, from_deep: Vec::with_capacity(MOST_DEEP), link, outcomes })
     }
 
     /// Returns whether it captures what tells the outcomes of probes.
@@ -80,30 +93,82 @@ impl LiveCapture {
         self.link
     }
 
-    /// Returns the next frame, or nothing if none has arrived.
-    pub fn next_frame(&mut self, interface: &IfName) -> Result<Option<Frame<'_>>, CaptureError> {
-        match self.handle.next_packet() {
-            Ok(packet) => Ok(Some(frame_of(&packet))),
-            Err(pcap::Error::TimeoutExpired | pcap::Error::NoMorePackets) => Ok(None),
-            Err(error) => Err(CaptureError::explain(interface, &text_of(&error))),
+    /// What becomes readable when frames have arrived.
+    pub fn fds(&self) -> [BorrowedFd<'_>; 2] {
+        [self.main.as_fd(), self.deep.as_fd()]
+    }
+
+    /// Reads the frames that have arrived, but not many more than `most`, and passes the segments in them to
+    /// `each`. Returns how many frames there were.
+    #[inline]
+    pub fn read(
+        &mut self,
+        interface: &IfName,
+        clock: &WallClock,
+        most: usize,
+        mut each: impl FnMut(Segment),
+    ) -> Result<usize, CaptureError> {
+        let (link, outcomes) = (self.link, self.outcomes);
+        let segment_of = |packet: &pcap::Packet<'_>| {
+            let frame = frame_of(packet);
+            let moment = clock.moment_of(frame.unix_nanos);
+            if outcomes {
+                segment_in(link, frame.bytes, moment)
+            } else {
+                probe_in(link, frame.bytes, moment)
+            }
+        };
+        let explain = |error: &pcap::Error| CaptureError::explain(interface, &text_of(error));
+        let mut count = 0;
+        while count < MOST_DEEP
+            && let Some(packet) = next(&mut self.deep).map_err(|error| explain(&error))?
+        {
+            count += 1;
+            self.from_deep.extend(segment_of(&packet));
         }
+        let mut deep = self.from_deep.drain(..).peekable();
+        while count < most
+            && let Some(packet) = next(&mut self.main).map_err(|error| explain(&error))?
+        {
+            count += 1;
+            if let Some(segment) = segment_of(&packet) {
+                while let Some(earlier) = deep.next_if(|deep| deep.moment <= segment.moment) {
+                    each(earlier);
+                }
+                each(segment);
+            }
+        }
+        deep.for_each(each);
+        Ok(count)
     }
 
     /// Reads the kernel's counters.
     pub fn counters(&mut self) -> Option<CaptureCounters> {
-        let stats = self.handle.stats().ok()?;
+        let (main, deep) = (self.main.stats().ok()?, self.deep.stats().ok()?);
         Some(CaptureCounters {
-            received: stats.received,
-            dropped_by_kernel: stats.dropped,
-            dropped_by_interface: stats.if_dropped,
+            received: main.received.wrapping_add(deep.received),
+            dropped_by_kernel: main.dropped.wrapping_add(deep.dropped),
+            // Both read the counter of the interface.
+            dropped_by_interface: main.if_dropped,
         })
     }
 }
 
-impl AsFd for LiveCapture {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.handle.as_fd()
+/// Returns the next frame of a handle, or nothing if none has arrived.
+fn next(handle: &mut Capture<Active>) -> Result<Option<pcap::Packet<'_>>, pcap::Error> {
+    match handle.next_packet() {
+        Ok(packet) => Ok(Some(packet)),
+        Err(pcap::Error::TimeoutExpired | pcap::Error::NoMorePackets) => Ok(None),
+        Err(error) => Err(error),
     }
+}
+
+/// Returns how many bytes the deep handle needs for a whole frame. Each slot is so long.
+fn deep_snapshot(interface: &IfName) -> i32 {
+    let file = format!("/sys/class/net/{interface}/mtu");
+    let mtu = std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok());
+    // `any` has no MTU.
+    mtu.map_or(DEEP_SNAPSHOT, |mtu: i32| DEEP_SNAPSHOT.min(mtu.saturating_add(BEFORE_PAYLOAD)))
 }
 
 /// Returns the link layer of a capture, or the name of one that is not supported.

@@ -1,18 +1,22 @@
 //! Scans in every encapsulation: fragments, unusual flags, tunnels, other interfaces, forwarded
 //! packets.
 
+use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader, Write};
 use std::net::IpAddr;
 use std::process::{Child, ChildStdin, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use etherparse::PacketBuilder;
+use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use pcap::Capture;
 
 use super::scan::assert_blocked;
 use crate::frames::{BROADCAST, ETHERNET_HEADER, Wire, syn};
 use crate::kernel::{Rules, remaining};
 use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::service::Start;
-use crate::tools::run;
+use crate::tools::{Random, run};
+use crate::wrapped::Wrapping;
 
 /// nmap's own evasions: `-f` cuts the TCP header before the flags, `-ff` after them.
 #[test]
@@ -254,4 +258,146 @@ fn forwarded_scan_is_detected_and_dropped() {
     assert_eq!(service.stop().code(), Some(0));
     lab.attacker.assert_reaches("10.78.0.3".parse().unwrap(), OPEN_PORT);
     lab.assert_untouched();
+}
+
+/// Every mix of flags to which a closed port replies is a probe.
+#[test]
+fn unusual_flags_do_not_hide_a_scan_in_either_preset() {
+    let flags = ["URG", "PSH", "URGPSH", "FINURG", "FINPSH", "ECEPSH", "CWRFINURG"];
+    std::thread::scope(|scope| {
+        for preset in ["classic", "balanced"] {
+            scope.spawn(move || {
+                for flags in flags {
+                    let lab = Lab::new();
+                    lab.configure(&format!("[detection]\npreset = \"{preset}\"\n"));
+                    let mut service = lab.start();
+                    lab.attacker.nmap(&format!("-sS --scanflags {flags} -p 1-20"), VICTIM);
+                    let blocked =
+                        format!("WARN blocked {ATTACKER} for 1h (offence 1): stealth scan: ");
+                    service.await_line(&blocked);
+                    assert_eq!(service.stop().code(), Some(0), "{preset} {flags}");
+                }
+            });
+        }
+    });
+}
+
+/// How long random wrappings are tried. `TCPTRACKER_PROBE_SECONDS` changes it.
+fn seconds_of_probing() -> Duration {
+    let seconds = std::env::var("TCPTRACKER_PROBE_SECONDS");
+    Duration::from_secs(seconds.map_or(5, |seconds| seconds.parse().unwrap()))
+}
+
+/// The wrappings of reported faults: three priority tags, long and many extension headers, and a fragment that
+/// ends within the extension headers.
+fn reported_wrappings() -> Vec<Wrapping> {
+    let ipv6 = |extensions: &[(u8, usize)]| Wrapping {
+        ipv6: true,
+        extensions: extensions.to_vec(),
+        ..Wrapping::default()
+    };
+    let tags = |count| Wrapping { tags: vec![0x8100; count], ..Wrapping::default() };
+    let mut all = vec![Wrapping::default(), tags(3), tags(4), tags(300), ipv6(&[])];
+    all.extend([ipv6(&[(43, 30)]), ipv6(&[(60, 30)]), ipv6(&[(43, 128)]), ipv6(&[(60, 1); 17])]);
+    all.extend([8, 16].map(|cut| Wrapping { cut: Some(cut), ..ipv6(&[(60, 2), (60, 2)]) }));
+    all
+}
+
+/// Whatever the kernel replies to was seen. Each wrapping has its own source, and tries four ports.
+fn assert_that_replies_mean_scans(interface: &str, seed: u64) {
+    const SOURCES: usize = 100;
+    let source = |number: usize, ipv6: bool| -> IpAddr {
+        if ipv6 { format!("fd77::7:{number}") } else { format!("10.77.0.{}", 100 + number) }
+            .parse()
+            .unwrap()
+    };
+    let mut random = Random::seeded(seed);
+    let mut wrappings = reported_wrappings();
+    let (mut tried, mut answered) = (0, 0);
+    let begun = Instant::now();
+    while tried < wrappings.len() || begun.elapsed() < seconds_of_probing() {
+        let lab = Lab::new();
+        let addresses: String = (0..SOURCES)
+            .flat_map(|number| {
+                [
+                    format!("addr add {}/24 dev eth0\n", source(number, false)),
+                    format!("addr add {}/64 dev eth0 nodad\n", source(number, true)),
+                ]
+            })
+            .collect();
+        let batch = lab.path("addresses");
+        std::fs::write(&batch, addresses).unwrap();
+        lab.attacker.ip(&format!("-batch {}", batch.display()));
+        let mut service = Start::on(interface).flag("--observe").begin(&lab).await_ready();
+        let hardware = lab.victim.hardware_address("eth0");
+        let mut replies = lab.attacker.inside(|| {
+            let inactive = Capture::from_device("eth0").unwrap().immediate_mode(true);
+            let inactive = inactive.snaplen(128).buffer_size(8 << 20);
+            let mut replies = inactive.open().unwrap();
+            replies.filter("tcp[13]&20=20 or (ip6 and ip6[53]&20=20)", true).unwrap();
+            replies
+        });
+        let mut wire = Wire::of(&lab.attacker);
+        let begin = tried;
+        for number in 0..SOURCES {
+            if tried == wrappings.len() {
+                wrappings.push(Wrapping::random(&mut random));
+            }
+            let wrapping = &wrappings[tried];
+            let from = source(number, wrapping.ipv6);
+            let to = if wrapping.ipv6 { VICTIM_V6 } else { VICTIM };
+            for port in 1..=4 {
+                for frame in wrapping.frames(hardware, from, to, port) {
+                    wire.send(&frame);
+                }
+            }
+            tried += 1;
+        }
+        // The reply to this one comes last.
+        wire.send(&syn(hardware, ATTACKER, VICTIM, 999));
+        let mut repliers: HashMap<IpAddr, HashSet<u16>> = HashMap::new();
+        loop {
+            let packet = replies.next_packet().unwrap();
+            let Ok(parsed) = SlicedPacket::from_ethernet(packet.data) else { continue };
+            let to: IpAddr = match parsed.net {
+                Some(NetSlice::Ipv4(ip)) => ip.header().destination_addr().into(),
+                Some(NetSlice::Ipv6(ip)) => ip.header().destination_addr().into(),
+                _ => continue,
+            };
+            let Some(TransportSlice::Tcp(tcp)) = parsed.transport else { continue };
+            if tcp.rst() && tcp.ack() {
+                repliers.entry(to).or_default().insert(tcp.source_port());
+                if tcp.source_port() == 999 {
+                    break;
+                }
+            }
+        }
+        for number in 0..tried - begin {
+            let wrapping = &wrappings[begin + number];
+            let from = source(number, wrapping.ipv6);
+            let ports = repliers.get(&from).map_or(0, HashSet::len);
+            if ports == 4 {
+                answered += 1;
+                println!("seed {seed}, {interface}: {from} {wrapping:?}");
+                service.await_line(&format!(" port scan by {from} on "));
+            }
+        }
+        assert_eq!(service.stop().code(), Some(0));
+    }
+    println!("{tried} wrappings on {interface}, {answered} of them were answered");
+    // Those that were reported are all answered, and many of the random ones.
+    assert!(answered >= tried / 4, "{answered} of {tried}");
+}
+
+#[test]
+fn whatever_the_kernel_replies_to_was_seen() {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let seed = std::env::var("TCPTRACKER_SEED").map_or_else(
+        |_| u64::try_from(since_1970.as_nanos() & u128::from(u32::MAX)).unwrap(),
+        |seed| seed.parse().unwrap(),
+    );
+    println!("TCPTRACKER_SEED={seed}");
+    for interface in ["eth0", "any"] {
+        assert_that_replies_mean_scans(interface, seed);
+    }
 }

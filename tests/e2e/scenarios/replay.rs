@@ -11,8 +11,8 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::Value;
 
-use crate::frames::{BROADCAST, syn, with_flags};
-use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
+use crate::frames::{BROADCAST, ETHERNET_HEADER, syn, with_flags};
+use crate::lab::{ATTACKER, ATTACKER_V6, BINARY, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::oracle::{Rule, scans, scans_in};
 use crate::recorder::{RecordedFrame, Recorder, as_pcap, as_pcapng, frames_in};
 use crate::tools::{Outcome, Random, TIMEOUT, run};
@@ -377,5 +377,110 @@ fn damaged_file_is_read_up_to_the_damage_and_reported() {
         let outcome = run(replay(&lab, &Rule::CLASSIC).args([&file, &whole]));
         assert_eq!(outcome.code, Some(1), "{outcome:?}");
         assert_eq!(lines(&outcome.out), scans_in(&whole, &Rule::CLASSIC));
+    }
+}
+
+/// Replays a capture of `tests/e2e/captures`, or another one, with a preset and no configuration.
+fn replayed(file: &Path, preset: &str) -> Outcome {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/captures").join(file);
+    let options = ["replay", "--config", "/dev/null", "--preset", preset];
+    let outcome = run(Command::new(BINARY).args(options).arg(file));
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    outcome
+}
+
+/// Every SYN is seen, whatever surrounds it, and whatever else the file contains.
+#[test]
+fn odd_captures_show_their_scans() {
+    for (file, source) in [
+        ("three-priority-tags.pcap", "198.51.100.7"),
+        ("routing-header-240.pcap", "2001:db8:7::/64"),
+        ("seventeen-headers.pcap", "2001:db8:7::/64"),
+        ("two-linktypes.pcapng", "203.0.113.66"),
+    ] {
+        for preset in ["classic", "balanced"] {
+            let Outcome { out, err, .. } = replayed(Path::new(file), preset);
+            assert!(err.contains(": 6 packets, 6 probes in "), "{file}: {err}");
+            assert_eq!(out.lines().count(), 1, "{file}: {out}");
+            assert!(out.contains(&format!("\t{source}\tvertical\t")), "{file}: {out}");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_runs_backwards_is_judged_by_its_times() {
+    let outcome = replayed(Path::new("out-of-order.pcap"), "classic");
+    assert_eq!(outcome.out, "", "ports tried 300 s apart are no scan within 60 s");
+    let warning = "out-of-order.pcap runs backwards: 3 packets are older than one before, the first is \
+                   packet 2 and the largest step 5m; packets were judged in the order of their times\n";
+    assert!(outcome.err.contains(warning), "{outcome:?}");
+}
+
+#[test]
+fn a_frame_without_a_possible_time_is_named_once_and_not_judged() {
+    let lab = Lab::new();
+    let mut frames: Vec<RecordedFrame> = (1..=8)
+        .map(|port| RecordedFrame {
+            unix_nanos: 1_700_000_000_000_000_000,
+            frame: syn(BROADCAST, ATTACKER, VICTIM, port),
+        })
+        .collect();
+    // In nanoseconds, these times are after 2262.
+    for impossible in [2, 3, 5, 6, 7] {
+        frames[impossible].unix_nanos = u64::MAX - 7;
+    }
+    let file = lab.path("times.pcapng");
+    std::fs::write(&file, as_pcapng(&frames)).unwrap();
+    let Outcome { out, err, .. } = replayed(&file, "classic");
+    assert_eq!(out, "", "three ports with a time are no scan");
+    let warning =
+        "times.pcapng: packet 3 and 4 more have no time between 1970 and 2262 and did not count\n";
+    assert_eq!(err.matches(" no time between ").count(), 1, "{err}");
+    assert!(err.contains(warning), "{err}");
+    assert!(
+        err.contains(": 8 packets, 3 probes") && err.contains("5 without a usable time"),
+        "{err}"
+    );
+}
+
+/// People must learn why a capture shows nothing.
+#[test]
+fn replay_says_why_packets_gave_no_probe() {
+    let Outcome { out, err, .. } = replayed(Path::new("snap40.pcap"), "classic");
+    assert_eq!(out, "");
+    assert!(err.contains("; no probe in 6 packets: 6 cut before the TCP flags\n"), "{err}");
+
+    let lab = Lab::new();
+    let inner = syn(BROADCAST, ATTACKER, VICTIM, 1);
+    let outer = |protocol: u8, header: &[u8]| {
+        let length = u16::try_from(20 + header.len() + inner.len()).unwrap().to_be_bytes();
+        let mut frame = inner[..ETHERNET_HEADER].to_vec();
+        frame.extend([0x45, 0, length[0], length[1], 0, 0, 0, 0, 64, protocol, 0, 0]);
+        frame.extend([192, 0, 2, 1, 192, 0, 2, 2]);
+        [&frame, header, &inner].concat()
+    };
+    let vxlan = [0xc0, 0, 0x12, 0xb5, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 7, 0];
+    let over_mpls = [&inner[..12], &[0x88, 0x47, 0, 1, 1, 64, 0, 0, 0, 0], &inner].concat();
+    let mut answer = inner.clone();
+    with_flags(&mut answer, 0x12);
+    let arp = [&inner[..12], &[8, 6], &[0; 28]].concat();
+    let frames = [
+        outer(17, &vxlan),
+        outer(17, &vxlan),
+        outer(47, &[0, 0, 0x65, 0x58]),
+        over_mpls,
+        answer,
+        arp,
+        inner.clone(),
+    ];
+    let recorded: Vec<RecordedFrame> =
+        frames.map(|frame| RecordedFrame { unix_nanos: 1_700_000_000_000_000_000, frame }).into();
+    let file = lab.path("tunnels.pcap");
+    std::fs::write(&file, as_pcap(&recorded)).unwrap();
+    for preset in ["classic", "balanced"] {
+        let err = replayed(&file, preset).err;
+        let expected = "; no probe in 6 packets: 1 inside a tunnel (EoMPLS), 1 inside a tunnel (GRE), \
+                        2 inside a tunnel (VXLAN), 1 other TCP segment, 1 not TCP";
+        assert!(err.contains(": 7 packets, 1 probe in ") && err.contains(expected), "{err}");
     }
 }

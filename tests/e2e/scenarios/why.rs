@@ -140,3 +140,35 @@ fn instructions_of_why_work_in_the_shipped_file() {
     assert!(config.contains(networks), "{config}");
     assert_eq!(service.stop().code(), Some(0));
 }
+
+/// A source that is not blocked can ask why, and what is missing.
+#[test]
+fn pending_explains_how_far_a_source_is_from_a_block() {
+    for (preset, rule, outcome) in [
+        ("classic", "more than 3 ports in 60s from one source", "unknown"),
+        ("balanced", "more than 3 failed ports of one host in 60s from one source", "refused"),
+    ] {
+        let lab = Lab::new();
+        lab.configure(&format!("[detection]\npreset = \"{preset}\"\n"));
+        let mut service = lab.start();
+        let pending = |options: &str| lab.cli(&format!("why {options} --pending {ATTACKER}")).ok();
+        assert_eq!(pending(""), format!("pending\tno failure of {ATTACKER} counts on eth0\n"));
+        lab.attacker.nmap("-sS -p 21,22", VICTIM);
+        await_that("both ports are known", || pending("").matches("\nfailure\t").count() == 2);
+        let told = pending("");
+        let headline =
+            format!("pending\t{ATTACKER} is 2 more failed ports away from a block on eth0\n");
+        assert!(told.starts_with(&headline), "{told}");
+        assert!(told.contains(&format!("\nrule\t2 of 4: {rule}\n")), "{told}");
+        for port in [21, 22] {
+            let failure = told.lines().find(|line| line.contains(&format!("\t{port}\t"))).unwrap();
+            assert!(failure.ends_with(&format!("\t{outcome}\tcounts")), "{failure}");
+        }
+        let json: Value = serde_json::from_str(&pending("--json")).unwrap();
+        let [rule, failures] = [&json[0]["rules"][0], &json[0]["failures"]];
+        assert_eq!((&rule["count"], &rule["threshold"]), (&json!(2), &json!(3)), "{json}");
+        assert_eq!(failures.as_array().unwrap().len(), 2, "{json}");
+        assert_eq!(failures[0]["decision"], "counts");
+        assert_eq!(service.stop().code(), Some(0));
+    }
+}

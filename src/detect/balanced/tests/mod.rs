@@ -1,6 +1,7 @@
 //! Tests of the rules on a simulated wire. Honest clients, hiding scanners and missing replies have files of
 //! their own.
 
+pub mod explained;
 pub mod hiding;
 pub mod honest;
 pub mod unseen;

@@ -4,6 +4,7 @@
 //! that exist: whatever an attacker puts into a frame, of any length, the worst result is `None`. It never
 //! allocates. It does not look into tunnels: the outermost IP header counts.
 
+pub mod absence;
 #[cfg(test)]
 pub mod generated;
 #[cfg(test)]
@@ -13,6 +14,7 @@ use std::net::IpAddr;
 
 use etherparse::{Ethernet2HeaderSlice, Ipv4HeaderSlice, Ipv6HeaderSlice, SingleVlanHeaderSlice};
 
+use crate::system::capture::frame::absence::Absence;
 use crate::types::{Moment, Port, Segment, SegmentKind};
 
 const TCP: u8 = 6;
@@ -29,6 +31,8 @@ const TCP_TO_FLAGS: usize = 14;
 /// The shortest TCP header that an operating system sends in a SYN, in words of 4 bytes: Windows has the
 /// fewest options (segment size, window scale, SACK).
 const SYSTEMS_HEADER: u8 = 8;
+/// The shortest IPv6 extension header.
+const EXTENSION_LENGTH: usize = 8;
 /// The bytes of an ICMP message before the packet it quotes.
 const ICMP_HEADER: usize = 8;
 
@@ -68,14 +72,14 @@ impl LinkLayer {
 
 /// Returns the probe in a frame, if there is one.
 pub fn probe_in(link: LinkLayer, frame: &[u8], moment: Moment) -> Option<Segment> {
-    let packet = ip_payload(network_layer(link, frame)?)?;
+    let packet = network_layer(link, frame).and_then(ip_payload).ok()?;
     let segment = tcp_in(&packet, moment, SegmentKind::of_flags)?;
     Some(Segment { sender: sender_in(link, frame), ..segment })
 }
 
 /// Returns the probe in a frame, or the segment or ICMP message that tells the outcome of a probe.
 pub fn segment_in(link: LinkLayer, frame: &[u8], moment: Moment) -> Option<Segment> {
-    let packet = ip_payload(network_layer(link, frame)?)?;
+    let packet = network_layer(link, frame).and_then(ip_payload).ok()?;
     let segment = tcp_in(&packet, moment, SegmentKind::of_flags_with_outcomes)
         .or_else(|| unreachable_in(&packet, moment))?;
     Some(Segment { sender: sender_in(link, frame), ..segment })
@@ -107,25 +111,35 @@ fn tcp_in(
     if packet.protocol != TCP {
         return None;
     }
-    // A fragment may end anywhere after its ports.
-    let start = packet.bytes.get(..4)?;
     let kind = match packet.bytes.get(TCP_TO_FLAGS - 1) {
         Some(&flags) => of_flags(flags)?,
         None if packet.fragmented => SegmentKind::Fragment,
         None => return None,
     };
+    let [source_port, port] = match (u16_at(packet.bytes, 0), u16_at(packet.bytes, 2)) {
+        (Some(source_port), Some(port)) => [Port(source_port), Port(port)],
+        _ => [Port(0), port_in_a_later_fragment(moment)],
+    };
     Some(Segment {
         moment,
         source: packet.source,
         destination: packet.destination,
-        source_port: Port(u16_at(start, 0)?),
-        port: Port(u16_at(start, 2)?),
+        source_port,
+        port,
         kind,
         sequence: packet.bytes.get(7).copied().unwrap_or(0),
         acknowledged: packet.bytes.get(11).copied().unwrap_or(0),
         crafted: packet.bytes.get(12).is_none_or(|offset| offset >> 4 < SYSTEMS_HEADER),
         sender: 0,
     })
+}
+
+/// Returns a number in place of a port that is in a later fragment. Each such fragment counts as another
+/// port: no honest sender makes one (RFC 7112), and nothing in it need differ from the last one.
+fn port_in_a_later_fragment(moment: Moment) -> Port {
+    // Many clocks count microseconds, so the lowest bits may be zero.
+    let [.., high, low] = (moment.as_nanos() >> 3).to_be_bytes();
+    Port(u16::from_be_bytes([high, low]))
 }
 
 /// Returns what an ICMP message says about a TCP segment that was not delivered. The message quotes at
@@ -143,7 +157,7 @@ fn unreachable_in(packet: &IpPayload<'_>, moment: Moment) -> Option<Segment> {
     if kind != unreachable || (kind, code) == FRAGMENTATION_NEEDED {
         return None;
     }
-    let quoted = ip_payload(packet.bytes.get(ICMP_HEADER..)?)?;
+    let quoted = ip_payload(packet.bytes.get(ICMP_HEADER..)?).ok()?;
     if quoted.protocol != TCP || quoted.source.is_ipv4() != packet.source.is_ipv4() {
         return None;
     }
@@ -167,137 +181,158 @@ struct IpPayload<'a> {
     destination: IpAddr,
     protocol: u8,
     bytes: &'a [u8],
-    /// The rest of the payload is in other fragments.
+    /// The payload is whole, but its rest is in other fragments.
     fragmented: bool,
 }
 
 /// Returns the frame from its IP header on.
-fn network_layer(link: LinkLayer, frame: &[u8]) -> Option<&[u8]> {
+fn network_layer(link: LinkLayer, frame: &[u8]) -> Result<&[u8], Absence> {
     match link {
         LinkLayer::Ethernet => {
-            let header = Ethernet2HeaderSlice::from_slice(frame).ok()?;
-            let rest = frame.get(header.slice().len()..)?;
+            let header = Ethernet2HeaderSlice::from_slice(frame).map_err(|_| Absence::Cut)?;
+            let rest = from(frame, header.slice().len())?;
             match header.ether_type().0 {
                 // Below 0x600 the field is a length, and only an LLC/SNAP header carries IP.
-                0..0x600 => match rest.get(..8)? {
+                0..0x600 => match rest.get(..8).ok_or(Absence::NotTcp)? {
                     [0xaa, 0xaa, _, 0, 0, 0, high, low] => {
-                        ether_payload(u16::from_be_bytes([*high, *low]), rest.get(8..)?)
+                        ether_payload(u16::from_be_bytes([*high, *low]), from(rest, 8)?)
                     }
-                    _ => None,
+                    _ => Err(Absence::NotTcp),
                 },
                 ether_type => ether_payload(ether_type, rest),
             }
         }
-        LinkLayer::LinuxSll => ether_payload(u16_at(frame, 14)?, frame.get(16..)?),
-        LinkLayer::LinuxSll2 => ether_payload(u16_at(frame, 0)?, frame.get(20..)?),
-        LinkLayer::RawIp => Some(frame),
-        LinkLayer::Loopback => frame.get(4..),
+        LinkLayer::LinuxSll => ether_payload(number_at(frame, 14)?, from(frame, 16)?),
+        LinkLayer::LinuxSll2 => ether_payload(number_at(frame, 0)?, from(frame, 20)?),
+        LinkLayer::RawIp => Ok(frame),
+        LinkLayer::Loopback => from(frame, 4),
         LinkLayer::Ppp => ppp_payload(match frame {
             [0xff, 0x03, rest @ ..] => rest,
             _ => frame,
         }),
-        LinkLayer::CiscoHdlc => ether_payload(u16_at(frame, 2)?, frame.get(4..)?),
+        LinkLayer::CiscoHdlc => ether_payload(number_at(frame, 2)?, from(frame, 4)?),
     }
 }
 
-fn ether_payload(mut ether_type: u16, mut rest: &[u8]) -> Option<&[u8]> {
+fn ether_payload(mut ether_type: u16, mut rest: &[u8]) -> Result<&[u8], Absence> {
     while VLANS.contains(&ether_type) {
-        let tag = SingleVlanHeaderSlice::from_slice(rest).ok()?;
+        let tag = SingleVlanHeaderSlice::from_slice(rest).map_err(|_| Absence::Cut)?;
         ether_type = tag.ether_type().0;
-        rest = rest.get(tag.slice().len()..)?;
+        rest = from(rest, tag.slice().len())?;
     }
     match ether_type {
-        IPV4 | IPV6 => Some(rest),
-        PPPOE_SESSION => ppp_payload(rest.get(6..)?),
+        IPV4 | IPV6 => Ok(rest),
+        PPPOE_SESSION => ppp_payload(from(rest, 6)?),
         _ if MPLS.contains(&ether_type) => loop {
-            let label = rest.get(..4)?;
-            rest = rest.get(4..)?;
-            let bottom_of_stack = label[2] & 1 == 1;
+            let bottom_of_stack = byte_at(rest, 2)? & 1 == 1;
+            rest = from(rest, 4)?;
             if bottom_of_stack {
-                return Some(rest);
+                return match byte_at(rest, 0)? >> 4 {
+                    4 | 6 => Ok(rest),
+                    _ => Err(Absence::Tunnel("EoMPLS")),
+                };
             }
         },
-        _ => None,
+        _ => Err(Absence::NotTcp),
     }
 }
 
-fn ppp_payload(frame: &[u8]) -> Option<&[u8]> {
-    match *frame.first()? {
+fn ppp_payload(frame: &[u8]) -> Result<&[u8], Absence> {
+    match byte_at(frame, 0)? {
         // An odd first byte is a compressed protocol field (RFC 1661, 6.5).
-        0x21 | 0x57 => frame.get(1..),
-        0x00 if matches!(frame.get(1)?, 0x21 | 0x57) => frame.get(2..),
-        _ => None,
+        0x21 | 0x57 => from(frame, 1),
+        0x00 if matches!(byte_at(frame, 1)?, 0x21 | 0x57) => from(frame, 2),
+        _ => Err(Absence::NotTcp),
     }
 }
 
 #[inline]
-fn ip_payload(packet: &[u8]) -> Option<IpPayload<'_>> {
-    match packet.first()? >> 4 {
+fn ip_payload(packet: &[u8]) -> Result<IpPayload<'_>, Absence> {
+    match byte_at(packet, 0)? >> 4 {
         4 => ipv4_payload(packet),
         6 => ipv6_payload(packet),
-        _ => None,
+        _ => Err(Absence::NotTcp),
     }
 }
 
-fn ipv4_payload(packet: &[u8]) -> Option<IpPayload<'_>> {
-    let header = Ipv4HeaderSlice::from_slice(packet).ok()?;
+fn ipv4_payload(packet: &[u8]) -> Result<IpPayload<'_>, Absence> {
+    let header = Ipv4HeaderSlice::from_slice(packet).map_err(|_| Absence::Cut)?;
     if header.fragments_offset().value() != 0 {
-        return None;
+        return Err(Absence::LaterFragment);
     }
-    let fragmented = header.more_fragments();
-    let end = if fragmented {
-        // Ethernet pads short frames: only the IP header knows where a tiny fragment ends.
-        usize::from(header.total_len()).min(packet.len())
-    } else {
-        packet.len()
+    // Ethernet pads short frames: only the IP header knows where a tiny fragment ends.
+    let end = match usize::from(header.total_len()) {
+        end if header.more_fragments() && end <= packet.len() => Some(end),
+        _ => None,
     };
-    Some(IpPayload {
+    let bytes = packet.get(header.slice().len()..end.unwrap_or(packet.len()));
+    Ok(IpPayload {
         source: header.source_addr().into(),
         destination: header.destination_addr().into(),
         protocol: header.protocol().0,
-        bytes: packet.get(header.slice().len()..end)?,
-        fragmented,
+        bytes: bytes.ok_or(Absence::Cut)?,
+        fragmented: end.is_some(),
     })
 }
 
-fn ipv6_payload(packet: &[u8]) -> Option<IpPayload<'_>> {
-    let header = Ipv6HeaderSlice::from_slice(packet).ok()?;
+fn ipv6_payload(packet: &[u8]) -> Result<IpPayload<'_>, Absence> {
+    let header = Ipv6HeaderSlice::from_slice(packet).map_err(|_| Absence::Cut)?;
+    let (source, destination) = (header.source_addr().into(), header.destination_addr().into());
+    let end = header.slice().len() + usize::from(header.payload_length());
     let mut next = header.next_header().0;
     let mut at = header.slice().len();
     let mut fragmented = false;
     // Each extension header has at least 8 bytes, so the length of the packet bounds the loop.
-    loop {
-        let extension_length = match next {
-            // Hop-by-hop, routing, destination options, mobility, HIP, shim6: the length counts
-            // units of 8 bytes after the first 8 (RFC 8200, 4.3 to 4.6; RFC 6564).
-            0 | 43 | 60 | 135 | 139 | 140 => (usize::from(*packet.get(at + 1)?) + 1) * 8,
+    while is_extension(next) {
+        if fragmented && at + EXTENSION_LENGTH > end {
+            break;
+        }
+        let units = usize::from(byte_at(packet, at + 1)?);
+        let length = match next {
             44 => {
-                let offset_and_flags = u16_at(packet, at + 2)?;
+                let offset_and_flags = number_at(packet, at + 2)?;
                 if offset_and_flags & 0xfff8 != 0 {
-                    return None;
+                    return Err(Absence::LaterFragment);
                 }
                 fragmented |= offset_and_flags & 1 == 1;
                 8
             }
             // Authentication header: the length counts units of 4 bytes, minus 2 (RFC 4302, 2.2).
-            51 => (usize::from(*packet.get(at + 1)?) + 2) * 4,
-            _ => break,
+            51 => (units + 2) * 4,
+            // The length counts units of 8 bytes after the first 8 (RFC 8200, 4.3 to 4.6; RFC 6564).
+            _ => (units + 1) * 8,
         };
-        next = *packet.get(at)?;
-        at += extension_length;
+        next = byte_at(packet, at)?;
+        at += length;
     }
-    let end = if fragmented {
-        (header.slice().len() + usize::from(header.payload_length())).min(packet.len())
-    } else {
-        packet.len()
-    };
-    Some(IpPayload {
-        source: header.source_addr().into(),
-        destination: header.destination_addr().into(),
-        protocol: next,
-        bytes: packet.get(at..end)?,
-        fragmented,
-    })
+    if !fragmented || end > packet.len() {
+        let bytes = from(packet, at)?;
+        return Ok(IpPayload { source, destination, protocol: next, bytes, fragmented: false });
+    }
+    // If the chain of headers continues in the next fragment, so does what it leads to. Only a sender that
+    // hides a TCP header sends this (RFC 7112). Kernels before 5.11 accept it, and later ones do if the cut is
+    // before the last extension header.
+    let protocol = if is_extension(next) { TCP } else { next };
+    let bytes = packet.get(at..end).unwrap_or_default();
+    Ok(IpPayload { source, destination, protocol, bytes, fragmented })
+}
+
+/// Returns whether this is the number of an extension header after which a TCP header may follow:
+/// hop-by-hop options, routing, fragment, authentication, destination options, mobility, HIP, shim6.
+const fn is_extension(number: u8) -> bool {
+    matches!(number, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140)
+}
+
+fn from(bytes: &[u8], at: usize) -> Result<&[u8], Absence> {
+    bytes.get(at..).ok_or(Absence::Cut)
+}
+
+fn byte_at(bytes: &[u8], at: usize) -> Result<u8, Absence> {
+    bytes.get(at).copied().ok_or(Absence::Cut)
+}
+
+fn number_at(bytes: &[u8], at: usize) -> Result<u16, Absence> {
+    u16_at(bytes, at).ok_or(Absence::Cut)
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {

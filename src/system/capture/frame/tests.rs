@@ -169,6 +169,58 @@ fn padding_of_a_tiny_fragment_is_not_read_as_flags() {
     assert_eq!((probe.kind, probe.port), (SegmentKind::Fragment, Port(443)));
 }
 
+/// Returns a first fragment of a SYN behind two headers of destination options. The first `kept` bytes of
+/// what follows the fragment header are in it.
+fn first_fragment_v6(kept: usize) -> Vec<u8> {
+    let options = (60, [&[1, 0x1e, 12][..], &[0; 12]].concat());
+    let fragment = (44, vec![0, 0, 1, 0, 0, 0, 9]);
+    let mut packet = syn_packet_v6(&[fragment, options.clone(), options]);
+    packet.truncate(40 + 8 + kept);
+    packet[4..6].copy_from_slice(&u16::try_from(8 + kept).unwrap().to_be_bytes());
+    packet
+}
+
+/// Linux replies to some of these SYNs.
+#[test]
+fn each_first_fragment_without_ports_counts_as_another_port() {
+    for kept in [0, 8, 16, 24, 32] {
+        let packet = first_fragment_v6(kept);
+        let probe = |nanos| probe_in(LinkLayer::RawIp, &packet, Moment::from_nanos(nanos)).unwrap();
+        let (first, second) = (probe(1_000_000), probe(1_001_000));
+        assert_eq!([first.kind, second.kind], [SegmentKind::Fragment; 2], "{kept}");
+        assert_ne!(first.port, second.port, "{kept}");
+        // The capture has cut this one, not the sender.
+        let mut cut = first_fragment_v6(kept + 8);
+        cut.truncate(packet.len());
+        assert_eq!(probe_in(LinkLayer::RawIp, &cut, NOW), None, "{kept}");
+    }
+    let with_ports = probe_in(LinkLayer::RawIp, &first_fragment_v6(40), NOW).unwrap();
+    assert_eq!((with_ports.kind, with_ports.port), (SegmentKind::Fragment, Port(443)));
+    let whole = probe_in(LinkLayer::RawIp, &first_fragment_v6(48), NOW).unwrap();
+    assert_eq!((whole.kind, whole.port), (SegmentKind::Syn, Port(443)));
+}
+
+#[test]
+fn any_number_of_extension_headers_is_read() {
+    let options = (60, vec![0, 1, 4, 0, 0, 0, 0]);
+    for count in [17, 180] {
+        let packet = syn_packet_v6(&vec![options.clone(); count]);
+        assert_eq!(probe_in(LinkLayer::RawIp, &packet, NOW).unwrap().kind, SegmentKind::Syn);
+    }
+    let mut long = vec![0xfd; 2039];
+    long[0] = 254;
+    let packet = syn_packet_v6(&[(43, long)]);
+    assert_eq!(probe_in(LinkLayer::RawIp, &packet, NOW).unwrap().kind, SegmentKind::Syn);
+}
+
+#[test]
+fn a_fragment_that_the_capture_has_cut_is_not_a_tiny_fragment() {
+    let mut packet = syn_packet();
+    packet[6] = 0x20;
+    packet.truncate(32);
+    assert_eq!(probe_in(LinkLayer::RawIp, &packet, NOW), None);
+}
+
 #[test]
 fn later_fragments_are_not_probes() {
     let mut packet = tiny_fragment();
