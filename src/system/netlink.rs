@@ -148,14 +148,21 @@ impl NetlinkSocket {
         }
     }
 
-    /// Discards the notifications that have arrived. Returns true if there were any, or if some were
+    /// Passes the kind and body of each notification that has arrived to `each`. Returns true if some were
     /// lost because there were too many.
-    pub fn drain_notifications(&mut self) -> Result<bool, NetlinkError> {
-        let mut any = false;
+    pub fn take_notifications(
+        &mut self,
+        mut each: impl FnMut(u16, &[u8]),
+    ) -> Result<bool, NetlinkError> {
+        let mut lost = false;
         loop {
             match recv(&self.fd, &mut self.buffer[..], RecvFlags::DONTWAIT) {
-                Ok((0, _)) | Err(Errno::AGAIN) => return Ok(any),
-                Ok(_) | Err(Errno::NOBUFS) => any = true,
+                Ok((0, _)) | Err(Errno::AGAIN) => return Ok(lost),
+                Ok((length, _)) => {
+                    let messages = Messages(self.buffer.get(..length).unwrap_or_default());
+                    messages.for_each(|(kind, _, body)| each(kind, body));
+                }
+                Err(Errno::NOBUFS) => lost = true,
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
