@@ -47,7 +47,7 @@ use crate::types::{
 
 /// The longest time between two rounds of maintenance. It is short enough to repair the firewall within a
 /// second.
-pub const TICK: Duration = Duration::from_millis(400);
+pub const TICK: Duration = Duration::from_millis(500);
 
 /// The shortest time between two checks that requests for an explanation cause: any user may send them.
 const RECHECK: Duration = Duration::from_millis(50);
