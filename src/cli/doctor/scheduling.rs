@@ -53,6 +53,11 @@ impl Service {
     /// Returns nothing if the process is not a service that captures.
     fn of(process: &Path) -> Option<Self> {
         let read = |path: &Path, file| std::fs::read_to_string(path.join(file)).ok();
+        // Not those of other containers, which have other limits. Only root can see the difference.
+        let network = |process: &Path| std::fs::read_link(process.join("ns/net")).ok();
+        if network(process)? != network(Path::new("/proc/self"))? {
+            return None;
+        }
         if read(process, "comm")?.trim() != "tcptracker" {
             return None;
         }

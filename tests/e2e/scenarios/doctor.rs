@@ -16,7 +16,7 @@ fn findings(outcome: &Outcome) -> Vec<Value> {
 }
 
 #[track_caller]
-fn finding(outcome: &Outcome, check: &str) -> Value {
+pub(super) fn finding(outcome: &Outcome, check: &str) -> Value {
     let findings = findings(outcome);
     let found = findings.iter().find(|finding| finding["check"] == check).cloned();
     found.unwrap_or_else(|| panic!("no check {check} in {findings:?}"))
