@@ -22,7 +22,7 @@ pub fn examine() -> Finding {
             "during a flood this is intended; otherwise the kernel has CONFIG_RT_GROUP_SCHED: boot it with \
              rt_group_sched=0"
         } else {
-            "add LimitRTPRIO=1 to the unit; in a container: --ulimit rtprio=1 --cap-add SYS_NICE"
+            "add LimitRTPRIO=1 to the unit; in a container: --ulimit rtprio=1"
         };
         return Finding::warning(found, remedy);
     }
@@ -36,7 +36,7 @@ pub fn examine() -> Finding {
         return Finding::ok("real-time priority is permitted");
     }
     let found = format!("the kernel refuses real-time priority: {CONSEQUENCE}");
-    let remedy = "in a container: --ulimit rtprio=1 --cap-add SYS_NICE; otherwise the kernel has \
+    let remedy = "in a container: --ulimit rtprio=1; otherwise the kernel has \
                   CONFIG_RT_GROUP_SCHED: boot it with rt_group_sched=0";
     Finding::warning(found, remedy)
 }
