@@ -1,7 +1,7 @@
 //! Exemptions: what must never be blocked, on any path.
 //!
 //! Owns the one answer to "is this exempt?", from the configuration, the host's addresses and its SSH
-//! sessions. It asks nothing itself: whoever follows the host tells it.
+//! sessions. It asks nothing itself: the threads that follow the host tell it.
 
 use std::net::IpAddr;
 use std::sync::Arc;

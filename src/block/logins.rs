@@ -11,16 +11,24 @@ use crate::types::{Moment, SshConnection, SshSessions, Sshd};
 /// sshd ends connections without a login at the end of LoginGraceTime. This much later it has.
 const SLACK: Duration = Duration::from_secs(5);
 
+/// What is known of a connection.
+#[derive(Clone, Copy)]
+struct Known {
+    since: Moment,
+    /// logind listed its peer when it last answered.
+    listed: bool,
+}
+
 /// Follows the connections to sshd.
 #[derive(Default)]
 pub struct Logins {
-    /// Since when each connection is known, by the number that the kernel gave it.
-    known: HashMap<u64, Moment>,
+    /// The connections by the number that the kernel gave them.
+    known: HashMap<u64, Known>,
 }
 
 impl Logins {
-    /// Sorts the peers of the present connections. `listed` are the remote hosts of sessions, if there is a
-    /// logind that knows them.
+    /// Sorts the peers of the present connections. `listed` are the remote hosts of sessions, unless logind does
+    /// not answer or does not exist.
     pub fn look(
         &mut self,
         connections: &[SshConnection],
@@ -29,8 +37,12 @@ impl Logins {
         now: Moment,
     ) -> SshSessions {
         let before = std::mem::take(&mut self.known);
-        let since = |id| before.get(&id).copied().unwrap_or(now);
-        self.known = connections.iter().map(|with| (with.id, since(with.id))).collect();
+        let known = |SshConnection { id, peer }: &SshConnection| {
+            let before = before.get(id).copied().unwrap_or(Known { since: now, listed: false });
+            let listed = listed.map_or(before.listed, |listed| listed.contains(peer));
+            (*id, Known { listed, ..before })
+        };
+        self.known = connections.iter().map(known).collect();
 
         let grace = (!sshd.login_grace.is_zero()).then(|| sshd.login_grace + SLACK);
         // If a file is unreadable, sshd may wait longer than the readable ones say.
@@ -38,8 +50,10 @@ impl Logins {
         let mut sessions = SshSessions::default();
         sessions.logged_in.extend(listed.unwrap_or_default());
         for SshConnection { id, peer } in connections {
-            let is_old = grace.is_some_and(|grace| now.is_past(since(*id), grace));
-            if is_old && age_counts {
+            let known = self.known.get(id);
+            let is_old =
+                known.zip(grace).is_some_and(|(known, grace)| now.is_past(known.since, grace));
+            if is_old && age_counts || known.is_some_and(|known| known.listed) {
                 sessions.logged_in.push(*peer);
             } else if listed.is_none() && grace.is_some() {
                 sessions.undecided.push(*peer);
@@ -107,6 +121,21 @@ mod tests {
         assert_eq!(look(&[OTHER], 1), sessions(&[OTHER], &[]));
         assert_eq!(look(&[PEER, PEER], 2), sessions(&[PEER], &[]));
         assert_eq!(look(&[], 125), sessions(&[PEER], &[]), "sshd does not tell logind everything");
+    }
+
+    #[test]
+    fn login_counts_while_its_connection_lasts_and_logind_does_not_answer() {
+        let mut logins = Logins::default();
+        let listed = [PEER];
+        for (id, listed, expected) in [
+            (1, Some(&listed[..]), sessions(&[PEER], &[])),
+            (1, None, sessions(&[PEER], &[])),
+            (2, None, sessions(&[], &[PEER])),
+            (2, Some(&listed), sessions(&[PEER], &[])),
+            (2, Some(&[]), sessions(&[], &[])),
+        ] {
+            assert_eq!(logins.look(&[connection(id)], listed, &sshd(120), at(1)), expected);
+        }
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub const KEYS: [Key; 24] = [
         name: "exempt.automatic",
         default: "true",
         expected: "true or false",
-        meaning: "Also exempt loopback, link-local, gateways, name servers (including systemd-resolved upstreams) and peers of live SSH sessions. Updated automatically. This host's own addresses are always exempt.",
+        meaning: "Also exempt loopback, link-local, gateways, name servers (including systemd-resolved upstreams) and hosts from which users are logged in over SSH. Updated automatically. This host's own addresses are always exempt.",
     },
     Key {
         name: "block.enabled",
@@ -111,7 +111,7 @@ pub const KEYS: [Key; 24] = [
         name: "block.max_per_minute",
         default: "600",
         expected: "a whole number from 1 to 100000",
-        meaning: "At most this many scanners are blocked per minute. Further ones are only reported, and the state is `degraded`.",
+        meaning: "At most this many scanners are blocked per minute: a quarter of it at once, another quarter after 16 ports, and three eighths after 32 ports. The last eighth is for sources that have connected to this host. Others are only reported, and the state is `degraded`.",
     },
     Key {
         name: "block.established",

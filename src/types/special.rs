@@ -80,7 +80,7 @@ const SPELLINGS: [Spelling; 8] = [
 impl Spelling {
     /// Returns whether an IPv6 network contains a spelling of an address in an IPv4 network, or lies within
     /// such spellings.
-    fn overlaps(&self, v4: &Ipv4Net, v6: &Ipv6Net) -> bool {
+    fn overlaps(&self, v4: Ipv4Net, v6: &Ipv6Net) -> bool {
         let padding = if self.padded { u128::MAX >> self.at & !self.place(u32::MAX) } else { 0 };
         let fixed = first_bits(self.length) | self.place(v4.netmask().to_bits()) | padding;
         let spelled = self.prefix.to_bits() | self.place(v4.network().to_bits());
@@ -107,11 +107,11 @@ const fn first_bits(count: u32) -> u128 {
 pub fn overlap_in_any_spelling(exempt: &IpNet, network: &IpNet) -> bool {
     match (exempt, network) {
         (IpNet::V4(v4), IpNet::V6(v6)) => {
-            SPELLINGS.iter().any(|spelling| spelling.overlaps(v4, v6))
+            SPELLINGS.iter().any(|spelling| spelling.overlaps(*v4, v6))
         }
         // An exempt network as large as all spellings means IPv6: ::/0 does not exempt IPv4.
         (IpNet::V6(v6), IpNet::V4(v4)) => SPELLINGS.iter().any(|spelling| {
-            u32::from(v6.prefix_len()) > spelling.length && spelling.overlaps(v4, v6)
+            u32::from(v6.prefix_len()) > spelling.length && spelling.overlaps(*v4, v6)
         }),
         _ => overlap(exempt, network),
     }

@@ -42,6 +42,7 @@ pub const KNOWN: &[(&str, &str)] = &[
     ("iptables_fails_once_at_the_stop", "S6b: its blocks stay"),
     ("iptables_is_slow_at_the_start", "S8: healthy without hooks"),
     ("foreign_rules_of_our_names_at_the_start", "S18: the service does not start"),
+    ("bus_stopped_during_many_scans", "S6: the watchdog is not fed"),
     ("bus_killed", "S1: the service ends with the bus"),
     ("journal_does_not_read", "S6: the watchdog is not fed"),
     ("stderr_is_not_read", "S6: the watchdog is not fed"),

@@ -35,11 +35,6 @@ struct Session(Shared);
 #[interface(name = "org.freedesktop.login1.Session")]
 impl Session {
     #[zbus(property)]
-    fn remote(&self) -> bool {
-        true
-    }
-
-    #[zbus(property)]
     fn remote_host(&self) -> String {
         self.0.lock().unwrap().map(|(host, _)| host.to_string()).unwrap_or_default()
     }

@@ -127,7 +127,7 @@ fn repeat_offenders_and_sources_with_many_probes_are_evicted_last() {
             decoy: false,
         };
         let reason = BlockReason::Scan(Box::new(evidence));
-        Block { reason, offences, ..block(0, duration) }
+        Block { offences, reason, ..block(0, duration) }
     };
     for (network, block) in [
         ("192.0.2.1/32", scan(4, 2, seconds(60))),

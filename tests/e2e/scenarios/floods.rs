@@ -201,6 +201,36 @@ fn forged_scanners_do_not_use_up_the_limit_on_blocks() {
     lab.assert_untouched();
 }
 
+/// The back end with a rule per address has 1,000 places, which forged scanners fill. They evict each other.
+#[test]
+fn forged_scanners_do_not_evict_the_block_of_a_real_one() {
+    const FORGED: u32 = 1_020;
+    let lab = Lab::new();
+    lab.configure("[firewall]\nbackend = \"iptables\"\n[block]\nmax_per_minute = 100000\n");
+    let mut service = lab.start();
+    lab.bus.call("eth0", &["Block", "sts", "203.0.113.1", "60", "by hand"]).ok();
+    lab.attacker.nmap("-sS -p 1-100", VICTIM);
+    service.await_line(&format!("WARN blocked {ATTACKER} for 1h"));
+    let mut flood = Flood::on(&lab);
+    for number in 0..FORGED {
+        (1..=4).for_each(|port| flood.syn(forged(number), v4(VICTIM), port));
+        if number % 200 == 199 || number + 1 == FORGED {
+            // Otherwise the queue of the firewall thread overflows.
+            flood.settle();
+            let blocked = 1 + u64::from(number) + 1;
+            await_that("they are blocked", || lab.metric(BLOCKS) == blocked);
+        }
+    }
+    let listed = lab.bus.list();
+    assert_eq!(listed.len(), 1_000);
+    for real in [ATTACKER.to_string(), "203.0.113.1".to_owned()] {
+        assert!(listed.iter().any(|block| block.0 == real), "{real} was evicted");
+    }
+    lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
 #[test]
 fn scan_of_all_ports_is_one_scan_and_one_block() {
     let lab = Lab::new();
