@@ -49,6 +49,9 @@ use crate::types::{
 /// second.
 pub const TICK: Duration = Duration::from_millis(500);
 
+/// From so many blocks on, maintenance may take long, and is not worth real-time priority.
+const MANY_BLOCKS: usize = 1000;
+
 /// The shortest time between two checks that requests for an explanation cause: any user may send them.
 const RECHECK: Duration = Duration::from_millis(50);
 
@@ -192,7 +195,7 @@ impl FirewallThread {
                 Err(RecvTimeoutError::Timeout) => None,
             };
             let clock = WallClock::read();
-            if !matches!(command, Some(Command::Scan { .. })) {
+            if command.as_ref().is_some_and(|command| !matches!(command, Command::Scan { .. })) {
                 // Only the block of a scanner is urgent.
                 scheduling.step_aside(clock.now());
             }
@@ -203,7 +206,10 @@ impl FirewallThread {
             }
             if clock.now().since(maintained) >= TICK {
                 maintained = clock.now();
-                scheduling.step_aside(clock.now());
+                // With few blocks it is over before it could lose the processor, which would delay a scan.
+                if self.blocklist.ledger().blocks().len() > MANY_BLOCKS {
+                    scheduling.step_aside(clock.now());
+                }
                 self.maintain(&clock);
             }
         }
