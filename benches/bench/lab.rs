@@ -1,6 +1,6 @@
 //! Two network namespaces and a veth between them; traffic never leaves them.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -88,6 +88,25 @@ impl Lab {
         self.neighbour(source);
     }
 
+    /// Runs many commands of ip(8) on the victim.
+    pub(crate) fn batch(&self, commands: impl Iterator<Item = String>) {
+        let mut command = Command::new("ip");
+        command.args(["-n", &self.victim, "-batch", "-"]);
+        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+        let mut input = std::io::BufWriter::new(child.stdin.take().unwrap());
+        for command in commands {
+            writeln!(input, "{command}").unwrap();
+        }
+        drop(input);
+        assert!(child.wait().unwrap().success());
+    }
+
+    /// Adds a route or removes it again.
+    pub(crate) fn change_route(&self, number: u32) {
+        let (verb, last) = (if number % 2 == 0 { "add" } else { "del" }, number / 2 % 256);
+        self.batch(std::iter::once(format!("route {verb} 198.51.100.{last} via 10.78.0.1")));
+    }
+
     /// Runs a part of this benchmark on the victim and returns its output.
     pub(crate) fn defend(&self, arguments: &[&str]) -> String {
         output(&mut Self::command(&self.victim, &own_binary(), arguments))
@@ -127,24 +146,31 @@ impl Lab {
 
     /// Starts the service with a preset and waits until it captures.
     pub(crate) fn serve_with(&self, preset: &str) -> Service {
-        self.begin(&[
+        self.serve_as(preset, &[])
+    }
+
+    /// Starts the service with a preset and more arguments.
+    pub(crate) fn serve_as(&self, preset: &str, arguments: &[&str]) -> Service {
+        let environment = [
             ("TCPTRACKER_BUS__ENABLED", "false"),
             ("TCPTRACKER_LOG__CONNECTIONS", "false"),
             ("TCPTRACKER_DETECTION__PRESET", preset),
-        ])
+        ];
+        self.begin(&environment, arguments)
     }
 
     /// Starts the service with its defaults on a bus.
     pub(crate) fn serve_on(&self, bus: &Bus) -> Service {
-        self.begin(&[("DBUS_SYSTEM_BUS_ADDRESS", &bus.address)])
+        self.begin(&[("DBUS_SYSTEM_BUS_ADDRESS", &bus.address)], &[])
     }
 
-    fn begin(&self, environment: &[(&str, &str)]) -> Service {
+    fn begin(&self, environment: &[(&str, &str)], arguments: &[&str]) -> Service {
         // The unit sets the same priority. For ablations another program, or another way to start it.
         let program = std::env::var("BENCH_PROGRAM").unwrap_or_else(|_| TCPTRACKER.to_owned());
         let prefix = std::env::var("BENCH_PREFIX").unwrap_or_else(|_| format!("nice -n {NICE}"));
         let mut words: Vec<&str> = prefix.split(' ').collect();
         words.extend([&*program, "run", "-i", "eth0"]);
+        words.extend(arguments);
         let mut child = Self::command(&self.victim, words[0], &words[1..])
             .env("STATE_DIRECTORY", self.state.path())
             .envs(environment.iter().copied())
@@ -261,6 +287,17 @@ impl Service {
     /// Processor time used so far, in nanoseconds.
     pub(crate) fn cpu(&self) -> f64 {
         cpu(self.child.id())
+    }
+
+    /// How often its threads have waited for something.
+    pub(crate) fn wakeups(&self) -> f64 {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let count = |thread: std::io::Result<std::fs::DirEntry>| {
+            let status = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+            let line = status.lines().find(|line| line.starts_with("voluntary_ctxt")).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap()
+        };
+        threads.map(count).sum()
     }
 
     /// Resident memory, in MiB.

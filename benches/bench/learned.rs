@@ -51,7 +51,7 @@ fn learned(preset: &str, scanner: Scanner, bar: (u32, u32), busy: bool, number: 
     let before = latency(&service);
     let answers: Vec<f64> = (1..=RUNS)
         .map(|last| {
-            let source = format!("10.78.{number}.{last}");
+            let source = format!("10.78.{}.{last}", number + 1);
             lab.add_attacker(&source);
             let counter = lab.count(true, &answers_to(&source));
             scan(&lab, scanner, &source);
@@ -85,7 +85,10 @@ fn scan(lab: &Lab, scanner: Scanner, source: &str) {
             lab.attack(&["scan", "ve0", source, pause]);
         }
         Scanner::Nmap(kind) => {
-            let arguments = [kind, "-n", "-Pn", "-p", "1-1000", "--max-retries", "0", "10.78.0.2"];
+            // Once it is blocked, it waits 100 ms for each of the remaining ports.
+            let words =
+                format!("{kind} -n -Pn -p 1-1000 --max-retries 0 --host-timeout 3s 10.78.0.2");
+            let arguments: Vec<&str> = words.split(' ').collect();
             lab.attack_with("nmap", &arguments);
         }
     }

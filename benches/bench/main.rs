@@ -20,6 +20,7 @@ mod load;
 mod repair;
 mod replay;
 mod restore;
+mod scale;
 
 /// The binary under test.
 const TCPTRACKER: &str = env!("CARGO_BIN_EXE_tcptracker");
@@ -48,13 +49,14 @@ fn main() {
 fn table(parts: &[&str]) {
     println!("{}\n", machine());
     println!("{:<62} {:>16} {:>10} {:>6}  bar", "what", "tcptracker", "reference", "ratio");
-    let measures: [(&str, fn()); 10] = [
+    let measures: [(&str, fn()); 11] = [
         ("detector", detector::run),
         ("replay", replay::run),
         ("flood", live::flood),
         ("memory", live::memory),
         ("learned", learned::run),
         ("idle", live::idle),
+        ("scale", scale::run),
         ("restore", restore::run),
         ("block", blocks::add),
         ("bystander", blocks::bystander),

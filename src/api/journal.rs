@@ -30,7 +30,7 @@ use crate::types::{
 pub const QUEUE: usize = 2048;
 
 /// The longest wait of the thread between two heartbeats.
-const TICK: Duration = Duration::from_millis(500);
+const TICK: Duration = Duration::from_secs(1);
 
 /// Message IDs (sd-id128(3)), each made once with `systemd-id128 new`.
 mod id {

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use crate::config::values::Established;
 use crate::config::{BlockConfig, Config, ExemptConfig};
 use crate::types::{
-    ExemptReason, Host, SshSessions, impossible_around, link_local, loopback, overlap,
+    ExemptReason, Host, NetworkSet, SshSessions, impossible_around, link_local, loopback, overlap,
     overlap_in_any_spelling,
 };
 
@@ -21,19 +21,27 @@ pub struct Exemptions {
     cuts: bool,
     host: Arc<Host>,
     sessions: Arc<SshSessions>,
+    /// `exempt.networks`, the own addresses and the gateways: there may be thousands of each.
+    configured: NetworkSet,
+    own: NetworkSet,
+    gateways: NetworkSet,
 }
 
 impl Exemptions {
     pub fn new(config: &Config, host: Arc<Host>, sessions: Arc<SshSessions>) -> Self {
         let cuts = cuts(&config.block);
-        Self { config: config.exempt.clone(), cuts, host, sessions }
+        let configured = config.exempt.networks.iter().copied().collect();
+        let (own, gateways) = (set_of(host.own()), set_of(host.gateways()));
+        Self { config: config.exempt.clone(), cuts, host, sessions, configured, own, gateways }
     }
 
     pub fn configure(&mut self, config: &Config) {
         (self.config, self.cuts) = (config.exempt.clone(), cuts(&config.block));
+        self.configured = self.config.networks.iter().copied().collect();
     }
 
     pub fn set_host(&mut self, host: Arc<Host>) {
+        (self.own, self.gateways) = (set_of(host.own()), set_of(host.gateways()));
         self.host = host;
     }
 
@@ -51,17 +59,16 @@ impl Exemptions {
 
     /// Why a network must not be blocked: it is, contains or lies within something exempt.
     pub fn reason(&self, network: &IpNet) -> Option<ExemptReason> {
-        let configured = &self.config.networks;
-        let overlaps = |exempt: &IpNet| overlap_in_any_spelling(exempt, network);
-        if let Some(exempt) = configured.iter().find(|exempt| overlaps(exempt)) {
-            return Some(ExemptReason::Configured(*exempt));
+        if let Some(exempt) = self.configured.overlapping(network) {
+            return Some(ExemptReason::Configured(exempt));
         }
+        let overlaps = |exempt: &IpNet| overlap_in_any_spelling(exempt, network);
         // An own address is exempt under any configuration: the host could no longer talk to itself.
         let named = |addresses: &[IpAddr]| {
             addresses.iter().copied().find(|address| overlaps(&IpNet::from(*address)))
         };
-        if let Some(own) = named(self.host.own()) {
-            return Some(ExemptReason::OwnAddress(own));
+        if let Some(own) = self.own.overlapping(network) {
+            return Some(ExemptReason::OwnAddress(own.addr()));
         }
         if let Some(loopback) = loopback().into_iter().find(|net| overlap(net, network)) {
             return Some(ExemptReason::Loopback(loopback));
@@ -80,7 +87,7 @@ impl Exemptions {
         }
         let found = link_local().into_iter().find(overlaps).map(ExemptReason::LinkLocal);
         found
-            .or_else(|| named(self.host.gateways()).map(ExemptReason::Gateway))
+            .or_else(|| Some(ExemptReason::Gateway(self.gateways.overlapping(network)?.addr())))
             .or_else(|| named(self.host.resolvers()).map(ExemptReason::Resolver))
             .or_else(|| named(&self.sessions.logged_in).map(ExemptReason::SshSession))
             // A block that keeps connections does no harm until it is known that there is a session.
@@ -89,6 +96,10 @@ impl Exemptions {
                 undecided.map(ExemptReason::SshLogin)
             })
     }
+}
+
+fn set_of(addresses: &[IpAddr]) -> NetworkSet {
+    addresses.iter().copied().map(IpNet::from).collect()
 }
 
 fn cuts(config: &BlockConfig) -> bool {
@@ -107,7 +118,8 @@ pub mod tests {
     pub fn exemptions(networks: &[&str], automatic: bool) -> Exemptions {
         let mut host = Host::default();
         let own = ["192.0.2.5", "2001:db8::5"].map(|address| address.parse().unwrap()).to_vec();
-        host.set_network(own, vec!["192.0.2.254".parse().unwrap()], Vec::new());
+        host.set_addresses(own, Vec::new());
+        host.set_gateways(vec!["192.0.2.254".parse().unwrap()]);
         host.set_broadcasts(vec!["198.51.100.255".parse().unwrap()]);
         host.set_resolvers(vec!["9.9.9.9".parse().unwrap()]);
         let networks = networks.iter().map(|text| net(text)).collect();

@@ -28,7 +28,7 @@ use crate::system::scheduling::{Realtime, use_precise_timers};
 use crate::types::{CaptureCounters, Event, Heartbeat, IfName, Moment, WallClock};
 
 /// The longest sleep on a quiet interface.
-const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+const TICK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// How often the kernel's counters are read: that costs a system call.
 const PUBLISH_EVERY: Duration = Duration::from_millis(500);

@@ -20,13 +20,12 @@ use crate::system::scheduling::{self, Realtime};
 use crate::types::{Event, Heartbeat, Host, Moment, PortSet, Warning};
 
 /// The longest sleep.
-const TICK: Duration = Duration::from_millis(500);
+const TICK: Duration = Duration::from_secs(1);
 
 /// The longest sleep while connections wait for their outcome.
 const SHORT_TICK: Duration = Duration::from_millis(50);
 
-/// How far behind the clock capture may be on an idle interface: 100 times as long as the kernel holds a
-/// packet back.
+/// How far behind the clock capture may be on an idle interface: it may have to wait for a processor.
 const CAPTURE_LAG: Duration = Duration::from_millis(100);
 
 /// Commands handled between two batches: segments must not wait long.

@@ -190,14 +190,6 @@ impl NetlinkSocket {
             }
         }
     }
-
-    /// Discards the notifications that have arrived. Returns true if there were any, or if some were
-    /// lost because there were too many.
-    pub fn drain_notifications(&mut self) -> Result<bool, NetlinkError> {
-        let mut any = false;
-        let is_complete = self.for_each_notification(|_, _, _| any = true)?;
-        Ok(any || !is_complete)
-    }
 }
 
 impl AsFd for NetlinkSocket {

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::types::{Direction, IfName, Port, Segment, impossible_source, overlap};
+use crate::types::{AddressSet, Direction, IfName, Port, Segment, impossible_source, overlap};
 
 /// What the host is, and depends on, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Host {
-    /// Its addresses, sorted.
-    own: Vec<IpAddr>,
-    /// The broadcast addresses of its networks, sorted.
-    broadcasts: Vec<IpAddr>,
+    /// Its addresses.
+    own: AddressSet,
+    /// The broadcast addresses of its networks.
+    broadcasts: AddressSet,
     /// Networks whose addresses all count as own: a replay cannot ask a kernel.
     local: Vec<IpNet>,
     /// Interfaces that are down.
@@ -28,7 +28,8 @@ pub struct Host {
 impl Host {
     /// Makes a host with these addresses and nothing else.
     pub fn with_addresses(addresses: impl IntoIterator<Item = IpNet>) -> Self {
-        let own = sorted(addresses.into_iter().map(|network| network.addr()).collect());
+        let own = addresses.into_iter().map(|network| network.addr()).collect();
+        let own = AddressSet::new(own);
         Self { own, ..Self::default() }
     }
 
@@ -37,16 +38,26 @@ impl Host {
         Self { local, ..Self::default() }
     }
 
-    /// Replaces what the kernel reports: own addresses, gateways, and interfaces that are down.
-    pub fn set_network(&mut self, own: Vec<IpAddr>, gateways: Vec<IpAddr>, down: Vec<String>) {
-        self.own = sorted(own);
-        self.gateways = sorted(gateways);
+    /// Replaces own addresses, and interfaces that are down.
+    pub fn set_addresses(&mut self, own: Vec<IpAddr>, down: Vec<String>) {
+        self.own = AddressSet::new(own);
         self.down = down;
+    }
+
+    /// Replaces the routers of all routes.
+    pub fn set_gateways(&mut self, gateways: Vec<IpAddr>) {
+        self.gateways = sorted(gateways);
+    }
+
+    /// Adds the routers of new routes.
+    pub fn add_gateways(&mut self, gateways: Vec<IpAddr>) {
+        let known = std::mem::take(&mut self.gateways);
+        self.gateways = sorted([known, gateways].concat());
     }
 
     /// Replaces the broadcast addresses of its networks.
     pub fn set_broadcasts(&mut self, broadcasts: Vec<IpAddr>) {
-        self.broadcasts = sorted(broadcasts);
+        self.broadcasts = AddressSet::new(broadcasts);
     }
 
     /// Replaces the name servers.
@@ -76,13 +87,12 @@ impl Host {
 
     /// The addresses of this host.
     pub fn own(&self) -> &[IpAddr] {
-        &self.own
+        self.own.as_slice()
     }
 
     /// Returns whether an address is one of this host.
     #[inline]
     pub fn owns(&self, address: IpAddr) -> bool {
-        // Called twice per probe, for a handful of addresses: faster than a hash.
         self.own.contains(&address) || self.local.iter().any(|network| network.contains(&address))
     }
 
@@ -112,7 +122,7 @@ impl Host {
     /// Returns whether this host has more than `count` addresses.
     pub fn has_more_addresses_than(&self, count: usize) -> bool {
         let whole = |network: &IpNet| network.prefix_len() < network.max_prefix_len();
-        self.own.len() + self.local.len() > count || self.local.iter().any(whole)
+        self.own.as_slice().len() + self.local.len() > count || self.local.iter().any(whole)
     }
 
     /// Returns whether an interface exists and is down.
@@ -122,8 +132,7 @@ impl Host {
 
     /// Returns whether a network contains an address of this host.
     pub fn is_within(&self, network: &IpNet) -> bool {
-        self.own.iter().any(|address| network.contains(address))
-            || self.local.iter().any(|local| overlap(local, network))
+        self.own.has_any_in(network) || self.local.iter().any(|local| overlap(local, network))
     }
 }
 

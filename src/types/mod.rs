@@ -1,5 +1,6 @@
 //! The vocabulary of all parts. Pure data: no I/O, no threads.
 
+mod addresses;
 mod block;
 mod capture;
 mod clock;
@@ -17,6 +18,7 @@ mod special;
 mod state;
 mod text;
 mod words;
+pub use addresses::{AddressSet, NetworkSet};
 pub use block::{
     Block, BlockCause, BlockFailure, BlockReason, Evidence, ExemptReason, LONGEST_BLOCK,
     LONGEST_REASON, SkipReason, UnblockCause,
@@ -34,8 +36,8 @@ pub use rule::Rule;
 pub use scan::{Attempt, DECOYS_NAMED, Scan, ScanKind, Summary};
 pub use segment::{Direction, Outcome, Port, Segment, SegmentKind};
 pub use special::{
-    impossible_around, impossible_source, link_local, loopback, overlap_in_any_spelling,
-    shares_network_with_ipv4,
+    has_spellings, impossible_around, impossible_source, link_local, loopback,
+    overlap_in_any_spelling, shares_network_with_ipv4,
 };
 pub use state::{FamilyFigures, State, Status};
 pub use text::{is_unprintable, printable, printable_lines, quotable};

@@ -117,6 +117,15 @@ pub fn overlap_in_any_spelling(exempt: &IpNet, network: &IpNet) -> bool {
     }
 }
 
+/// Returns whether addresses of a network may be spellings of IPv4 addresses.
+pub fn has_spellings(network: &IpNet) -> bool {
+    let IpNet::V6(v6) = network else { return false };
+    SPELLINGS.iter().any(|spelling| {
+        let differing = spelling.prefix.to_bits() ^ v6.network().to_bits();
+        differing & first_bits(spelling.length) & first_bits(v6.prefix_len().into()) == 0
+    })
+}
+
 /// Returns whether an IPv6 address is one of many IPv4 hosts that share a /64: NAT64, IPv4-mapped or
 /// IPv4-compatible.
 #[inline]

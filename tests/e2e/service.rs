@@ -276,6 +276,17 @@ impl Service {
         run(Command::new("prlimit").args(["--pid", &pid, &limit])).ok();
     }
 
+    /// Returns the name and the scheduling policy of each thread: field 41 of proc_pid_stat(5).
+    pub fn policies(&self) -> Vec<(String, String)> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let stats = tasks.flatten().map(|entry| std::fs::read_to_string(entry.path().join("stat")));
+        let policy = |stat: String| {
+            let (name, fields) = stat.split_once('(')?.1.rsplit_once(')')?;
+            Some((name.to_owned(), fields.split_whitespace().nth(38)?.to_owned()))
+        };
+        stats.flatten().filter_map(policy).collect()
+    }
+
     /// Returns whether a thread of the service waits for another thread, that is, neither computes
     /// nor waits for the kernel or for another program.
     pub fn is_idle(&self, thread: &str) -> bool {

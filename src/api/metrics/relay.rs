@@ -31,7 +31,7 @@ const OWN_DESCRIPTORS: u64 = 10;
 const BACKLOG: i32 = 512;
 
 /// The longest sleep.
-const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+const TICK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// The longest head. Browsers and scrapers send some hundred bytes.
 const HEAD_LIMIT: usize = 8192;

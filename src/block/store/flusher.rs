@@ -20,6 +20,9 @@ use crate::types::{Moment, WallClock};
 /// How long a change may wait. A power cut loses changes younger than this and the time of a flush.
 const PACE: Duration = Duration::from_millis(500);
 
+/// The longest sleep.
+const TICK: Duration = Duration::from_secs(1);
+
 /// The size at which the log's content moves into the file. SQLite then restarts the log with the next
 /// change and flushes: once in some thousand changes.
 const LOG_LIMIT: u64 = 4 << 20;
@@ -60,7 +63,7 @@ impl Flusher {
         let mut is_dirty = false;
         loop {
             tick();
-            match self.written.recv_timeout(PACE) {
+            match self.written.recv_timeout(if is_dirty { PACE } else { TICK }) {
                 Ok(()) => is_dirty = true,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,

@@ -8,9 +8,10 @@
 )]
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write, stdout};
-use std::net::{SocketAddr, TcpStream};
-use std::os::fd::AsFd;
+use std::io::{BufRead, BufReader, Read, Write, stdout};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -19,6 +20,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -31,11 +34,17 @@ const INSIDE: &str = "TCPTRACKER_SELF_TEST";
 /// How long a step may take. Each takes milliseconds on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long answers to a fast scan may take.
+const ANSWER_TIME: Duration = Duration::from_millis(300);
+
 /// The time between two polls.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// On a private /run.
 const DIRECTORY: &str = "/run/self-test";
+
+/// The address of the metrics inside.
+pub const METRICS: &str = "127.0.0.1:8081";
 
 /// The address of the bus inside.
 pub const BUS: &str = "unix:path=/run/self-test/bus";
@@ -79,6 +88,7 @@ pub fn make() -> Result<Child, String> {
         "ip addr add 192.0.2.1/24 dev eth0",
         "ip link set eth0 up",
         "ip -n scanner addr add 192.0.2.2/24 dev eth0",
+        "ip -n scanner addr add 192.0.2.3/24 dev eth0",
         "ip -n scanner link set eth0 up",
     ] {
         run(words)?;
@@ -90,7 +100,7 @@ pub fn make() -> Result<Child, String> {
 pub fn start_service() -> Result<Child, String> {
     let place = |name: &str| Path::new(DIRECTORY).join(name);
     let configuration = place("tcptracker.toml");
-    std::fs::write(&configuration, "[metrics]\nlisten = \"off\"\n")
+    std::fs::write(&configuration, format!("[metrics]\nlisten = \"{METRICS}\"\n"))
         .map_err(failed("cannot write the configuration"))?;
     let socket = UnixDatagram::bind(place("notify"))
         .and_then(|socket| socket.set_read_timeout(Some(POLL_INTERVAL)).map(|()| socket))
@@ -149,15 +159,60 @@ pub fn stop(mut service: Child) -> Result<(), String> {
     }
 }
 
-/// Tells whether a connection attempt of the scanner is answered, by SYN-ACK or RST.
-pub fn is_answered(to: SocketAddr, within: Duration) -> Result<bool, String> {
-    let attempt = || {
+/// Runs something in the namespace of the scanner.
+fn as_scanner<T: Send>(
+    attempt: impl FnOnce() -> std::io::Result<T> + Send,
+) -> std::thread::Result<std::io::Result<T>> {
+    let inside = || {
         let namespace = File::open("/run/netns/scanner")?;
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-        TcpStream::connect_timeout(&to, within)
+        attempt()
     };
-    let outcome = std::thread::scope(|scope| scope.spawn(attempt).join());
+    std::thread::scope(|scope| scope.spawn(inside).join())
+}
+
+/// Tries to connect to these ports from an address of the scanner, without a pause. Returns how many answers
+/// it gets.
+pub fn count_learned(from: Ipv4Addr, to: Ipv4Addr, ports: Range<u16>) -> Result<usize, String> {
+    let outcome = as_scanner(|| {
+        let mut sockets = Vec::new();
+        for port in ports {
+            let (family, kind) = (AddressFamily::INET, SocketType::STREAM);
+            let socket = socket_with(family, kind, SocketFlags::NONBLOCK, None)?;
+            bind(&socket, &SocketAddr::from((from, 0)))?;
+            let result = connect(&socket, &SocketAddr::from((to, port)));
+            sockets.push((socket, result));
+        }
+        std::thread::sleep(ANSWER_TIME);
+        let is_refused = |(socket, result): &(OwnedFd, rustix::io::Result<()>)| {
+            *result == Err(Errno::CONNREFUSED)
+                || sockopt::socket_error(socket) == Ok(Err(Errno::CONNREFUSED))
+        };
+        Ok(sockets.iter().filter(|socket| is_refused(socket)).count())
+    });
     match outcome {
+        Ok(Ok(count)) => Ok(count),
+        Ok(Err(error)) => Err(format!("cannot scan {to}: {error}")),
+        Err(_) => Err(format!("cannot scan {to}")),
+    }
+}
+
+/// Returns the value of a metric of the service.
+pub fn metric(name: &str) -> Result<f64, String> {
+    let read = || {
+        let mut stream = TcpStream::connect(METRICS)?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).map(|_| text)
+    };
+    let text = read().map_err(failed("cannot read the metrics"))?;
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    value.ok_or_else(|| format!("the metrics lack {name}"))
+}
+
+/// Tells whether a connection attempt of the scanner is answered, by SYN-ACK or RST.
+pub fn is_answered(to: SocketAddr, within: Duration) -> Result<bool, String> {
+    match as_scanner(|| TcpStream::connect_timeout(&to, within)) {
         Ok(Ok(_)) => Ok(true),
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Ok(true),
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::TimedOut => Ok(false),

@@ -6,6 +6,7 @@ pub mod bus;
 pub mod configuration;
 pub mod instances;
 pub mod lab;
+pub mod scheduling;
 pub mod self_test;
 pub mod system;
 
@@ -81,6 +82,7 @@ pub fn run(arguments: &Doctor, sources: &Sources) -> Result<(), CliError> {
     let findings = findings.into_iter().map(|finding| finding.of("configuration"));
     let mut findings: Vec<Finding> = findings.collect();
     findings.extend(system::examine(&config));
+    findings.push(scheduling::examine().of("scheduling"));
     findings.extend(bus::examine(&config, arguments.config.as_deref()));
     if arguments.json {
         print_json(&findings)?;

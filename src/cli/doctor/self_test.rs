@@ -1,6 +1,7 @@
 //! `tcptracker doctor --self-test`: starts, scans and stops the service in namespaces of its own.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::ops::Range;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -16,6 +17,12 @@ use crate::types::Moment;
 
 const SERVICE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const SCANNER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+
+/// Another address of the scanner: one that a user has unblocked is not blocked again at once.
+const FAST_SCANNER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
+
+/// The ports that it tries, none of which has a listener.
+const FAST_PORTS: Range<u16> = 8000..8300;
 
 /// A port with a listener.
 const OPEN: u16 = 7000;
@@ -106,6 +113,7 @@ async fn steps(report: &mut Report) -> Result<(), CliError> {
     report.step("drop", drops(&instance).await)?;
     report.step("release", release(&instance).await)?;
     report.step("expiry", expiry(&instance).await)?;
+    report.step("speed", speed(&instance).await)?;
     let begun = Moment::now();
     let stopped = lab::stop(service).and_then(|()| nothing_left());
     let stopped = stopped.map_err(|error| format!("{error}; {}", lab::last_log_line()));
@@ -146,16 +154,20 @@ async fn detection(instance: &Instance) -> Outcome {
 
 /// Polls the service until the scanner is blocked, or not.
 async fn await_blocked(instance: &Instance, wanted: bool) -> Result<(), String> {
+    await_block(instance, SCANNER, wanted).await
+}
+
+async fn await_block(instance: &Instance, source: Ipv4Addr, wanted: bool) -> Result<(), String> {
     let begun = Moment::now();
     while !Moment::now().is_past(begun, lab::PATIENCE) {
         let blocks = instance.list().await.map_err(|error| error.to_string())?;
-        let is_blocked = blocks.iter().any(|(address, ..)| *address == SCANNER.to_string());
+        let is_blocked = blocks.iter().any(|(address, ..)| *address == source.to_string());
         if is_blocked == wanted {
             return Ok(());
         }
     }
     let not = if wanted { "not blocked" } else { "still blocked" };
-    Err(format!("{SCANNER} is {not} after {}", since(begun)))
+    Err(format!("{source} is {not} after {}", since(begun)))
 }
 
 async fn drops(instance: &Instance) -> Outcome {
@@ -198,6 +210,20 @@ async fn expiry(instance: &Instance) -> Outcome {
     let taken = since(begun);
     await_blocked(instance, false).await?;
     Ok(format!("a block of {SHORT_BLOCK} s expired after {taken}"))
+}
+
+/// Measures how soon a fast scan is blocked. How much the scanner learns before depends on the machine, so
+/// that it cannot fail.
+async fn speed(instance: &Instance) -> Outcome {
+    let latency = || lab::metric("tcptracker_block_latency_seconds_sum ");
+    let before = latency()?;
+    let learned = lab::count_learned(FAST_SCANNER, SERVICE, FAST_PORTS)?;
+    await_block(instance, FAST_SCANNER, true).await?;
+    let micros = (latency()? - before) * 1e6;
+    Ok(format!(
+        "{FAST_SCANNER} learned {learned} of {} ports; the kernel blocked it {micros:.0} µs after the probe",
+        FAST_PORTS.len()
+    ))
 }
 
 /// Checks with iptables, independently of the service, that it has removed its rules.

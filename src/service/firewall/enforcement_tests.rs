@@ -87,7 +87,7 @@ fn commands_do_not_postpone_maintenance() {
     let at = |millis: u64| Moment::from_nanos(millis * 1_000_000);
     let pause = |bench: &Bench, now: u64| bench.thread.pause(at(now), at(1000));
     assert_eq!(pause(&bench, 1000), TICK);
-    assert_eq!(pause(&bench, 1399), Duration::from_millis(1));
+    assert_eq!(pause(&bench, 1499), Duration::from_millis(1));
     assert_eq!(pause(&bench, 1500), Duration::ZERO);
     // The end of a block comes first.
     bench.block("203.0.113.1", 1, 0).unwrap();

@@ -55,7 +55,10 @@ use crate::types::{
 
 /// The longest time between two rounds of maintenance. It is short enough to repair the firewall within a
 /// second.
-pub const TICK: Duration = Duration::from_millis(400);
+pub const TICK: Duration = Duration::from_millis(500);
+
+/// From so many blocks on, maintenance may take long, and is not worth real-time priority.
+const MANY_BLOCKS: usize = 1000;
 
 /// The shortest time between two checks that requests for an explanation cause: any user may send them.
 const RECHECK: Duration = Duration::from_millis(50);
@@ -269,7 +272,7 @@ impl FirewallThread {
                 Err(RecvTimeoutError::Timeout) => None,
             };
             let clock = WallClock::read();
-            if !matches!(command, Some(Command::Scan { .. })) {
+            if command.as_ref().is_some_and(|command| !matches!(command, Command::Scan { .. })) {
                 // Only the block of a scanner is urgent.
                 scheduling.step_aside(clock.now());
             }
@@ -280,7 +283,10 @@ impl FirewallThread {
             }
             if clock.now().since(maintained) >= TICK {
                 maintained = clock.now();
-                scheduling.step_aside(clock.now());
+                // With few blocks it is over before it could lose the processor, which would delay a scan.
+                if self.blocklist.ledger().blocks().len() > MANY_BLOCKS {
+                    scheduling.step_aside(clock.now());
+                }
                 self.maintain(&clock);
             }
         }

@@ -241,30 +241,46 @@ mod tests {
         let (mut out, batches) = channel();
         for number in 0..10 {
             out.push(probe(number));
-            out.flush();
+            out.send();
         }
         let received = receive(&batches).into_iter().flat_map(|(numbers, _)| numbers);
         assert_eq!(received.collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
     }
 
     #[test]
+    fn segments_are_collected_while_batches_wait() {
+        let (mut out, batches) = channel();
+        let held: Vec<bool> = (0..5)
+            .map(|number| {
+                out.push(probe(number));
+                out.flush()
+            })
+            .collect();
+        assert_eq!(held, [false, false, true, true, true], "the caller looks again soon");
+        let waiting = batches.next(Duration::ZERO).unwrap();
+        batches.give_back(waiting);
+        assert!(!out.flush());
+        assert_eq!(receive(&batches), [(vec![1], false), (vec![2, 3, 4], false)]);
+    }
+
+    #[test]
     fn losses_are_noted_in_order_and_once() {
         let (mut out, batches) = channel();
         out.push(probe(0));
-        out.flush();
+        out.send();
         out.push(probe(1));
         out.note_lost(7);
-        out.flush();
+        out.send();
         out.push(probe(2));
-        out.flush();
+        out.send();
         // Also if nothing arrives after the loss.
         out.begin_capture(false, true);
-        out.flush();
-        out.flush();
+        out.send();
+        out.send();
         let expected = [(vec![0], false), (vec![1], true), (vec![2], false), (Vec::new(), true)];
         assert_eq!(receive(&batches), expected);
         out.push(probe(3));
-        out.flush();
+        out.send();
         assert_eq!(receive(&batches), [(vec![3], false)], "a reused batch notes no old loss");
     }
 
@@ -275,7 +291,7 @@ mod tests {
             out.begin_capture(outcomes, false);
             out.push(probe(number));
         }
-        out.flush();
+        out.send();
         let next = || batches.next(Duration::ZERO).map(|batch| batch.has_outcomes());
         assert_eq!([next(), next(), next(), next()], [Ok(false), Ok(true), Ok(true), Ok(false)]);
     }

@@ -14,11 +14,11 @@ use crate::system::reserve;
 use crate::types::{CaptureCounters, IfName, Segment, WallClock};
 
 /// The size of the ring that the kernel shares, all of which counts as memory of the process. A frame takes a
-/// slot of 336 bytes, so it holds 35 ms of a flood of 300,000 SYNs per second.
-const MAIN_RING: i32 = 7 << 19;
+/// slot of 336 bytes, so it holds 30 ms of a flood of 300,000 SYNs per second.
+const MAIN_RING: i32 = 3 << 20;
 
-/// The size of the ring of the deep handle: 256 frames of an ordinary length.
-const DEEP_RING: i32 = 1 << 19;
+/// The size of the ring of the deep handle: 128 frames of an ordinary length.
+const DEEP_RING: i32 = 1 << 18;
 
 /// Frames of the deep handle in one round.
 const MOST_DEEP: usize = 256;

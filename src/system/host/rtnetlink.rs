@@ -1,8 +1,8 @@
 //! Links, addresses and routers of this host, over rtnetlink.
 //!
-//! Owns the messages (linux/rtnetlink.h, linux/if_addr.h, linux/nexthop.h). Reads everything each time,
-//! whatever has changed.
+//! Owns the messages (linux/rtnetlink.h, linux/if_addr.h, linux/nexthop.h), and what a change of them means.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -52,15 +52,59 @@ pub fn addresses(socket: &mut NetlinkSocket) -> Result<(Vec<IpAddr>, Vec<IpAddr>
     Ok((own, broadcasts))
 }
 
+/// What the kernel has reported since the last look.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// A link or an address.
+    pub network: bool,
+    /// A route, or an object to which routes refer.
+    pub routes: bool,
+    /// Some reports were lost, perhaps of routes.
+    pub lost: bool,
+    /// The routers of new routes.
+    pub new_gateways: Vec<IpAddr>,
+}
+
+impl Changes {
+    /// Adds the notifications that have arrived.
+    pub fn take(&mut self, socket: &mut NetlinkSocket) -> Result<(), NetlinkError> {
+        let is_complete =
+            socket.for_each_notification(|_, kind, object| self.note(kind, object))?;
+        let lost = !is_complete;
+        self.lost |= lost;
+        self.network |= lost;
+        Ok(())
+    }
+
+    /// The kernel reports a new object with the number of the request less 2, and the end of one with the next
+    /// number.
+    fn note(&mut self, kind: u16, object: &[u8]) {
+        let is_about = |request| kind == request - 2 || kind == request - 1;
+        if is_about(RTM_GETROUTE) || is_about(RTM_GETNEXTHOP) {
+            self.routes = true;
+        } else if is_about(RTM_GETLINK) || is_about(RTM_GETADDR) {
+            self.network = true;
+        }
+        if kind == RTM_GETROUTE - 2 {
+            let attributes = object.get(ROUTE_HEADER..).unwrap_or_default();
+            gateways_in(attributes, &mut self.new_gateways);
+        } else if kind == RTM_GETNEXTHOP - 2 {
+            self.new_gateways.extend(gateway_of_nexthop(object));
+        }
+    }
+}
+
 /// Returns the routers of all routes in all tables.
-pub fn gateways(socket: &mut NetlinkSocket) -> Result<Vec<IpAddr>, NetlinkError> {
-    let mut gateways = Vec::new();
+pub fn gateways(socket: &mut NetlinkSocket) -> Result<HashSet<IpAddr>, NetlinkError> {
+    let mut gateways = HashSet::new();
+    // A million routes have a few routers.
+    let mut of_route = Vec::new();
     visit::<ROUTE_HEADER>(socket, RTM_GETROUTE, |route| {
-        gateways_in(route.get(ROUTE_HEADER..).unwrap_or_default(), &mut gateways);
+        gateways_in(route.get(ROUTE_HEADER..).unwrap_or_default(), &mut of_route);
+        gateways.extend(of_route.drain(..));
     })?;
     let nexthops = visit::<NEXTHOP_HEADER>(socket, RTM_GETNEXTHOP, |nexthop| {
-        let attributes = Attributes::of(nexthop.get(NEXTHOP_HEADER..).unwrap_or_default());
-        gateways.extend(attributes.find(NHA_GATEWAY).and_then(address_of));
+        gateways.extend(gateway_of_nexthop(nexthop));
     });
     match nexthops {
         // Kernels before 5.3 have none.
@@ -81,6 +125,10 @@ fn visit<const HEADER: usize>(
             each(object);
         }
     })
+}
+
+fn gateway_of_nexthop(nexthop: &[u8]) -> Option<IpAddr> {
+    Attributes::of(nexthop.get(NEXTHOP_HEADER..)?).find(NHA_GATEWAY).and_then(address_of)
 }
 
 pub fn name_if_down(body: &[u8]) -> Option<String> {
@@ -163,6 +211,20 @@ mod tests {
         let mut attribute = vec![36, 0, 9, 0];
         attribute.extend(hops);
         assert_eq!(found(&attribute), [IpAddr::from([192, 0, 2, 1]), [192, 0, 2, 2].into()]);
+    }
+
+    #[test]
+    fn router_of_a_new_route_is_known_at_once() {
+        let route = |last: u8| [&[0; 12][..], &[8, 0, 5, 0, 192, 0, 2, last]].concat();
+        let mut changes = Changes::default();
+        changes.note(RTM_GETLINK - 2, &[0; 16]);
+        assert_eq!(changes, Changes { network: true, ..Changes::default() });
+        // RTM_NEWROUTE and RTM_DELROUTE (linux/rtnetlink.h).
+        for (kind, object) in [(24, route(1)), (25, route(2))] {
+            changes.note(kind, &object);
+        }
+        assert!(changes.routes);
+        assert_eq!(changes.new_gateways, [IpAddr::from([192, 0, 2, 1])]);
     }
 
     #[test]

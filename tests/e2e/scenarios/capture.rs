@@ -2,8 +2,8 @@
 
 use std::net::{SocketAddr, TcpStream};
 
-use crate::frames::{Tags, send_syns, send_syns_v6};
-use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM};
+use crate::frames::{BROADCAST, Tags, Wire, send_syns, send_syns_v6, syn};
+use crate::lab::{ATTACKER, ATTACKER_V6, Lab, OPEN_PORT, VICTIM, VICTIM_V6};
 use crate::tools::TIMEOUT;
 
 #[test]
@@ -28,6 +28,39 @@ fn vlan_tagged_scans_are_detected() {
         assert_eq!(service.stop().code(), Some(0));
         lab.assert_untouched();
     }
+}
+
+/// Puts a destination options header of 800 bytes before the TCP header of an IPv6 frame.
+fn with_long_header(mut frame: Vec<u8>) -> Vec<u8> {
+    // Ethernet, and the length and the next header of IPv6.
+    let (length, next, payload) = (14 + 4, 14 + 6, 14 + 40);
+    let mut header = vec![frame[next], 99];
+    while header.len() < 800 {
+        // PadN (RFC 8200, 4.2).
+        let padding = (800 - header.len() - 2).min(255) as u8;
+        header.extend([1, padding]);
+        header.extend(std::iter::repeat_n(0, padding.into()));
+    }
+    frame[next] = 60;
+    frame[length..length + 2].copy_from_slice(&(800_u16 + 20).to_be_bytes());
+    frame.splice(payload..payload, header);
+    frame
+}
+
+#[test]
+fn whole_frames_and_short_ones_lead_to_one_scan_and_none_counts_twice() {
+    let lab = Lab::new();
+    let mut service = lab.start();
+    let mut wire = Wire::of(&lab.attacker);
+    for port in 1..=4 {
+        let frame = syn(BROADCAST, ATTACKER_V6, VICTIM_V6, port);
+        wire.send(&if port % 2 == 0 { with_long_header(frame) } else { frame });
+    }
+    service.await_line(&format!("WARN blocked {ATTACKER_V6} for 1h"));
+    assert_eq!(lab.bus.block_of(&ATTACKER_V6).4, "vertical scan: ports 1, 2, 3, 4");
+    assert_eq!(lab.metric("tcptracker_new_connections"), 4);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
 }
 
 #[test]

@@ -16,7 +16,7 @@ fn findings(outcome: &Outcome) -> Vec<Value> {
 }
 
 #[track_caller]
-fn finding(outcome: &Outcome, check: &str) -> Value {
+pub(super) fn finding(outcome: &Outcome, check: &str) -> Value {
     let findings = findings(outcome);
     let found = findings.iter().find(|finding| finding["check"] == check).cloned();
     found.unwrap_or_else(|| panic!("no check {check} in {findings:?}"))
@@ -170,9 +170,25 @@ fn self_test_succeeds_and_leaves_nothing_behind() {
     let steps: Vec<&str> = findings.iter().map(|step| step["check"].as_str().unwrap()).collect();
     assert_eq!(
         steps,
-        ["namespaces", "start", "connect", "detection", "drop", "release", "expiry", "stop"]
+        [
+            "namespaces",
+            "start",
+            "connect",
+            "detection",
+            "drop",
+            "release",
+            "expiry",
+            "speed",
+            "stop"
+        ]
     );
     assert!(findings.iter().all(|step| step["result"] == "ok"), "{findings:?}");
+    let speed = findings.iter().find(|step| step["check"] == "speed").unwrap();
+    let words: Vec<&str> = speed["found"].as_str().unwrap().split(' ').collect();
+    let learned: u32 = words[2].parse().unwrap();
+    let micros: u32 =
+        words[words.iter().position(|word| *word == "µs").unwrap() - 1].parse().unwrap();
+    assert!((3..300).contains(&learned) && micros > 0, "{words:?}");
     assert_eq!(lab.victim.ip("-brief link"), before);
     lab.assert_untouched();
 

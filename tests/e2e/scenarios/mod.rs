@@ -34,6 +34,7 @@ mod repairs;
 mod replay;
 mod restart;
 mod scan;
+mod scheduling;
 mod service_manager;
 mod start_errors;
 mod stop;
