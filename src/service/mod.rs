@@ -40,6 +40,7 @@ use crate::handles::{
     BusCommand, CaptureHandle, Command, Component, DetectorCommand, EventSink, FirewallHandle,
     Health, Notification, Reloader, StopFlag,
 };
+use crate::service::firewall::Backends;
 use crate::service::journal::Journal;
 use crate::service::memory::MemoryError;
 use crate::service::rules::AtStart;
@@ -52,7 +53,7 @@ use crate::system::netlink::NetlinkError;
 use crate::system::reserve;
 use crate::system::scheduling::Budget;
 use crate::system::service_manager;
-use crate::types::{Event, IfName, Moment, Warning};
+use crate::types::{BackendNote, Event, IfName, Moment, Warning};
 
 /// How often main checks that every thread makes progress. Each ticks at least once a second.
 const ROUND: Duration = Duration::from_secs(2);
@@ -138,6 +139,29 @@ fn lock(interface: &IfName, events: &EventSink) -> Result<Lock, DaemonError> {
     }
 }
 
+/// Chooses the back end. Returns it, what the rules thread has to do at the start, and a note on the choice.
+fn open_backends(
+    interface: &IfName,
+    config: &Config,
+    rules: &RulesHandle,
+) -> Result<(Backends, AtStart, Option<BackendNote>), FirewallError> {
+    let is_enabled = config.block.enabled;
+    match select(interface, config, rules) {
+        Ok(Selected { backend, plan, others, old_plan, note }) => {
+            let at_start = match (plan, old_plan, is_enabled) {
+                (Some(plan), _, true) => AtStart::Install(plan),
+                (Some(plan), _, false) | (None, Some(plan), _) => AtStart::Remove(plan),
+                (None, None, _) => AtStart::Nothing,
+            };
+            let backends = Backends { used: Some(backend), others };
+            Ok((backends, at_start, note.filter(|_| is_enabled)))
+        }
+        Err(error) if is_enabled => Err(error),
+        // A process that may not look at the firewall cannot have left anything there.
+        Err(_) => Ok((Backends::default(), AtStart::Nothing, None)),
+    }
+}
+
 /// The configuration in force, and what it takes to read it again.
 struct Settings {
     sources: Sources,
@@ -191,21 +215,7 @@ impl Service {
         let capture = LiveCapture::open_if_up(interface, uses_outcomes(&config))?;
         let host = crate::system::host::now()?;
         let (rules, rules_commands) = RulesHandle::new();
-        let selected = select(interface, &config, &rules);
-        let is_enabled = config.block.enabled;
-        let (backend, others, at_start, note) = match selected {
-            Ok(Selected { backend, plan, others, old_plan, note }) => {
-                let at_start = match (plan, old_plan, is_enabled) {
-                    (Some(plan), _, true) => AtStart::Install(plan),
-                    (Some(plan), _, false) | (None, Some(plan), _) => AtStart::Remove(plan),
-                    (None, None, _) => AtStart::Nothing,
-                };
-                (Some(backend), others, at_start, note.filter(|_| is_enabled))
-            }
-            Err(error) if is_enabled => return Err(error.into()),
-            // A process that may not look at the firewall cannot have left anything there.
-            Err(_) => (None, Vec::new(), AtStart::Nothing, None),
-        };
+        let (backends, at_start, note) = open_backends(interface, &config, &rules)?;
 
         let metrics = Arc::new(Metrics::new()?);
         let (notifications_in, notifications) = channel();
@@ -222,7 +232,7 @@ impl Service {
         let journal = Journal::spawn(&mut threads, interface)?;
         let events = EventSink::new(journal.queue.clone(), bus.clone(), Arc::clone(&metrics) as _);
         settings.log_filter.start_queue(events.clone());
-        let name = backend.as_ref().filter(|_| config.block.enabled);
+        let name = backends.used.as_ref().filter(|_| config.block.enabled);
         let name = name.map_or("none", |backend| backend.name());
         let health = Health::new(!config.block.enabled, name, events.clone());
         let interface = interface.clone();
@@ -248,7 +258,7 @@ impl Service {
         // Last, so that nothing can fail once the kernel is changed.
         let rules_ways = (rules.clone(), rules_commands);
         rules::spawn(&mut threads, &context, rules_ways, &firewall, at_start)?;
-        let owned = (backend, others, (host, sessions), store);
+        let owned = (backends, (host, sessions), store);
         let neighbours = (detector.clone(), rules.clone());
         firewall::spawn(&mut threads, &context, config, owned, neighbours, firewall_commands)?;
         Ok(Self {

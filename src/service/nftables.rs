@@ -47,7 +47,7 @@ pub fn spawn(
             if events.has_changed_table()? {
                 // If its queue is full, the firewall thread looks later.
                 let _ = firewall.try_send(Command::Look);
-                std::thread::sleep(PAUSE);
+                std::thread::park_timeout(PAUSE);
             }
         }
     })

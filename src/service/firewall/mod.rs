@@ -75,6 +75,15 @@ const START_PAUSE: Duration = Duration::from_millis(100);
 /// The most networks in one command to the detector.
 const FORGET_AT_ONCE: usize = 1024;
 
+/// The back ends at the start.
+#[derive(Default)]
+pub struct Backends {
+    /// None if this process may not change the firewall.
+    pub used: Option<Box<dyn Backend + Send>>,
+    /// Back ends that a crashed instance with another configuration may have used.
+    pub others: Vec<Box<dyn Backend + Send>>,
+}
+
 /// Opens the back end for a configuration, and changes nothing yet.
 pub type OpenBackend = Box<dyn FnMut(&Config) -> Result<Selected, FirewallError> + Send>;
 
@@ -94,12 +103,7 @@ pub fn spawn(
     threads: &mut Supervisor,
     context: &Context,
     config: Config,
-    (backend, others, followed, store): (
-        Option<Box<dyn Backend + Send>>,
-        Vec<Box<dyn Backend + Send>>,
-        Followed,
-        Store,
-    ),
+    (backends, followed, store): (Backends, Followed, Store),
     (detector, rules): (SyncSender<DetectorCommand>, RulesHandle),
     commands: Receiver<Command>,
 ) -> std::io::Result<()> {
@@ -114,6 +118,7 @@ pub fn spawn(
         (events, metrics, health),
         Neighbours { detector, rules, main: threads.notifications() },
     );
+    let Backends { used: backend, others } = backends;
     thread.left_over = others;
     threads.start("firewall", move |heartbeat| {
         thread.rules().set_heartbeat(heartbeat.clone());

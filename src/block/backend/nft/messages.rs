@@ -129,20 +129,20 @@ const fn hook_number(hook: Hook) -> u32 {
 }
 
 const NEW_TABLE: u16 = SUBSYSTEM;
-const GET_TABLE: u16 = SUBSYSTEM | 1;
-const DELETE_TABLE: u16 = SUBSYSTEM | 2;
-const NEW_CHAIN: u16 = SUBSYSTEM | 3;
-const GET_CHAIN: u16 = SUBSYSTEM | 4;
-const DELETE_CHAIN: u16 = SUBSYSTEM | 5;
-const NEW_RULE: u16 = SUBSYSTEM | 6;
-const GET_RULE: u16 = SUBSYSTEM | 7;
-const NEW_SET: u16 = SUBSYSTEM | 9;
-const GET_SET: u16 = SUBSYSTEM | 10;
-const DELETE_SET: u16 = SUBSYSTEM | 11;
-const NEW_ELEMENT: u16 = SUBSYSTEM | 12;
-const GET_ELEMENT: u16 = SUBSYSTEM | 13;
-const DELETE_ELEMENT: u16 = SUBSYSTEM | 14;
-const GET_GENERATION: u16 = SUBSYSTEM | 16;
+const GET_TABLE: u16 = SUBSYSTEM | 0x1;
+const DELETE_TABLE: u16 = SUBSYSTEM | 0x2;
+const NEW_CHAIN: u16 = SUBSYSTEM | 0x3;
+const GET_CHAIN: u16 = SUBSYSTEM | 0x4;
+const DELETE_CHAIN: u16 = SUBSYSTEM | 0x5;
+const NEW_RULE: u16 = SUBSYSTEM | 0x6;
+const GET_RULE: u16 = SUBSYSTEM | 0x7;
+const NEW_SET: u16 = SUBSYSTEM | 0x9;
+const GET_SET: u16 = SUBSYSTEM | 0xa;
+const DELETE_SET: u16 = SUBSYSTEM | 0xb;
+const NEW_ELEMENT: u16 = SUBSYSTEM | 0xc;
+const GET_ELEMENT: u16 = SUBSYSTEM | 0xd;
+const DELETE_ELEMENT: u16 = SUBSYSTEM | 0xe;
+const GET_GENERATION: u16 = SUBSYSTEM | 0x10;
 /// `NFNL_SUBSYS_NFTABLES`, in the upper byte.
 const SUBSYSTEM: u16 = 10 << 8;
 

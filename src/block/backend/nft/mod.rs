@@ -68,6 +68,9 @@ struct Known {
     is_active: bool,
 }
 
+/// What a set lacks, each network with its time, and what it should not hold.
+type Difference = (Vec<(IpNet, Duration)>, Vec<IpNet>);
+
 impl NftBackend {
     /// Connects to the kernel. Changes nothing.
     pub fn connect(plan: &RulePlan) -> Result<Self, FirewallError> {
@@ -229,12 +232,12 @@ impl NftBackend {
         Ok(())
     }
 
-    /// Compares all members with what they should be. Returns what is missing, and what is unexpected.
+    /// Compares all members with what they should be.
     fn compare(
         &mut self,
         family: Family,
         desired: &DesiredState<'_>,
-    ) -> Result<(Vec<(IpNet, Duration)>, Vec<IpNet>), NetlinkError> {
+    ) -> Result<Difference, NetlinkError> {
         let begun = Moment::now();
         let (mut held, mut stray) = (HashSet::new(), Vec::new());
         let keys: Vec<SetKey> = self.known.sets.keys().copied().collect();
