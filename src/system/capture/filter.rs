@@ -152,7 +152,7 @@ impl Builder {
         let vlans = ["0x8100", "0x88a8", "0x9100", "0x9200", "0x9300"];
         let ip = ["0x800", "0x86dd"];
         let tag = all([
-            any(ip.map(|number| is(ether_type, number))),
+            any(ip.iter().chain(&["0"]).map(|number| is(ether_type, number))),
             format!("link[{at}]&15=0"),
             format!("link[{}]=0", at + 1),
             any(vlans.iter().chain(&ip).map(|number| is(at + 2, number))),

@@ -242,6 +242,11 @@ fn cooked_payload(mut ether_type: u16, mut rest: &[u8]) -> Result<&[u8], Absence
     }
     match ether_type {
         IPV4 | IPV6 => Ok(without_hidden_tags(rest)),
+        // The kernel gives up after 8 tags.
+        0 => match without_hidden_tags(rest) {
+            packet if packet.len() < rest.len() => Ok(packet),
+            _ => Err(Absence::NotTcp),
+        },
         _ => ether_payload(ether_type, rest),
     }
 }
