@@ -97,8 +97,12 @@ impl Builder {
                     self.odd(),
                 ]),
             ]),
-            LinkLayer::LinuxSll => self.ether_payload(14, 16, VLAN_TAGS),
-            LinkLayer::LinuxSll2 => self.ether_payload(0, 20, VLAN_TAGS),
+            LinkLayer::LinuxSll => {
+                any([self.hidden_tags(14, 16, VLAN_TAGS), self.ether_payload(14, 16, VLAN_TAGS)])
+            }
+            LinkLayer::LinuxSll2 => {
+                any([self.hidden_tags(0, 20, VLAN_TAGS), self.ether_payload(0, 20, VLAN_TAGS)])
+            }
             LinkLayer::CiscoHdlc => self.ether_payload(2, 4, VLAN_TAGS),
             LinkLayer::RawIp => self.ip(0),
             LinkLayer::Loopback => self.ip(4),
@@ -139,6 +143,26 @@ impl Builder {
             all([&is("0x8864"), &self.ppp(at + 6)]),
             all([&any(["0x8847", "0x8848"].map(is)), &self.mpls(at, MPLS_LABELS)]),
         ])
+    }
+
+    /// Priority tags (VLAN 0) that a cooked capture does not announce. In the kernel the filter sees the protocol
+    /// of the first tag, so this is only for files. Must come first: as an IP packet such a frame may be too short.
+    fn hidden_tags(&self, ether_type: usize, at: usize, tags: usize) -> String {
+        let is = |at: usize, number: &str| format!("link[{at}:2]={number}");
+        let vlans = ["0x8100", "0x88a8", "0x9100", "0x9200", "0x9300"];
+        let ip = ["0x800", "0x86dd"];
+        let tag = all([
+            any(ip.iter().chain(&["0"]).map(|number| is(ether_type, number))),
+            format!("link[{at}]&15=0"),
+            format!("link[{}]=0", at + 1),
+            any(vlans.iter().chain(&ip).map(|number| is(at + 2, number))),
+            self.odd().to_owned(),
+        ]);
+        if tags == 0 {
+            return tag;
+        }
+        let vlan = any(vlans.map(|number| is(ether_type, number)));
+        any([tag, all([vlan, self.hidden_tags(at + 2, at + 4, tags - 1)])])
     }
 
     fn ppp(&self, at: usize) -> String {

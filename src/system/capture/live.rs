@@ -163,12 +163,19 @@ fn next(handle: &mut Capture<Active>) -> Result<Option<pcap::Packet<'_>>, pcap::
     }
 }
 
-/// Returns how many bytes the deep handle needs for a whole frame. Each slot is so long.
+/// Returns how many bytes the deep handle needs for a whole frame. Each slot is so long, so the device `any`
+/// leaves out the loopback interface, whose packets are long and never from a scanner.
 fn deep_snapshot(interface: &IfName) -> i32 {
-    let file = format!("/sys/class/net/{interface}/mtu");
-    let mtu = std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok());
-    // `any` has no MTU.
-    mtu.map_or(DEEP_SNAPSHOT, |mtu: i32| DEEP_SNAPSHOT.min(mtu.saturating_add(BEFORE_PAYLOAD)))
+    let devices = std::path::Path::new("/sys/class/net");
+    let mtu_of = |device: &std::path::Path| -> Option<i32> {
+        std::fs::read_to_string(device.join("mtu")).ok()?.trim().parse().ok()
+    };
+    let longest = || {
+        let all = std::fs::read_dir(devices).ok()?.flatten().map(|device| device.path());
+        all.filter(|device| !device.ends_with("lo")).filter_map(|device| mtu_of(&device)).max()
+    };
+    let mtu = mtu_of(&devices.join(interface.as_str())).or_else(longest);
+    mtu.map_or(DEEP_SNAPSHOT, |mtu| DEEP_SNAPSHOT.min(mtu.saturating_add(BEFORE_PAYLOAD)))
 }
 
 /// Returns the link layer of a capture, or the name of one that is not supported.

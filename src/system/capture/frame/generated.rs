@@ -43,7 +43,14 @@ pub fn frame(link: LinkLayer, choices: &mut Choices<'_>) -> Vec<u8> {
             frame.extend(ether_payload(choices));
             frame
         }
-        LinkLayer::LinuxSll => [vec![0; 14], ether_payload(choices)].concat(),
+        LinkLayer::LinuxSll => {
+            let mut frame = [vec![0; 14], ether_payload(choices)].concat();
+            if choices.one_in(6) {
+                let tag = [0x60, 0, frame[14], frame[15]];
+                frame.splice(16..16, tag);
+            }
+            frame
+        }
         LinkLayer::LinuxSll2 => {
             let mut frame = ether_payload(choices);
             frame.splice(2..2, [0; 18]);

@@ -202,8 +202,8 @@ fn network_layer(link: LinkLayer, frame: &[u8]) -> Result<&[u8], Absence> {
                 ether_type => ether_payload(ether_type, rest),
             }
         }
-        LinkLayer::LinuxSll => ether_payload(number_at(frame, 14)?, from(frame, 16)?),
-        LinkLayer::LinuxSll2 => ether_payload(number_at(frame, 0)?, from(frame, 20)?),
+        LinkLayer::LinuxSll => cooked_payload(number_at(frame, 14)?, from(frame, 16)?),
+        LinkLayer::LinuxSll2 => cooked_payload(number_at(frame, 0)?, from(frame, 20)?),
         LinkLayer::RawIp => Ok(frame),
         LinkLayer::Loopback => from(frame, 4),
         LinkLayer::Ppp => ppp_payload(match frame {
@@ -235,6 +235,40 @@ fn ether_payload(mut ether_type: u16, mut rest: &[u8]) -> Result<&[u8], Absence>
         },
         _ => Err(Absence::NotTcp),
     }
+}
+
+fn cooked_payload(mut ether_type: u16, mut rest: &[u8]) -> Result<&[u8], Absence> {
+    while VLANS.contains(&ether_type) {
+        ether_type = number_at(rest, 2)?;
+        rest = from(rest, 4)?;
+    }
+    match ether_type {
+        IPV4 | IPV6 => Ok(without_hidden_tags(rest)),
+        // The kernel gives up after 8 tags.
+        0 => match without_hidden_tags(rest) {
+            packet if packet.len() < rest.len() => Ok(packet),
+            _ => Err(Absence::NotTcp),
+        },
+        _ => ether_payload(ether_type, rest),
+    }
+}
+
+/// Returns a packet of a cooked capture without the priority tags (VLAN 0) before it. From Linux 6.10 on, the
+/// protocol in the header is that of the packet, although all tags but the first one are still before it. No IPv4
+/// packet begins as such a tag does, and no IPv6 packet has the lengths that it would say.
+fn without_hidden_tags(packet: &[u8]) -> &[u8] {
+    let mut rest = packet;
+    while let &[first, 0, high, low, ref behind @ ..] = rest
+        && first & 0x0f == 0
+    {
+        let version = behind.first().map_or(0, |byte| byte >> 4);
+        match (u16::from_be_bytes([high, low]), version) {
+            (IPV4, 4) | (IPV6, 6) => return behind,
+            (ether_type, _) if VLANS.contains(&ether_type) => rest = behind,
+            _ => break,
+        }
+    }
+    packet
 }
 
 fn ppp_payload(frame: &[u8]) -> Result<&[u8], Absence> {

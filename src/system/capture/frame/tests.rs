@@ -161,6 +161,26 @@ fn encapsulations_of_capture_files_are_read() {
     }
 }
 
+/// What the device `any` shows of several priority tags, from Linux 6.10 on.
+#[test]
+fn tags_that_a_cooked_capture_does_not_announce_are_skipped() {
+    for (ether_type, packet) in [([8, 0], syn_packet()), ([0x86, 0xdd], syn_packet_v6(&[]))] {
+        for priority in [0x00, 0x40, 0x60, 0xa0] {
+            for hidden in [1, 2, 40] {
+                let mut tags = [priority, 0, 0x81, 0].repeat(hidden);
+                let last = tags.len() - 2;
+                tags[last..].copy_from_slice(&ether_type);
+                // The kernel looks behind 8 tags at most.
+                let announced = if hidden < 8 { ether_type } else { [0, 0] };
+                let before = [&[0; 14][..], &[0x81, 0, 0xa0, 0], &announced];
+                let frame = [&before.concat()[..], &tags, &packet].concat();
+                let probe = probe_in(LinkLayer::LinuxSll, &frame, NOW);
+                assert_eq!(probe.unwrap().port, Port(443), "{priority:#x}, {hidden}");
+            }
+        }
+    }
+}
+
 #[test]
 fn padding_of_a_tiny_fragment_is_not_read_as_flags() {
     let mut packet = tiny_fragment();
