@@ -50,8 +50,8 @@ const FTP_DATA: Port = Port(20);
 
 /// Where a failure at a port was recorded.
 enum Recorded {
-    /// Nowhere: successful connections offset it.
-    Excused,
+    /// Nowhere, for this reason.
+    Excused(Decision),
     /// As the only port on which the source has failed.
     First,
     /// In the record of the source.
@@ -274,10 +274,6 @@ impl Rules {
     pub fn failed(&mut self, probe: &Probe, outcome: Outcome, cut_off: bool, context: Context<'_>) {
         let (flow, now) = (&probe.flow, context.now);
         if is_silent(outcome) {
-            if self.used.renew(Hashes::with(probe.pair, flow.port.0.into()), now) {
-                self.decide(probe, outcome, Decision::Used, false);
-                return;
-            }
             let has_stopped =
                 context.host.owns(flow.server) && self.own.has_stopped(flow.port, now);
             if has_stopped || outcome == Outcome::Refused && self.is_known_open(flow, context) {
@@ -300,8 +296,8 @@ impl Rules {
     fn failed_on_port(&mut self, probe: &Probe, outcome: Outcome, context: Context<'_>) {
         let attempt = Attempt { port: probe.flow.port, moment: probe.moment, outcome };
         match self.record(probe, attempt, context) {
-            Recorded::Excused => {
-                self.decide(probe, outcome, Decision::Offset, false);
+            Recorded::Excused(why) => {
+                self.decide(probe, outcome, why, false);
             }
             Recorded::First => {
                 self.decide(probe, outcome, Decision::Counts, true);
@@ -407,9 +403,17 @@ impl Rules {
             record.ports.attempts().iter().any(|known| known.port == attempt.port)
         });
         let is_another_port = first.is_some() || known == Some(false);
+        if is_another_port && is_silent(attempt.outcome) && self.has_used(pair, failure.at, now) {
+            return Recorded::Excused(Decision::Used);
+        }
         let excusable = !probe.crafted && attempt.outcome != Outcome::Answered;
         if is_another_port && excusable && self.excuses(pair, attempt.port, now) {
-            return Recorded::Excused;
+            return Recorded::Excused(Decision::Offset);
+        }
+        if let Some(first) = first
+            && self.has_used(pair, first, now)
+        {
+            self.first_ports.undo(pair, first);
         }
         if known.is_none() {
             let Some(first) = self.first_ports.note(pair, failure) else { return Recorded::First };
@@ -425,6 +429,11 @@ impl Rules {
             }
         }
         Recorded::Again
+    }
+
+    /// Whether a source has used a port within a day, which this try renews.
+    fn has_used(&mut self, pair: u64, port: u32, now: Moment) -> bool {
+        self.used.renew(Hashes::with(pair, port), now)
     }
 
     /// Adds a failure to the record of its source, and judges the source.
@@ -524,6 +533,10 @@ impl Rules {
     /// A probe has failed: counts the host for the sweep rules.
     fn failed_on_host(&mut self, probe: &Probe, outcome: Outcome, context: Context<'_>) {
         let flow = &probe.flow;
+        if is_silent(outcome) && self.has_used(probe.pair, flow.port.0.into(), context.now) {
+            log_failure(probe, outcome, "failed host excused: the source has used the port");
+            return;
+        }
         let source = self.source_of(flow, context);
         let (found, excused) =
             self.sweeps.failed(source, probe, outcome, context.now, &self.hashes);
@@ -545,7 +558,7 @@ impl Rules {
         }
         let now = context.now;
         let (key, pair) = (self.key(flow, context), self.pair_of(flow, context));
-        if self.used.renew(Hashes::with(pair, flow.port.0.into()), now) {
+        if self.has_used(pair, flow.port.0.into(), now) {
             // The host has forgotten a connection.
             return;
         }
