@@ -103,7 +103,7 @@ impl Lab {
 
     /// Adds a route or removes it again.
     pub(crate) fn change_route(&self, number: u32) {
-        let (verb, last) = (if number % 2 == 0 { "add" } else { "del" }, number / 2 % 256);
+        let (verb, last) = (if number.is_multiple_of(2) { "add" } else { "del" }, number / 2 % 256);
         self.batch(std::iter::once(format!("route {verb} 198.51.100.{last} via 10.78.0.1")));
     }
 
