@@ -15,25 +15,33 @@ const BAR: &str = "at most 2 % of a core";
 
 pub(crate) fn run() {
     let plain = share(&Lab::new(), &[], 0);
+    report("5,000 own addresses", own_addresses(), plain);
+    report("100,000 exemptions", exemptions(), plain);
+    report("1,100,000 routes, 10 changes per second", routes(), plain);
+}
 
+fn own_addresses() -> f64 {
     let lab = Lab::new();
     let own = numbered(Ipv4Addr::new(10, 79, 0, 0), 5000);
     lab.batch(own.map(|address| format!("addr add {address}/32 dev lo")));
-    report("5,000 own addresses", share(&lab, &[], 0), plain);
+    share(&lab, &[], 0)
+}
 
+fn exemptions() -> f64 {
     let lab = Lab::new();
     let exempt: Vec<String> = numbered(Ipv4Addr::new(100, 64, 0, 0), 100_000)
         .map(|address| format!("\"{address}\""))
         .collect();
     let file = lab.state().join("tcptracker.toml");
     std::fs::write(&file, format!("[exempt]\nnetworks = [{}]\n", exempt.join(", "))).unwrap();
-    let config = ["--config", file.to_str().unwrap()];
-    report("100,000 exemptions", share(&lab, &config, 0), plain);
+    share(&lab, &["--config", file.to_str().unwrap()], 0)
+}
 
+fn routes() -> f64 {
     let lab = Lab::new();
     let routes = numbered(Ipv4Addr::new(100, 64, 0, 0), 1_100_000);
     lab.batch(routes.map(|address| format!("route add {address} via 10.78.0.1")));
-    report("1,100,000 routes, 10 changes per second", share(&lab, &[], 10), plain);
+    share(&lab, &[], 10)
 }
 
 fn report(what: &str, share: f64, plain: f64) {

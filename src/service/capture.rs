@@ -43,13 +43,17 @@ const MANY: usize = 8;
 /// The pause. The ring has room for many times as long.
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000 };
 
+/// From so many frames in a round on, only a flood explains them, and the pause is longer.
+const FLOOD: usize = 24;
+const FLOOD_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 300_000 };
+
 /// How the thread waits for the next round.
 #[derive(Clone, Copy)]
 enum Pace {
     /// Until a frame arrives.
     Wait,
     /// For a moment: there are more frames, or segments that the detector had no time for.
-    Pause,
+    Pause(Timespec),
 }
 
 /// Starts the capture thread. Without an open capture it opens one as soon as the interface is up.
@@ -158,7 +162,12 @@ impl CaptureThread {
             if is_over {
                 return Ok(());
             }
-            pace = if frames >= MANY || is_holding { Pace::Pause } else { Pace::Wait };
+            pace = match frames {
+                FLOOD.. => Pace::Pause(FLOOD_PAUSE),
+                MANY.. => Pace::Pause(PAUSE),
+                _ if is_holding => Pace::Pause(PAUSE),
+                _ => Pace::Wait,
+            };
         }
     }
 
@@ -229,10 +238,10 @@ impl CaptureThread {
         let [main, deep] = capture.map_or([commands; 2], LiveCapture::fds);
         let mut fds = [commands, main, deep].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
         let (fds, timeout) = match pace {
-            Pace::Wait => (&mut fds[..], &TICK),
-            Pace::Pause => (&mut fds[..1], &PAUSE),
+            Pace::Wait => (&mut fds[..], TICK),
+            Pace::Pause(time) => (&mut fds[..1], time),
         };
-        match poll(fds, Some(timeout)) {
+        match poll(fds, Some(&timeout)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => {
                 return Err(CaptureError::Wait { interface: self.interface.clone(), error });
