@@ -37,7 +37,7 @@ fn with_long_header(mut frame: Vec<u8>) -> Vec<u8> {
     let mut header = vec![frame[next], 99];
     while header.len() < 800 {
         // PadN (RFC 8200, 4.2).
-        let padding = (800 - header.len() - 2).min(255) as u8;
+        let padding = u8::try_from((800 - header.len() - 2).min(255)).unwrap();
         header.extend([1, padding]);
         header.extend(std::iter::repeat_n(0, padding.into()));
     }

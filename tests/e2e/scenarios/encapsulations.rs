@@ -338,7 +338,7 @@ fn assert_that_replies_mean_scans(interface: &str, seed: u64) {
             replies
         });
         let mut wire = Wire::of(&lab.attacker);
-        let begin = tried;
+        let offset = tried;
         for number in 0..SOURCES {
             if tried == wrappings.len() {
                 wrappings.push(Wrapping::random(&mut random));
@@ -355,7 +355,7 @@ fn assert_that_replies_mean_scans(interface: &str, seed: u64) {
         }
         // The reply to this one comes last.
         wire.send(&syn(hardware, ATTACKER, VICTIM, 999));
-        let mut repliers: HashMap<IpAddr, HashSet<u16>> = HashMap::new();
+        let mut refused: HashMap<IpAddr, HashSet<u16>> = HashMap::new();
         loop {
             let packet = replies.next_packet().unwrap();
             let Ok(parsed) = SlicedPacket::from_ethernet(packet.data) else { continue };
@@ -366,16 +366,16 @@ fn assert_that_replies_mean_scans(interface: &str, seed: u64) {
             };
             let Some(TransportSlice::Tcp(tcp)) = parsed.transport else { continue };
             if tcp.rst() && tcp.ack() {
-                repliers.entry(to).or_default().insert(tcp.source_port());
+                refused.entry(to).or_default().insert(tcp.source_port());
                 if tcp.source_port() == 999 {
                     break;
                 }
             }
         }
-        for number in 0..tried - begin {
-            let wrapping = &wrappings[begin + number];
+        for number in 0..tried - offset {
+            let wrapping = &wrappings[offset + number];
             let from = source(number, wrapping.ipv6);
-            let ports = repliers.get(&from).map_or(0, HashSet::len);
+            let ports = refused.get(&from).map_or(0, HashSet::len);
             if ports == 4 {
                 answered += 1;
                 println!("seed {seed}, {interface}: {from} {wrapping:?}");

@@ -259,7 +259,7 @@ fn cooked_payload(mut ether_type: u16, mut rest: &[u8]) -> Result<&[u8], Absence
 fn without_hidden_tags(packet: &[u8]) -> &[u8] {
     let mut rest = packet;
     while let &[first, 0, high, low, ref behind @ ..] = rest
-        && first & 0x0f == 0
+        && first.trailing_zeros() >= 4
     {
         let version = behind.first().map_or(0, |byte| byte >> 4);
         match (u16::from_be_bytes([high, low]), version) {
