@@ -34,10 +34,11 @@ fn vlan_tagged_scans_are_detected() {
 fn with_long_header(mut frame: Vec<u8>) -> Vec<u8> {
     // Ethernet, and the length and the next header of IPv6.
     let (length, next, payload) = (14 + 4, 14 + 6, 14 + 40);
-    let mut header = vec![frame[next], 99];
+    let byte = |length: usize| u8::try_from(length).unwrap();
+    let mut header = vec![frame[next], byte(800 / 8 - 1)];
     while header.len() < 800 {
         // PadN (RFC 8200, 4.2).
-        let padding = u8::try_from((800 - header.len() - 2).min(255)).unwrap();
+        let padding = byte((800 - header.len() - 2).min(255));
         header.extend([1, padding]);
         header.extend(std::iter::repeat_n(0, padding.into()));
     }
