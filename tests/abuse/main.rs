@@ -5,8 +5,7 @@
 //! each real scan is blocked within a second, that root's calls are answered within a second, that
 //! the service neither ends nor starves its watchdog, and that its memory stays bounded.
 //!
-//! `TCPTRACKER_SEED` repeats a run. `TCPTRACKER_ATTACK` chooses attacks by name (`a,b`), or `all`,
-//! also those that `known.rs` skips.
+//! `TCPTRACKER_SEED` repeats a run. `TCPTRACKER_ATTACK` chooses attacks by name (`a,b`).
 //!
 //! The limits are times, so the three tests never run at the same time.
 #![expect(
@@ -47,7 +46,6 @@ mod users;
 mod arena;
 mod failing_helpers;
 mod hostile_network;
-mod known;
 mod observer;
 mod process;
 mod raw_bus;

@@ -8,6 +8,7 @@
     reason = "hashes are cut to the bits that are needed, seconds are compared modulo their type"
 )]
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::detect::balanced::thresholds::{KNOWN_OPEN_FOR, USED_FOR};
@@ -66,22 +67,30 @@ impl UsedPorts {
         set[at] = [tag_of(hash), now];
     }
 
+    /// Whether a source has used a port within a day.
+    pub fn knows(&self, hash: u64, now: Moment) -> bool {
+        let is_recent = |used: u32| u64::from(seconds(now).wrapping_sub(used)) < USED_FOR.as_secs();
+        self.0[places(hash)].iter().any(|[tag, used]| *tag == tag_of(hash) && is_recent(*used))
+    }
+
     /// Whether a source has used a port within a day. If so, it stays known for another day.
     pub fn renew(&mut self, hash: u64, now: Moment) -> bool {
-        let now = seconds(now);
-        let known = self.set(hash).iter_mut().find(|[tag, _]| *tag == tag_of(hash));
-        let Some([_, used]) = known else { return false };
-        let is_recent = u64::from(now.wrapping_sub(*used)) < USED_FOR.as_secs();
-        if is_recent {
-            *used = now;
+        let is_known = self.knows(hash, now);
+        if is_known {
+            self.note(hash, now);
         }
-        is_recent
+        is_known
     }
 
     fn set(&mut self, hash: u64) -> &mut [[u32; 2]] {
-        let at = (hash as usize & (USED / SET - 1)) * SET;
-        &mut self.0[at..at + SET]
+        &mut self.0[places(hash)]
     }
+}
+
+/// The places that share a set.
+fn places(hash: u64) -> Range<usize> {
+    let at = (hash as usize & (USED / SET - 1)) * SET;
+    at..at + SET
 }
 
 /// Never zero, because zero marks an unused place.
@@ -92,6 +101,7 @@ fn tag_of(hash: u64) -> u32 {
 fn seconds(moment: Moment) -> u32 {
     (moment.as_nanos() / 1_000_000_000) as u32
 }
+
 /// The ports on which this host listens or has listened.
 #[derive(Default)]
 pub struct OwnPorts {

@@ -333,9 +333,17 @@ impl Rules {
         for host in hosts {
             let attempts = self.failed_ports(source, host, now);
             let is_counted = |port| attempts.iter().any(|attempt| attempt.port == port);
+            let pair = self.hashes.of_pair(&source, host.unwrap_or(UNSPECIFIED));
             for judged in failures.iter_mut().filter(|judged| other(judged) == host) {
                 judged.decision = match (is_counted(judged.attempt.port), judged.decision) {
                     (true, _) => Decision::Counts,
+                    (false, Decision::Counts)
+                        if self
+                            .used
+                            .knows(Hashes::with(pair, judged.attempt.port.0.into()), now) =>
+                    {
+                        Decision::Used
+                    }
                     (false, Decision::Counts) => Decision::NoLonger,
                     (false, excused) => excused,
                 };
@@ -374,7 +382,9 @@ impl Rules {
             (None, None) => Vec::new(),
         };
         attempts.retain(|attempt| {
-            attempt.outcome != Outcome::Answered && !now.is_past(attempt.moment, A_DAY.within)
+            attempt.outcome != Outcome::Answered
+                && !now.is_past(attempt.moment, A_DAY.within)
+                && !self.used.knows(Hashes::with(pair, attempt.port.0.into()), now)
         });
         attempts
     }

@@ -42,7 +42,8 @@ fn failures_of_a_port_that_the_source_has_used_are_excused() {
     let mut wire = Wire::new();
     wire.visit("192.0.2.1", SERVER, 443);
     wire.pass(10_000);
-    wire.refused("192.0.2.1", SERVER, 443);
+    wire.syn("192.0.2.1", SERVER, 443);
+    wire.pass(10_000);
     let pending = wire.explain("192.0.2.1");
     assert_eq!(decisions(&pending), [(443, Decision::Used)]);
     assert_eq!(pending.missing(), None);
