@@ -35,7 +35,7 @@ pub fn output_by(
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = reserve::spend(|| command.spawn())?;
     let pid = Pid::from_child(&child);
-    let ended = pidfd_open(pid, PidfdFlags::empty());
+    let ended = reserve::spend(|| pidfd_open(pid, PidfdFlags::empty()));
     let result = match &ended {
         Ok(ended) => exchange(&mut child, ended, input, deadline),
         Err(error) => Err((*error).into()),

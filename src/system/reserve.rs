@@ -9,8 +9,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::io::fcntl_dupfd_cloexec;
 
-/// The start of a program of iptables needs eight: the ends of three pipes, and two until it runs. A lock and
-/// netlink sockets may be open beside it.
+/// The start of a program of iptables needs nine: the ends of three pipes, two until it runs, and one to wait for
+/// its end. A lock and netlink sockets may be open beside it.
 const DESCRIPTORS: usize = 12;
 
 /// What EMFILE means, in the words of the C library, in which libpcap reports it, too.

@@ -82,7 +82,7 @@ fn idle_connections() {
 /// The service has fewer descriptors than there are clients.
 #[test]
 fn descriptor_exhaustion() {
-    assert_survives(start_with_descriptors(48), |lab| connect_idle(lab, 400));
+    assert_survives(start_with_descriptors(72), |lab| connect_idle(lab, 400));
 }
 
 #[test]
