@@ -161,7 +161,7 @@ impl Explained {
             None => format!("no failure of {} counts{on}", self.address),
             Some(0) => format!("{} exceeds a rule{on}", self.address),
             Some(more) => {
-                let ports = counted(more.into(), "more failed port");
+                let ports = counted(more.into(), "more port");
                 format!("{} is {ports} away from a block{on}", self.address)
             }
         }

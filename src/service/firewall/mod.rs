@@ -235,6 +235,8 @@ impl FirewallThread {
     ) -> Result<(), FirewallError> {
         if self.config.block.enabled {
             self.restore(backend, clock, on_progress)?;
+            // Main shows how many blocks are in force.
+            self.report();
             self.started();
         } else {
             self.left_over.extend(backend.take());

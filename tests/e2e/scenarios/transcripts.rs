@@ -121,8 +121,8 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    fn scan(by: &Namespace, ports: [u16; 4]) {
-        for port in ports {
+    fn scan(by: &Namespace, ports: &[u16]) {
+        for &port in ports {
             let to = SocketAddr::new("203.0.113.10".parse().unwrap(), port);
             let _ = by.inside(|| TcpStream::connect_timeout(&to, ANSWER_TIMEOUT));
         }
@@ -134,8 +134,11 @@ impl Session<'_> {
 
     fn run(&mut self, command: &str) -> String {
         if self.done.is_empty() {
-            Self::scan(&self.lab.attacker, [554, 8080, 22, 1025]);
+            Self::scan(&self.lab.attacker, &[554, 8080, 22, 1025]);
             tools::await_that("the scanner is blocked", || self.is_blocked("203.0.113.66"));
+        }
+        if command.contains("--pending") {
+            Self::scan(&self.lab.bystander, &[21, 22]);
         }
         let output = match command {
             "tcptracker watch" => self.watch(),
@@ -177,7 +180,7 @@ impl Session<'_> {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut printed = lines.next().unwrap().unwrap() + "\n";
         // Other ports than the first scanner's, which would make both look like decoys.
-        Self::scan(&self.lab.bystander, [21, 3306, 5432, 6379]);
+        Self::scan(&self.lab.bystander, &[21, 3306, 5432, 6379]);
         let mut unblocked = false;
         for line in lines.map_while(Result::ok) {
             printed.push_str(&(line + "\n"));
