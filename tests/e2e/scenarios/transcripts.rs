@@ -75,6 +75,8 @@ fn normalised(text: &str) -> String {
             {
                 *last = if word.starts_with("TIME") { word } else { "packets".to_owned() };
             }
+            // "learned 5", which depends on the machine.
+            Some(last) if last == "learned" && is_number(&word) => {}
             // "2026-11-24 00:13:46", "59m 59s".
             Some(last) if last.ends_with("TIME") && word.starts_with("TIME") => {
                 *last = last.replacen("TIME", &word, 1);
@@ -100,6 +102,7 @@ fn normalised_word(word: &str) -> String {
             | "0h"
             | "0d"
             | "ms"
+            | "µs"
             | "s"
             | "0.0"
             | "0-0-0"

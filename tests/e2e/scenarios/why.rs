@@ -156,8 +156,7 @@ fn pending_explains_how_far_a_source_is_from_a_block() {
         lab.attacker.nmap("-sS -p 21,22", VICTIM);
         await_that("both ports are known", || pending("").matches("\nfailure\t").count() == 2);
         let told = pending("");
-        let headline =
-            format!("pending\t{ATTACKER} is 2 more ports away from a block on eth0\n");
+        let headline = format!("pending\t{ATTACKER} is 2 more ports away from a block on eth0\n");
         assert!(told.starts_with(&headline), "{told}");
         assert!(told.contains(&format!("\nrule\t2 of 4: {rule}\n")), "{told}");
         for port in [21, 22] {
