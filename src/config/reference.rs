@@ -129,7 +129,7 @@ pub const KEYS: [Key; 25] = [
         name: "firewall.backend",
         default: r#""auto""#,
         expected: r#""auto", "ipset", "nftables" or "iptables""#,
-        meaning: r#"`"ipset"` uses one rule and one kernel set per address family. `"nftables"` uses a table of its own, `inet tcptracker`, and needs no program. `"iptables"` uses one rule per address, at most 1,000 per family. `"auto"` uses sets if the kernel supports them."#,
+        meaning: r#"`"ipset"` uses one rule and one kernel set per address family. `"nftables"` uses a table of its own, `inet tcptracker`, and needs no program. `"iptables"` uses one rule per address, at most 1,000 per family. `"auto"` uses `"nftables"` if `nftables.service` loads your rules at boot or iptables is not installed, else `"ipset"`, as far as the kernel supports them."#,
     },
     Key {
         name: "firewall.hooks",

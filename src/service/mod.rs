@@ -253,7 +253,7 @@ impl Service {
         let (sessions, hosts) = sessions::spawn(&mut threads, &config, &host, &firewall)?;
         let readers = (&firewall, &detector, hosts);
         let stop_host = host::spawn(&mut threads, &context, &config, &host, readers, &wants_ports)?;
-        nftables::spawn(&mut threads, &config, &firewall, &stop_host)?;
+        nftables::spawn(&mut threads, name, &firewall, &stop_host)?;
         let store = store::spawn(&mut threads, &context.interface)?;
         // Last, so that nothing can fail once the kernel is changed.
         let rules_ways = (rules.clone(), rules_commands);

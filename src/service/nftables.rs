@@ -9,7 +9,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::block::backend::nft::events::Events;
-use crate::config::{Backend, Config};
 use crate::handles::{Command, FirewallHandle, StopFlag};
 use crate::service::supervisor::Supervisor;
 use crate::system::netlink::NetlinkError;
@@ -20,14 +19,14 @@ const BEAT: Timespec = Timespec { tv_sec: 0, tv_nsec: 900_000_000 };
 /// The pause after a change: a program that makes many leads to one look.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Starts the thread if the back end is configured.
+/// Starts the thread if the back end is in use.
 pub fn spawn(
     threads: &mut Supervisor,
-    config: &Config,
+    backend: &str,
     firewall: &FirewallHandle,
     stop: &Arc<StopFlag>,
 ) -> std::io::Result<()> {
-    if config.firewall.backend != Backend::Nftables || !config.block.enabled {
+    if backend != "nftables" {
         return Ok(());
     }
     let mut events = Events::subscribe().map_err(std::io::Error::other)?;

@@ -81,6 +81,18 @@ impl Program {
         Ok(Self::named(variant(family, found.is_nft), family, activity).unwrap_or(found))
     }
 
+    /// Whether this host has the programs that make rules.
+    pub fn is_installed() -> bool {
+        // An ordinary user, who asks `doctor`, does not have the directories of system programs in PATH.
+        let mut path = std::env::var_os("PATH").unwrap_or_default();
+        if !rustix::process::geteuid().is_root() {
+            path.push(":/usr/sbin:/sbin");
+        }
+        ["iptables", "iptables-restore"]
+            .into_iter()
+            .all(|name| std::env::split_paths(&path).any(|directory| directory.join(name).exists()))
+    }
+
     /// The other variant of the same family, if it is installed, too.
     pub fn other_variant(&self) -> Option<Self> {
         Self::named(variant(self.family, !self.is_nft), self.family, &self.activity).ok()

@@ -7,6 +7,7 @@ use crate::block::backend::ipset::netlink::IpsetError;
 use crate::block::backend::iptables::IptablesBackend;
 use crate::block::backend::nft::NftBackend;
 use crate::block::backend::nftables::Nftables;
+use crate::block::backend::program::Program;
 use crate::block::backend::rulebook::{CAPACITY, RulePlan};
 use crate::block::backend::rules::families;
 use crate::block::backend::rules_handle::RulesHandle;
@@ -40,37 +41,66 @@ pub fn select(
         established: config.block.established,
         has_sets,
     };
-    if config.firewall.backend == config::Backend::Nftables {
-        debug!("using back end nftables");
+    let (chosen, note) = match config.firewall.backend {
+        config::Backend::Auto => best(interface, &plan(true)),
+        chosen => (chosen, None),
+    };
+    debug!(?chosen, ?note, "chose the back end");
+    if chosen == config::Backend::Nftables {
         let backend = Box::new(NftBackend::connect(&plan(true))?);
         let mut sets = IpsetBackend::connect(interface).ok();
         let has_sets = sets.as_mut().is_some_and(IpsetBackend::has_sets);
         let old_plan = (has_sets || has_chain()).then(|| plan(has_sets));
         let others = sets.into_iter().map(|sets| Box::new(sets) as _).collect();
-        return Ok(Selected { backend, plan: None, others, old_plan, note: None });
+        return Ok(Selected { backend, plan: None, others, old_plan, note });
     }
     // A kernel without nf_tables holds no table of a crashed instance.
     let table = NftBackend::connect(&plan(true)).ok();
     let others = table.into_iter().map(|table| Box::new(table) as _).collect();
-    let old_plan = None;
-    let mut note = None;
-    if config.firewall.backend != config::Backend::Iptables {
-        match IpsetBackend::connect(interface) {
-            Err(FirewallError::Set(error @ IpsetError::Unsupported))
-                if config.firewall.backend == config::Backend::Auto =>
-            {
-                note = Some(BackendNote { error: error.to_string(), capacity: CAPACITY });
-            }
-            sets => {
-                debug!("using back end ipset");
-                let (backend, plan) = (Box::new(sets?), Some(plan(true)));
-                return Ok(Selected { backend, plan, others, old_plan, note: None });
-            }
-        }
+    let has_sets = chosen == config::Backend::Ipset;
+    let backend: Box<dyn Backend + Send> = if has_sets {
+        Box::new(IpsetBackend::connect(interface)?)
+    } else {
+        Box::new(IptablesBackend::new(interface, rules.clone()))
+    };
+    Ok(Selected { backend, plan: Some(plan(has_sets)), others, old_plan: None, note })
+}
+
+/// Returns the best back end for this host, and a note if that is the one with a rule per address.
+fn best(interface: &IfName, plan: &RulePlan) -> (config::Backend, Option<BackendNote>) {
+    let has_nf_tables = NftBackend::connect(plan).is_ok();
+    if has_nf_tables && prefers_table(config::Backend::Auto) {
+        return (config::Backend::Nftables, None);
     }
-    debug!(?note, "using back end iptables");
-    let backend = Box::new(IptablesBackend::new(interface, rules.clone()));
-    Ok(Selected { backend, plan: Some(plan(false)), others, old_plan, note })
+    match IpsetBackend::connect(interface) {
+        Err(FirewallError::Set(error @ IpsetError::Unsupported)) if !has_nf_tables => {
+            let note = BackendNote { error: error.to_string(), capacity: CAPACITY };
+            (config::Backend::Iptables, Some(note))
+        }
+        Err(FirewallError::Set(IpsetError::Unsupported)) => (config::Backend::Nftables, None),
+        // What else is wrong is an error with its own words.
+        _ => (config::Backend::Ipset, None),
+    }
+}
+
+/// Whether a back end means the table of nf_tables on this host, if the kernel has nf_tables.
+pub fn prefers_table(backend: config::Backend) -> bool {
+    match backend {
+        config::Backend::Nftables => true,
+        // nft(8) cannot load a file into which it has saved rules of iptables.
+        config::Backend::Auto => loads_native_rules() || !Program::is_installed(),
+        config::Backend::Ipset | config::Backend::Iptables => false,
+    }
+}
+
+/// Whether nftables.service loads the owner's rules at boot: systemd enables a unit by a link in the directory of
+/// a target.
+fn loads_native_rules() -> bool {
+    let targets = std::fs::read_dir("/etc/systemd/system").into_iter().flatten().flatten();
+    targets
+        .map(|target| target.path())
+        .filter(|target| target.extension().is_some_and(|extension| extension == "wants"))
+        .any(|target| target.join("nftables.service").is_symlink())
 }
 
 /// Whether the chain of iptables exists, as far as nf_tables knows.

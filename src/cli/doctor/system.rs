@@ -8,7 +8,9 @@ use rustix::fs::{StatVfsMountFlags, statvfs};
 use crate::block::backend::FirewallError;
 use crate::block::backend::ipset::IpsetBackend;
 use crate::block::backend::ipset::netlink::IpsetError;
+use crate::block::backend::nftables::Nftables;
 use crate::block::backend::program::{Program, RulesError};
+use crate::block::backend::select::prefers_table;
 use crate::cli::doctor::Finding;
 use crate::cli::interfaces::default_interface;
 use crate::cli::output::counted;
@@ -40,20 +42,27 @@ const SYSTEM_PROGRAMS: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
 
 pub fn examine(config: &Config) -> Vec<Finding> {
     let privileged = missing_capabilities().is_some_and(|missing| missing.is_empty());
-    vec![
-        privileges().of("privileges"),
-        capture().of("capture"),
-        memory(config).of("memory"),
-        iptables("iptables", Family::V4, privileged).of("iptables"),
-        iptables("ip6tables", Family::V6, privileged).of("ip6tables"),
-        sets(privileged).of("kernel sets"),
+    let firewall = if prefers_table(config.firewall.backend) {
+        vec![table(privileged).of("nf_tables")]
+    } else {
+        vec![
+            iptables("iptables", Family::V4, privileged).of("iptables"),
+            iptables("ip6tables", Family::V6, privileged).of("ip6tables"),
+            sets(privileged).of("kernel sets"),
+        ]
+    };
+    let mut findings =
+        vec![privileges().of("privileges"), capture().of("capture"), memory(config).of("memory")];
+    findings.extend(firewall);
+    findings.extend([
         other_firewall().of("one firewall"),
         unit().of("unit"),
         user().of("user"),
         state().of("state"),
         clock().of("clock"),
         journal().of("journal"),
-    ]
+    ]);
+    findings
 }
 
 /// Returns the capabilities that this process lacks.
@@ -133,6 +142,19 @@ fn iptables(name: &'static str, family: Family, privileged: bool) -> Finding {
             let remedy = "load netfilter: modprobe nf_tables (or ip_tables)";
             Finding::failed(error.to_string(), remedy)
         }
+    }
+}
+
+fn table(privileged: bool) -> Finding {
+    if !privileged {
+        return Finding::unknown();
+    }
+    match Nftables::connect(Family::V4).and_then(|mut nftables| nftables.generation()) {
+        Ok(_) => Finding::ok("available over netlink"),
+        Err(error) => Finding::failed(
+            error.to_string(),
+            "modprobe nf_tables, or install iptables and set firewall.backend = \"ipset\"",
+        ),
     }
 }
 

@@ -100,22 +100,34 @@ fn names_each_missing_prerequisite() {
         outcome
     };
     let empty_path = lab.path("nothing");
+    let with_iptables = lab.path("ipset.toml");
+    std::fs::write(&with_iptables, "firewall.backend = \"ipset\"\n").unwrap();
+    let of_ipset = format!("doctor --json --config {}", with_iptables.display());
     assert_failed(
         lab.victim
             .command("env")
             .arg(format!("PATH={}", empty_path.display()))
             .arg(BINARY)
-            .args(words.split(' ')),
+            .args(of_ipset.split(' ')),
         &[("iptables", "add /usr/sbin to PATH"), ("ip6tables", "add /usr/sbin to PATH")],
     );
     let without_programs = format!(
         "mount -t tmpfs none /usr/sbin; mkdir -p /usr/local/sbin; \
-         mount -t tmpfs none /usr/local/sbin; exec {BINARY} {words}"
+         mount -t tmpfs none /usr/local/sbin; exec {BINARY} "
     );
     assert_failed(
-        lab.victim.command("unshare").args(["--mount", "sh", "-c", &without_programs]),
+        lab.victim.command("unshare").args([
+            "--mount",
+            "sh",
+            "-c",
+            &format!("{without_programs}{of_ipset}"),
+        ]),
         &[("iptables", "apt install iptables"), ("ip6tables", "apt install iptables")],
     );
+    // Without iptables, the back end "auto" is the table of nf_tables.
+    let mut command = lab.victim.command("unshare");
+    command.args(["--mount", "sh", "-c", &format!("{without_programs}{words}")]);
+    assert_eq!(finding(&run(&mut command), "nf_tables")["result"], "ok");
     // Ordinary users do not have /usr/sbin in their PATH.
     let mut command = lab.client_as_nobody(&words);
     let outcome = run(command.env("PATH", "/usr/bin:/bin"));

@@ -25,8 +25,7 @@ fn block(lab: &Lab, address: &str) {
 #[test]
 fn scanner_is_dropped_without_any_program() {
     let lab = Lab::new();
-    lab.configure(CONFIG);
-    // The programs of iptables are in /usr/sbin.
+    // The programs of iptables are in /usr/sbin. Without them, the back end "auto" is this one.
     let mut service = Start::on("eth0").env("PATH", "/usr/bin:/bin").begin(&lab).await_ready();
     assert_eq!(lab.bus.property("Backend").1, json!("nftables"));
     assert_eq!(lab.bus.property("State").1, json!("enforcing"));
@@ -55,6 +54,23 @@ fn scanner_is_dropped_without_any_program() {
     lab.attacker.assert_cannot_reach(VICTIM, OPEN_PORT);
     lab.bus.call("eth0", &["Unblock", "s", "10.77.0.0/31"]).ok();
     lab.attacker.assert_reaches(VICTIM, OPEN_PORT);
+    assert_eq!(service.stop().code(), Some(0));
+    lab.assert_untouched();
+}
+
+#[test]
+fn auto_uses_the_table_where_nft_loads_the_rules_at_boot() {
+    let lab = Lab::new();
+    let enable = "mount -t tmpfs none /etc/systemd/system && \
+                  mkdir /etc/systemd/system/sysinit.target.wants && \
+                  ln -s /lib/systemd/system/nftables.service \
+                  /etc/systemd/system/sysinit.target.wants/ && exec \"$0\" \"$@\"";
+    let wrapper = ["unshare", "--mount", "sh", "-c", enable];
+    let mut service = Start::on("eth0").through(wrapper).begin(&lab).await_ready();
+    assert_eq!(lab.bus.property("Backend").1, json!("nftables"));
+    assert_eq!(service.stop().code(), Some(0));
+    let mut service = lab.start();
+    assert_eq!(lab.bus.property("Backend").1, json!("ipset"));
     assert_eq!(service.stop().code(), Some(0));
     lab.assert_untouched();
 }
