@@ -55,7 +55,7 @@ mod unprivileged_user;
 const MIB: u64 = 1 << 20;
 
 #[test]
-#[ignore = "takes a minute; run it with make test-abuse"]
+#[ignore = "its limits are times of the released program, with which make test and make test-abuse run it"]
 fn unprivileged_user() {
     suite::run(&suite::Suite {
         name: "unprivileged_user",
@@ -68,7 +68,7 @@ fn unprivileged_user() {
 }
 
 #[test]
-#[ignore = "takes a minute; run it with make test-abuse"]
+#[ignore = "its limits are times of the released program, with which make test and make test-abuse run it"]
 fn hostile_network() {
     suite::run(&suite::Suite {
         name: "hostile_network",
@@ -81,7 +81,7 @@ fn hostile_network() {
 }
 
 #[test]
-#[ignore = "takes a minute; run it with make test-abuse"]
+#[ignore = "its limits are times of the released program, with which make test and make test-abuse run it"]
 fn failing_helpers() {
     suite::run(&suite::Suite {
         name: "failing_helpers",

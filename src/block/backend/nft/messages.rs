@@ -187,7 +187,7 @@ fn comment(kind: u8, text: &str) -> Vec<u8> {
 
 pub fn add_table() -> Request {
     request(NEW_TABLE, CREATE, |body| {
-        let text = "Drops port scanners; tcptracker repairs changes. Remove it: tcptracker cleanup";
+        let text = "Drops port scanners. tcptracker repairs changes; stop its instances to remove the table";
         OpNewtableDo::encode_request(body, &header())
             .push_name(TABLE)
             .push_flags(0)
